@@ -1,0 +1,89 @@
+"""The numbers of a convolution, resolved: what every implementation is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    """Stride, symmetric zero padding, dilation and groups of an N-dimensional convolution.
+
+    Each tuple has one entry a spatial dimension. Asymmetric padding and padding modes other than zeros
+    never reach an implementation: `padding.pad_input` has applied them before.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    def output_size(self, input_size: Sequence[int], kernel_size: Sequence[int]) -> tuple[int, ...]:
+        """Return the spatial size of the output, in pixels, for an input and a kernel of the given sizes."""
+        sizes = []
+        for dim, (size, taps) in enumerate(zip(input_size, kernel_size, strict=True)):
+            reach = self.dilation[dim] * (taps - 1) + 1
+            if self.transposed:
+                inner = (size - 1) * self.stride[dim] + reach + self.output_padding[dim]
+                sizes.append(inner - 2 * self.padding[dim])
+            else:
+                sizes.append((size + 2 * self.padding[dim] - reach) // self.stride[dim] + 1)
+        return tuple(sizes)
+
+    def out_channels(self, weight: Tensor) -> int:
+        """Return O for stacked experts `[E, O, C/G, ...]`, or `[E, C, O/G, ...]` where transposed."""
+        return weight.shape[2] * self.groups if self.transposed else weight.shape[1]
+
+    def convolve(self, x: Tensor, kernel: Tensor, *, fold: int = 1) -> Tensor:
+        """Apply torch's convolution. `fold` examples lie side by side in the channels (and the groups)."""
+        return torch.convolution(
+            x,
+            kernel,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding or (0,) * len(self.stride),
+            self.groups * fold,
+        )
+
+    def convolve_backward(
+        self, grad_output: Tensor, x: Tensor, kernel: Tensor, *, fold: int, needs: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of `convolve` with respect to x and kernel, `None` where not needed."""
+        grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
+            grad_output,
+            x,
+            kernel,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding or (0,) * len(self.stride),
+            self.groups * fold,
+            [*needs, False],
+        )
+        return grad_x, grad_kernel
+
+
+def output_memory_format(x: Tensor) -> torch.memory_format:
+    """Return the layout of the output for the input x: channels_last where x is, else contiguous.
+
+    Read off the strides: under `torch.vmap` a tensor does not answer `is_contiguous(memory_format=...)`.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if x.dim() not in formats or x.is_contiguous():
+        return torch.contiguous_format
+    expected = 1
+    for dim in (1, *range(x.dim() - 1, 1, -1), 0):
+        if x.shape[dim] != 1 and x.stride(dim) != expected:
+            return torch.contiguous_format
+        expected *= x.shape[dim]
+    return formats[x.dim()]

@@ -1,0 +1,1 @@
+"""One file an implementation; they do not import one another."""

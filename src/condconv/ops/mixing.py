@@ -1,0 +1,51 @@
+"""Mixing the experts, `sum_e r[b, e] * W[e]`, and its adjoint."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype sums are kept in: at least fp32, fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _storage_order(experts: Tensor) -> tuple[int, ...]:
+    """Return the permutation of an expert's dimensions under which the stack is contiguous, if there is one."""
+    dims = range(experts.dim())
+    if experts.dim() >= 5 and not experts.is_contiguous():
+        return (0, 1, *dims[3:], 2)  # each expert channels_last
+    return tuple(dims)
+
+
+def mix_kernels(experts: Tensor, routing_weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return one kernel an example: `[E, ...]` experts and `[B, E]` weights give `[B, ...]`.
+
+    The sum is taken in fp32 (fp64 for fp64) and rounded once to `dtype`. The layout of an expert
+    (contiguous or channels_last) is kept, so that mixing reads memory in order.
+    """
+    order = _storage_order(experts)
+    stored = experts.permute(order)
+    wide = accumulation_dtype(experts.dtype)
+    mixed = routing_weights.to(wide) @ stored.flatten(1).to(wide)
+    mixed = mixed.to(dtype).unflatten(1, stored.shape[1:])
+    inverse = [order.index(dim) for dim in range(len(order))]
+    return mixed.permute(inverse)
+
+
+def mix_kernels_backward(grad_kernels: Tensor, experts: Tensor, routing_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `mix_kernels` for the experts and the routing weights, in the accumulation dtype."""
+    order = _storage_order(experts)
+    stored = experts.permute(order)
+    wide = accumulation_dtype(experts.dtype)
+    grads = grad_kernels.permute(order).flatten(1).to(wide)
+    grad_routing = grads @ stored.flatten(1).to(wide).T
+    grad_stored = (routing_weights.to(wide).T @ grads).unflatten(1, stored.shape[1:])
+    inverse = [order.index(dim) for dim in range(len(order))]
+    return grad_stored.permute(inverse), grad_routing
+
+
+def mix_bias(bias: Tensor, routing_weights: Tensor, dtype: torch.dtype, spatial_dims: int) -> Tensor:
+    """Return the mixed bias `[B, O, 1, ...]` of per-expert biases `[E, O]`, summed like `mix_kernels`."""
+    return mix_kernels(bias, routing_weights, dtype)[(..., *(None,) * spatial_dims)]

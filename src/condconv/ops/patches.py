@@ -1,0 +1,60 @@
+"""Patches of an input (im2col) and their adjoint (col2im), in one, two or three dimensions.
+
+Built from strided views, one a kernel tap, so that they work with any layout, dtype and symbolic size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from condconv.ops.geometry import Geometry
+
+
+def zero_pad(x: Tensor, geometry: Geometry) -> Tensor:
+    """Return x `[B, C, *S]` with the geometry's symmetric padding applied; x itself where there is none."""
+    if not any(geometry.padding):
+        return x
+    return F.pad(x, [amount for amount in reversed(geometry.padding) for _ in range(2)])
+
+
+def tap_views(
+    padded: Tensor, kernel_size: Sequence[int], output_size: Sequence[int], geometry: Geometry
+) -> Iterator[Tensor]:
+    """Yield for each kernel tap the view `[B, C, *output_size]` of the pixels it multiplies."""
+    for tap in itertools.product(*(range(size) for size in kernel_size)):
+        index = [slice(None), slice(None)]
+        for offset, dilation, stride, size in zip(tap, geometry.dilation, geometry.stride, output_size, strict=True):
+            start = offset * dilation
+            index.append(slice(start, start + (size - 1) * stride + 1, stride))
+        yield padded[tuple(index)]
+
+
+def extract_patches(x: Tensor, kernel_size: Sequence[int], output_size: Sequence[int], geometry: Geometry) -> Tensor:
+    """Return the patches of x `[B, C, *S]` as `[B, C * T, *output_size]`, the T taps innermost."""
+    padded = zero_pad(x, geometry)
+    views = list(tap_views(padded, kernel_size, output_size, geometry))
+    if len(views) == 1:
+        return views[0]
+    return torch.stack(views, dim=2).flatten(1, 2)
+
+
+def fold_patches(columns: Tensor, kernel_size: Sequence[int], size: Sequence[int], geometry: Geometry) -> Tensor:
+    """Add patches `[B, C * T, *S']` up where they came from: the adjoint of `extract_patches`, `[B, C, *size]`."""
+    taps = 1
+    for extent in kernel_size:
+        taps *= extent
+    if taps == 1 and not any(geometry.padding) and tuple(columns.shape[2:]) == tuple(size):
+        return columns
+    columns = columns.unflatten(1, (columns.shape[1] // taps, taps))
+    padded_size = [extent + 2 * amount for extent, amount in zip(size, geometry.padding, strict=True)]
+    padded = columns.new_zeros(columns.shape[0], columns.shape[1], *padded_size)
+    views = tap_views(padded, kernel_size, columns.shape[3:], geometry)
+    for view, tap in zip(views, columns.unbind(2), strict=True):
+        view.add_(tap)
+    inner = (slice(amount, amount + extent) for amount, extent in zip(geometry.padding, size, strict=True))
+    return padded[(slice(None), slice(None), *inner)]

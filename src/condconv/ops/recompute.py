@@ -1,0 +1,106 @@
+"""Forward and backward of the implementations that mix kernels, `chunk` examples at a time.
+
+Backward mixes the kernels again: kept, they would be `B * P` numbers for a layer whose experts are `E * P`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condconv.ops.geometry import Geometry, output_memory_format
+from condconv.ops.impl import grouped, matmul
+from condconv.ops.mixing import accumulation_dtype, mix_bias, mix_kernels, mix_kernels_backward
+
+# How each implementation applies mixed kernels, and how many examples it takes at a time (None: all).
+# One example at a time keeps a single mixed kernel alive, in cache where it is small.
+APPLY: dict[str, tuple[ModuleType, int | None]] = {
+    "grouped": (grouped, None),
+    "matmul": (matmul, None),
+    "per_example": (grouped, 1),
+}
+
+
+def autocast_disabled(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context without autocast: inside, dtypes are chosen, not left to op lists."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def forward(
+    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry, impl: str
+) -> Tensor:
+    """Mix the kernels, convolve and add the mixed bias, with plain differentiable torch functions.
+
+    Shapes as in `impl.reference.forward`; `impl` is a key of `APPLY`. The output follows the layout of x.
+    """
+    module, chunk = APPLY[impl]
+    if chunk is None:
+        output = module.apply(x, mix_kernels(weight, routing_weights, x.dtype), geometry)
+    else:
+        outputs = []
+        for part in _parts(x.shape[0], chunk):
+            kernels = mix_kernels(weight, routing_weights[part], x.dtype)
+            outputs.append(module.apply(x[part], kernels, geometry))
+        output = torch.cat(outputs)
+    if bias is not None:
+        output = output + mix_bias(bias, routing_weights, x.dtype, len(geometry.stride))
+    return output.contiguous(memory_format=output_memory_format(x))
+
+
+def backward(
+    grad_output: Tensor,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    geometry: Geometry,
+    impl: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Return the gradients of x, weight, routing weights and bias, an empty tensor where `needs` is false.
+
+    The experts' gradients are added up over the chunks in fp32 (fp64 for fp64) and rounded once.
+    """
+    x, weight, routing_weights, bias = tensors
+    needs_x, needs_weight, needs_routing, needs_bias = needs
+    module, chunk = APPLY[impl]
+    wide = accumulation_dtype(weight.dtype)
+    grads_x = []
+    grad_weight = torch.zeros_like(weight, dtype=wide)
+    grad_routing = routing_weights.new_zeros(routing_weights.shape, dtype=wide)
+    for part in _parts(x.shape[0], chunk or x.shape[0]):
+        weights = routing_weights[part]
+        kernels = mix_kernels(weight, weights, x.dtype)
+        grad_x, grad_kernels = module.apply_backward(
+            grad_output[part], x[part], kernels, geometry, (needs_x, needs_weight or needs_routing)
+        )
+        grads_x.append(grad_x)
+        if grad_kernels is not None:
+            grad_experts, grad_routing[part] = mix_kernels_backward(grad_kernels, weight, weights)
+            grad_weight += grad_experts
+    grads = empty_grads(x)
+    if needs_x:
+        grads[0] = torch.cat(grads_x).contiguous(memory_format=output_memory_format(x))
+    if needs_weight:
+        grads[1] = grad_weight.to(weight.dtype)
+    if bias is not None and (needs_bias or needs_routing):
+        grad_shift = grad_output.flatten(2).sum(2, dtype=wide)
+        grad_routing += grad_shift @ bias.to(wide).T
+        if needs_bias:
+            grads[3] = (routing_weights.to(wide).T @ grad_shift).to(bias.dtype)
+    if needs_routing:
+        grads[2] = grad_routing.to(routing_weights.dtype)
+    return grads
+
+
+def empty_grads(x: Tensor) -> list[Tensor]:
+    """Return four empty tensors: an operator returns a tensor also where no gradient is asked for."""
+    return [x.new_empty(0) for _ in range(4)]
+
+
+def _parts(batch: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, batch, chunk)]

@@ -1,0 +1,153 @@
+"""Checks of what a user passes to an operation: one clear sentence each, with the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from condconv.ops.geometry import Geometry
+from condconv.ops.padding import PADDING_MODES, PADDING_NAMES, Padding
+
+
+def to_tuple(name: str, value: int | Sequence[int], dims: int, minimum: int) -> tuple[int, ...]:
+    """Return `value` with one int a spatial dimension.
+
+    Raises:
+        ValueError: `value` is not an int, nor a sequence of `dims` ints, of at least `minimum`.
+    """
+    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    if len(values) != dims or any(not isinstance(entry, int) or entry < minimum for entry in values):
+        raise ValueError(f"{name} must be an int or {dims} ints, each at least {minimum}, got {value!r}")
+    return values
+
+
+def check_padding(padding: Padding, mode: str, stride: Sequence[int]) -> None:
+    """Check the name or the amounts of the padding, and its mode.
+
+    Raises:
+        ValueError: Unknown name or mode, a negative or wrong number of amounts, or `"same"` with a stride.
+    """
+    if mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {mode!r}")
+    if not isinstance(padding, str):
+        to_tuple("padding", padding, len(stride), 0)
+    elif padding not in PADDING_NAMES:
+        raise ValueError(f"padding must be an int, ints, or one of {', '.join(PADDING_NAMES)}, got {padding!r}")
+    elif padding == "same" and any(step != 1 for step in stride):
+        raise ValueError(
+            f'padding must not be "same" with stride {tuple(stride)}: torch defines it for stride 1 only; '
+            'use "tf_same" (TensorFlow\'s rule) or give the amounts'
+        )
+
+
+def check_shapes(
+    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, groups: int, transposed: bool
+) -> None:
+    """Check that the tensors fit one another; the number of spatial dimensions is `weight.dim() - 3`.
+
+    Raises:
+        ValueError: A shape does not fit.
+    """
+    dims = weight.dim() - 3
+    spatial = "".join(f", {name}" for name in ("D", "H", "W")[3 - dims :]) if dims else ""
+    if x.dim() != dims + 2:
+        raise ValueError(
+            f"x must have shape [B, C{spatial}], got {tuple(x.shape)}"
+            + ("; add a batch dimension with x.unsqueeze(0)" if x.dim() == dims + 1 else "")
+        )
+    num_experts, out_channels, per_group = weight.shape[:3]
+    if num_experts < 1:
+        raise ValueError("weight must hold at least one expert, got shape " + str(tuple(weight.shape)))
+    in_channels = out_channels if transposed else per_group * groups
+    if transposed:
+        out_channels = per_group * groups
+    if not isinstance(groups, int) or groups < 1 or in_channels % groups or out_channels % groups:
+        raise ValueError(
+            f"groups must be a positive divisor of the channels in ({in_channels}) and out ({out_channels}), "
+            f"got {groups!r}"
+        )
+    if x.shape[1] != in_channels:
+        raise ValueError(
+            f"x must have {in_channels} channels for weight {tuple(weight.shape)} with {groups} groups, "
+            f"got {x.shape[1]} (shape {tuple(x.shape)})"
+        )
+    if tuple(routing_weights.shape) != (x.shape[0], num_experts):
+        raise ValueError(
+            f"routing_weights must have shape [B, E] = {(x.shape[0], num_experts)}, got {tuple(routing_weights.shape)}"
+        )
+    if bias is not None and tuple(bias.shape) != (num_experts, out_channels):
+        raise ValueError(
+            f"bias must have shape [E, O] = {(num_experts, out_channels)}, got {tuple(bias.shape)}; "
+            "a bias shared by the experts is bias.expand(E, -1)"
+        )
+
+
+def check_tensors(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None) -> None:
+    """Check types, dtypes and devices. Under autocast, dtypes may differ: x decides the device only.
+
+    Raises:
+        TypeError: Not a tensor, or a dtype that is not floating point or differs from that of x.
+        ValueError: Tensors on several devices.
+    """
+    named = {"x": x, "weight": weight, "routing_weights": routing_weights, "bias": bias}
+    for name, tensor in named.items():
+        if tensor is None and name == "bias":
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}; convert it first")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{name} must be on the device of x, {x.device}, got {tensor.device}; move it with .to(x.device)"
+            )
+    if torch.is_autocast_enabled(x.device.type):
+        return
+    for name in ("weight", "bias"):
+        tensor = named[name]
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise TypeError(
+                f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}; "
+                "convert one of them, or run under torch.autocast"
+            )
+
+
+def check_output_size(size: Sequence[int], input_size: Sequence[int], kernel_size: Sequence[int]) -> None:
+    """Check that the kernel fits into the padded input.
+
+    Raises:
+        ValueError: The output would have no pixel in some dimension.
+    """
+    if any(extent < 1 for extent in size):
+        raise ValueError(
+            f"x must be at least as large as the dilated kernel after padding, got size {tuple(input_size)} for "
+            f"kernel {tuple(kernel_size)} (output {tuple(size)}); give larger inputs or more padding"
+        )
+
+
+def check_rank(weight: Tensor, dims: int, shape: str) -> None:
+    """Check that the experts have `dims` spatial dimensions.
+
+    Raises:
+        ValueError: They have not; `shape` says how they should look.
+    """
+    if weight.dim() != dims + 3:
+        raise ValueError(
+            f"weight must have shape {shape} with {dims} kernel dimension{'s' if dims > 1 else ''}, "
+            f"got {tuple(weight.shape)}"
+        )
+
+
+def check_output_padding(geometry: Geometry) -> None:
+    """Check that the output padding is smaller than stride or dilation, as a transposed convolution requires.
+
+    Raises:
+        ValueError: It is not.
+    """
+    limits = tuple(max(pair) for pair in zip(geometry.stride, geometry.dilation, strict=True))
+    if any(extra >= limit for extra, limit in zip(geometry.output_padding, limits, strict=True)):
+        raise ValueError(
+            f"output_padding must be smaller than stride or dilation, {limits}, got {geometry.output_padding}"
+        )
