@@ -1,3 +1,38 @@
 """Example-dependent convolution kernels (CondConv) for any convolutional network."""
 
+from condconv import nn, ops
+from condconv.convert import ConversionReport, Scope, convert_, select
+from condconv.counting import CostReport, count
+from condconv.models import create_model, get_model_info, list_models
+from condconv.nn import (
+    CondConv1d,
+    CondConv2d,
+    CondConv3d,
+    CondConvTranspose1d,
+    CondConvTranspose2d,
+    CondConvTranspose3d,
+    CondLinear,
+)
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
+    "CondConvTranspose1d",
+    "CondConvTranspose2d",
+    "CondConvTranspose3d",
+    "CondLinear",
+    "ConversionReport",
+    "CostReport",
+    "Scope",
+    "convert_",
+    "count",
+    "create_model",
+    "get_model_info",
+    "list_models",
+    "nn",
+    "ops",
+    "select",
+]

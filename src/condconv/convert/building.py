@@ -1,0 +1,106 @@
+"""Making the conditional layers of a model, and routing its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from torch import nn
+
+from condconv.convert.refusals import FOREIGN_PADDING, full_name
+from condconv.convert.scope import Group
+from condconv.nn import TWINS, ConditionalLayer, HierarchicalRouting, RoutingSlot, make_routing, route_block_
+from condconv.nn.factory import Routing, start_constant_
+from condconv.tracing import Trace
+
+
+def build_layers(
+    model: nn.Module,
+    groups: Sequence[Group],
+    old_layers: Mapping[str, nn.Module],
+    watched: Trace | None,
+    num_experts: int,
+    routing: Routing,
+    init: str,
+    noise: float,
+    impl: str,
+    undo: ExitStack,
+) -> dict[str, ConditionalLayer]:
+    """Return a conditional layer for each old one, by name, with the blocks of the groups routed.
+
+    Args:
+        model: The model the layers are in; its blocks gain routing functions and hooks.
+        groups: Which layers share a routing, in the order in which they run.
+        old_layers: The static layers by name.
+        watched: A forward pass of the model; needed where a group has a leader.
+        num_experts: E.
+        routing: As in `convert_`.
+        init: As in `convert_`.
+        noise: As in `convert_`.
+        impl: As in `convert_`.
+        undo: Gets a callback for each block routed.
+
+    Raises:
+        ValueError: A routing module for several groups, or a block whose input is not `[B, C, ...]`.
+    """
+    if isinstance(routing, nn.Module) and len(groups) > 1:
+        raise ValueError(
+            f"routing must be a name or a factory for {len(groups)} routing functions, got one module; give its class "
+            "or a functools.partial of it, or scope='single'"
+        )
+    layers: dict[str, ConditionalLayer] = {}
+    previous: RoutingSlot | None = None
+    led = [group for group in groups if group.leader is not None]
+    for group in groups:
+        if group.leader is None:
+            (name,) = group.layers
+            layers[name] = _make(old_layers[name], num_experts, routing, init, noise, impl)
+            continue
+        block = model.get_submodule(group.leader)
+        first = old_layers[group.layers[0]].weight
+        options: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
+        channels = _block_channels(group.leader, block, watched)
+        routing_fn = make_routing(routing, channels, num_experts, **options)
+        chained = isinstance(routing_fn, HierarchicalRouting)
+        if chained and previous is not None:
+            options["previous_experts"] = previous.num_experts
+            routing_fn = make_routing(routing, channels, num_experts, **options)
+        slot = RoutingSlot(f"block {group.leader!r}", num_experts)
+        if init == "preserve":
+            slot.start = start_constant_(routing_fn)
+        for name in group.layers:
+            layers[name] = _make(old_layers[name], num_experts, slot, init, noise, impl)
+        routed = route_block_(
+            block,
+            routing_fn.train(block.training),
+            [],
+            slot=slot,
+            until=layers.get(group.last) or model.get_submodule(group.last),
+            previous=previous if chained else None,
+            hand_over=chained and group is not led[-1],
+        )
+        undo.callback(routed.remove)
+        previous = slot
+    return layers
+
+
+def _make(old: nn.Module, num_experts: int, routing: Routing, init: str, noise: float, impl: str) -> ConditionalLayer:
+    twin = next(conditional for static, conditional in TWINS.items() if isinstance(old, static))
+    layer = twin.from_static(old, num_experts, routing=routing, init=init, noise=noise, impl=impl)
+    padding = FOREIGN_PADDING.get(full_name(type(old)))
+    if padding is not None:
+        layer.padding = padding  # type: ignore[assignment]
+    return layer
+
+
+def _block_channels(name: str, block: nn.Module, watched: Trace | None) -> int:
+    call = None if watched is None else watched.first_call(block)
+    if call is None or call.input_shape is None or len(call.input_shape) < 2:
+        shape = None if call is None else call.input_shape
+        raise ValueError(
+            f"scope must be 'layer' for the layers of {name!r}: a block is routed by its first tensor input "
+            f"[B, C, ...], got {shape} in the run on the example; or say which modules are blocks with "
+            "Scope(..., is_block=...)"
+        )
+    return call.input_shape[1]

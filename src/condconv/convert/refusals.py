@@ -1,0 +1,107 @@
+"""What cannot be converted, and why: models as a whole, and single layers."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from condconv.nn import TWINS, TFSameConv2d
+
+# Classes of other libraries whose forward is their base's but for the padding, by full name.
+FOREIGN_PADDING = {"timm.layers.conv2d_same.Conv2dSame": "tf_same"}
+
+
+def why_not_model(model: nn.Module) -> str | None:
+    """Return why a model cannot be converted in place, with the remedy, or `None`."""
+    if not isinstance(model, nn.Module):
+        return f"model must be a torch.nn.Module, got {type(model).__name__}"
+    if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+        return "model must not be scripted or traced to a graph: convert the original module, then script or trace it"
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        return "model must not be compiled: convert the module first, then call torch.compile"
+    if isinstance(model, tuple(TWINS)):
+        twin = TWINS[next(kind for kind in TWINS if isinstance(model, kind))].__name__
+        return f"model must contain layers, got a single {type(model).__name__}: use condconv.{twin}.from_static(model)"
+    for name, module in model.named_modules():
+        where = f" (module {name!r})" if name else ""
+        if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            return f"model must not be wrapped in {type(module).__name__}{where}: convert model.module, then wrap it"
+        if name and isinstance(module, torch.jit.ScriptModule):
+            return f"model must not contain scripted modules{where}: convert the original module, then script it"
+    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        return "model must not be sharded (its parameters are DTensors): convert it first, then shard it"
+    return None
+
+
+def full_name(kind: type) -> str:
+    """Return module and class name, which identifies a class without importing it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
+    """Return why a layer cannot be converted, or `None`."""
+    kind = type(layer)
+    if isinstance(layer, LazyModuleMixin):
+        return "its parameters do not exist yet: run the model once first"
+    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        return (
+            "its weight is computed from other tensors (a parametrization, weight or spectral norm, pruning): "
+            "remove that first, for example with torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    twin = next(base for base in TWINS if isinstance(layer, base))
+    known = kind is TFSameConv2d or full_name(kind) in FOREIGN_PADDING
+    if not known and (kind.forward is not twin.forward or "forward" in vars(layer) or _own_conv_forward(kind, twin)):
+        return f"it is a {full_name(kind)} with a forward of its own"
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention):
+        return "torch.nn.MultiheadAttention uses its weight without calling it"
+    if layer._backward_hooks or layer._backward_pre_hooks:
+        return "it has backward hooks, which would not see the routing: register them after the conversion"
+    return None
+
+
+def _own_conv_forward(kind: type, twin: type) -> bool:
+    return getattr(kind, "_conv_forward", None) is not getattr(twin, "_conv_forward", None)
+
+
+def why_not_shared(model: nn.Module) -> dict[int, str]:
+    """Return reasons by `id` of the layer, for layers whose parameters belong to other modules too."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((name, module))
+    reasons = {}
+    for sharing in owners.values():
+        for _, module in sharing if len(sharing) > 1 else []:
+            others = ", ".join(repr(name) for name, other in sharing if other is not module)
+            reasons[id(module)] = f"it shares a parameter with {others}: untie them first"
+    return reasons
+
+
+def stale_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer | None:
+    """Return a living optimizer that holds one of the parameters, or `None`.
+
+    Parameters do not know their optimizers, so the living objects are searched; an optimizer that is only waiting to
+    be collected does not count.
+    """
+    ids = {id(parameter) for parameter in parameters}
+    for attempt in range(2):
+        found = next(
+            (
+                obj
+                for obj in gc.get_objects()
+                if issubclass(type(obj), torch.optim.Optimizer)
+                and any(id(p) in ids for group in getattr(obj, "param_groups", []) for p in group["params"])
+            ),
+            None,
+        )
+        if found is None:
+            return None
+        if attempt == 0:
+            del found
+            gc.collect()
+    return found

@@ -1,0 +1,100 @@
+"""What a conversion did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from condconv.counting import CostReport, format_table
+from condconv.nn import ConditionalLayer, RoutingSlot
+
+
+@dataclass(frozen=True)
+class ConvertedLayer:
+    """One layer before and after.
+
+    Attributes:
+        name: In the model.
+        old: The layer it was, as `repr` shows it.
+        new: The layer it is.
+        routing: Where its routing weights come from.
+        old_params: Parameters before.
+        new_params: Parameters after, routing not included where a block owns it.
+        old_madds: Multiply-adds for one example before; `None` if they could not be counted.
+        new_madds: Multiply-adds after, routing not included.
+    """
+
+    name: str
+    old: str
+    new: str
+    routing: str
+    old_params: int
+    new_params: int
+    old_madds: int | None
+    new_madds: int | None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What `convert_` did; `print` it for a table.
+
+    Attributes:
+        layers: Layers converted, in the order in which they run.
+        refused: Selected layers left as they were: name to reason.
+        notes: What else to know.
+        before: Costs of the model before; `None` if they could not be counted.
+        after: Costs of the model after.
+        params_before: Parameters of the model before.
+        params_after: Parameters of the model after, routing functions included.
+    """
+
+    layers: tuple[ConvertedLayer, ...]
+    refused: dict[str, str]
+    notes: tuple[str, ...]
+    before: CostReport | None
+    after: CostReport | None
+    params_before: int
+    params_after: int
+
+    def __str__(self) -> str:
+        """Return a table with a line a layer, the totals of the model, what was refused, and the notes."""
+        rows = [
+            (
+                layer.name,
+                f"{layer.old} -> {layer.new}",
+                layer.routing,
+                f"{layer.old_params:,}",
+                f"{layer.new_params:,}",
+                _number(layer.old_madds),
+                _number(layer.new_madds),
+            )
+            for layer in self.layers
+        ]
+        madds = [None if report is None else report.total.madds for report in (self.before, self.after)]
+        params = (f"{self.params_before:,}", f"{self.params_after:,}")
+        rows.append(("model", f"{len(self.layers)} converted", "", *params, _number(madds[0]), _number(madds[1])))
+        header = ("layer", "old -> new", "routing", "params", "-> params", "MADDs", "-> MADDs")
+        lines = [format_table(header, rows)]
+        lines += [f"not converted: {name}: {reason}" for name, reason in self.refused.items()]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def describe_layer(
+    name: str, old: nn.Module, new: ConditionalLayer, before: CostReport | None, after: CostReport | None
+) -> ConvertedLayer:
+    """Return the row of one layer."""
+    costs = [
+        None if report is None else next((cost.madds for cost in report.layers if cost.name == name), 0)
+        for report in (before, after)
+    ]
+    params = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in (old, new)]
+    slot = isinstance(new.routing_fn, RoutingSlot)
+    routing = new.routing_fn.extra_repr() if slot else type(new.routing_fn).__name__
+    kinds = (type(old).__name__, f"{type(new).__name__} x{new.num_experts}")
+    return ConvertedLayer(name, *kinds, routing, *params, *costs)
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"

@@ -1,0 +1,85 @@
+"""Which layers share one routing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from condconv.convert.select import Candidate
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How routing is shared.
+
+    Args:
+        kind: `"layer"`: each layer routes by its own input. `"block"`: one routing a block, by the block's input, for
+            all its layers. `"single"`: one routing for all, by the input of the first block.
+        every: With `"block"`, so many consecutive blocks share one routing, by the input of the first of them.
+        is_block: Decides by name and module which modules are blocks; `None` to find residual blocks and the like.
+
+    Source:
+        CondConv, section 4.1 (per block) and Table 3 (every two blocks, single).
+    """
+
+    kind: str = "layer"
+    every: int = 1
+    is_block: Callable[[str, nn.Module], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("layer", "block", "single"):
+            raise ValueError(f'scope must be "layer", "block", "single" or a Scope, got {self.kind!r}')
+        if not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"every must be a positive int, got {self.every!r}")
+        if self.every > 1 and self.kind != "block":
+            raise ValueError(f'every must be 1 unless the scope is "block", got {self.every} with {self.kind!r}')
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that share one routing.
+
+    Attributes:
+        leader: Name of the block whose input is routed by; `None` for one layer that routes by itself.
+        layers: Names of the layers, in the order in which they run.
+        last: Name of the module (block or layer) after which the weights are no longer needed.
+    """
+
+    leader: str | None
+    layers: tuple[str, ...]
+    last: str
+
+
+def group_layers(scope: Scope, candidates: Sequence[Candidate]) -> list[Group]:
+    """Return the groups of the selected candidates, which come in the order in which they run.
+
+    Raises:
+        ValueError: A scope of several blocks whose first layer lies outside any block.
+    """
+    if scope.kind == "layer":
+        return [Group(None, (candidate.name,), candidate.name) for candidate in candidates]
+    if scope.kind == "single":
+        return [_shared(candidates)]
+    blocks: dict[str, list[Candidate]] = {}
+    groups = []
+    for candidate in candidates:
+        if candidate.block is None:
+            groups.append(Group(None, (candidate.name,), candidate.name))
+        else:
+            blocks.setdefault(candidate.block, []).append(candidate)
+    members = list(blocks.values())
+    for start in range(0, len(members), scope.every):
+        groups.append(_shared([layer for block in members[start : start + scope.every] for layer in block]))
+    return groups
+
+
+def _shared(candidates: Sequence[Candidate]) -> Group:
+    first, last = candidates[0], candidates[-1]
+    if first.block is None:
+        raise ValueError(
+            f"scope must be 'layer' for {first.name!r}, which is not part of a block: narrow `where` to layers in "
+            "blocks, or say which modules are blocks with Scope(..., is_block=...)"
+        )
+    return Group(first.block, tuple(candidate.name for candidate in candidates), last.block or last.name)

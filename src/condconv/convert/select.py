@@ -1,0 +1,134 @@
+"""Selectors: which layers of a model to convert. Combine them with `&`, `|` and `~`."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A convolution or linear layer of a model, and where it stands.
+
+    Attributes:
+        name: In the model.
+        module: The layer.
+        position: From 0 (the first layer to run) to 1 (the last), among all candidates.
+        output_pixels: Positions of its output; `None` if it did not run on the example.
+        block: Name of the block it belongs to; `None` outside any block.
+        blocks_after: How many blocks with candidates follow its block in order; `None` outside any block.
+    """
+
+    name: str
+    module: nn.Module
+    position: float
+    output_pixels: int | None
+    block: str | None
+    blocks_after: int | None
+
+
+@dataclass(frozen=True, repr=False)
+class Selector:
+    """A predicate over candidates that can say what it selects.
+
+    Attributes:
+        matches: The predicate.
+        text: What `repr` shows; messages repeat it.
+        types: Layer types named on purpose: a linear layer is considered only if it is among them.
+    """
+
+    matches: Callable[[Candidate], bool]
+    text: str
+    types: tuple[type[nn.Module], ...] = ()
+
+    def __call__(self, candidate: Candidate) -> bool:
+        """Return whether the candidate is selected."""
+        return self.matches(candidate)
+
+    def __and__(self, other: Selector) -> Selector:
+        return Selector(lambda c: self(c) and other(c), f"({self.text} & {other.text})", self.types + other.types)
+
+    def __or__(self, other: Selector) -> Selector:
+        return Selector(lambda c: self(c) or other(c), f"({self.text} | {other.text})", self.types + other.types)
+
+    def __invert__(self) -> Selector:
+        return Selector(lambda c: not self(c), f"~{self.text}", self.types)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def convs() -> Selector:
+    """Select every convolution, transposed ones too."""
+    return Selector(lambda c: not isinstance(c.module, nn.Linear), "convs()")
+
+
+def name(*patterns: str) -> Selector:
+    """Select layers whose name matches a shell-style pattern: `name("layer4.*", "*.downsample.0")`."""
+    return Selector(
+        lambda c: any(fnmatch.fnmatchcase(c.name, pattern) for pattern in patterns),
+        f"name({', '.join(map(repr, patterns))})",
+    )
+
+
+def types(*kinds: type[nn.Module]) -> Selector:
+    """Select layers of the given classes: `types(nn.Conv2d, nn.Linear)`. The only way to select linear layers."""
+    return Selector(lambda c: isinstance(c.module, kinds), f"types({', '.join(k.__name__ for k in kinds)})", kinds)
+
+
+def channels(minimum: int = 1, maximum: int | None = None) -> Selector:
+    """Select layers with at least `minimum` and at most `maximum` output channels."""
+
+    def matches(candidate: Candidate) -> bool:
+        module: Any = candidate.module
+        count = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        return bool(minimum <= count and (maximum is None or count <= maximum))
+
+    return Selector(matches, f"channels({minimum}, {maximum})")
+
+
+def depth(start: float, stop: float = 1.0) -> Selector:
+    """Select layers by where they run: `depth(0.5)` is the second half of the network.
+
+    Args:
+        start: From 0 (the first layer) to 1 (the last).
+        stop: Likewise, inclusive.
+
+    Raises:
+        ValueError: Not `0 <= start <= stop <= 1`.
+    """
+    if not 0 <= start <= stop <= 1:
+        raise ValueError(f"start and stop must satisfy 0 <= start <= stop <= 1, got {start!r} and {stop!r}")
+    return Selector(lambda c: start <= c.position <= stop, f"depth({start}, {stop})")
+
+
+def last_blocks(count: int) -> Selector:
+    """Select the convolutions of the last `count` blocks (residual, inverted residual, separable, ...).
+
+    Raises:
+        ValueError: `count` is not positive.
+    """
+    if count < 1:
+        raise ValueError(f"count must be positive, got {count!r}")
+    return Selector(lambda c: c.blocks_after is not None and c.blocks_after < count, f"last_blocks({count})")
+
+
+def depthwise() -> Selector:
+    """Select depthwise convolutions: one input channel a group."""
+    return Selector(
+        lambda c: getattr(c.module, "groups", 1) > 1 and c.module.groups == c.module.in_channels, "depthwise()"
+    )
+
+
+def pointwise() -> Selector:
+    """Select 1x1 convolutions."""
+    return Selector(lambda c: all(k == 1 for k in getattr(c.module, "kernel_size", (0,))), "pointwise()")
+
+
+def single_pixel() -> Selector:
+    """Select layers whose output has one position, as in squeeze-and-excitation: mixing would cost E times them."""
+    return Selector(lambda c: c.output_pixels == 1, "single_pixel()")

@@ -1,0 +1,55 @@
+"""Checking that a changed model computes what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.tracing import evaluating
+
+
+def check_same_output(model: nn.Module, example: Any, expected: Any) -> None:
+    """Run a model in evaluation mode and compare with what it gave before.
+
+    Args:
+        model: The changed model; left as it is.
+        example: A tensor or a tuple of arguments.
+        expected: The output before: a tensor, or tensors in tuples, lists and dicts.
+
+    Raises:
+        RuntimeError: It fails to run, or an output differs by more than the square root of the dtype's epsilon
+            relative to the largest value: far more than rounding does, far less than a wrong kernel.
+    """
+    arguments = example if isinstance(example, tuple) else (example,)
+    try:
+        with evaluating(model), torch.no_grad():
+            output = model(*arguments)
+    except Exception as error:
+        raise RuntimeError(
+            f"the converted model failed on the example ({error}); it has been restored. Something uses the kernel "
+            "of a converted layer directly: leave that layer out with `where`"
+        ) from error
+    for before, after in zip(_tensors(expected), _tensors(output), strict=True):
+        scale = before.abs().max().item() if before.numel() else 0.0
+        deviation = (after - before).abs().nan_to_num().max().item() if before.numel() else 0.0
+        if deviation > torch.finfo(before.dtype).eps ** 0.5 * max(scale, 1e-6):
+            raise RuntimeError(
+                f"the converted model must compute what it did, its output differs by {deviation:.3g} of {scale:.3g}; "
+                "it has been restored. Something uses the kernel of a converted layer directly, or the model is random "
+                "in evaluation mode: leave such layers out with `where`"
+            )
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        if values.is_floating_point():
+            yield values
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from _tensors(value)
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)

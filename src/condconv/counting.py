@@ -1,0 +1,152 @@
+"""Parameters, multiply-adds and bytes of a model, layer by layer, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from condconv.nn import ConditionalLayer
+from condconv.nn.conv_base import CondConvNd
+from condconv.tracing import Call, default_example, trace
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs for one example.
+
+    Attributes:
+        name: In the model; "(other)" for the parameters of all layers that have no multiply-adds, "total" for the sum.
+        kind: Class of the layer.
+        params: Parameters of its own.
+        madds: Multiply-adds: the convolution or product, and for a conditional layer the mixing of its experts.
+        expert_bytes: Bytes of the experts and their biases; 0 for a static layer.
+        kernel_bytes: Bytes of one example's mixed kernel, where an implementation stores it; 0 for a static layer.
+    """
+
+    name: str
+    kind: str
+    params: int
+    madds: int
+    expert_bytes: int = 0
+    kernel_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """The costs of a model; `print` it for a table.
+
+    Attributes:
+        layers: Layers with multiply-adds in the order in which they run, then "(other)".
+        total: Their sum.
+    """
+
+    layers: tuple[LayerCost, ...]
+    total: LayerCost
+
+    def __str__(self) -> str:
+        """Return a table with a line a layer."""
+        rows = [
+            (c.name, c.kind, f"{c.params:,}", f"{c.madds:,}", f"{c.expert_bytes:,}", f"{c.kernel_bytes:,}")
+            for c in (*self.layers, self.total)
+        ]
+        return format_table(("layer", "kind", "params", "MADDs", "expert bytes", "kernel bytes"), rows)
+
+
+def count(model: nn.Module, example_input: Any = None) -> CostReport:
+    """Count parameters, multiply-adds (MADDs) and bytes of a model.
+
+    MADDs are the convolutions, linear layers (those of the routing too) and `E * P` for mixing E experts of P
+    parameters; biases of static layers, normalisation, activations, pooling and attention products are left
+    out. Twice the MADDs is what `torch.utils.flop_counter.FlopCounterMode` reports for a convolutional network whose
+    conditional layers mix kernels.
+
+    Args:
+        model: Any module; left as it was. It is run once in evaluation mode without gradients.
+        example_input: A tensor `[B, ...]`, or a tuple of arguments; `None` for `condconv.tracing.default_example`.
+            MADDs and kernel bytes are per example.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: No example is given and none can be guessed.
+
+    Source:
+        CondConv, section 3.3. The paper's own figures are the TF-1 profiler's, mostly 0.1 to 1.4 % higher.
+
+    Example:
+        >>> report = count(condconv.CondConv2d(8, 16, 3, bias=False, num_experts=4), torch.zeros(1, 8, 10, 10))
+        >>> report.total.madds  # 64 pixels x 1152, mixing 4 x 1152, routing 8 x 4
+        78368
+    """
+    example = default_example(model) if example_input is None else example_input
+    costs: dict[nn.Module, LayerCost] = {}
+    for call in trace(model, example).calls:
+        cost = _layer_cost(call)
+        if cost is not None:
+            before = costs.get(call.module)
+            costs[call.module] = cost if before is None else _add(cost, before)
+    counted = {id(p) for module in costs for p in module.parameters(recurse=False)}
+    other = sum(p.numel() for p in model.parameters() if id(p) not in counted)
+    layers = (*costs.values(), LayerCost("(other)", "", other, 0))
+    total = LayerCost(
+        "total",
+        "",
+        sum(p.numel() for p in model.parameters()),
+        sum(cost.madds for cost in layers),
+        sum(cost.expert_bytes for cost in layers),
+        sum(cost.kernel_bytes for cost in layers),
+    )
+    return CostReport(layers, total)
+
+
+def _add(cost: LayerCost, before: LayerCost) -> LayerCost:
+    """Add the multiply-adds of a module's second call: its parameters and bytes are there once."""
+    return LayerCost(cost.name, cost.kind, cost.params, cost.madds + before.madds, cost.expert_bytes, cost.kernel_bytes)
+
+
+def _layer_cost(call: Call) -> LayerCost | None:
+    module: Any = call.module
+    if call.input_shape is None or call.output_shape is None:
+        return None
+    own = sum(p.numel() for p in module.parameters(recurse=False))
+    kind = type(module).__name__
+    if isinstance(module, ConditionalLayer):
+        kernel = module.weight[0].numel()
+        outputs = 0 if module.bias is None else module.num_outputs
+        experts = module.num_experts * (kernel + outputs)
+        size = module.weight.element_size()
+        madds = kernel * _applications(module, call) + experts
+        return LayerCost(call.name, kind, own, madds, experts * size, (kernel + outputs) * size)
+    if isinstance(module, (_ConvNd, nn.Linear)):
+        return LayerCost(call.name, kind, own, module.weight.numel() * _applications(module, call))
+    return None
+
+
+def _applications(module: Any, call: Call) -> int:
+    """Return how often each kernel parameter is multiplied for one example."""
+    inputs, outputs = call.input_shape or (), call.output_shape or ()
+    if isinstance(module, (_ConvNd, CondConvNd)):
+        transposed = isinstance(module, _ConvTransposeNd) or getattr(module, "transposed", False)
+        return prod((inputs if transposed else outputs)[2:])
+    return prod(outputs[1:-1])
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows under a header, the first two columns left-aligned and the others right-aligned."""
+    table = [tuple(header), *map(tuple, rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

@@ -1,0 +1,67 @@
+"""Layers with example-dependent kernels, and the routing functions they are given."""
+
+from torch.nn import Module
+
+from condconv.nn.block_routing import BlockRouting, RoutingSlot, route_block_
+from condconv.nn.conditional import ConditionalLayer
+from condconv.nn.conv import CondConv1d, CondConv2d, CondConv3d
+from condconv.nn.conv_transpose import CondConvTranspose1d, CondConvTranspose2d, CondConvTranspose3d
+from condconv.nn.experts import init_experts_, spread_experts
+from condconv.nn.factory import ROUTING, make_routing
+from condconv.nn.folding import fold_batch_norm
+from condconv.nn.linear import CondLinear
+from condconv.nn.routing import (
+    ConstantRouting,
+    ExternalRouting,
+    HiddenRouting,
+    HierarchicalRouting,
+    RoutingFunction,
+    SigmoidRouting,
+    TopKRouting,
+)
+from condconv.nn.same_padding import TFSameConv2d
+from condconv.nn.softmax_routing import SoftmaxRouting, anneal_
+
+# Each static layer and the class that gives it experts.
+TWINS: dict[type[Module], type[ConditionalLayer]] = {
+    layer.twin: layer
+    for layer in (
+        CondConv1d,
+        CondConv2d,
+        CondConv3d,
+        CondConvTranspose1d,
+        CondConvTranspose2d,
+        CondConvTranspose3d,
+        CondLinear,
+    )
+}
+
+__all__ = [
+    "ROUTING",
+    "TWINS",
+    "BlockRouting",
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
+    "CondConvTranspose1d",
+    "CondConvTranspose2d",
+    "CondConvTranspose3d",
+    "CondLinear",
+    "ConditionalLayer",
+    "ConstantRouting",
+    "ExternalRouting",
+    "HiddenRouting",
+    "HierarchicalRouting",
+    "RoutingFunction",
+    "RoutingSlot",
+    "SigmoidRouting",
+    "SoftmaxRouting",
+    "TFSameConv2d",
+    "TopKRouting",
+    "anneal_",
+    "fold_batch_norm",
+    "init_experts_",
+    "make_routing",
+    "route_block_",
+    "spread_experts",
+]

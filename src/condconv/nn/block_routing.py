@@ -1,0 +1,191 @@
+"""Routing shared by the layers of a block, or of several: computed once, from the block's input.
+
+The block keeps its class, its names and its attributes. It gains a child `routing_fn` and two hooks: before its forward
+the weights are computed into a slot, after it the slot is emptied. The layers hold that slot as their `routing_fn`. All
+state is in the slot, which the block and its layers own: a copy of the model has its own, two models never meet, and a
+forward that is run again (activation checkpointing) fills it again. A layer called while the slot is empty says so
+instead of using stale weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+_CHILD = "routing_fn"
+
+
+class RoutingSlot(nn.Module):
+    """Holds a block's routing weights while the block runs, and hands them to its layers.
+
+    Args:
+        scope: Name of the block (or blocks), for messages.
+        num_experts: E.
+
+    Attributes:
+        start: `[E]`, the weights the block starts with for every input, for layers made from static ones.
+    """
+
+    def __init__(self, scope: str, num_experts: int) -> None:
+        super().__init__()
+        self.scope = scope
+        self.num_experts = num_experts
+        self.start: Tensor | None = None
+        self._weights: Tensor | None = None
+
+    def fill(self, weights: Tensor) -> None:
+        """Put the weights `[B, E]` of the running forward in."""
+        self._weights = weights
+
+    def clear(self) -> None:
+        """Take the weights out."""
+        self._weights = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the weights `[B, E]`; x, the layer's own input, is not looked at.
+
+        Raises:
+            RuntimeError: The block is not running.
+        """
+        if self._weights is None:
+            raise RuntimeError(
+                f"this layer takes its routing weights from {self.scope}, which is not running: call that module, or "
+                "pass routing_weights; with activation checkpointing, checkpoint a module that contains it"
+            )
+        return self._weights
+
+    def start_constant_(self) -> Tensor:
+        """Return `start`; the routing function itself belongs to the block.
+
+        Raises:
+            RuntimeError: It is not set.
+        """
+        if self.start is None:
+            raise RuntimeError(f"start must be set before layers routed by {self.scope} are made from static ones")
+        return self.start
+
+    def extra_repr(self) -> str:
+        """Say in `repr` where the weights come from."""
+        return f"from {self.scope}"
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise RuntimeError(
+            "nn.DataParallel must not be used with routing shared by a block: its threads would share one slot; "
+            "use torch.nn.parallel.DistributedDataParallel"
+        )
+
+
+class _Fill:
+    """The forward pre-hook: compute the block's weights. An object, not a closure, so that models pickle."""
+
+    def __init__(self, slot: RoutingSlot, previous: RoutingSlot | None) -> None:
+        self.slot = slot
+        self.previous = previous
+
+    def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if x is None:
+            raise TypeError(f"{self.slot.scope} must be called with a tensor to be routed by, got none")
+        routing_fn = getattr(block, _CHILD)
+        if self.previous is None:
+            self.slot.fill(routing_fn(x))
+        else:
+            self.slot.fill(routing_fn(x, self.previous(x)))
+            self.previous.clear()
+
+
+class _Clear:
+    """The forward hook: the last reader has run."""
+
+    def __init__(self, slot: RoutingSlot) -> None:
+        self.slot = slot
+
+    def __call__(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.slot.clear()
+
+
+@dataclass(frozen=True)
+class BlockRouting:
+    """A block routed by `route_block_`.
+
+    Attributes:
+        slot: What hands the weights to the layers.
+        block: The block, which owns the routing function as its child `routing_fn`.
+        handles: Of the two hooks.
+    """
+
+    slot: RoutingSlot
+    block: nn.Module
+    handles: tuple[RemovableHandle, ...]
+
+    def remove(self) -> None:
+        """Take the hooks and the routing function away again; the layers keep the slot."""
+        for handle in self.handles:
+            handle.remove()
+        delattr(self.block, _CHILD)
+
+
+def route_block_(
+    block: nn.Module,
+    routing_fn: nn.Module,
+    layers: Iterable[nn.Module],
+    *,
+    slot: RoutingSlot | None = None,
+    until: nn.Module | None = None,
+    previous: RoutingSlot | None = None,
+    hand_over: bool = False,
+) -> BlockRouting:
+    """Route conditional layers by the input of the block they belong to, in place.
+
+    Args:
+        block: The module whose first tensor argument is routed by; gains the child `routing_fn` and hooks.
+        routing_fn: Takes that tensor (and the previous weights, given `previous`) and returns `[B, E]`.
+        layers: The conditional layers; each gets the slot as its `routing_fn`.
+        slot: To use; `None` for a new one.
+        until: The last module that reads the weights; `None` for `block` itself.
+        previous: The slot of the block before, whose weights `routing_fn` takes too (hierarchical routing).
+        hand_over: Keep the weights for a following block that names this slot as its `previous`.
+
+    Returns:
+        The slot, and the means to undo it.
+
+    Raises:
+        ValueError: The block has an attribute `routing_fn`, or is a container that would run it as a layer.
+
+    Source:
+        CondConv, section 4.1 and the authors' code: one routing for each block, used by all its convolutions.
+
+    Example:
+        >>> class Separable(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.depthwise = condconv.CondConv2d(8, 8, 3, padding=1, groups=8, num_experts=4)
+        ...         self.pointwise = condconv.CondConv2d(8, 16, 1, num_experts=4)
+        ...
+        ...     def forward(self, x):
+        ...         return self.pointwise(self.depthwise(x))
+        >>> block = Separable()
+        >>> routed = route_block_(block, condconv.nn.SigmoidRouting(8, 4), [block.depthwise, block.pointwise])
+        >>> block(torch.randn(2, 8, 6, 6)).shape
+        torch.Size([2, 16, 6, 6])
+    """
+    if isinstance(block, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        raise ValueError(
+            f"block must not be a {type(block).__name__}: it would run its child `routing_fn` as a layer; "
+            "choose the module around it, or route each layer by itself"
+        )
+    if hasattr(block, _CHILD):
+        raise ValueError(f"block must not have an attribute `{_CHILD}` yet, this {type(block).__name__} has")
+    if slot is None:
+        slot = RoutingSlot(f"its {type(block).__name__}", int(getattr(routing_fn, "num_experts", 0)))
+    block.add_module(_CHILD, routing_fn)
+    handles = [block.register_forward_pre_hook(_Fill(slot, previous), with_kwargs=True)]
+    if not hand_over:
+        handles.append((until or block).register_forward_hook(_Clear(slot), always_call=True))
+    for layer in layers:
+        layer.routing_fn = slot
+    return BlockRouting(slot, block, tuple(handles))

@@ -1,0 +1,181 @@
+"""What the conditional layers share.
+
+They do not subclass their `torch.nn` twins: fusers, quantizers and counters find static convolutions by type, and
+stacked experts would break each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from condconv.nn.experts import init_experts_, spread_experts
+from condconv.nn.factory import Routing, make_routing, start_constant_
+
+_Layer = TypeVar("_Layer", bound="ConditionalLayer")
+
+
+class ConditionalLayer(nn.Module):
+    """What conditional layers share: E experts, per-expert biases, a routing function.
+
+    Attributes:
+        weight: Experts, `[E, ...]`; each expert as the twin's weight.
+        bias: `[E, O]`, mixed with the same weights as the experts, or `None`.
+        shift: `[O]`, added as it is, or `None`; made by folding a batch norm.
+        routing_fn: From the layer's input to `[B, E]`.
+    """
+
+    twin: ClassVar[type[nn.Module]]
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    shift: nn.Parameter | None
+    routing_fn: nn.Module
+
+    def __init__(
+        self,
+        weight_shape: Sequence[int],
+        out_features: int,
+        routed_channels: int,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        num_experts: int,
+        routing: Routing,
+        impl: str,
+    ) -> None:
+        super().__init__()
+        if not isinstance(num_experts, int) or num_experts < 1:
+            raise ValueError(f"num_experts must be a positive int, got {num_experts!r}")
+        self.num_experts = num_experts
+        self.num_outputs = out_features
+        self.impl = impl
+        self.weight = nn.Parameter(torch.empty(num_experts, *weight_shape, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_experts, out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("shift", None)
+        self.routing_fn = make_routing(routing, routed_channels, num_experts, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw each expert on its own; see `condconv.nn.experts.init_experts_`."""
+        init_experts_(self.weight, self.bias)
+
+    def mix(self, routing_weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the kernel and the bias that constant routing weights `[E]` amount to.
+
+        Raises:
+            ValueError: The weights do not have shape `[E]`.
+        """
+        if tuple(routing_weights.shape) != (self.num_experts,):
+            raise ValueError(
+                f"routing_weights must have shape [E] = {(self.num_experts,)}, got {tuple(routing_weights.shape)}; "
+                "for weights of several examples, give their mean over the batch"
+            )
+        weights = routing_weights.detach().to(self.weight.device, torch.float64)
+        kernel = torch.tensordot(weights, self.weight.detach().double(), dims=1).to(self.weight.dtype)
+        bias = None if self.bias is None else torch.tensordot(weights, self.bias.detach().double(), dims=1)
+        if self.shift is not None:
+            bias = self.shift.detach().double() + (0 if bias is None else bias)
+        return kernel, None if bias is None else bias.to(self.weight.dtype)
+
+    def _apply(self: _Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Layer:
+        # `model.to(memory_format=torch.channels_last)` converts every 4-D and 5-D parameter and fails on the latter.
+        # Seen with the experts stacked along the output channels it lays out each expert, as a static layer's kernel.
+        def apply_to_experts(tensor: Tensor) -> Tensor:
+            if tensor.dim() < 4 or tensor.shape != self.weight.shape:
+                return fn(tensor)
+            return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2])
+
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        super()._apply(apply_to_experts, recurse=False)
+        return self
+
+    @staticmethod
+    def arguments_of(static: Any) -> dict[str, Any]:
+        """Return the arguments, of those a static layer and its conditional twin share, that make the latter."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_static(
+        cls: type[_Layer],
+        static: nn.Module,
+        num_experts: int = 8,
+        *,
+        routing: Routing = "sigmoid",
+        init: str = "preserve",
+        noise: float = 0.05,
+        impl: str = "auto",
+    ) -> _Layer:
+        """Return a conditional layer that computes what a static one does, until it is trained further.
+
+        The routing function starts with equal weights for all inputs, and the experts are copies of the kernel
+        scaled by the sum of these, plus differences that cancel. Device, dtype, layout, training mode and
+        `requires_grad` are those of the static layer.
+
+        Args:
+            static: The twin: a `torch.nn.Conv2d` for `CondConv2d`, and so on. Not changed.
+            num_experts: E.
+            routing: As in the layer.
+            init: `"preserve"`, or `"independent"` to train from scratch as the paper does: each expert is drawn on
+                its own, normal with the spread of the kernel, and the routing function starts at random; the output
+                is then not that of the static layer.
+            noise: Difference between the experts, relative to the standard deviation of the kernel; 0 for exact
+                copies, which only the routing's gradients can part.
+            impl: As in `condconv.ops.cond_conv2d`.
+
+        Returns:
+            The layer. Its output equals that of the static layer to rounding.
+
+        Raises:
+            TypeError: `static` is not the twin, or the routing cannot start constant.
+            ValueError: `noise` is negative, or `init` unknown.
+
+        Example:
+            >>> static = torch.nn.Conv2d(4, 6, 3)
+            >>> x = torch.randn(2, 4, 8, 8)
+            >>> torch.allclose(static(x), condconv.CondConv2d.from_conv(static, num_experts=4)(x), atol=1e-5)
+            True
+        """
+        if not isinstance(static, cls.twin):
+            raise TypeError(f"{cls.__name__} must be made from a {cls.twin.__name__}, got {type(static).__name__}")
+        if noise < 0:
+            raise ValueError(f"noise must not be negative, got {noise!r}")
+        weight: Tensor = static.weight  # type: ignore[assignment]
+        bias: Tensor | None = static.bias  # type: ignore[assignment]
+        options = {"device": weight.device, "dtype": weight.dtype, "routing": routing, "impl": impl}
+        make: Any = cls
+        layer: _Layer = make(**cls.arguments_of(static), bias=bias is not None, num_experts=num_experts, **options)
+        if init == "preserve":
+            layer.set_experts_(weight, bias, start_constant_(layer.routing_fn), noise)
+        elif init == "independent":
+            layer.draw_experts_(weight, bias)
+        else:
+            raise ValueError(f'init must be "preserve" or "independent", got {init!r}')
+        return layer.train(static.training)
+
+    def set_experts_(self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, noise: float) -> None:
+        """Set the experts so that under `routing_weights` `[E]` the layer is the static one, in place.
+
+        Args:
+            kernel: The static layer's weight.
+            bias: The static layer's bias, or `None`.
+            routing_weights: `[E]`, what every input is given at the start.
+            noise: Difference between the experts, relative to the kernel's standard deviation.
+        """
+        with torch.no_grad():
+            experts = spread_experts(kernel.detach(), routing_weights, noise)
+            self.weight = nn.Parameter(experts, requires_grad=kernel.requires_grad)
+            if bias is not None:
+                biases = spread_experts(bias.detach(), routing_weights, 0.0)
+                self.bias = nn.Parameter(biases, requires_grad=bias.requires_grad)
+
+    @torch.no_grad()
+    def draw_experts_(self, kernel: Tensor, bias: Tensor | None) -> None:
+        """Draw each expert on its own, in place: normal, with the standard deviation of `kernel`; biases are copied."""
+        self.weight.normal_(0.0, kernel.std(correction=0).item())
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)

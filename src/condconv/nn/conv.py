@@ -1,0 +1,127 @@
+"""Convolutions with example-dependent kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from condconv import ops
+from condconv.nn.conv_base import CondConvNd, Size
+from condconv.nn.factory import Routing
+from condconv.ops.padding import Padding
+
+
+class _CondConv(CondConvNd):
+    _op: ClassVar[Callable[..., Tensor]]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_experts: int = 8,
+        routing: Routing = "sigmoid",
+        impl: str = "auto",
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            0,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            num_experts,
+            routing,
+            impl,
+        )
+
+    def _convolve(self, x: Tensor, routing_weights: Tensor) -> Tensor:
+        return type(self)._op(
+            x,
+            self.weight,
+            routing_weights,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            padding_mode=self.padding_mode,
+            impl=self.impl,
+        )
+
+
+class CondConv1d(_CondConv):
+    """`torch.nn.Conv1d` with example-dependent kernels: `[B, C, L] -> [B, O, L']`. Arguments as in `CondConv2d`."""
+
+    spatial_dims = 1
+    twin = nn.Conv1d
+    _op = staticmethod(ops.cond_conv1d)
+
+
+class CondConv2d(_CondConv):
+    """`torch.nn.Conv2d` with example-dependent kernels: `[B, C, H, W] -> [B, O, H', W']`.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: An int or one for each spatial dimension, as the next three.
+        stride: Stride.
+        padding: Pixels on both sides, or `"valid"`, `"same"`, `"tf_same"` (see `condconv.ops.cond_conv2d`).
+        dilation: Dilation.
+        groups: Groups; C for a depthwise convolution.
+        bias: Whether each expert has a bias `[O]`.
+        padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+        num_experts: E, the number of kernels.
+        routing: From the input to the weights `[B, E]`: a name (`"sigmoid"`, `"softmax"`, `"hidden"`,
+            `"hierarchical"`, `"top_k"`, `"constant"`, `"external"`), a factory called with
+            `(in_channels, num_experts)`, or a module.
+        impl: How it is computed; see `condconv.ops.cond_conv2d`.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+
+    Source:
+        CondConv, section 3 (arXiv:1904.04971); initialisation as in the authors' code.
+
+    Example:
+        >>> conv = CondConv2d(8, 16, 3, padding=1, num_experts=4)
+        >>> conv(torch.randn(2, 8, 10, 10)).shape
+        torch.Size([2, 16, 10, 10])
+        >>> conv(torch.randn(2, 8, 10, 10), torch.full((2, 4), 0.25)).shape  # routed from outside
+        torch.Size([2, 16, 10, 10])
+    """
+
+    spatial_dims = 2
+    twin = nn.Conv2d
+    _op = staticmethod(ops.cond_conv2d)
+
+
+class CondConv3d(_CondConv):
+    """`torch.nn.Conv3d` with example-dependent kernels: `[B, C, D, H, W] -> [B, O, D', H', W']`.
+
+    Arguments as in `CondConv2d`.
+    """
+
+    spatial_dims = 3
+    twin = nn.Conv3d
+    _op = staticmethod(ops.cond_conv3d)

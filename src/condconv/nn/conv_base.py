@@ -1,0 +1,143 @@
+"""The base of conditional convolutions, forward and transposed, in any number of dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from condconv.nn.conditional import ConditionalLayer
+from condconv.nn.factory import Routing
+from condconv.nn.same_padding import TFSameConv2d, static_conv
+from condconv.ops.padding import Padding
+from condconv.ops.validation import check_padding, to_tuple
+
+Size = int | Sequence[int]
+_Conv = TypeVar("_Conv", bound="CondConvNd")
+
+
+class CondConvNd(ConditionalLayer):
+    """A conditional convolution in `spatial_dims` dimensions; users take `CondConv2d` and its siblings."""
+
+    spatial_dims: ClassVar[int]
+    transposed: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size,
+        padding: Padding,
+        output_padding: Size,
+        dilation: Size,
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        num_experts: int,
+        routing: Routing,
+        impl: str,
+    ) -> None:
+        dims = self.spatial_dims
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups must divide in_channels = {in_channels} and out_channels = {out_channels}, got {groups}"
+            )
+        kernel = to_tuple("kernel_size", kernel_size, dims, 1)
+        outer, inner = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
+        super().__init__(
+            (outer, inner // groups, *kernel),
+            out_channels,
+            in_channels,
+            bias,
+            device,
+            dtype,
+            num_experts,
+            routing,
+            impl,
+        )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel
+        self.stride = to_tuple("stride", stride, dims, 1)
+        self.dilation = to_tuple("dilation", dilation, dims, 1)
+        self.groups = groups
+        check_padding(padding, padding_mode, self.stride)
+        self.padding = padding if isinstance(padding, str) else to_tuple("padding", padding, dims, 0)
+        self.output_padding = to_tuple("output_padding", output_padding, dims, 0)
+        self.padding_mode = padding_mode
+
+    def forward(self, x: Tensor, routing_weights: Tensor | None = None) -> Tensor:
+        """Convolve each example with its own mixture of the experts.
+
+        Args:
+            x: `[B, C, *S]`, with as many spatial dimensions as the layer.
+            routing_weights: `[B, E]` to use instead of `routing_fn(x)`; `None` to route by x.
+
+        Returns:
+            `[B, O, *S']`, channels_last where x is.
+
+        Raises:
+            ValueError: A shape does not fit; the message names the argument.
+        """
+        if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"x must have shape [B, {self.in_channels}{', *' * self.spatial_dims}], got {tuple(x.shape)}"
+                + ("; add a batch dimension with x.unsqueeze(0)" if x.dim() == self.spatial_dims + 1 else "")
+            )
+        weights = self.routing_fn(x) if routing_weights is None else routing_weights
+        y = self._convolve(x, weights)
+        return y if self.shift is None else y + self.shift.to(y.dtype)[(..., *(None,) * self.spatial_dims)]
+
+    def _convolve(self, x: Tensor, routing_weights: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @staticmethod
+    def arguments_of(static: Any) -> dict[str, Any]:
+        """Return the constructor arguments of a static convolution."""
+        names = ["in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode"]
+        if static.transposed:
+            names.append("output_padding")
+        padding = "tf_same" if isinstance(static, TFSameConv2d) else static.padding
+        return {"padding": padding, **{name: getattr(static, name) for name in names}}
+
+    @classmethod
+    def from_conv(cls: type[_Conv], conv: nn.Module, num_experts: int = 8, **options: Any) -> _Conv:
+        """Return a conditional convolution that computes what `conv` does; `from_static` under its usual name."""
+        return cls.from_static(conv, num_experts, **options)
+
+    def freeze(self, routing_weights: Tensor) -> nn.Module:
+        """Return the ordinary convolution that constant routing weights make of this layer.
+
+        Args:
+            routing_weights: `[E]`, for example the mean over a data set.
+
+        Returns:
+            The twin, in evaluation or training mode as this layer; for `padding="tf_same"` with a stride, a
+            subclass of it that pads by TensorFlow's rule.
+
+        Raises:
+            ValueError: The weights do not have shape `[E]`.
+        """
+        kernel, bias = self.mix(routing_weights)
+        conv = static_conv(self, kernel, bias)
+        return conv.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as its twin does, with the number of experts."""
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        for name, default in (("padding", 0), ("output_padding", 0), ("dilation", 1)):
+            value = getattr(self, name)
+            if value != (default,) * self.spatial_dims:
+                parts.append(f"{name}={value!r}")
+        parts += [f"groups={self.groups}"] if self.groups != 1 else []
+        parts += ["bias=False"] if self.bias is None else []
+        parts += [f"padding_mode={self.padding_mode}"] if self.padding_mode != "zeros" else []
+        return ", ".join([*parts, f"num_experts={self.num_experts}"])

@@ -1,0 +1,66 @@
+"""Expert kernels: how they start, alone or as copies of a trained kernel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def init_experts_(weight: Tensor, bias: Tensor | None) -> None:
+    """Draw each expert on its own as torch initialises one layer, in place.
+
+    Fans are those of one expert `weight[e]`: on the stack they would count the experts as channels.
+
+    Args:
+        weight: `[E, O, C/G, *K]` or `[E, O, C]`.
+        bias: `[E, O]` or `None`.
+
+    Source:
+        The authors' `get_condconv_initializer`; `torch.nn.Conv2d.reset_parameters` for the distribution.
+    """
+    for index, expert in enumerate(weight):
+        if expert.numel() == 0:
+            continue
+        nn.init.kaiming_uniform_(expert, a=math.sqrt(5))
+        if bias is not None:
+            fan_in, _ = nn.init._calculate_fan_in_and_fan_out(expert)
+            bound = 1 / math.sqrt(fan_in)
+            nn.init.uniform_(bias[index], -bound, bound)
+
+
+@torch.no_grad()
+def spread_experts(kernel: Tensor, routing_weights: Tensor, noise: float) -> Tensor:
+    """Return experts whose mixture under `routing_weights` is `kernel`, and which differ from one another.
+
+    `W_e = (kernel + d_e) / sum(r)` with random `d_e` of standard deviation `noise * kernel.std()`, projected so
+    that `sum_e r_e d_e = 0`. Computed in fp64 and rounded once.
+
+    Args:
+        kernel: Any shape.
+        routing_weights: `[E]`, not summing to zero; the weights every input has at the start.
+        noise: Relative to the spread of the kernel's entries; 0 for exact copies.
+
+    Returns:
+        `[E, *kernel.shape]` in the dtype, on the device and in the layout of `kernel`.
+    """
+    weights = routing_weights.to(kernel.device, torch.float64)
+    exact = kernel.double()
+    experts = exact.expand(len(weights), *kernel.shape)
+    if noise > 0 and len(weights) > 1 and kernel.numel() > 1:
+        drawn = torch.randn(experts.shape, dtype=torch.float32, device=kernel.device).double()
+        along = torch.tensordot(weights, drawn, dims=1) / weights.square().sum()
+        drawn -= weights.view(-1, *(1,) * kernel.dim()) * along
+        experts = experts + noise * exact.std() * drawn
+    stacked = (experts / weights.sum()).to(kernel.dtype)
+    return _in_layout_of(kernel, stacked)
+
+
+def _in_layout_of(kernel: Tensor, experts: Tensor) -> Tensor:
+    """Return `experts` with each expert in the memory layout of `kernel`."""
+    if kernel.dim() == 4 and not kernel.is_contiguous():
+        flat = experts.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return flat.unflatten(0, experts.shape[:2])
+    return experts.contiguous()

@@ -1,0 +1,64 @@
+"""Folding a batch norm into the experts before it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from condconv.nn.conditional import ConditionalLayer
+from condconv.nn.conv_base import CondConvNd
+
+
+@torch.no_grad()
+def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLayer:
+    """Return a copy of a conditional layer that also does the work of the batch norm after it, in evaluation mode.
+
+    Exact for every routing: with `s = gamma / sqrt(var + eps)`,
+    `BN(conv(x, sum r W) + sum r b) = conv(x, sum r (s W)) + sum r (s b) + (beta - s mean)`.
+    The last term does not depend on the routing weights and becomes the layer's `shift`.
+
+    Args:
+        layer: A conditional convolution or linear layer; not changed.
+        norm: The `torch.nn.BatchNorm*d` right after it, with running statistics; not changed.
+
+    Returns:
+        The layer, in evaluation mode. Scaled in fp64 and rounded once.
+
+    Raises:
+        TypeError: `norm` is not a batch norm.
+        ValueError: It has no running statistics, or another number of channels.
+    """
+    if not isinstance(norm, _BatchNorm):
+        raise TypeError(f"norm must be a torch.nn.BatchNorm, got {type(norm).__name__}")
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("norm must have running statistics, got track_running_stats=False: it depends on the batch")
+    if norm.num_features != layer.num_outputs:
+        raise ValueError(f"norm must have {layer.num_outputs} channels as the layer puts out, got {norm.num_features}")
+    folded = copy.deepcopy(layer).eval()
+    dtype = layer.weight.dtype
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    if layer.shift is not None:
+        shift = shift + layer.shift.double() * scale
+    folded.weight = nn.Parameter(_scale_outputs(layer, scale).to(dtype))
+    if layer.bias is not None:
+        folded.bias = nn.Parameter((layer.bias.double() * scale).to(dtype))
+    folded.shift = nn.Parameter(shift.to(dtype))
+    return folded
+
+
+def _scale_outputs(layer: ConditionalLayer, scale: Tensor) -> Tensor:
+    """Multiply the experts by `scale` `[O]` along their output channels, in fp64."""
+    weight = layer.weight.double()
+    trailing = (1,) * (weight.dim() - 3)
+    if isinstance(layer, CondConvNd) and layer.transposed:  # [E, C, O/G, *K]: the groups lie along C
+        per_group = weight.unflatten(1, (layer.groups, layer.in_channels // layer.groups))
+        return (per_group * scale.view(layer.groups, 1, -1, *trailing)).flatten(1, 2)
+    return weight * scale.view(-1, 1, *trailing)

@@ -1,0 +1,100 @@
+"""The linear layer with example-dependent weights, for classifiers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv import ops
+from condconv.nn.conditional import ConditionalLayer
+from condconv.nn.factory import Routing
+
+
+class CondLinear(ConditionalLayer):
+    """`torch.nn.Linear` with example-dependent weights: `[B, ..., C] -> [B, ..., O]`.
+
+    All rows of an example share its routing weights, taken from the mean over the rows.
+
+    Args:
+        in_features: C.
+        out_features: O.
+        bias: Whether each expert has a bias `[O]`.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+        num_experts: E.
+        routing: As in `CondConv2d`.
+        impl: As in `condconv.ops.cond_conv2d`.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    twin = nn.Linear
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_experts: int = 8,
+        routing: Routing = "sigmoid",
+        impl: str = "auto",
+    ) -> None:
+        for name, value in (("in_features", in_features), ("out_features", out_features)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        super().__init__(
+            (out_features, in_features), out_features, in_features, bias, device, dtype, num_experts, routing, impl
+        )
+        self.in_features = in_features
+        self.out_features = out_features
+
+    def forward(self, x: Tensor, routing_weights: Tensor | None = None) -> Tensor:
+        """Map each example with its own mixture of the experts.
+
+        Args:
+            x: `[B, ..., C]`.
+            routing_weights: `[B, E]` to use instead of `routing_fn(x)`; `None` to route by x.
+
+        Returns:
+            `[B, ..., O]`.
+
+        Raises:
+            ValueError: A shape does not fit; the message names the argument.
+        """
+        if x.dim() < 2 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have shape [B, ..., {self.in_features}], got {tuple(x.shape)}")
+        if routing_weights is None:
+            routing_weights = self.routing_fn(x if x.dim() == 2 else x.flatten(1, -2).mT)
+        y = ops.cond_linear(x, self.weight, routing_weights, self.bias, impl=self.impl)
+        return y if self.shift is None else y + self.shift.to(y.dtype)
+
+    @staticmethod
+    def arguments_of(static: Any) -> dict[str, Any]:
+        """Return the constructor arguments of a static linear layer."""
+        return {"in_features": static.in_features, "out_features": static.out_features}
+
+    @classmethod
+    def from_linear(cls, linear: nn.Module, num_experts: int = 8, **options: Any) -> CondLinear:
+        """Return a conditional linear layer that computes what `linear` does; `from_static` under its usual name."""
+        return cls.from_static(linear, num_experts, **options)
+
+    def freeze(self, routing_weights: Tensor) -> nn.Linear:
+        """Return the ordinary linear layer that constant routing weights `[E]` make of this one."""
+        weight, bias = self.mix(routing_weights)
+        linear = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
+        linear.weight = nn.Parameter(weight)
+        linear.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
+        return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as its twin does, with the number of experts."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, num_experts={self.num_experts}"
+        )

@@ -1,0 +1,336 @@
+"""Routing functions: from a layer's input to one weight an expert, `[B, C, *S] -> [B, E]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in fp32 (fp64 for fp64) whatever its own dtype, also under autocast.
+
+    Rounding a logit to bf16 moves a routing weight by up to 0.2 %; the layer is too small for that to save time.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draw the kernel glorot-uniform and set the bias to zero, as the authors do."""
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C]` to `[B, out_features]`, fp32 or fp64."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        with _autocast_disabled(x):
+            return F.linear(x.to(wide), self.weight.to(wide), self.bias.to(wide))
+
+
+def _autocast_disabled(x: Tensor) -> AbstractContextManager[Any]:
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
+
+
+def global_average_pool(x: Tensor) -> Tensor:
+    """Average `[B, C, *S]` over all positions, to `[B, C]`, in fp32 (fp64 for fp64). `[B, C]` stays."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.to(wide) if x.dim() == 2 else x.flatten(2).mean(2, dtype=wide)
+
+
+class RoutingFunction(nn.Module):
+    """The base: pool, `weigh`, then drop experts in training.
+
+    Args:
+        in_channels: C of the input.
+        num_experts: E.
+        expert_dropout: Probability that an expert's weight is set to zero for an example in training; the others
+            are scaled by `1 / (1 - expert_dropout)`.
+        device: Where parameters live.
+        dtype: Of the parameters; the weights are fp32 (fp64 for fp64 input) all the same.
+
+    Raises:
+        ValueError: A count below one, or a probability outside `[0, 1)`.
+
+    Source:
+        CondConv, section 3.1; dropping experts in training: section 4.1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_experts: int,
+        *,
+        expert_dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("num_experts", num_experts)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        if not 0.0 <= expert_dropout < 1.0:
+            raise ValueError(f"expert_dropout must lie in [0, 1), got {expert_dropout!r}")
+        self.in_channels = in_channels
+        self.num_experts = num_experts
+        self.expert_dropout = expert_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the routing weights `[B, E]` of x `[B, C, *S]` or `[B, C]`, fp32 or fp64.
+
+        Raises:
+            ValueError: x has another number of channels.
+        """
+        return self.drop(self.weigh(self.pool(x)))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Average x over its positions, to `[B, C]`.
+
+        Raises:
+            ValueError: x has another number of channels.
+        """
+        if x.dim() < 2 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"x must have shape [B, {self.in_channels}, ...] to be routed, got {tuple(x.shape)}; "
+                "create the routing function with in_channels equal to the channels of x"
+            )
+        return global_average_pool(x)
+
+    def weigh(self, pooled: Tensor) -> Tensor:
+        """Return the routing weights `[B, E]` of pooled inputs `[B, C]`. Subclasses define it."""
+        raise NotImplementedError
+
+    def drop(self, weights: Tensor) -> Tensor:
+        """Apply expert dropout to `[B, E]` in training."""
+        return F.dropout(weights, self.expert_dropout, self.training) if self.expert_dropout else weights
+
+    def start_constant_(self) -> Tensor:
+        """Make the weights independent of the input, in place, and return them, `[E]` fp64 on the CPU.
+
+        What the converter starts from: experts scaled by these weights give the old kernel for every input. The
+        layer learns to tell inputs apart from there, since the experts differ.
+        """
+        linears = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        if linears:
+            nn.init.zeros_(linears[-1].weight)
+            nn.init.zeros_(linears[-1].bias)
+        return self._weights_of_zeros()
+
+    @torch.no_grad()
+    def _weights_of_zeros(self) -> Tensor:
+        parameter = next(self.parameters(), None)
+        pooled = torch.zeros(1, self.in_channels, device=None if parameter is None else parameter.device)
+        return self.weigh(pooled)[0].double().cpu()
+
+    def extra_repr(self) -> str:
+        """Describe the sizes in `repr`."""
+        dropout = f", expert_dropout={self.expert_dropout}" if self.expert_dropout else ""
+        return f"in_channels={self.in_channels}, num_experts={self.num_experts}{dropout}"
+
+
+class SigmoidRouting(RoutingFunction):
+    """`sigmoid(Linear(pool(x)))`, the paper's: experts are switched on independently of one another.
+
+    Args:
+        in_channels: C of the input.
+        num_experts: E.
+        **options: Of `RoutingFunction`.
+
+    Source:
+        CondConv, section 3.1 and Table 3: the best or within 0.5 points of it.
+
+    Example:
+        >>> SigmoidRouting(16, 4)(torch.randn(2, 16, 7, 7)).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(self, in_channels: int, num_experts: int, **options: Any) -> None:
+        super().__init__(in_channels, num_experts, **options)
+        self.fc = _linear(in_channels, num_experts, options)
+
+    def weigh(self, pooled: Tensor) -> Tensor:
+        """Return weights `[B, E]`, each between 0 and 1."""
+        return torch.sigmoid(self.fc(pooled))
+
+
+class HiddenRouting(RoutingFunction):
+    """`sigmoid(Linear(relu(Linear(pool(x)))))`: a hidden layer of `hidden_ratio * C` units.
+
+    Args:
+        in_channels: C of the input.
+        num_experts: E.
+        hidden_ratio: Hidden units for each input channel; the paper tries 1/8, 1 and 8.
+        **options: Of `RoutingFunction`.
+
+    Raises:
+        ValueError: `hidden_ratio` is not positive.
+
+    Source:
+        CondConv, Table 3: no gain over one linear layer; 8C overfits.
+    """
+
+    def __init__(self, in_channels: int, num_experts: int, *, hidden_ratio: float = 1.0, **options: Any) -> None:
+        super().__init__(in_channels, num_experts, **options)
+        if hidden_ratio <= 0:
+            raise ValueError(f"hidden_ratio must be positive, got {hidden_ratio!r}")
+        hidden = max(1, round(in_channels * hidden_ratio))
+        self.hidden = _linear(in_channels, hidden, options)
+        self.fc = _linear(hidden, num_experts, options)
+
+    def weigh(self, pooled: Tensor) -> Tensor:
+        """Return weights `[B, E]`, each between 0 and 1."""
+        return torch.sigmoid(self.fc(F.relu(self.hidden(pooled))))
+
+
+class HierarchicalRouting(RoutingFunction):
+    """Sigmoid routing that also sees the weights of the routing function before it.
+
+    Args:
+        in_channels: C of the input.
+        num_experts: E.
+        previous_experts: Number of weights the previous routing function hands over; 0 for the first of a chain.
+        **options: Of `RoutingFunction`.
+
+    Source:
+        CondConv, Table 3 ("hierarchical").
+    """
+
+    def __init__(self, in_channels: int, num_experts: int, *, previous_experts: int = 0, **options: Any) -> None:
+        super().__init__(in_channels, num_experts, **options)
+        self.previous_experts = previous_experts
+        self.fc = _linear(in_channels + previous_experts, num_experts, options)
+
+    def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
+        """Return the routing weights `[B, E]` of x `[B, C, *S]`, given the previous ones `[B, previous_experts]`.
+
+        Raises:
+            ValueError: `previous` does not have the declared size.
+        """
+        got = 0 if previous is None else previous.shape[-1]
+        if got != self.previous_experts:
+            raise ValueError(
+                f"previous must have shape [B, {self.previous_experts}], got "
+                f"{None if previous is None else tuple(previous.shape)}; set previous_experts to what is handed over"
+            )
+        pooled = self.pool(x)
+        if previous is not None:
+            pooled = torch.cat([pooled, previous.to(pooled.dtype)], dim=1)
+        return self.drop(self.weigh(pooled))
+
+    def weigh(self, pooled: Tensor) -> Tensor:
+        """Return weights `[B, E]`, each between 0 and 1, of `[B, C + previous_experts]`."""
+        return torch.sigmoid(self.fc(pooled))
+
+    @torch.no_grad()
+    def _weights_of_zeros(self) -> Tensor:
+        return self.weigh(self.fc.weight.new_zeros(1, self.fc.in_features))[0].double().cpu()
+
+
+class TopKRouting(RoutingFunction):
+    """Softmax over the k largest logits, zero for the others.
+
+    Saves no arithmetic here (all experts are mixed in one product); it bounds how many experts an example uses.
+
+    Args:
+        in_channels: C of the input.
+        num_experts: E.
+        k: Experts an example uses.
+        **options: Of `RoutingFunction`.
+
+    Raises:
+        ValueError: k is not between 1 and `num_experts`.
+
+    Source:
+        Shazeer et al., "Outrageously Large Neural Networks", 2017, without noise. Not in the paper.
+    """
+
+    def __init__(self, in_channels: int, num_experts: int, *, k: int = 2, **options: Any) -> None:
+        super().__init__(in_channels, num_experts, **options)
+        if not 1 <= k <= num_experts:
+            raise ValueError(f"k must lie between 1 and num_experts = {num_experts}, got {k!r}")
+        self.k = k
+        self.fc = _linear(in_channels, num_experts, options)
+
+    def weigh(self, pooled: Tensor) -> Tensor:
+        """Return weights `[B, E]` that sum to one, at most k of them nonzero."""
+        top = self.fc(pooled).topk(self.k, dim=1)
+        return (
+            torch.zeros_like(top.values[:, :1])
+            .expand(-1, self.num_experts)
+            .scatter(1, top.indices, top.values.softmax(1))
+        )
+
+    def start_constant_(self) -> Tensor:
+        """As in the base, but with a small bias that falls with the index: a tie of logits picks no fixed experts."""
+        super().start_constant_()
+        with torch.no_grad():
+            self.fc.bias.copy_(torch.linspace(0.1, 0.0, self.num_experts))
+        return self._weights_of_zeros()
+
+    def extra_repr(self) -> str:
+        """Describe the sizes in `repr`."""
+        return f"{super().extra_repr()}, k={self.k}"
+
+
+class ConstantRouting(RoutingFunction):
+    """The same weights for every input, kept as a buffer: the control without input-dependence.
+
+    Args:
+        in_channels: C of the input; not used, so that all routing functions are built alike.
+        num_experts: E.
+        weights: The E weights; `None` for `1 / E` each.
+        **options: Of `RoutingFunction`.
+
+    Raises:
+        ValueError: `weights` does not have E entries.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self, in_channels: int, num_experts: int, *, weights: Tensor | list[float] | None = None, **options: Any
+    ) -> None:
+        super().__init__(in_channels, num_experts, **options)
+        values = torch.full((num_experts,), 1 / num_experts) if weights is None else torch.as_tensor(weights)
+        if values.shape != (num_experts,):
+            raise ValueError(f"weights must have shape [E] = {(num_experts,)}, got {tuple(values.shape)}")
+        self.register_buffer("weights", values.detach().float().to(options.get("device")))
+
+    def weigh(self, pooled: Tensor) -> Tensor:
+        """Return the constant, expanded to `[B, E]`."""
+        return self.weights.to(pooled.dtype).expand(pooled.shape[0], -1)
+
+
+class ExternalRouting(RoutingFunction):
+    """No routing of its own: the caller passes `routing_weights` to the layer.
+
+    Args:
+        in_channels: C of the input; not used.
+        num_experts: E.
+        **options: Of `RoutingFunction`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Say that the weights are missing.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError(
+            f"routing_weights must be given, [B, {self.num_experts}]: this layer is routed from outside; "
+            "call layer(x, routing_weights), or create it with routing='sigmoid'"
+        )
+
+    def start_constant_(self) -> Tensor:
+        """Assume weights that sum to one, `1 / E` each, until the caller says otherwise."""
+        return torch.full((self.num_experts,), 1 / self.num_experts, dtype=torch.float64)
+
+
+def _linear(in_features: int, out_features: int, options: dict[str, Any]) -> Float32Linear:
+    return Float32Linear(in_features, out_features, device=options.get("device"), dtype=options.get("dtype"))
+
+
+RoutingFactory = Callable[..., nn.Module]

@@ -1,0 +1,66 @@
+"""Static convolutions, among them those that pad as TensorFlow does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from condconv.ops.padding import pad_input, resolve_padding
+
+
+class TFSameConv2d(nn.Conv2d):
+    """A static `torch.nn.Conv2d` with TensorFlow's SAME padding: `ceil(size / stride)` outputs.
+
+    Takes the arguments of `torch.nn.Conv2d`; `padding` is not looked at.
+    """
+
+    condconv_padding = "tf_same"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve `[B, C, H, W]`; the odd pixel of padding goes after."""
+        amounts = resolve_padding("tf_same", input.shape[2:], self.kernel_size, self.stride, self.dilation)
+        padded, zeros = pad_input(input, amounts, "zeros")
+        # Symmetric padding is left to the convolution, which does not copy the input for it.
+        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, zeros, self.dilation, self.groups)
+
+
+_CONVS = {
+    (1, False): nn.Conv1d,
+    (2, False): nn.Conv2d,
+    (3, False): nn.Conv3d,
+    (1, True): nn.ConvTranspose1d,
+    (2, True): nn.ConvTranspose2d,
+    (3, True): nn.ConvTranspose3d,
+}
+
+
+def static_conv(layer: Any, kernel: Tensor, bias: Tensor | None) -> nn.Module:
+    """Return the static twin of a conditional convolution with the given kernel `[O, C/G, *K]` and bias `[O]`.
+
+    Raises:
+        ValueError: TensorFlow's padding with a stride in another number of dimensions than two.
+    """
+    arguments = {
+        name: getattr(layer, name)
+        for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    }
+    kind: type[nn.Module] = _CONVS[layer.spatial_dims, layer.transposed]
+    if layer.transposed:
+        arguments["output_padding"] = layer.output_padding
+    else:
+        arguments["padding_mode"] = layer.padding_mode
+    if layer.padding == "tf_same":
+        if all(step == 1 for step in layer.stride):
+            arguments["padding"] = "same"
+        elif layer.spatial_dims == 2 and layer.padding_mode == "zeros":
+            kind, arguments["padding"] = TFSameConv2d, 0
+        else:
+            raise ValueError(
+                'padding must not be "tf_same" with a stride to freeze other layers than two-dimensional ones with '
+                "zero padding: torch has no static layer for it"
+            )
+    conv: Any = kind(**arguments, bias=bias is not None, device="meta")
+    conv.weight = nn.Parameter(kernel)
+    conv.bias = None if bias is None else nn.Parameter(bias)
+    return conv

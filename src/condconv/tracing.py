@@ -1,0 +1,133 @@
+"""One forward pass, watched: which modules ran, in which order, on which shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_FIRST_SIZES = {nn.Conv1d: (1024,), nn.Conv2d: (224, 224), nn.Conv3d: (16, 112, 112)}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        name: Of the module in the model; the first one where it has several.
+        module: The module.
+        input_shape: Of its first tensor argument, or `None`.
+        output_shape: Of its first tensor output, or `None`.
+    """
+
+    name: str
+    module: nn.Module
+    input_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a forward pass did. Calls are in the order in which modules were entered."""
+
+    calls: tuple[Call, ...]
+    output: Any
+
+    def first_call(self, module: nn.Module) -> Call | None:
+        """Return the first call of a module, or `None` if it did not run."""
+        return next((call for call in self.calls if call.module is module), None)
+
+
+def default_example(model: nn.Module) -> Tensor:
+    """Return noise of the shape an image model takes, batch 1, on its device and in its dtype, always the same.
+
+    The size is that in the model's `pretrained_cfg` (timm), or 224 x 224 for a model whose first convolution is
+    two-dimensional, 1024 samples for one-dimensional, 16 x 112 x 112 for three-dimensional ones.
+
+    Raises:
+        ValueError: The model has no convolution to tell the shape from.
+    """
+    config = getattr(model, "pretrained_cfg", None) or {}
+    parameter = next(model.parameters(), None)
+    device = None if parameter is None else parameter.device
+    dtype = None if parameter is None else parameter.dtype
+    first = next((m for m in model.modules() if isinstance(m, tuple(_FIRST_SIZES))), None)
+    if isinstance(config, dict) and config.get("input_size"):
+        size = tuple(config["input_size"])
+        channels = size[0] if first is None else first.in_channels
+        return _noise((1, channels, *size[1:]), device, dtype)
+    if first is None:
+        raise ValueError(
+            f"example_input must be given: {type(model).__name__} has no convolution to tell the input shape from"
+        )
+    sizes = next(size for kind, size in _FIRST_SIZES.items() if isinstance(first, kind))
+    return _noise((1, first.in_channels, *sizes), device, dtype)
+
+
+def _noise(shape: tuple[int, ...], device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return drawn.to(device=device, dtype=dtype)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode and restore each module's own mode after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _shape(values: Any) -> tuple[int, ...] | None:
+    if isinstance(values, Tensor):
+        return tuple(values.shape)
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, (tuple, list)):
+        return None
+    return next((found for found in map(_shape, values) if found is not None), None)
+
+
+def trace(model: nn.Module, example_input: Any) -> Trace:
+    """Run a model once, without gradients, in evaluation mode, and record every module's calls.
+
+    Args:
+        model: Left as it was.
+        example_input: A tensor, or a tuple of positional arguments.
+
+    Returns:
+        The calls and the output.
+    """
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    entered: list[tuple[str, nn.Module, tuple[int, ...] | None]] = []
+    finished: dict[int, tuple[int, ...] | None] = {}
+    running: list[int] = []
+
+    def enter(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        running.append(len(entered))
+        entered.append((name, module, _shape((args, kwargs))))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        finished[running.pop()] = _shape(output)
+
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            handles.append(
+                module.register_forward_pre_hook(lambda m, a, k, n=name: enter(n, m, a, k), with_kwargs=True)
+            )
+            handles.append(module.register_forward_hook(leave))
+        with evaluating(model), torch.no_grad():
+            output = model(*arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    calls = [Call(name, module, shape, finished.get(i)) for i, (name, module, shape) in enumerate(entered)]
+    return Trace(tuple(calls), output)
