@@ -17,7 +17,7 @@ def to_tuple(name: str, value: int | Sequence[int], dims: int, minimum: int) -> 
     Raises:
         ValueError: `value` is not an int, nor a sequence of `dims` ints, of at least `minimum`.
     """
-    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * dims
     if len(values) != dims or any(not isinstance(entry, int) or entry < minimum for entry in values):
         raise ValueError(f"{name} must be an int or {dims} ints, each at least {minimum}, got {value!r}")
     return values

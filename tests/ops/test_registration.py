@@ -1,0 +1,103 @@
+"""The registered operator: its contract with torch, its derivatives, what it keeps, what it counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+from condconv.ops import cond_conv2d, cond_conv_transpose2d
+from tests.ops.cases import BY_NAME
+
+IMPLS = ("grouped", "matmul", "per_example")
+GEOMETRY = ((1, 1), (1, 1), (1, 1), 2, False, ())
+TRANSPOSED = ((2, 1), (1, 1), (1, 1), 2, True, (1, 0))
+
+
+def tensors(transposed: bool = False) -> list[torch.Tensor]:
+    out_channels = 4 if transposed else 6
+    shapes = [(2, 4, 5, 5), (3, 4, 2, 3, 3) if transposed else (3, 6, 2, 3, 3), (2, 3), (3, out_channels)]
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+# opcheck itself reads .grad of copies it made of the inputs.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("geometry", [GEOMETRY, TRANSPOSED], ids=["conv", "transpose"])
+def test_opcheck(geometry, impl: str) -> None:
+    x, weight, routing, bias = tensors(geometry[4])
+    opcheck(torch.ops.condconv.mixed_conv, (x, weight, routing, bias, *geometry, impl))
+    channels_last = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    opcheck(torch.ops.condconv.mixed_conv, (channels_last, weight, routing, None, *geometry, impl))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("needs", [[True] * 4, [False, True, False, True], [True, False, True, False]])
+def test_opcheck_backward(needs: list[bool], impl: str) -> None:
+    x, weight, routing, bias = tensors()
+    grad_output = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    arguments = (grad_output, x, weight, routing, bias, *GEOMETRY, impl, needs)
+    # Nothing is differentiated twice here: that is what gradgradcheck below is for.
+    opcheck(
+        torch.ops.condconv.mixed_conv_backward, [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+    )
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    "name", ["pointwise-grouped", "dense2-same-even", "depthwise-pointwise", "transpose2d-pointwise"]
+)
+def test_gradcheck_and_gradgradcheck(name: str, impl: str) -> None:
+    case = BY_NAME[name]
+    inputs = tuple(case.tensors())
+
+    def call(*arguments: torch.Tensor) -> torch.Tensor:
+        return case.op(*arguments, impl=impl, **case.options)
+
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "auto"])
+@pytest.mark.parametrize("name", ["pointwise", "dense3", "depthwise3"])
+def test_backward_keeps_the_inputs_only(name: str, impl: str) -> None:
+    """Kept kernels would be `[B, O, C/G, *K]`; what is saved must be the four inputs themselves."""
+    case = BY_NAME[name]
+    inputs = case.tensors()
+    saved: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        case.op(*inputs, impl=impl, **case.options)
+    assert saved
+    assert set(saved) <= {tensor.untyped_storage().data_ptr() for tensor in inputs}
+
+
+def test_flops_are_twice_the_multiply_adds_worked_by_hand() -> None:
+    x, weight, routing = torch.randn(3, 4, 7, 6), torch.randn(5, 6, 4, 3, 3), torch.rand(3, 5)
+    for impl in IMPLS:
+        with FlopCounterMode(display=False) as counter:
+            cond_conv2d(x, weight, routing, padding=1, impl=impl)
+        # P = 6*4*9 = 216 kernel parameters; 3 examples x (42 pixels + 5 experts) x 216
+        assert counter.get_total_flops() == 2 * 3 * (42 + 5) * 216
+
+
+def test_flops_of_backward_worked_by_hand() -> None:
+    tensors = [torch.randn(3, 4, 7, 6), torch.randn(5, 6, 4, 3, 3), torch.rand(3, 5), torch.randn(5, 6)]
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    with FlopCounterMode(display=False) as counter:
+        cond_conv2d(*leaves, padding=1, impl="grouped").sum().backward()
+    convolution, mixing = 3 * 42 * 216, 3 * 5 * (216 + 6)
+    # Forward: one of each. Backward: two convolutions; kernels mixed again, experts' and routing gradients.
+    assert counter.get_total_flops() == 2 * (3 * convolution + 4 * mixing)
+
+
+def test_flops_of_a_transposed_convolution_count_input_pixels() -> None:
+    x, weight, routing = torch.randn(2, 4, 5, 6), torch.randn(3, 4, 6, 2, 2), torch.rand(2, 3)
+    with FlopCounterMode(display=False) as counter:
+        cond_conv_transpose2d(x, weight, routing, stride=2, impl="grouped")
+    assert counter.get_total_flops() == 2 * 2 * (30 + 3) * 96
