@@ -55,7 +55,7 @@ def default_example(model: nn.Module) -> Tensor:
     parameter = next(model.parameters(), None)
     device = None if parameter is None else parameter.device
     dtype = None if parameter is None else parameter.dtype
-    first = next((m for m in model.modules() if isinstance(m, tuple(_FIRST_SIZES))), None)
+    first: Any = next((m for m in model.modules() if isinstance(m, tuple(_FIRST_SIZES))), None)
     if isinstance(config, dict) and config.get("input_size"):
         size = tuple(config["input_size"])
         channels = size[0] if first is None else first.in_channels

@@ -14,7 +14,7 @@ import condconv
 from condconv import CondConv2d, CondLinear
 from condconv.nn import ROUTING, TWINS, ConditionalLayer, SigmoidRouting, TFSameConv2d, fold_batch_norm, init_experts_
 
-CONVS = {
+CONVS: dict[type[nn.Module], tuple[tuple, tuple]] = {
     nn.Conv1d: ((4, 6, 3), (2, 4, 11)),
     nn.Conv2d: ((4, 6, 3), (2, 4, 9, 8)),
     nn.Conv3d: ((4, 6, 3), (2, 4, 5, 6, 5)),
@@ -23,7 +23,7 @@ CONVS = {
     nn.ConvTranspose3d: ((4, 6, 3), (2, 4, 4, 5, 4)),
     nn.Linear: ((5, 6), (2, 3, 5)),
 }
-OPTIONS = [{}, {"bias": False}, {"stride": 2, "padding": 1, "groups": 2}, {"dilation": 2, "padding": 2}]
+OPTIONS: list[dict] = [{}, {"bias": False}, {"stride": 2, "padding": 1, "groups": 2}, {"dilation": 2, "padding": 2}]
 
 
 def pairs() -> list:

@@ -79,6 +79,7 @@ def convert_(
     if reason is not None:
         raise (ValueError if isinstance(model, nn.Module) else TypeError)(reason)
     scope = Scope(scope) if isinstance(scope, str) else scope
+    scope.check_routing(routing)
     example, watched, notes = _watch(model, example_input)
     chosen, refused = _choose(model, where, scope, classifier, watched)
     _check_optimizers(chosen)
@@ -140,9 +141,11 @@ def _choose(
             + (f" ({names}{', ...' if len(candidates) > 8 else ''})" if candidates else ": the model has none")
         )
     shared = refusals.why_not_shared(model)
+    several = {} if scope.kind == "layer" else refusals.in_several_blocks(model, scope.is_block)
     refused = {}
     for candidate in selected:
-        reason = refusals.why_not_layer(model, candidate.name, candidate.module) or shared.get(id(candidate.module))
+        key = id(candidate.module)
+        reason = refusals.why_not_layer(model, candidate.name, candidate.module) or shared.get(key) or several.get(key)
         if reason is not None:
             refused[candidate.name] = reason
     chosen = [candidate for candidate in selected if candidate.name not in refused]

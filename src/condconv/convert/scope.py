@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from condconv.convert.select import Candidate
+from condconv.nn import HierarchicalRouting
+from condconv.nn.factory import Routing
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,22 @@ class Scope:
             raise ValueError(f"every must be a positive int, got {self.every!r}")
         if self.every > 1 and self.kind != "block":
             raise ValueError(f'every must be 1 unless the scope is "block", got {self.every} with {self.kind!r}')
+
+    def check_routing(self, routing: Routing) -> None:
+        """Check that a routing function can be shared in this way.
+
+        Raises:
+            ValueError: Hierarchical routing, which hands weights from block to block, without blocks.
+        """
+        made_by = getattr(routing, "func", routing)  # the class inside a functools.partial
+        hierarchical = made_by == "hierarchical" or (
+            isinstance(made_by, type) and issubclass(made_by, HierarchicalRouting)
+        )
+        if hierarchical and self.kind != "block":
+            raise ValueError(
+                f'routing "hierarchical" needs scope "block", got {self.kind!r}: it takes the weights of the block '
+                "before"
+            )
 
 
 @dataclass(frozen=True)

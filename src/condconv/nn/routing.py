@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from condconv.ops.autocast import autocast_disabled
 
 
 class Float32Linear(nn.Linear):
@@ -25,14 +26,8 @@ class Float32Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C]` to `[B, out_features]`, fp32 or fp64."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        with _autocast_disabled(x):
+        with autocast_disabled(x.device):
             return F.linear(x.to(wide), self.weight.to(wide), self.bias.to(wide))
-
-
-def _autocast_disabled(x: Tensor) -> AbstractContextManager[Any]:
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return nullcontext()
 
 
 def global_average_pool(x: Tensor) -> Tensor:
@@ -122,8 +117,8 @@ class RoutingFunction(nn.Module):
     @torch.no_grad()
     def _weights_of_zeros(self) -> Tensor:
         parameter = next(self.parameters(), None)
-        pooled = torch.zeros(1, self.in_channels, device=None if parameter is None else parameter.device)
-        return self.weigh(pooled)[0].double().cpu()
+        device = None if parameter is None else parameter.device
+        return self.weigh(torch.zeros(1, self.in_channels, device=device, dtype=torch.float64))[0].cpu()
 
     def extra_repr(self) -> str:
         """Describe the sizes in `repr`."""
@@ -226,7 +221,7 @@ class HierarchicalRouting(RoutingFunction):
 
     @torch.no_grad()
     def _weights_of_zeros(self) -> Tensor:
-        return self.weigh(self.fc.weight.new_zeros(1, self.fc.in_features))[0].double().cpu()
+        return self.weigh(self.fc.weight.new_zeros(1, self.fc.in_features, dtype=torch.float64))[0].cpu()
 
 
 class TopKRouting(RoutingFunction):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from condconv.ops import recompute, selection, validation
+from condconv.ops.autocast import autocast_disabled, autocast_dtype
 from condconv.ops.geometry import Geometry, output_memory_format
 from condconv.ops.impl import mix_outputs, reference
 from condconv.ops.padding import Padding, pad_input, resolve_padding
@@ -342,13 +342,14 @@ def _run(
     validation.check_shapes(x, weight, routing_weights, bias, geometry.groups, geometry.transposed)
     size = geometry.output_size(x.shape[2:], weight.shape[3:])
     validation.check_output_size(size, x.shape[2:], weight.shape[3:])
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))  # experts stay as they are: mixed first, then rounded
+    wanted = autocast_dtype(x.device)
+    if wanted is not None:
+        x = x.to(wanted)  # experts stay as they are: mixed first, then rounded
     problem = selection.describe(x, weight, routing_weights, bias, geometry)
     name = selection.resolve(impl, problem)
     if not problem.compiling and _logger.isEnabledFor(logging.DEBUG):
         _logger.debug("%s for x %s, experts %s", name, tuple(x.shape), tuple(weight.shape))
-    with recompute.autocast_disabled(x.device):
+    with autocast_disabled(x.device):
         if name in _PLAIN:
             output = _PLAIN[name](x, weight, routing_weights, bias, geometry)
             output = output.contiguous(memory_format=output_memory_format(x))

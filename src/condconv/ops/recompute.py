@@ -6,9 +6,7 @@ Backward mixes the kernels again: kept, they would be `B * P` numbers for a laye
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +22,6 @@ APPLY: dict[str, tuple[ModuleType, int | None]] = {
     "matmul": (matmul, None),
     "per_example": (grouped, 1),
 }
-
-
-def autocast_disabled(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context without autocast: inside, dtypes are chosen, not left to op lists."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 def forward(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from condconv.ops import recompute
+from condconv.ops.autocast import autocast_disabled
 from condconv.ops.geometry import Geometry, output_memory_format
 
 _GEOMETRY = (
@@ -60,7 +61,7 @@ def _forward(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | 
     geometry, impl = _unpack(rest)
     if x.shape[0] == 0:
         return _empty_output(x, weight, geometry)
-    with recompute.autocast_disabled(x.device):
+    with autocast_disabled(x.device):
         return recompute.forward(x, weight, routing_weights, bias, geometry, impl)
 
 
@@ -75,7 +76,7 @@ def _backward(grad_output: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     if x.shape[0] == 0:
         return tuple(grad.zero_() for grad in _backward_fake(grad_output, *rest))
     geometry, impl = _unpack(rest[_NUM_TENSORS:])
-    with recompute.autocast_disabled(x.device):
+    with autocast_disabled(x.device):
         tensors = (x, weight, routing_weights, bias)
         return tuple(recompute.backward(grad_output, tensors, geometry, impl, rest[-1]))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from condconv.ops.autocast import autocast_dtype
 from condconv.ops.geometry import Geometry
 from condconv.ops.padding import PADDING_MODES, PADDING_NAMES, Padding
 
@@ -103,7 +103,7 @@ def check_tensors(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tens
             raise ValueError(
                 f"{name} must be on the device of x, {x.device}, got {tensor.device}; move it with .to(x.device)"
             )
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_dtype(x.device) is not None:
         return
     for name in ("weight", "bias"):
         tensor = named[name]

@@ -1,0 +1,22 @@
+"""Autocast: whether it is on, and how to compute without it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the dtype autocast asks for on a device; `None` where it is off or there is none (meta)."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
+
+
+def autocast_disabled(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context without autocast: inside, dtypes are chosen, not left to lists of operators."""
+    if autocast_dtype(device) is None:
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
