@@ -1,0 +1,44 @@
+# Every target makes what it needs, from `python3`, `make` and `git` alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed-train  ## train a static network and its CondConv twin, and compare them
+	$(BIN)/condconv demo
+
+test: $(VENV)/.installed-all  ## run every check that CI runs
+	$(BIN)/python scripts/check.py
+
+test-slow: $(VENV)/.installed-all  ## run the tests marked slow
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(VENV)/.installed-all  ## format check, lint, types, import contracts
+	$(BIN)/python scripts/check.py format lint types imports
+
+format: $(VENV)/.installed-all  ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix-only --exit-zero .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-all  ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+clean:  ## remove what was built; the virtual environment stays
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f"PYTHON must be Python 3.10 or newer, got {v[0]}.{v[1]}: run make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# A stamp for each set of extras: made once, and again whenever pyproject.toml changes.
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.created
+	$(PIP) install --quiet --editable '.[$*]'
+	@touch $@
