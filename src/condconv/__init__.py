@@ -1,7 +1,7 @@
 """Example-dependent convolution kernels (CondConv) for any convolutional network."""
 
 from condconv import nn, ops
-from condconv.convert import ConversionReport, Scope, convert_, select
+from condconv.convert import ConversionReport, Scope, convert_, fold_batch_norms_, select
 from condconv.counting import CostReport, count
 from condconv.models import create_model, get_model_info, list_models
 from condconv.nn import (
@@ -30,6 +30,7 @@ __all__ = [
     "convert_",
     "count",
     "create_model",
+    "fold_batch_norms_",
     "get_model_info",
     "list_models",
     "nn",

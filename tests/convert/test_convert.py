@@ -344,7 +344,7 @@ class Peeking(nn.Module):
 def test_a_model_that_fails_after_conversion_is_restored() -> None:
     model = nn.Sequential(Peeking(), Residual(4))
     before, names = list(model.state_dict()), [name for name, _ in model.named_modules()]
-    with pytest.raises(RuntimeError, match="the converted model failed on the example .* it has been restored"):
+    with pytest.raises(RuntimeError, match="the changed model failed on the example .* it has been restored"):
         convert_(model, 2, scope="block", example_input=EXAMPLE)
     assert list(model.state_dict()) == before
     assert [name for name, _ in model.named_modules()] == names

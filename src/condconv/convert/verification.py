@@ -29,17 +29,17 @@ def check_same_output(model: nn.Module, example: Any, expected: Any) -> None:
             output = model(*arguments)
     except Exception as error:
         raise RuntimeError(
-            f"the converted model failed on the example ({error}); it has been restored. Something uses the kernel "
-            "of a converted layer directly: leave that layer out with `where`"
+            f"the changed model failed on the example ({error}); it has been restored. Something uses the kernel "
+            "of a replaced layer directly: leave that layer out"
         ) from error
     for before, after in zip(_tensors(expected), _tensors(output), strict=True):
         scale = before.abs().max().item() if before.numel() else 0.0
         deviation = (after - before).abs().nan_to_num().max().item() if before.numel() else 0.0
         if deviation > torch.finfo(before.dtype).eps ** 0.5 * max(scale, 1e-6):
             raise RuntimeError(
-                f"the converted model must compute what it did, its output differs by {deviation:.3g} of {scale:.3g}; "
-                "it has been restored. Something uses the kernel of a converted layer directly, or the model is random "
-                "in evaluation mode: leave such layers out with `where`"
+                f"the changed model must compute what it did, its output differs by {deviation:.3g} of {scale:.3g}; "
+                "it has been restored. Something uses the kernel or the output of a replaced layer "
+                "directly, or the model is random in evaluation mode: leave such layers out"
             )
 
 

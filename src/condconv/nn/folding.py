@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from condconv.nn.block_routing import RoutingSlot
 from condconv.nn.conditional import ConditionalLayer
 from condconv.nn.conv_base import CondConvNd
 
@@ -37,7 +38,9 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
         raise ValueError("norm must have running statistics, got track_running_stats=False: it depends on the batch")
     if norm.num_features != layer.num_outputs:
         raise ValueError(f"norm must have {layer.num_outputs} channels as the layer puts out, got {norm.num_features}")
-    folded = copy.deepcopy(layer).eval()
+    # A slot is filled by the block that owns it: the copy must read the same one.
+    shared = {id(layer.routing_fn): layer.routing_fn} if isinstance(layer.routing_fn, RoutingSlot) else {}
+    folded = copy.deepcopy(layer, shared).eval()
     dtype = layer.weight.dtype
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
     if norm.weight is not None:

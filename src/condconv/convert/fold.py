@@ -1,0 +1,91 @@
+"""Folding every batch norm that follows a conditional layer into its experts."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from condconv.convert.surgery import replace
+from condconv.convert.verification import check_same_output
+from condconv.nn import ConditionalLayer, fold_batch_norm
+from condconv.tracing import default_example, evaluating
+
+
+def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple[str, str]]:
+    """Fold each batch norm right after a conditional layer into the layer's experts, in place, for inference.
+
+    Which norm follows which layer is seen in one forward pass: the norm must get the very tensor the layer returned,
+    and both must run once. The norm is replaced by `torch.nn.Identity`. The output is checked on the example, and the
+    model is left in evaluation mode.
+
+    Args:
+        model: A network with conditional layers.
+        example_input: A tensor or a tuple of arguments; `None` to guess an image of the usual size.
+
+    Returns:
+        Names of the folded pairs, layer and norm, in the order in which they run.
+
+    Raises:
+        ValueError: No example is given and none can be guessed.
+        RuntimeError: The folded model does not compute what it did (something else uses an output that is folded away);
+            it has been restored.
+
+    Example:
+        >>> net = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> condconv.fold_batch_norms_(net, torch.randn(1, 3, 8, 8))
+        [('0', '1')]
+    """
+    example = default_example(model) if example_input is None else example_input
+    pairs, output = _find_pairs(model, example if isinstance(example, tuple) else (example,))
+    names = {module: name for name, module in model.named_modules()}
+    folded = [(names[layer], names[norm]) for layer, norm in pairs]
+    with ExitStack() as undo:
+        for layer, norm in pairs:
+            undo.callback(replace(model, layer, fold_batch_norm(layer, norm)))
+            undo.callback(replace(model, norm, nn.Identity()))
+        check_same_output(model, example, output)
+        undo.pop_all()
+    model.eval()
+    return folded
+
+
+def _find_pairs(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[tuple[ConditionalLayer, _BatchNorm]], Any]:
+    """Return conditional layers and the norms that take their outputs, and the model's output."""
+    outputs: list[tuple[ConditionalLayer, Tensor]] = []  # kept alive, so that no id is used twice
+    inputs: list[tuple[_BatchNorm, Tensor]] = []
+    users: dict[int, int] = {}
+
+    def after_layer(layer: Any, args: Any, output: Tensor) -> None:
+        outputs.append((layer, output))
+        users[id(output)] = 0  # a tensor that is gone may have had this id
+
+    def before_module(module: nn.Module, args: tuple[Any, ...]) -> None:
+        for value in args:
+            if isinstance(value, Tensor) and not list(module.children()):
+                users[id(value)] = users.get(id(value), 0) + 1
+                if isinstance(module, _BatchNorm):
+                    inputs.append((module, value))
+
+    handles = []
+    try:
+        for module in model.modules():
+            handles.append(module.register_forward_pre_hook(before_module))
+            if isinstance(module, ConditionalLayer):
+                handles.append(module.register_forward_hook(after_layer))
+        with evaluating(model), torch.no_grad():
+            result = model(*arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    runs = [id(module) for module, _ in (*outputs, *inputs)]
+    pairs = [
+        (layer, norm)
+        for layer, output in outputs
+        for norm, value in inputs
+        if value is output and users[id(value)] == 1 and runs.count(id(layer)) == runs.count(id(norm)) == 1
+    ]
+    return pairs, result

@@ -1,0 +1,56 @@
+"""Folding batch norms of a whole model into its experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from condconv import CondConv2d, create_model, fold_batch_norms_
+
+X = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return model.eval()
+
+
+@pytest.mark.parametrize("scope", ["layer", "block"])
+def test_every_norm_after_a_conditional_layer_is_folded(scope: str) -> None:
+    model = with_statistics(create_model("mobilenet_v1_cc_025_4e", output_stride=8, scope=scope).double())
+    expected = model(X)
+    folded = fold_batch_norms_(model, X[:1])
+    assert len(folded) == 16
+    assert folded[0] == ("blocks.5.depthwise", "blocks.5.norm1")
+    assert isinstance(model.blocks[5].norm1, nn.Identity)
+    assert isinstance(model.blocks[4].norm2, nn.BatchNorm2d)
+    torch.testing.assert_close(model(X), expected)
+
+
+def test_a_norm_is_left_where_its_input_is_used_elsewhere() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = CondConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return y + self.norm(y)
+
+    model = with_statistics(Both().double())
+    expected = model(X)
+    with pytest.raises(RuntimeError, match="must compute what it did, .* it has been restored"):
+        fold_batch_norms_(model, X)
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
+
+
+def test_layers_that_run_twice_are_left() -> None:
+    conv = CondConv2d(3, 3, 3, padding=1, num_experts=2)
+    model = with_statistics(nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3)).double())
+    assert fold_batch_norms_(model, X) == []
