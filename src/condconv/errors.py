@@ -1,0 +1,50 @@
+"""Errors of the whole package: the bottom layer, which imports nothing of ours."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class UsageError(ValueError):
+    """Something the user gave is wrong, and the message says what, by which rule, and how to mend it.
+
+    The command line prints it as one line, `condconv: error: ...`, and exits with status 2.
+    """
+
+
+class TrainingError(RuntimeError):
+    """Training failed on valid input, say the loss became NaN; the command line exits with status 1."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during training; the message says what is saved. The command line exits with status 130."""
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+def require_extra(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or says which extra to install.
+
+    Args:
+        module: Dotted name of the module to import, for example `"timm.data"`.
+        extra: Name of the extra of this package that installs it, for example `"train"`.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtraError: The package that holds the module is not installed. An import error that comes
+            from inside an installed package is not hidden: it is raised as it is.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise MissingExtraError(
+            f'{package} is needed here and is not installed: pip install "condconv[{extra}]"', name=error.name
+        ) from error

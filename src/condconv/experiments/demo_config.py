@@ -1,0 +1,57 @@
+"""Settings of the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from condconv.errors import UsageError
+from condconv.train import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Settings of the demo. The defaults take about three minutes on two CPU cores.
+
+    Attributes:
+        out: Directory for the runs, the table and the pictures; finished runs that are there are kept.
+        seeds: Number of seeds, counted from 0; each trains both networks.
+        epochs: Epochs of each run.
+        static: The ordinary network.
+        conditional: Its CondConv twin.
+        output_stride: How many times the networks shrink their 8-pixel input.
+        batch_size: Images per update.
+        lr: Peak learning rate of SGD, for both networks.
+
+    Raises:
+        UsageError: There is no seed.
+    """
+
+    out: str = "runs/demo"
+    seeds: int = 3
+    epochs: int = 16
+    static: str = "mobilenet_v1_025"
+    conditional: str = "mobilenet_v1_cc_025_8e"
+    output_stride: int = 4
+    batch_size: int = 32
+    lr: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise UsageError(f"`seeds` must be a whole number of at least 1, got {self.seeds}")
+
+    def run(self, network: str, seed: int) -> TrainConfig:
+        """Return the settings of one run; the two networks differ in their name only."""
+        return TrainConfig(
+            data="digits",
+            model=network,
+            out=str(Path(self.out) / f"{network}-seed{seed}"),
+            model_options={"output_stride": self.output_stride},
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer="sgd",
+            lr=self.lr,
+            weight_decay=1e-3,
+            warmup_epochs=min(2, self.epochs - 1),
+            seed=seed,
+        )

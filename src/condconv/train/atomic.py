@@ -1,0 +1,45 @@
+"""Files that are either the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from condconv.errors import UsageError
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that a crash at any moment leaves the previous file, or the new one, whole.
+
+    The bytes go to a temporary file in the same directory, are flushed to the disk, and the file is renamed.
+
+    Args:
+        path: File to write; its directory exists.
+        content: Bytes, or text that is encoded as UTF-8.
+
+    Raises:
+        UsageError: The file cannot be written (disk full, no permission, no such directory); the previous
+            file is intact.
+    """
+    payload = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(_explain(path, error, len(payload))) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _explain(path: Path, error: OSError, size: int) -> str:
+    kept = f"the previous {path.name} is intact" if path.exists() else "nothing was written"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the disk for {path} ({size / 2**20:.1f} MiB); {kept}: free some, run again"
+    return f"`out` must be a directory that can be written to, got {path.parent} ({error.strerror}); {kept}"

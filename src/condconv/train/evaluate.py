@@ -1,0 +1,151 @@
+"""Accuracy of a network on validation images, in training and from a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from condconv.errors import UsageError
+from condconv.train import network as networks
+from condconv.train.checkpoint import Checkpoint, load_checkpoint
+from condconv.train.data import open_validation
+from condconv.train.images import IGNORED
+from condconv.train.launch import create_accelerator
+from condconv.train.loading import batches, create_loader
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network scores.
+
+    Attributes:
+        images: Number of images that count.
+        top1: Fraction whose class is ranked first, 0 to 1.
+        top5: Fraction whose class is among the first five; None with five classes or fewer, where it says
+            nothing.
+        loss: Mean cross entropy, in nats.
+        skipped_images: Unreadable images that do not count.
+        images_per_second: Over all processes, reading included.
+    """
+
+    images: int
+    top1: float
+    top5: float | None
+    loss: float
+    skipped_images: int
+    images_per_second: float
+
+
+def evaluate(accelerator: Accelerator, network: nn.Module, loader: Any, *, progress: bool = False) -> Evaluation:
+    """Score a network on a prepared loader; right with any number of processes (each image counts once).
+
+    Args:
+        accelerator: Gathers the processes' results.
+        network: Classifier, `[B, C, S, S]` to `[B, classes]`; put into eval mode and back.
+        loader: Loader prepared by `accelerator`.
+        progress: Whether to show a bar on a terminal.
+    """
+    was_training = network.training
+    network.eval()
+    rows: list[Tensor] = []
+    num_classes = 0
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for images, targets in tqdm(batches(loader), "evaluate", len(loader), disable=None if progress else True):
+            logits = network(images).float()
+            num_classes = logits.shape[1]
+            rows.append(accelerator.gather_for_metrics(_score(logits, targets)).cpu())
+    seconds = time.perf_counter() - start
+    network.train(was_training)
+    scores = torch.cat(rows).double()
+    counted = scores[scores[:, 0] > 0]
+    if len(counted) == 0:
+        raise UsageError("`data` must hold at least one readable validation image, got none: check the files")
+    top1, top5, loss = (counted[:, column].mean().item() for column in (1, 2, 3))
+    return Evaluation(
+        images=len(counted),
+        top1=top1,
+        top5=top5 if num_classes > 5 else None,
+        loss=loss,
+        skipped_images=len(scores) - len(counted),
+        images_per_second=len(scores) / seconds,
+    )
+
+
+def _score(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return a row an image: counts or not, first right, among the first five, loss. `[B, 4]`, float32."""
+    counts = targets != IGNORED
+    ranked = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]  # [B, 5]
+    loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    return torch.stack([counts.float(), ranked[:, 0].float(), ranked.any(1).float(), loss], dim=1)
+
+
+def load_network(
+    checkpoint: Checkpoint, path: str | Path, *, build: networks.Build = networks.build_from_zoo
+) -> nn.Module:
+    """Rebuild the trained network of a checkpoint, on the CPU, in eval mode.
+
+    Args:
+        checkpoint: As `load_checkpoint` returned it.
+        path: Its file, for messages.
+        build: Builds the network from the run's settings; for networks of your own.
+
+    Raises:
+        UsageError: The network cannot be built, or the weights are not its own.
+    """
+    options = networks.default_options(checkpoint.config, checkpoint.image_size)
+    config = replace(checkpoint.config, model_options=options)
+    network = build(config, len(checkpoint.class_names), checkpoint.in_chans)
+    networks.load_weights_(network, checkpoint.model, path)
+    return network.eval()
+
+
+def evaluate_checkpoint(
+    path: str | Path,
+    data: str,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_bad_image: str = "error",
+    device: str = "auto",
+    progress: bool = True,
+    build: networks.Build = networks.build_from_zoo,
+) -> Evaluation:
+    """Score a checkpoint of `train` on validation images, at the size it was trained for.
+
+    Args:
+        path: A `best.safetensors` or `last.safetensors`.
+        data: `"digits"`, a directory with `val/`, or one with the class folders themselves.
+        batch_size: Images per forward pass and process.
+        workers: Processes that read images.
+        on_bad_image: `"error"` or `"skip"`.
+        device: `"auto"` or `"cpu"`.
+        progress: Whether to show a bar on a terminal.
+        build: Builds the network; for networks of your own.
+
+    Raises:
+        UsageError: The checkpoint or the data cannot be used, or their classes differ.
+    """
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if value < least:
+            raise UsageError(f"`{name}` must be a whole number of at least {least}, got {value}")
+    checkpoint = load_checkpoint(path)
+    images = open_validation(
+        data,
+        checkpoint.class_names,
+        size=checkpoint.image_size,
+        in_chans=checkpoint.in_chans,
+        skip=on_bad_image == "skip",
+    )
+    accelerator = create_accelerator(replace(checkpoint.config, device=device, mixed_precision="no"))
+    network = load_network(checkpoint, path, build=build).to(accelerator.device)
+    loader = accelerator.prepare(create_loader(images, batch_size, workers=workers))
+    return evaluate(accelerator, network, loader, progress=progress and accelerator.is_main_process)

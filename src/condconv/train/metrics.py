@@ -1,0 +1,77 @@
+"""What a run measures, epoch by epoch, and what it returns."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """Numbers of one epoch.
+
+    Attributes:
+        epoch: Counted from 1.
+        lr: Learning rate after the epoch's last update.
+        train_loss: Mean loss over the epoch's updates, with label smoothing and augmentation.
+        val_loss: Mean cross entropy over the validation images, without label smoothing.
+        val_top1: Fraction of validation images whose class is ranked first, 0 to 1.
+        val_top5: Fraction whose class is among the first five; None with five classes or fewer.
+        train_images_per_second: Speed of the training part, over all processes.
+        skipped_images: Unreadable images left out, training and validation together.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    val_loss: float
+    val_top1: float
+    val_top5: float | None
+    train_images_per_second: float
+    skipped_images: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: its epochs, and where its files are.
+
+    Attributes:
+        metrics: One entry an epoch, in order.
+        out: The run's directory, with `config.json` and `metrics.csv`.
+        last: Checkpoint of the last epoch, complete enough to resume from.
+        best: Checkpoint of the epoch with the highest validation accuracy (the earliest of equals).
+        params: Number of parameters of the network.
+    """
+
+    metrics: tuple[EpochMetrics, ...]
+    out: Path
+    last: Path
+    best: Path
+    params: int
+
+    @property
+    def best_epoch(self) -> EpochMetrics:
+        """The epoch with the highest validation accuracy, the earliest of equals."""
+        return best_epoch(self.metrics)
+
+    @property
+    def train_images_per_second(self) -> float:
+        """Median over the epochs."""
+        return median(each.train_images_per_second for each in self.metrics)
+
+
+def best_epoch(metrics: tuple[EpochMetrics, ...]) -> EpochMetrics:
+    """Return the epoch with the highest validation accuracy, the earliest of equals."""
+    return max(metrics, key=lambda each: (each.val_top1, -each.epoch))
+
+
+def as_csv(metrics: tuple[EpochMetrics, ...]) -> str:
+    """Return the epochs as CSV with a header line; a value that does not exist is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [each.name for each in fields(EpochMetrics)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(each) for each in metrics)
+    return text.getvalue()

@@ -1,0 +1,104 @@
+"""The network of a run: built by name for the data at hand, and tried on one image before any training."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from condconv.errors import UsageError
+from condconv.train.config import TrainConfig
+
+Build = Callable[[TrainConfig, int, int], nn.Module]
+"""`build(config, num_classes, in_chans)` returns a network, `[B, C, S, S]` to `[B, num_classes]`."""
+
+
+def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.Module:
+    """Build the named network of `condconv.models`.
+
+    Raises:
+        UsageError: The name or an option is unknown.
+    """
+    from condconv.models import create_model, list_models
+
+    try:
+        return create_model(config.model, num_classes=num_classes, in_chans=in_chans, **config.model_options)
+    except (ValueError, TypeError, LookupError) as error:
+        near = difflib.get_close_matches(config.model, list_models(), n=3, cutoff=0.4)
+        hint = f" (near: {', '.join(near)})" if near and config.model not in near else ""
+        raise UsageError(f"`model` cannot be built: {error}{hint}; 'condconv models' lists the names") from error
+
+
+def default_options(config: TrainConfig, image_size: int) -> dict[str, object]:
+    """Return the network's options, with a stride that leaves small images a last map of at least 4 pixels.
+
+    Networks made for 224 pixels shrink their input 32 times, which would leave nothing of a 32-pixel image.
+    """
+    options = dict(config.model_options)
+    if "output_stride" not in options and image_size < 128:
+        options["output_stride"] = next((stride for stride in (16, 8, 4) if image_size >= 4 * stride), 2)
+    return options
+
+
+def check_output(network: nn.Module, num_classes: int, in_chans: int, image_size: int) -> None:
+    """Run one empty image through the network.
+
+    Raises:
+        UsageError: The image is too small for the network, or its output is not one number a class.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            output = network(torch.zeros(2, in_chans, image_size, image_size))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"`image_size` must suit the network, got {image_size} ({reason}): take a larger one, "
+            "or a smaller output_stride"
+        ) from error
+    finally:
+        network.train(was_training)
+    if tuple(output.shape) != (2, num_classes):
+        raise UsageError(
+            f"`model` must give one number a class, [2, {num_classes}] for two images, got "
+            f"{list(output.shape)}: "
+            "build it with num_classes equal to the number of class folders"
+        )
+
+
+def load_weights_(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copy a checkpoint's weights into a network, in place, all or none.
+
+    Args:
+        network: Network to fill.
+        weights: Its state dict, as read from a file.
+        path: That file, for the message.
+
+    Raises:
+        UsageError: Names or shapes do not match; the message lists the first of each.
+    """
+    own = network.state_dict()
+    problems = {
+        "it lacks": [name for name in own if name not in weights],
+        "the network has no": [name for name in weights if name not in own],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} (the network's: {tuple(own[name].shape)})"
+            for name in own
+            if name in weights and own[name].shape != weights[name].shape
+        ],
+    }
+    found = [f"{what} {_first(names)}" for what, names in problems.items() if names]
+    if found:
+        raise UsageError(
+            f"`checkpoint` must hold the weights of this network, got {path}: {'; '.join(found)}: "
+            "build the network with the checkpoint's own model name and options"
+        )
+    network.load_state_dict(dict(weights))
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,50 @@
+"""Optimizer and learning rate schedule, both timm's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+from timm.scheduler.scheduler_factory import create_scheduler_v2
+from torch import nn
+
+from condconv.errors import UsageError
+from condconv.train.config import TrainConfig
+
+
+def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Return timm's optimizer of that name; biases and norms are not decayed.
+
+    Raises:
+        UsageError: timm does not know the name.
+    """
+    try:
+        return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise UsageError(
+            f"`optimizer` must be a name that timm knows, got {config.optimizer!r} ({error}): "
+            "sgd, adamw, rmsproptf and lamb are some"
+        ) from error
+
+
+def create_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Any:
+    """Return timm's schedule of that name, counted in updates and set to the first one.
+
+    Raises:
+        UsageError: The name is not one of those that depend on the update alone, which resuming needs.
+    """
+    known = ("cosine", "tanh", "step", "multistep", "poly", "constant")
+    if config.scheduler not in known:
+        raise UsageError(f"`scheduler` must be one of {', '.join(known)}, got {config.scheduler!r}")
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        config.scheduler,
+        num_epochs=config.epochs,
+        warmup_epochs=min(1, config.epochs - 1) if config.warmup_epochs is None else config.warmup_epochs,
+        warmup_lr=config.lr / 100,
+        step_on_epochs=False,
+        updates_per_epoch=updates_per_epoch,
+    )
+    scheduler.step_update(0)
+    return scheduler

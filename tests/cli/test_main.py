@@ -1,0 +1,157 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+import condconv
+from condconv.cli import models
+from condconv.cli.main import main
+from condconv.errors import MissingExtraError, TrainingError, TrainingInterrupted, require_extra
+from tests.train.samples import make_folder
+
+NETWORK = "mobilenet_v1_025"
+
+
+def train_arguments(root, out, *more):
+    fixed = ["--model", NETWORK, "--image-size", "8", "--batch-size", "4", "--epochs", "1", "--device", "cpu"]
+    return ["train", "--data", str(root), "-o", str(out), *fixed, *more]
+
+
+def fails(capsys, argv, status=2):
+    """Runs a command that has to fail; returns its one line on stderr."""
+    assert main(argv) == status
+    captured = capsys.readouterr()
+    assert captured.err.startswith("condconv: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["evaluate"], ["models"]])
+def test_help_describes_each_command(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert " ".join(["usage: condconv", *command]) in said
+    assert "(default: None)" not in said
+    assert "==SUPPRESS==" not in said
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"condconv {condconv.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "error: the following arguments are required: COMMAND (see condconv --help)"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["train"], "error: the following arguments are required: --data, --model (see condconv train --help)"),
+        (["train", "--data", "digits", "--model", NETWORK, "--epochs", "two"], "--epochs: invalid int value: 'two'"),
+        (["train", "--data", "digits", "--model", NETWORK, "--epochs", "0"], "`epochs` must be a whole number of at"),
+        (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x"], "must be NAME=VALUE, got 'x'"),
+        (["train", "--data", "no/such", "--model", NETWORK], "got no/such, which does not exist"),
+        (["evaluate", "no.safetensors"], "`checkpoint` must be a file, got no.safetensors"),
+        (["models", "transformer"], "`pattern` must be part of a network's name, got 'transformer'"),
+        (["demo", "--seeds", "0"], "`seeds` must be a whole number of at least 1, got 0"),
+        (["demo", "--epochs", "0"], "`epochs` must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_get_one_line_and_status_2(capsys, argv, message):
+    assert message in fails(capsys, argv)
+
+
+def test_a_name_nearly_right_gets_a_hint(tmp_path, capsys):
+    argv = ["train", "--data", "digits", "--model", "mobilenet_v1_25", "-o", str(tmp_path)]
+    assert "near: mobilenet_v1_" in fails(capsys, argv)
+
+
+def test_an_unreadable_image_is_fatal_or_counted_as_asked(tmp_path, capsys):
+    root = make_folder(tmp_path / "data")
+    bad = root / "train" / "dog" / "0.png"
+    bad.write_bytes(b"no image")
+    assert f"error: `data` must hold readable images, got {bad}" in fails(capsys, train_arguments(root, tmp_path / "a"))
+    assert main(train_arguments(root, tmp_path / "b", "--on-bad-image", "skip")) == 0
+    assert "unreadable images left out: 1 over all epochs" in capsys.readouterr().out
+
+
+def test_train_then_evaluate(tmp_path, capsys):
+    root, out = make_folder(tmp_path / "data"), tmp_path / "run"
+    assert main(train_arguments(root, out)) == 0
+    said = capsys.readouterr().out
+    assert f"saved in {out / 'best.safetensors'}" in said
+    assert main(["evaluate", str(out / "best.safetensors"), "--device", "cpu"]) == 0
+    scores = capsys.readouterr().out
+    assert "images   6\n" in scores
+    assert "top-5" not in scores  # with two classes it would say nothing
+    assert scores.split("top-1")[1].split("%")[0].strip() in said
+
+
+def test_a_cut_checkpoint_and_a_run_of_other_settings_are_refused(tmp_path, capsys):
+    root, out = make_folder(tmp_path / "data"), tmp_path / "run"
+    assert main(train_arguments(root, out)) == 0
+    capsys.readouterr()
+    assert "differs in lr: 0.5, not 0.001" in fails(capsys, train_arguments(root, out, "--lr", "0.5"))
+    last = out / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:100])
+    assert "must be a whole safetensors file" in fails(capsys, ["evaluate", str(last)])
+
+
+def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    argv = ["train", "--data", "digits", "--model", NETWORK, "-o", str(tmp_path / "file" / "run")]
+    assert "`out` must be a directory that can be made" in fails(capsys, argv)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (TrainingError("the loss became nan"), 1, "condconv: training failed: the loss became nan\n"),
+        (TrainingInterrupted("2 are saved"), 130, "interrupted: 2 are saved; to go on: condconv models 'a b'\n"),
+        (KeyboardInterrupt(), 130, "interrupted: nothing more is saved; to try again: condconv models 'a b'\n"),
+        (MissingExtraError('pip install "condconv[train]"'), 2, 'error: pip install "condconv[train]"\n'),
+    ],
+)
+def test_each_kind_of_end_has_its_status(capsys, monkeypatch, error, status, message):
+    def raising(arguments):
+        raise error
+
+    monkeypatch.setattr(models, "run", raising)
+    assert message in fails(capsys, ["models", "a b"], status)
+
+
+def test_a_missing_extra_is_named():
+    with pytest.raises(MissingExtraError, match=r'^nosuchpackage is needed .*: pip install "condconv\[train\]"$'):
+        require_extra("nosuchpackage.part", "train")
+
+
+def test_models_lists_cost_beside_the_paper(capsys):
+    assert main(["models", NETWORK]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "params", "MADDs", "paper", "MADDs", "paper", "top-1"]
+    assert row.split() == [NETWORK, "0.5M", "41.0M", "-", "50.3", "%"]
+
+
+def test_models_needs_the_core_only():
+    # The train extra is hidden from a new process, as on a machine without it.
+    code = (
+        "import sys\n"
+        "for name in ('timm', 'torchvision', 'accelerate', 'safetensors', 'tqdm', 'PIL', 'sklearn', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
+        "from condconv.cli.main import main\n"
+        "assert main(['models', 'mobilenet_v1_025']) == 0\n"
+        "sys.exit(main(['train', '--data', 'digits', '--model', 'x']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 2
+    assert "mobilenet_v1_025" in done.stdout
+    assert done.stderr == 'condconv: error: timm is needed here and is not installed: pip install "condconv[train]"\n'
+
+
+def test_python_dash_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "condconv", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"condconv {condconv.__version__}\n"

@@ -1,0 +1,52 @@
+import errno
+import os
+
+import pytest
+
+from condconv.errors import UsageError
+from condconv.train.atomic import write_atomic
+
+
+def test_writes_and_replaces(tmp_path):
+    path = tmp_path / "a.json"
+    write_atomic(path, "one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(errno.ENOSPC, "no space left on the disk"), (errno.EIO, "`out` must be a directory")]
+)
+def test_a_failing_disk_leaves_the_previous_file_and_nothing_else(tmp_path, monkeypatch, number, message):
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(b"old")
+
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UsageError, match=message) as caught:
+        write_atomic(path, b"new")
+    assert "the previous last.safetensors is intact" in str(caught.value)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interruption_leaves_the_previous_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(b"old")
+
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    with pytest.raises(UsageError, match="nothing was written"):
+        write_atomic(tmp_path / "no" / "a.json", "text")

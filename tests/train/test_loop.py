@@ -1,0 +1,227 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from condconv.errors import TrainingError, TrainingInterrupted, UsageError
+from condconv.nn import CondConv2d, SoftmaxRouting
+from condconv.train import load_checkpoint, train
+from condconv.train.metrics import as_csv
+from tests.train.samples import (
+    NanAt,
+    StopAt,
+    build,
+    build_with,
+    make_folder,
+    same_tensors,
+    settings,
+    small_network,
+)
+
+UPDATES = 898 // 128  # updates per epoch of the digits in the settings of these tests
+
+
+def numbers(result):
+    return [replace(each, train_images_per_second=0.0) for each in result.metrics]
+
+
+def assert_same_run(ours, theirs):
+    assert numbers(ours) == numbers(theirs)
+    for kind in ("last", "best"):
+        one, other = load_checkpoint(getattr(ours, kind)), load_checkpoint(getattr(theirs, kind))
+        assert same_tensors(one.model, other.model)
+        if kind == "last":
+            assert one.optimizer is not None
+            assert other.optimizer is not None
+            for index, entries in one.optimizer["state"].items():
+                assert same_tensors(entries, other.optimizer["state"][index])
+            assert one.optimizer["param_groups"] == other.optimizer["param_groups"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    config = settings(tmp_path_factory.mktemp("whole"), random_erasing=0.5)
+    return train(config, build=build)
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (2 * UPDATES + 1, RuntimeError("stop before the third epoch's first update")),
+        (2 * UPDATES + 4, RuntimeError("stop in the middle of the third epoch")),
+        (3, KeyboardInterrupt()),
+    ],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, whole, step, error):
+    config = settings(tmp_path, random_erasing=0.5)
+    with pytest.raises((RuntimeError, TrainingInterrupted)):
+        train(config, build=build_with(StopAt(step, error)))
+    torch.manual_seed(12345)  # what happened in the process before must not matter
+    resumed = train(config, build=build)
+    assert_same_run(whole, resumed)
+
+
+def test_workers_give_the_same_run_each_time_and_when_resumed(tmp_path):
+    root = make_folder(tmp_path / "data")
+    changes = {"data": str(root), "image_size": 8, "batch_size": 4, "epochs": 2, "workers": 2}
+    one, other = (settings(tmp_path / name, **changes, color_jitter=0.4) for name in ("one", "other"))
+    with pytest.raises(RuntimeError, match="second epoch"):
+        train(other, build=build_with(StopAt(4, RuntimeError("second epoch"))))
+    assert_same_run(train(one, build=build), train(other, build=build))
+
+
+def test_a_run_learns_and_leaves_its_files(whole):
+    losses = [each.train_loss for each in whole.metrics]
+    assert losses[-1] < losses[0]
+    assert [each.epoch for each in whole.metrics] == [1, 2, 3, 4]
+    assert sorted(path.name for path in whole.out.iterdir()) == [
+        "best.safetensors",
+        "config.json",
+        "last.safetensors",
+        "metrics.csv",
+    ]
+    assert (whole.out / "metrics.csv").read_text() == as_csv(whole.metrics)
+    assert load_checkpoint(whole.best).epoch == whole.best_epoch.epoch
+    assert load_checkpoint(whole.best).optimizer is None
+    assert whole.params == sum(each.numel() for each in small_network(10, 1).parameters())
+
+
+def test_a_finished_run_is_returned_without_training(whole):
+    config = settings(whole.out, random_erasing=0.5)
+    again = train(config, build=build_with(StopAt(1, RuntimeError("it trained"))))
+    assert again == whole
+
+
+def test_another_seed_gives_another_run(tmp_path, whole):
+    other = train(settings(tmp_path, random_erasing=0.5, seed=1, epochs=1), build=build)
+    assert other.metrics[0].train_loss != whole.metrics[0].train_loss
+
+
+def test_a_run_of_other_settings_in_the_directory_is_refused(whole):
+    with pytest.raises(UsageError, match="differs in lr: 0.5, not 0.001; random_erasing: 0.0, not 0.5: give"):
+        train(settings(whole.out, lr=0.5), build=build)
+
+
+def test_a_truncated_checkpoint_stops_the_resuming_run(tmp_path, whole):
+    (tmp_path / "last.safetensors").write_bytes(whole.last.read_bytes()[:-1])
+    with pytest.raises(UsageError, match="must be a whole safetensors file"):
+        train(settings(tmp_path), build=build)
+
+
+@pytest.mark.parametrize("step", [UPDATES + 2, 2 * UPDATES])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_epochs_before(tmp_path, step):
+    config = settings(tmp_path)
+    with pytest.raises(TrainingError) as caught:
+        train(config, build=build_with(NanAt(step, RuntimeError())))
+    message = str(caught.value)
+    assert f"the loss became nan in epoch 2, step {step - UPDATES}, at learning rate" in message
+    assert f"epochs 1 to 1 are saved in {tmp_path}" in message
+    assert load_checkpoint(tmp_path / "last.safetensors").epoch == 1
+
+
+def test_ctrl_c_says_what_is_saved(tmp_path):
+    config = settings(tmp_path)
+    with pytest.raises(TrainingInterrupted, match="stopped in epoch 1: nothing is saved yet"):
+        train(config, build=build_with(StopAt(1, KeyboardInterrupt())))
+    with pytest.raises(TrainingInterrupted, match="stopped after epoch 2 of 4: epochs 1 to 2 are saved in"):
+        train(config, build=build_with(StopAt(2 * UPDATES + 1, KeyboardInterrupt())))
+
+
+def test_accumulated_updates_equal_whole_ones(tmp_path):
+    def linear(config, num_classes, in_chans):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+    once, thrice = (
+        train(settings(tmp_path / str(n), epochs=1, batch_size=99, grad_accumulation=n, clip_grad=1.0), build=linear)
+        for n in (1, 3)
+    )
+    ours, theirs = (load_checkpoint(each.last).model for each in (once, thrice))
+    for name, each in ours.items():
+        torch.testing.assert_close(each, theirs[name], rtol=1e-4, atol=1e-5)
+    assert once.metrics[0].lr == thrice.metrics[0].lr
+
+
+def test_unreadable_images_are_counted_and_change_no_accuracy(tmp_path):
+    root = make_folder(tmp_path / "data")
+    for place in ("train/cat/0.png", "val/dog/0.png"):
+        (root / place).write_bytes(b"no image")
+    config = settings(tmp_path / "run", data=str(root), image_size=8, batch_size=12, epochs=1, on_bad_image="skip")
+    metrics = train(config, build=build).metrics[0]
+    assert metrics.skipped_images == 2
+    assert metrics.val_top1 in {count / 5 for count in range(6)}
+    assert metrics.val_top5 is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "adamwow"}, "`optimizer` must be a name that timm knows, got 'adamwow'"),
+        ({"scheduler": "plateau"}, "`scheduler` must be one of cosine"),
+        ({"auto_augment": "rand-m9"}, "`auto_augment` must be None with one image channel"),
+        ({"image_size": 1}, "`image_size` must suit the network, got 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_training(tmp_path, changes, message):
+    def shrinking(config, num_classes, in_chans):
+        return nn.Sequential(
+            nn.Conv2d(in_chans, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+        )
+
+    with pytest.raises(UsageError) as caught:
+        train(settings(tmp_path, **changes), build=shrinking)
+    assert message in str(caught.value)
+    assert not (tmp_path / "last.safetensors").exists()
+
+
+def test_a_network_with_another_number_of_outputs_is_refused(tmp_path):
+    def wrong(config, num_classes, in_chans):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+
+    with pytest.raises(
+        UsageError, match=r"`model` must give one number a class, \[2, 10\] for two images, got \[2, 7\]"
+    ):
+        train(settings(tmp_path), build=wrong)
+
+
+def test_bf16_and_channels_last_train_and_keep_float32_weights(tmp_path):
+    result = train(settings(tmp_path, epochs=1, mixed_precision="bf16", channels_last=True), build=build)
+    assert 0 < result.metrics[0].train_loss < 5
+    assert load_checkpoint(result.last).model["1.weight"].dtype == torch.float32
+
+
+def test_each_epoch_has_an_order_of_its_own(tmp_path):
+    class FirstImage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def forward(self, x):
+            if self.training:
+                self.seen.append(x[0].clone())
+            return x
+
+    first = FirstImage()
+    train(settings(tmp_path, epochs=2), build=build_with(first))
+    assert len(first.seen) == 2 * UPDATES
+    assert not any(
+        torch.equal(one, other) for one, other in zip(first.seen[:UPDATES], first.seen[UPDATES:], strict=True)
+    )
+
+
+def test_a_conditional_network_resumes_to_the_same_result_and_its_temperature_anneals(tmp_path):
+    def conditional(first):
+        def build_conditional(config, num_classes, in_chans):
+            routing = SoftmaxRouting(in_chans, 3, temperature=5.0, final_temperature=1.0, annealing_steps=10)
+            layer = CondConv2d(in_chans, 8, 3, num_experts=3, routing=routing)
+            return nn.Sequential(first, layer, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, num_classes))
+
+        return build_conditional
+
+    one, other = (settings(tmp_path / name, epochs=2) for name in ("one", "other"))
+    with pytest.raises(RuntimeError, match="stop"):
+        train(other, build=conditional(StopAt(UPDATES + 2, RuntimeError("stop"))))
+    assert load_checkpoint(tmp_path / "other" / "last.safetensors").model["1.routing_fn.annealing_step"] == UPDATES
+    whole, resumed = (train(config, build=conditional(nn.Identity())) for config in (one, other))
+    assert_same_run(whole, resumed)
+    assert load_checkpoint(resumed.last).model["1.routing_fn.temperature"] == 1.0

@@ -1,0 +1,35 @@
+import pytest
+import torch
+from torch import nn
+
+from condconv.errors import UsageError
+from condconv.train.network import build_from_zoo, check_output, default_options
+from tests.train.samples import settings
+
+
+@pytest.mark.parametrize(
+    ("image_size", "stride"), [(8, 2), (16, 4), (31, 4), (32, 8), (64, 16), (127, 16), (128, None), (224, None)]
+)
+def test_small_images_keep_a_map_of_four_pixels(tmp_path, image_size, stride):
+    assert default_options(settings(tmp_path), image_size).get("output_stride") == stride
+
+
+def test_a_stride_that_is_given_stays(tmp_path):
+    config = settings(tmp_path, model_options={"output_stride": 32})
+    assert default_options(config, 8) == {"output_stride": 32}
+
+
+def test_the_zoo_builds_by_name_and_says_what_is_wrong(tmp_path):
+    network = build_from_zoo(settings(tmp_path, model="mobilenet_v1_025"), 7, 1)
+    assert network.eval()(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+    with pytest.raises(UsageError, match="`model` cannot be built: .*near: mobilenet_v1_"):
+        build_from_zoo(settings(tmp_path, model="mobilenet_v1_24"), 7, 1)
+    with pytest.raises(UsageError, match="`model` cannot be built: .*wings"):
+        build_from_zoo(settings(tmp_path, model="mobilenet_v1_025", model_options={"wings": 2}), 7, 1)
+
+
+def test_the_trial_leaves_the_mode_and_the_statistics_alone():
+    network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 3))
+    check_output(network, 3, 1, 4)
+    assert network.training
+    assert network[0].num_batches_tracked == 0
