@@ -43,7 +43,8 @@ def convert_(
     Args:
         model: Any module; changed in place.
         num_experts: E.
-        where: Which layers, from `condconv.select`; `None` for all convolutions with more than one output pixel.
+        where: Which layers, from `condconv.select`; `None` for all convolutions that run on the example and give
+            more than one pixel (so neither squeeze-and-excitation nor heads that serve training alone).
         routing: A name, a factory called with `(in_channels, num_experts)`, or (scope `"single"` only) a module.
         scope: `"layer"`, `"block"`, `"single"` or a `Scope`.
         classifier: Also convert the last linear layer to run, whatever `where` says; it routes by its own input
@@ -122,7 +123,9 @@ def _choose(
     model: nn.Module, where: select.Selector | None, scope: Scope, classifier: bool, watched: Trace | None
 ) -> tuple[list[select.Candidate], dict[str, str]]:
     """Return the layers to convert, and the selected ones that cannot be with the reasons."""
-    selector = select.convs() & ~select.single_pixel() if where is None else where
+    selector = where or select.convs() & ~select.single_pixel()
+    if where is None and watched is not None:
+        selector &= select.running()
     candidates = find_candidates(model, watched, scope.is_block)
     linears = [candidate for candidate in candidates if isinstance(candidate.module, nn.Linear)]
     asked = linears[-1:] if classifier else []

@@ -132,3 +132,8 @@ def pointwise() -> Selector:
 def single_pixel() -> Selector:
     """Select layers whose output has one position, as in squeeze-and-excitation: mixing would cost E times them."""
     return Selector(lambda c: c.output_pixels == 1, "single_pixel()")
+
+
+def running() -> Selector:
+    """Select layers that run on the example in evaluation mode; auxiliary heads often run in training only."""
+    return Selector(lambda c: c.output_pixels is not None, "running()")

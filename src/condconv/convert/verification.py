@@ -30,7 +30,8 @@ def check_same_output(model: nn.Module, example: Any, expected: Any) -> None:
     except Exception as error:
         raise RuntimeError(
             f"the changed model failed on the example ({error}); it has been restored. Something uses the kernel "
-            "of a replaced layer directly: leave that layer out"
+            "of a replaced layer directly (leave that layer out), or a block cannot be routed by its first input "
+            "(take scope='layer', or say which modules are blocks)"
         ) from error
     for before, after in zip(_tensors(expected), _tensors(output), strict=True):
         scale = before.abs().max().item() if before.numel() else 0.0
