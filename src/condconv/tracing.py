@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ class Call:
     Attributes:
         name: Of the module in the model; the first one where it has several.
         module: The module.
-        input_shape: Of its first tensor argument, or `None`.
+        input_shape: Of its first argument that is a tensor, or `None`; lists of tensors are not looked into.
         output_shape: Of its first tensor output, or `None`.
     """
 
@@ -85,6 +85,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _first_tensor(arguments: Iterable[Any]) -> tuple[int, ...] | None:
+    return next((tuple(value.shape) for value in arguments if isinstance(value, Tensor)), None)
+
+
 def _shape(values: Any) -> tuple[int, ...] | None:
     if isinstance(values, Tensor):
         return tuple(values.shape)
@@ -112,7 +116,7 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
 
     def enter(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running.append(len(entered))
-        entered.append((name, module, _shape((args, kwargs))))
+        entered.append((name, module, _first_tensor((*args, *kwargs.values()))))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         finished[running.pop()] = _shape(output)

@@ -453,9 +453,45 @@ def test_bad_scopes_and_selectors() -> None:
         Scope("block", every=0)
     with pytest.raises(ValueError, match='every must be 1 unless the scope is "block"'):
         Scope("single", every=2)
-    with pytest.raises(ValueError, match="scope must be 'layer' for 'stem', which is not part of a block"):
+    with pytest.raises(ValueError, match="scope must be 'layer' for 'stem', the first .* it is not part of a block"):
         convert_(Net(1), 2, scope="single", example_input=EXAMPLE)
     with pytest.raises(ValueError, match="start and stop must satisfy"):
         select.depth(0.9, 0.1)
     with pytest.raises(ValueError, match="count must be positive, got 0"):
         select.last_blocks(0)
+
+
+def test_squeeze_and_excitation_is_no_block_and_stays_static() -> None:
+    from torchvision.models import efficientnet_b0
+
+    model = efficientnet_b0(weights=None)
+    report = convert_(model, 2, where=select.last_blocks(3), scope="block", example_input=torch.randn(1, 3, 64, 64))
+    names = [layer.name for layer in report.layers]
+    assert {name[: len("features.x.x")] for name in names} == {"features.6.2", "features.6.3", "features.7.0"}
+    assert not [name for name in names if "fc" in name]
+    assert {name: hasattr(model.get_submodule(name), "routing_fn") for name in ("features.6.2", "features.7.0")} == {
+        "features.6.2": True,
+        "features.7.0": True,
+    }
+
+
+def test_a_block_that_takes_a_list_leaves_its_layers_to_route_themselves() -> None:
+    class Summing(Residual):
+        def forward(self, xs: list[Tensor]) -> Tensor:
+            return super().forward(sum(xs))
+
+    class Listing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Summing(3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks[0]([x, x])
+
+    model = Listing()
+    report = convert_(model, 2, scope="block", example_input=EXAMPLE)
+    assert isinstance(model.blocks[0].conv1.routing_fn, SigmoidRouting)
+    assert report.notes == (
+        "the layers of 'blocks.0' route by their own inputs: it cannot route them, its first input must be a tensor "
+        "[B, C, ...], got something else",
+    )

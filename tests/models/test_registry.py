@@ -67,6 +67,15 @@ def test_same_seed_same_static_layers() -> None:
     )
 
 
+def test_preserving_start_is_the_static_network_of_the_seed() -> None:
+    models = []
+    for name in ("mobilenet_v1_025", "mobilenet_v1_cc_025_4e"):
+        torch.manual_seed(3)
+        models.append(create_model(name, num_classes=10, init="preserve", output_stride=8).eval())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(models[1](x), models[0](x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("stride", "size"), [(32, 224), (16, 96), (8, 32), (4, 16), (2, 8), (8, 33), (2, 7)])
 def test_output_stride(stride: int, size: int) -> None:
     model = MobileNetV1(0.25, num_classes=7, in_chans=1, output_stride=stride).eval()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from condconv.convert import refusals, select
-from condconv.convert.blocks import find_candidates
+from condconv.convert.blocks import Blocks, find_candidates
 from condconv.convert.building import build_layers
 from condconv.convert.report import ConversionReport, describe_layer
 from condconv.convert.scope import Scope, group_layers
@@ -82,14 +82,16 @@ def convert_(
     scope = Scope(scope) if isinstance(scope, str) else scope
     scope.check_routing(routing)
     example, watched, notes = _watch(model, example_input)
-    chosen, refused = _choose(model, where, scope, classifier, watched)
+    blocks = Blocks(model, watched, scope.is_block)
+    chosen, refused = _choose(blocks, where, scope, classifier)
     _check_optimizers(chosen)
     before = None if watched is None else count(model, example)
     params_before = sum(parameter.numel() for parameter in model.parameters())
     old_layers = {candidate.name: candidate.module for candidate in chosen}
-    groups = group_layers(scope, chosen)
-    if watched is None and any(group.leader is not None for group in groups):
+    if watched is None and scope.kind != "layer":
         raise ValueError(f"example_input must be given for scope={scope.kind!r}: {notes[0]}")
+    groups, unrouted = group_layers(scope, chosen, blocks)
+    notes += unrouted
     with ExitStack() as undo:
         new_layers = build_layers(model, groups, old_layers, watched, num_experts, routing, init, noise, impl, undo)
         for name, layer in new_layers.items():
@@ -120,13 +122,14 @@ def _watch(model: nn.Module, example_input: Any) -> tuple[Any, Trace | None, lis
 
 
 def _choose(
-    model: nn.Module, where: select.Selector | None, scope: Scope, classifier: bool, watched: Trace | None
+    blocks: Blocks, where: select.Selector | None, scope: Scope, classifier: bool
 ) -> tuple[list[select.Candidate], dict[str, str]]:
     """Return the layers to convert, and the selected ones that cannot be with the reasons."""
+    model, watched = blocks.model, blocks.watched
     selector = where or select.convs() & ~select.single_pixel()
     if where is None and watched is not None:
         selector &= select.running()
-    candidates = find_candidates(model, watched, scope.is_block)
+    candidates = find_candidates(model, watched, blocks)
     linears = [candidate for candidate in candidates if isinstance(candidate.module, nn.Linear)]
     asked = linears[-1:] if classifier else []
     if classifier and not asked:
@@ -144,7 +147,7 @@ def _choose(
             + (f" ({names}{', ...' if len(candidates) > 8 else ''})" if candidates else ": the model has none")
         )
     shared = refusals.why_not_shared(model)
-    several = {} if scope.kind == "layer" else refusals.in_several_blocks(model, scope.is_block)
+    several = {} if scope.kind == "layer" else refusals.in_several_blocks(blocks)
     refused = {}
     for candidate in selected:
         key = id(candidate.module)

@@ -13,43 +13,80 @@ from condconv.nn import ConditionalLayer, RoutingFunction
 from condconv.tracing import Trace
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_LAYERS = (_ConvNd, nn.Linear, ConditionalLayer)
 BlockTest = Callable[[str, nn.Module], bool]
 
 
-def find_block(model: nn.Module, name: str, is_block: BlockTest | None = None) -> str | None:
-    """Return the name of the block a layer belongs to, or `None`.
+class Blocks:
+    """The blocks of a model: the modules whose input routes the layers inside them.
 
-    The block is the innermost module around the layer that stands in a container (a stage: Sequential, ModuleList,
-    ModuleDict), is no container itself, and holds two convolutions or more; where there is none, the outermost
-    module below the root that is no container and holds two or more.
+    The block of a layer is the innermost module around it that stands in a stage and holds two layers or more, not
+    counting those with a single output pixel (squeeze-and-excitation); where there is none, the outermost module below
+    the root that holds two or more. A stage is a container (Sequential, ModuleList, ModuleDict) or a module of blocks
+    of one class; a container is no block itself.
 
     Args:
         model: The model.
-        name: Of the layer.
+        watched: A forward pass of it; `None` if there is none.
         is_block: Decides by name and module instead; the innermost that it accepts is the block.
     """
-    path = name.split(".")
-    around = [".".join(path[:length]) for length in range(len(path) - 1, 0, -1)]  # innermost first
-    modules = {ancestor: model.get_submodule(ancestor) for ancestor in around}
-    if is_block is not None:
-        return next((ancestor for ancestor in around if is_block(ancestor, modules[ancestor])), None)
-    modules[""] = model
-    candidates = [
-        ancestor
-        for ancestor in around
-        if not isinstance(modules[ancestor], _CONTAINERS) and _num_convs(modules[ancestor]) >= 2
-    ]
-    in_containers = (
-        ancestor for ancestor in candidates if isinstance(modules[ancestor.rpartition(".")[0]], _CONTAINERS)
-    )
-    return next(in_containers, candidates[-1] if candidates else None)
+
+    def __init__(self, model: nn.Module, watched: Trace | None, is_block: BlockTest | None = None) -> None:
+        self.model = model
+        self.watched = watched
+        self.is_block = is_block
+        calls = () if watched is None else watched.calls
+        self._single_pixel = {
+            id(call.module)
+            for call in calls
+            if isinstance(call.module, _LAYERS[:1]) and call.output_shape and prod(call.output_shape[2:]) == 1
+        }
+
+    def of(self, name: str) -> str | None:
+        """Return the name of the block of a layer, or `None` if it stands outside any."""
+        path = name.split(".")
+        around = [".".join(path[:length]) for length in range(len(path) - 1, 0, -1)]  # innermost first
+        modules = {"": self.model} | {ancestor: self.model.get_submodule(ancestor) for ancestor in around}
+        if self.is_block is not None:
+            return next((ancestor for ancestor in around if self.is_block(ancestor, modules[ancestor])), None)
+        large = [
+            ancestor
+            for ancestor in around
+            if not isinstance(modules[ancestor], _CONTAINERS) and self._num_layers(modules[ancestor]) >= 2
+        ]
+        in_stages = (ancestor for ancestor in large if self._is_stage(modules[ancestor.rpartition(".")[0]]))
+        return next(in_stages, large[-1] if large else None)
+
+    def why_not_route(self, block: str, layers: list[nn.Module]) -> str | None:
+        """Return why a block cannot route layers inside it by its first input, or `None`."""
+        module = self.model.get_submodule(block)
+        if isinstance(module, _CONTAINERS):
+            return f"it is a {type(module).__name__}, which would run a routing function as a layer"
+        call = None if self.watched is None else self.watched.first_call(module)
+        if self.watched is None or call is None:
+            return "it does not run on the example"
+        if call.input_shape is None or len(call.input_shape) < 2:
+            return f"its first input must be a tensor [B, C, ...], got {call.input_shape or 'something else'}"
+        for layer in layers:
+            inner = self.watched.first_call(layer)
+            if inner is not None and inner.input_shape is not None and inner.input_shape[0] != call.input_shape[0]:
+                return f"the batch changes inside it, from {call.input_shape[0]} to {inner.input_shape[0]}"
+        return None
+
+    def _num_layers(self, module: nn.Module) -> int:
+        return sum(isinstance(m, _LAYERS) and id(m) not in self._single_pixel for m in module.modules())
+
+    def _is_stage(self, module: nn.Module) -> bool:
+        if isinstance(module, _CONTAINERS):
+            return True
+        with_layers = [child for child in module.children() if self._num_layers(child)]
+        return bool(with_layers) and all(
+            type(child) is type(with_layers[0]) and not isinstance(child, _CONTAINERS) and self._num_layers(child) >= 2
+            for child in with_layers
+        )
 
 
-def _num_convs(module: nn.Module) -> int:
-    return sum(isinstance(child, (_ConvNd, ConditionalLayer)) for child in module.modules())
-
-
-def find_candidates(model: nn.Module, watched: Trace | None, is_block: BlockTest | None = None) -> list[Candidate]:
+def find_candidates(model: nn.Module, watched: Trace | None, blocks: Blocks) -> list[Candidate]:
     """Return the convolutions and linear layers of a model in the order in which they run.
 
     Layers inside routing functions are left out. Without a trace the order is that of registration.
@@ -57,19 +94,22 @@ def find_candidates(model: nn.Module, watched: Trace | None, is_block: BlockTest
     layers = list(_static_layers(model))
     entered = {} if watched is None else {id(call.module): i for i, call in reversed([*enumerate(watched.calls)])}
     layers.sort(key=lambda item: entered.get(id(item[1]), len(entered)))  # stable: layers that did not run come last
-    blocks = [
-        None if isinstance(module, nn.Linear) and is_block is None else find_block(model, name, is_block)
-        for name, module in layers
-    ]
-    order = list(dict.fromkeys(block for block in blocks if block is not None))
+    names = [blocks.of(name) for name, _ in layers]
+    order = list(
+        dict.fromkeys(
+            block
+            for block, (_, module) in zip(names, layers, strict=True)
+            if block is not None and not isinstance(module, nn.Linear)
+        )
+    )
     candidates = []
-    for index, ((name, module), block) in enumerate(zip(layers, blocks, strict=True)):
+    for index, ((name, module), block) in enumerate(zip(layers, names, strict=True)):
         call = None if watched is None else watched.first_call(module)
         pixels = None
         if call is not None and call.output_shape is not None:
             shape = call.output_shape
             pixels = prod(shape[1:-1] if isinstance(module, nn.Linear) else shape[2:])
-        after = None if block is None else len(order) - 1 - order.index(block)
+        after = len(order) - 1 - order.index(block) if block in order else None
         candidates.append(Candidate(name, module, index / max(len(layers) - 1, 1), pixels, block, after))
     return candidates
 

@@ -60,7 +60,10 @@ def build_layers(
         block = model.get_submodule(group.leader)
         first = old_layers[group.layers[0]].weight
         options: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
-        channels = _block_channels(group.leader, block, watched)
+        call = None if watched is None else watched.first_call(block)
+        if call is None or call.input_shape is None:
+            raise ValueError(f"example_input must be given and run {group.leader!r}, whose input routes its layers")
+        channels = call.input_shape[1]
         routing_fn = make_routing(routing, channels, num_experts, **options)
         chained = isinstance(routing_fn, HierarchicalRouting)
         if chained and previous is not None:
@@ -92,15 +95,3 @@ def _make(old: nn.Module, num_experts: int, routing: Routing, init: str, noise: 
     if padding is not None:
         layer.padding = padding  # type: ignore[assignment]
     return layer
-
-
-def _block_channels(name: str, block: nn.Module, watched: Trace | None) -> int:
-    call = None if watched is None else watched.first_call(block)
-    if call is None or call.input_shape is None or len(call.input_shape) < 2:
-        shape = None if call is None else call.input_shape
-        raise ValueError(
-            f"scope must be 'layer' for the layers of {name!r}: a block is routed by its first tensor input "
-            f"[B, C, ...], got {shape} in the run on the example; or say which modules are blocks with "
-            "Scope(..., is_block=...)"
-        )
-    return call.input_shape[1]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from condconv.convert.blocks import BlockTest, find_block
+from condconv.convert.blocks import Blocks
 from condconv.nn import TWINS, TFSameConv2d
 
 # Classes of other libraries whose forward is their base's but for the padding, by full name.
@@ -83,15 +83,15 @@ def why_not_shared(model: nn.Module) -> dict[int, str]:
     return reasons
 
 
-def in_several_blocks(model: nn.Module, is_block: BlockTest | None) -> dict[int, str]:
+def in_several_blocks(blocks: Blocks) -> dict[int, str]:
     """Return reasons by `id` of the layer, for layers registered in more than one block."""
-    blocks: dict[int, set[str | None]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    standing: dict[int, set[str | None]] = {}
+    for name, module in blocks.model.named_modules(remove_duplicate=False):
         if isinstance(module, tuple(TWINS)):
-            blocks.setdefault(id(module), set()).add(find_block(model, name, is_block))
+            standing.setdefault(id(module), set()).add(blocks.of(name))
     return {
         key: "it stands in several blocks, whose routings differ: convert it with scope='layer'"
-        for key, found in blocks.items()
+        for key, found in standing.items()
         if len(found) > 1
     }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from condconv.convert.blocks import Blocks
 from condconv.convert.select import Candidate
 from condconv.nn import HierarchicalRouting
 from condconv.nn.factory import Routing
@@ -70,34 +71,54 @@ class Group:
     last: str
 
 
-def group_layers(scope: Scope, candidates: Sequence[Candidate]) -> list[Group]:
-    """Return the groups of the selected candidates, which come in the order in which they run.
+def group_layers(scope: Scope, candidates: Sequence[Candidate], blocks: Blocks) -> tuple[list[Group], list[str]]:
+    """Return the groups of the selected candidates, and notes on layers that no block can route.
+
+    Args:
+        scope: How routing is shared.
+        candidates: The selected layers in the order in which they run.
+        blocks: The blocks of the model.
 
     Raises:
-        ValueError: A scope of several blocks whose first layer lies outside any block.
+        ValueError: A scope of several blocks whose first block cannot route.
     """
+    alone = [Group(None, (candidate.name,), candidate.name) for candidate in candidates]
     if scope.kind == "layer":
-        return [Group(None, (candidate.name,), candidate.name) for candidate in candidates]
-    if scope.kind == "single":
-        return [_shared(candidates)]
-    blocks: dict[str, list[Candidate]] = {}
-    groups = []
+        return alone, []
+    members: dict[str | None, list[Candidate]] = {}
     for candidate in candidates:
-        if candidate.block is None:
-            groups.append(Group(None, (candidate.name,), candidate.name))
-        else:
-            blocks.setdefault(candidate.block, []).append(candidate)
-    members = list(blocks.values())
-    for start in range(0, len(members), scope.every):
-        groups.append(_shared([layer for block in members[start : start + scope.every] for layer in block]))
-    return groups
+        members.setdefault(candidate.block, []).append(candidate)
+    reasons = {
+        block: blocks.why_not_route(block, [candidate.module for candidate in layers])
+        for block, layers in members.items()
+        if block is not None
+    }
+    if scope.kind == "single":
+        _check_leader(candidates[0], reasons)
+        return [_shared(candidates)], []
+    groups = [group for group, candidate in zip(alone, candidates, strict=True) if candidate.block is None]
+    notes = []
+    routable = []
+    for block, reason in reasons.items():
+        if reason is None:
+            routable.append(members[block])
+            continue
+        groups += [Group(None, (candidate.name,), candidate.name) for candidate in members[block]]
+        notes.append(f"the layers of {block!r} route by their own inputs: it cannot route them, {reason}")
+    for start in range(0, len(routable), scope.every):
+        groups.append(_shared([layer for block in routable[start : start + scope.every] for layer in block]))
+    return groups, notes
+
+
+def _check_leader(first: Candidate, reasons: Mapping[str, str | None]) -> None:
+    reason = "it is not part of a block" if first.block is None else reasons[first.block]
+    if reason is not None:
+        raise ValueError(
+            f"scope must be 'layer' for {first.name!r}, the first layer to share a routing: {reason}; narrow `where` "
+            "to layers in blocks, or say which modules are blocks with Scope(..., is_block=...)"
+        )
 
 
 def _shared(candidates: Sequence[Candidate]) -> Group:
     first, last = candidates[0], candidates[-1]
-    if first.block is None:
-        raise ValueError(
-            f"scope must be 'layer' for {first.name!r}, which is not part of a block: narrow `where` to layers in "
-            "blocks, or say which modules are blocks with Scope(..., is_block=...)"
-        )
     return Group(first.block, tuple(candidate.name for candidate in candidates), last.block or last.name)

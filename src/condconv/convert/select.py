@@ -109,12 +109,19 @@ def depth(start: float, stop: float = 1.0) -> Selector:
 def last_blocks(count: int) -> Selector:
     """Select the convolutions of the last `count` blocks (residual, inverted residual, separable, ...).
 
+    Those with a single output pixel, as in squeeze-and-excitation, stay static, as in the paper.
+
     Raises:
         ValueError: `count` is not positive.
     """
     if count < 1:
         raise ValueError(f"count must be positive, got {count!r}")
-    return Selector(lambda c: c.blocks_after is not None and c.blocks_after < count, f"last_blocks({count})")
+
+    def matches(candidate: Candidate) -> bool:
+        after = candidate.blocks_after
+        return after is not None and after < count and candidate.output_pixels != 1
+
+    return Selector(matches, f"last_blocks({count})")
 
 
 def depthwise() -> Selector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -33,7 +34,11 @@ def check_same_output(model: nn.Module, example: Any, expected: Any) -> None:
             "of a replaced layer directly (leave that layer out), or a block cannot be routed by its first input "
             "(take scope='layer', or say which modules are blocks)"
         ) from error
-    for before, after in zip(_tensors(expected), _tensors(output), strict=True):
+    pairs = [*zip_longest(_tensors(expected), _tensors(output))]
+    shapes = [[None if tensor is None else tuple(tensor.shape) for tensor in pair] for pair in pairs]
+    if any(before != after for before, after in shapes):
+        raise RuntimeError(f"the changed model must compute what it did, its output shapes differ: {shapes}; restored")
+    for before, after in pairs:
         scale = before.abs().max().item() if before.numel() else 0.0
         deviation = (after - before).abs().nan_to_num().max().item() if before.numel() else 0.0
         if deviation > torch.finfo(before.dtype).eps ** 0.5 * max(scale, 1e-6):

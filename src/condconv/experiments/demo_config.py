@@ -18,7 +18,8 @@ class DemoConfig:
         seeds: Number of seeds, counted from 0; each trains both networks.
         epochs: Epochs of each run.
         static: The ordinary network.
-        conditional: Its CondConv twin.
+        conditional: Its CondConv twin, which starts as the static network of the same seed: with 900 images, experts
+            drawn one by one learn more slowly.
         output_stride: How many times the networks shrink their 8-pixel input.
         batch_size: Images per update.
         lr: Peak learning rate of SGD, for both networks.
@@ -46,7 +47,7 @@ class DemoConfig:
             data="digits",
             model=network,
             out=str(Path(self.out) / f"{network}-seed{seed}"),
-            model_options={"output_stride": self.output_stride},
+            model_options={"output_stride": self.output_stride, "init": "preserve"},
             epochs=self.epochs,
             batch_size=self.batch_size,
             optimizer="sgd",

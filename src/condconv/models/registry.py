@@ -84,6 +84,7 @@ def create_model(
     scope: str | Scope = "block",
     conditional_classifier: bool = True,
     first_block: int = 6,
+    init: str = "independent",
     **options: Any,
 ) -> nn.Module:
     """Return a network by name, with random parameters.
@@ -97,6 +98,8 @@ def create_model(
         scope: Of conditional networks; the paper's is one routing a block.
         conditional_classifier: Whether the classifier of a conditional network has experts too, as in the paper.
         first_block: First conditional separable block, counted from 1; the paper's is 6 (its "layer 7").
+        init: Of conditional networks: `"independent"` draws each expert on its own, as the paper does; `"preserve"`
+            starts as the static network of the same seed, with experts that differ a little.
         **options: Of the network: `output_stride`, `drop_rate` (see `condconv.models.MobileNetV1`).
 
     Returns:
@@ -128,7 +131,7 @@ def create_model(
         scope=scope,
         classifier=conditional_classifier,
         example_input=torch.zeros(1, in_chans, 32, 32),
-        init="independent",
+        init=init,
     )
     return model
 
