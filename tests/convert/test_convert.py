@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -477,8 +478,8 @@ def test_squeeze_and_excitation_is_no_block_and_stays_static() -> None:
 
 def test_a_block_that_takes_a_list_leaves_its_layers_to_route_themselves() -> None:
     class Summing(Residual):
-        def forward(self, xs: list[Tensor]) -> Tensor:
-            return super().forward(sum(xs))
+        def forward(self, x: Any) -> Tensor:
+            return super().forward(sum(x))
 
     class Listing(nn.Module):
         def __init__(self) -> None:

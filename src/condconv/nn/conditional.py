@@ -176,6 +176,6 @@ class ConditionalLayer(nn.Module):
     @torch.no_grad()
     def draw_experts_(self, kernel: Tensor, bias: Tensor | None) -> None:
         """Draw each expert on its own, in place: normal, with the standard deviation of `kernel`; biases are copied."""
-        self.weight.normal_(0.0, kernel.std(correction=0).item())
+        self.weight.normal_().mul_(kernel.std(correction=0))  # no number leaves the device: the meta device has none
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
