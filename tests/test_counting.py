@@ -56,6 +56,21 @@ def test_a_layer_called_twice_counts_twice_but_has_its_parameters_once() -> None
     assert costs["total"][0] == 16
 
 
+def test_windows_folded_into_the_batch_belong_to_the_example() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 1, bias=False), nn.Linear(4, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x).unfold(2, 2, 2).unfold(3, 2, 2)  # [B, 4, 3, 3, 2, 2]
+            return self.linear(y.permute(0, 2, 3, 4, 5, 1).reshape(-1, 4, 4))
+
+    costs = by_name(count(Windows(), torch.zeros(2, 3, 6, 6)))
+    assert costs["conv"][1] == 12 * 36
+    assert costs["linear"][1] == 20 * 36
+
+
 def test_half_precision_experts_have_half_the_bytes() -> None:
     costs = by_name(
         count(CondConv2d(4, 6, 1, bias=False, num_experts=5).bfloat16(), torch.zeros(1, 4, 3, 3).bfloat16())

@@ -1,6 +1,7 @@
 """Example-dependent convolution kernels (CondConv) for any convolutional network."""
 
-from condconv import nn, ops
+from condconv import nn as nn
+from condconv import ops as ops
 from condconv.convert import ConversionReport, Scope, convert_, fold_batch_norms_, select
 from condconv.counting import CostReport, count
 from condconv.models import create_model, get_model_info, list_models
@@ -33,7 +34,5 @@ __all__ = [
     "fold_batch_norms_",
     "get_model_info",
     "list_models",
-    "nn",
-    "ops",
     "select",
 ]

@@ -61,9 +61,9 @@ def count(model: nn.Module, example_input: Any = None) -> CostReport:
     """Count parameters, multiply-adds (MADDs) and bytes of a model.
 
     MADDs are the convolutions, linear layers (those of the routing too) and `E * P` for mixing E experts of P
-    parameters; biases of static layers, normalisation, activations, pooling and attention products are left
-    out. Twice the MADDs is what `torch.utils.flop_counter.FlopCounterMode` reports for a convolutional network whose
-    conditional layers mix kernels.
+    parameters; biases of static layers, normalisation, activations, pooling, attention and layers of other libraries
+    are left out. Twice the MADDs is what `torch.utils.flop_counter.FlopCounterMode` reports for a convolutional network
+    whose conditional layers mix kernels.
 
     Args:
         model: Any module; left as it was. It is run once in evaluation mode without gradients.
@@ -86,8 +86,10 @@ def count(model: nn.Module, example_input: Any = None) -> CostReport:
     """
     example = default_example(model) if example_input is None else example_input
     costs: dict[nn.Module, LayerCost] = {}
-    for call in trace(model, example).calls:
-        cost = _layer_cost(call)
+    calls = trace(model, example).calls
+    batch = next((call.input_shape[0] for call in calls if call.input_shape), 1)
+    for call in calls:
+        cost = _layer_cost(call, batch)
         if cost is not None:
             before = costs.get(call.module)
             costs[call.module] = cost if before is None else _add(cost, before)
@@ -110,9 +112,9 @@ def _add(cost: LayerCost, before: LayerCost) -> LayerCost:
     return LayerCost(cost.name, cost.kind, cost.params, cost.madds + before.madds, cost.expert_bytes, cost.kernel_bytes)
 
 
-def _layer_cost(call: Call) -> LayerCost | None:
+def _layer_cost(call: Call, batch: int) -> LayerCost | None:
     module: Any = call.module
-    if call.input_shape is None or call.output_shape is None:
+    if not call.input_shape or not call.output_shape or not batch:
         return None
     own = sum(p.numel() for p in module.parameters(recurse=False))
     kind = type(module).__name__
@@ -121,20 +123,24 @@ def _layer_cost(call: Call) -> LayerCost | None:
         outputs = 0 if module.bias is None else module.num_outputs
         experts = module.num_experts * (kernel + outputs)
         size = module.weight.element_size()
-        madds = kernel * _applications(module, call) + experts
+        madds = kernel * _applications(module, call, batch) + experts
         return LayerCost(call.name, kind, own, madds, experts * size, (kernel + outputs) * size)
     if isinstance(module, (_ConvNd, nn.Linear)):
-        return LayerCost(call.name, kind, own, module.weight.numel() * _applications(module, call))
+        return LayerCost(call.name, kind, own, module.weight.numel() * _applications(module, call, batch))
     return None
 
 
-def _applications(module: Any, call: Call) -> int:
-    """Return how often each kernel parameter is multiplied for one example."""
+def _applications(module: Any, call: Call, batch: int) -> int:
+    """Return how often each kernel parameter is multiplied for one example of the model's input.
+
+    A model may fold windows or frames into the batch of a layer: all of them belong to the example.
+    """
     inputs, outputs = call.input_shape or (), call.output_shape or ()
     if isinstance(module, (_ConvNd, CondConvNd)):
         transposed = isinstance(module, _ConvTransposeNd) or getattr(module, "transposed", False)
-        return prod((inputs if transposed else outputs)[2:])
-    return prod(outputs[1:-1])
+        sizes = inputs if transposed else outputs
+        return sizes[0] * prod(sizes[2:]) // batch
+    return prod(outputs[:-1]) // batch
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -154,6 +154,19 @@ def test_partially_shared_and_single() -> None:
     assert isinstance(single.head.routing_fn, RoutingSlot)
 
 
+@pytest.mark.parametrize("scope", ["single", Scope("block", every=2)], ids=str)
+def test_no_weights_are_left_behind(scope) -> None:
+    model = Net()
+    convert_(model, 2, where=select.name("blocks.*"), scope=scope, classifier=True, example_input=EXAMPLE)
+    slots = [module for module in model.modules() if isinstance(module, RoutingSlot)]
+    model(EXAMPLE)
+    assert not any(slot._weights for slot in slots)
+    model.blocks[1].register_forward_hook(lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(EXAMPLE)
+    assert not any(slot._weights for slot in slots)
+
+
 def test_hierarchical_routing_is_chained() -> None:
     model = Net().double()
     before = outputs(model)
@@ -235,6 +248,82 @@ def test_hooks_move_along_and_handles_still_remove_them() -> None:
     assert len(calls) == 1
 
 
+def test_state_dict_and_parameter_hooks_are_refused() -> None:
+    model = Net(1)
+    model.stem.register_state_dict_post_hook(lambda *arguments: None)
+    with pytest.raises(ValueError, match="stem: it has state-dict hooks"):
+        convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+    model = Net(1)
+    model.stem.weight.register_hook(lambda grad: grad)
+    with pytest.raises(ValueError, match="stem: its parameters have hooks"):
+        convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+
+
+def test_methods_put_on_an_instance_and_attention_are_refused() -> None:
+    model = Net(1)
+    model.stem.forward = lambda x: nn.Conv2d.forward(model.stem, x)
+    with pytest.raises(ValueError, match="a torch.nn.modules.conv.Conv2d with a forward of its own"):
+        convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+    attention = nn.Sequential(nn.Conv2d(3, 3, 1), nn.MultiheadAttention(4, 2))
+    with pytest.raises(ValueError, match="uses its weight without calling it"):
+        convert_(attention, 2, where=select.types(nn.Linear))
+
+
+def test_a_conv_forward_of_its_own_is_refused() -> None:
+    class Padded(nn.Conv2d):
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(input + 1, weight, bias)
+
+    model = Net(1)
+    model.stem = Padded(3, 8, 3, 2, 1)
+    with pytest.raises(ValueError, match="Padded with a forward of its own"):
+        convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+
+
+def test_the_classifier_is_one_that_runs() -> None:
+    model = Net(1)
+    model.auxiliary = nn.Linear(8, 5)
+    report = convert_(model, 2, where=select.name("stem"), classifier=True, example_input=EXAMPLE)
+    assert [layer.name for layer in report.layers] == ["stem", "head"]
+
+
+def test_blocks_in_another_layout_leave_their_layers_to_route_themselves() -> None:
+    class ChannelsInnermost(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    class Permuting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(ChannelsInnermost(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks(x.permute(0, 2, 3, 1))
+
+    report = convert_(Permuting(), 2, scope="block", example_input=EXAMPLE)
+    assert "its input [2, 16, 16, 3] is not laid out as those of its layers, [2, 3, 16, 16]" in report.notes[0]
+
+
+def test_a_model_that_would_return_nan_is_restored() -> None:
+    class Breaking(Peeking):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) * (float("nan") if self.conv.weight.dim() == 5 else 1.0)
+
+    with pytest.raises(RuntimeError, match="must compute what it did"):
+        convert_(nn.Sequential(Breaking()), 2, example_input=EXAMPLE)
+
+
+def test_wrong_types() -> None:
+    with pytest.raises(TypeError, match="where must be a selector, such as .* got 'blocks"):
+        convert_(Net(1), 2, where="blocks.*")
+    with pytest.raises(TypeError, match="scope must be .* got None"):
+        convert_(Net(1), 2, scope=None)
+    with pytest.raises(TypeError, match="patterns must be strings"):
+        select.name(["a", "b"])
+    with pytest.raises(TypeError, match="kinds must be classes of layers"):
+        select.types("Conv2d")
+
+
 def test_backward_hooks_are_refused() -> None:
     model = Net(1)
     model.stem.register_full_backward_hook(lambda *arguments: None)
@@ -269,10 +358,11 @@ def test_a_forward_of_its_own_is_refused() -> None:
         convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
 
 
-def test_lazy_layers_are_refused() -> None:
+def test_lazy_layers_exist_once_the_model_has_run_on_the_example() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyConv2d(4, 3))
-    report = convert_(model, 2)
-    assert "run the model once first" in report.refused.get("1", "run the model once first")
+    assert len(convert_(model, 2, example_input=EXAMPLE).layers) == 2
+    with pytest.raises(ValueError, match="0: its parameters do not exist yet: run the model once first"):
+        convert_(nn.Sequential(nn.LazyConv2d(4, 3)), 2)
 
 
 def test_tensorflow_padding_is_kept() -> None:

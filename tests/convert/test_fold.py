@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from condconv import CondConv2d, create_model, fold_batch_norms_
+from condconv import CondConv2d, convert_, create_model, fold_batch_norms_, select
 
 X = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -30,6 +30,18 @@ def test_every_norm_after_a_conditional_layer_is_folded(scope: str) -> None:
     assert folded[0] == ("blocks.5.depthwise", "blocks.5.norm1")
     assert isinstance(model.blocks[5].norm1, nn.Identity)
     assert isinstance(model.blocks[4].norm2, nn.BatchNorm2d)
+    torch.testing.assert_close(model(X), expected)
+
+
+def test_norm_with_activation_of_timm() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("mobilenetv3_small_050", num_classes=4).double()
+    convert_(model, 3, where=select.last_blocks(2), scope="block", example_input=X[:1])
+    with_statistics(model)
+    expected = model(X)
+    folded = fold_batch_norms_(model, X[:1])
+    assert len(folded) > 5
+    assert {type(model.get_submodule(norm)) for _, norm in folded} == {nn.Sequential}
     torch.testing.assert_close(model(X), expected)
 
 

@@ -6,6 +6,8 @@ import copy
 import io
 import os
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -185,8 +187,32 @@ def test_distributed_data_parallel(tmp_path) -> None:
 
 
 def test_data_parallel_is_refused() -> None:
+    slot = next(module for module in Net().modules() if isinstance(module, RoutingSlot))
     with pytest.raises(RuntimeError, match="use torch.nn.parallel.DistributedDataParallel"):
-        Net()._replicate_for_data_parallel() and [m._replicate_for_data_parallel() for m in Net().modules()]
+        slot._replicate_for_data_parallel()
+
+
+def test_threads_do_not_meet() -> None:
+    """A barrier inside the block makes both threads route before either uses its weights."""
+    block = Block(6).eval()
+    route_block_(block, SigmoidRouting(6, 3), [block.depthwise, block.pointwise])
+    images = [torch.randn(2, 6, 5, 5), torch.randn(2, 6, 5, 5)]
+    expected = [block(x) for x in images]
+    barrier = threading.Barrier(2, timeout=30)
+    block.depthwise.register_forward_pre_hook(lambda module, args: [barrier.wait(), None][1])
+    with ThreadPoolExecutor(2) as pool:
+        for output, wanted in zip(pool.map(block, images), expected, strict=True):
+            torch.testing.assert_close(output, wanted)
+
+
+def test_a_copy_made_in_the_middle_of_a_forward_starts_empty() -> None:
+    block = Block(6)
+    route_block_(block, SigmoidRouting(6, 3), [block.depthwise, block.pointwise])
+    copies = []
+    block.norm.register_forward_hook(lambda module, args, output: copies.append(copy.deepcopy(block.pointwise)))
+    block(torch.randn(2, 6, 5, 5))
+    with pytest.raises(RuntimeError, match="not running"):
+        copies[0](torch.randn(2, 6, 5, 5))
 
 
 def test_hierarchical_chain_hands_the_weights_over() -> None:

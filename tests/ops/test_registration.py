@@ -77,6 +77,65 @@ def test_backward_keeps_the_inputs_only(name: str, impl: str) -> None:
     assert set(saved) <= {tensor.untyped_storage().data_ptr() for tensor in inputs}
 
 
+def test_third_derivatives_are_refused_not_wrong() -> None:
+    x, weight, routing, _ = tensors()
+    for impl, allowed in (("grouped", False), ("reference", True)):
+        y = cond_conv2d(x, weight, routing, padding=1, groups=2, impl=impl).pow(3).sum()
+        (first,) = torch.autograd.grad(y, routing, create_graph=True)
+        if allowed:
+            (second,) = torch.autograd.grad(first.pow(2).sum(), routing, create_graph=True)
+            assert torch.autograd.grad(second.sum(), weight)[0].isfinite().all()
+        else:
+            with pytest.raises(RuntimeError, match="third derivatives are not there .* use impl='reference'"):
+                torch.autograd.grad(first.pow(2).sum(), routing, create_graph=True)
+
+
+@pytest.mark.parametrize("impl", ["auto", *IMPLS])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_forward_mode_outside_transforms(impl: str) -> None:
+    x, weight, routing, _ = (tensor.detach() for tensor in tensors())
+    direction = torch.randn_like(routing)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(routing, direction)
+        y = cond_conv2d(x, weight, dual, padding=1, groups=2, impl=impl)
+        tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(tangent, cond_conv2d(x, weight, direction, padding=1, groups=2))
+
+
+@pytest.mark.parametrize("impl", ["reference", "mix_outputs", *IMPLS])
+def test_backward_inside_autocast_equals_backward_outside(impl: str) -> None:
+    """Autocast on during backward must not round the mixing, which is done in fp32."""
+    grads = []
+    for inside in (True, False):
+        torch.manual_seed(0)
+        leaves = [tensor.detach().float().requires_grad_() for tensor in tensors()]
+        with torch.autocast("cpu", torch.bfloat16):
+            y = cond_conv2d(*leaves, padding=1, groups=2, impl=impl).float().square().sum()
+            if inside:
+                y.backward()
+        if not inside:
+            y.backward()
+        grads.append([leaf.grad for leaf in leaves])
+    if impl in IMPLS:
+        torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
+    else:
+        torch.testing.assert_close(grads[0], grads[1], rtol=0.05, atol=0.5)
+
+
+def test_fp64_stays_fp64_under_autocast() -> None:
+    arguments = [tensor.detach() for tensor in tensors()]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = cond_conv2d(*arguments, padding=1, groups=2)
+    assert y.dtype == torch.float64
+
+
+def test_gradients_of_half_precision_experts_are_added_up_in_fp32() -> None:
+    """256 examples that add 1 each: in bf16 the sum would stop at 256 less than it should, or stick."""
+    x, weight = torch.ones(513, 1, 1, 1).bfloat16(), torch.zeros(2, 1, 1, 1, 1).bfloat16().requires_grad_()
+    cond_conv2d(x, weight, torch.ones(513, 2), impl="per_example").sum().backward()
+    assert weight.grad.flatten().tolist() == [512.0, 512.0]  # 513 rounded to bf16, once
+
+
 def test_flops_are_twice_the_multiply_adds_worked_by_hand() -> None:
     x, weight, routing = torch.randn(3, 4, 7, 6), torch.randn(5, 6, 4, 3, 3), torch.rand(3, 5)
     for impl in IMPLS:

@@ -31,7 +31,7 @@ def convert_(
     classifier: bool = False,
     example_input: Any = None,
     init: str = "preserve",
-    noise: float = 0.05,
+    noise: float = 0.5,
     impl: str = "auto",
 ) -> ConversionReport:
     """Replace convolutions of a network by conditional ones, in place; its output stays what it was.
@@ -79,6 +79,10 @@ def convert_(
     reason = refusals.why_not_model(model)
     if reason is not None:
         raise (ValueError if isinstance(model, nn.Module) else TypeError)(reason)
+    if where is not None and not isinstance(where, select.Selector):
+        raise TypeError(f"where must be a selector, such as condconv.select.name('blocks.*'), got {where!r}")
+    if not isinstance(scope, (str, Scope)):
+        raise TypeError(f'scope must be "layer", "block", "single" or a Scope, got {scope!r}')
     scope = Scope(scope) if isinstance(scope, str) else scope
     scope.check_routing(routing)
     example, watched, notes = _watch(model, example_input)
@@ -131,7 +135,8 @@ def _choose(
         selector &= select.running()
     candidates = find_candidates(model, watched, blocks)
     linears = [candidate for candidate in candidates if isinstance(candidate.module, nn.Linear)]
-    asked = linears[-1:] if classifier else []
+    asked = [linear for linear in linears if watched is None or linear.output_pixels is not None][-1:]
+    asked = asked if classifier else []
     if classifier and not asked:
         raise ValueError("classifier must be False for a model without a linear layer, got True")
     selected = [

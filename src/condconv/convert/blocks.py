@@ -67,10 +67,13 @@ class Blocks:
             return "it does not run on the example"
         if call.input_shape is None or len(call.input_shape) < 2:
             return f"its first input must be a tensor [B, C, ...], got {call.input_shape or 'something else'}"
-        for layer in layers:
-            inner = self.watched.first_call(layer)
-            if inner is not None and inner.input_shape is not None and inner.input_shape[0] != call.input_shape[0]:
-                return f"the batch changes inside it, from {call.input_shape[0]} to {inner.input_shape[0]}"
+        shape = call.input_shape
+        inner = [self.watched.first_call(layer) for layer in layers]
+        for got in [seen.input_shape for seen in inner if seen is not None and seen.input_shape is not None]:
+            if got[0] != shape[0]:
+                return f"the batch changes inside it, from {shape[0]} to {got[0]}"
+            if len(got) != len(shape) or (got != shape and sorted(got) == sorted(shape) and got[1] != shape[1]):
+                return f"its input {list(shape)} is not laid out as those of its layers, {list(got)}"
         return None
 
     def _num_layers(self, module: nn.Module) -> int:
@@ -95,10 +98,11 @@ def find_candidates(model: nn.Module, watched: Trace | None, blocks: Blocks) -> 
     entered = {} if watched is None else {id(call.module): i for i, call in reversed([*enumerate(watched.calls)])}
     layers.sort(key=lambda item: entered.get(id(item[1]), len(entered)))  # stable: layers that did not run come last
     names = [blocks.of(name) for name, _ in layers]
+    running = [(name, module) for name, module in layers if watched is None or id(module) in entered]
     order = list(
         dict.fromkeys(
             block
-            for block, (_, module) in zip(names, layers, strict=True)
+            for block, (_, module) in zip(names, running, strict=False)  # those that run come first
             if block is not None and not isinstance(module, nn.Linear)
         )
     )
@@ -110,7 +114,7 @@ def find_candidates(model: nn.Module, watched: Trace | None, blocks: Blocks) -> 
             shape = call.output_shape
             pixels = prod(shape[1:-1] if isinstance(module, nn.Linear) else shape[2:])
         after = len(order) - 1 - order.index(block) if block in order else None
-        candidates.append(Candidate(name, module, index / max(len(layers) - 1, 1), pixels, block, after))
+        candidates.append(Candidate(name, module, min(index / max(len(running) - 1, 1), 1.0), pixels, block, after))
     return candidates
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from condconv.convert.refusals import FOREIGN_PADDING, full_name
 from condconv.convert.scope import Group
 from condconv.nn import TWINS, ConditionalLayer, HierarchicalRouting, RoutingSlot, make_routing, route_block_
+from condconv.nn.block_routing import ClearSlot
 from condconv.nn.factory import Routing, start_constant_
 from condconv.tracing import Trace
 
@@ -79,11 +80,14 @@ def build_layers(
             routing_fn.train(block.training),
             [],
             slot=slot,
-            until=layers.get(group.last) or model.get_submodule(group.last),
+            until=model.get_submodule(group.last),  # where it is a layer, its hooks move along to the new one
             previous=previous if chained else None,
             hand_over=chained and group is not led[-1],
         )
         undo.callback(routed.remove)
+        if chained or group.last != group.leader:
+            # A forward that ends early must not leave weights behind for the next.
+            undo.callback(model.register_forward_hook(ClearSlot(slot), always_call=True).remove)
         previous = slot
     return layers
 

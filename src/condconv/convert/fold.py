@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from condconv.convert.refusals import full_name
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output
 from condconv.nn import ConditionalLayer, fold_batch_norm
@@ -19,7 +20,7 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
     """Fold each batch norm right after a conditional layer into the layer's experts, in place, for inference.
 
     Which norm follows which layer is seen in one forward pass: the norm must get the very tensor the layer returned,
-    and both must run once. The norm is replaced by `torch.nn.Identity`. The output is checked on the example, and the
+    and both must run once. The norm is replaced by `torch.nn.Identity` (timm's norm with activation by the latter). The output is checked on the example, and the
     model is left in evaluation mode.
 
     Args:
@@ -45,12 +46,22 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
     folded = [(names[layer], names[norm]) for layer, norm in pairs]
     with ExitStack() as undo:
         for layer, norm in pairs:
-            undo.callback(replace(model, layer, fold_batch_norm(layer, norm)))
-            undo.callback(replace(model, norm, nn.Identity()))
+            plain, rest = _split(norm)
+            undo.callback(replace(model, layer, fold_batch_norm(layer, plain)))
+            undo.callback(replace(model, norm, rest))
         check_same_output(model, example, output)
         undo.pop_all()
     model.eval()
     return folded
+
+
+def _split(norm: Any) -> tuple[nn.Module, nn.Module]:
+    """Return the normalisation alone, and what a module of timm's does after it."""
+    if full_name(type(norm)) != "timm.layers.norm_act.BatchNormAct2d":
+        return norm, nn.Identity()
+    plain = nn.BatchNorm2d(norm.num_features, norm.eps, affine=norm.affine, device=norm.running_mean.device)
+    plain.load_state_dict(norm.state_dict())
+    return plain.to(norm.running_mean.dtype), nn.Sequential(norm.drop, norm.act)
 
 
 def _find_pairs(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[tuple[ConditionalLayer, _BatchNorm]], Any]:
@@ -65,7 +76,7 @@ def _find_pairs(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[tupl
 
     def before_module(module: nn.Module, args: tuple[Any, ...]) -> None:
         for value in args:
-            if isinstance(value, Tensor) and not list(module.children()):
+            if isinstance(value, Tensor) and (isinstance(module, _BatchNorm) or not list(module.children())):
                 users[id(value)] = users.get(id(value), 0) + 1
                 if isinstance(module, _BatchNorm):
                     inputs.append((module, value))

@@ -14,6 +14,14 @@ from condconv.nn import TWINS, TFSameConv2d
 
 # Classes of other libraries whose forward is their base's but for the padding, by full name.
 FOREIGN_PADDING = {"timm.layers.conv2d_same.Conv2dSame": "tf_same"}
+# And those that differ when scripted only.
+_FOREIGN_PLAIN = ("timm.layers.linear.Linear",)
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 def why_not_model(model: nn.Module) -> str | None:
@@ -54,7 +62,7 @@ def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
             "remove that first, for example with torch.nn.utils.parametrize.remove_parametrizations"
         )
     twin = next(base for base in TWINS if isinstance(layer, base))
-    known = kind is TFSameConv2d or full_name(kind) in FOREIGN_PADDING
+    known = kind is TFSameConv2d or full_name(kind) in (*FOREIGN_PADDING, *_FOREIGN_PLAIN)
     if not known and (kind.forward is not twin.forward or "forward" in vars(layer) or _own_conv_forward(kind, twin)):
         return f"it is a {full_name(kind)} with a forward of its own"
     parent = model.get_submodule(name.rpartition(".")[0])
@@ -62,6 +70,10 @@ def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
         return "torch.nn.MultiheadAttention uses its weight without calling it"
     if layer._backward_hooks or layer._backward_pre_hooks:
         return "it has backward hooks, which would not see the routing: register them after the conversion"
+    if any(getattr(layer, name, None) for name in _STATE_HOOKS):
+        return "it has state-dict hooks, written for other shapes: register them after the conversion"
+    if any(parameter._backward_hooks for parameter in layer.parameters(recurse=False)):
+        return "its parameters have hooks: register them after the conversion, on the experts"
     return None
 
 

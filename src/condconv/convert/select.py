@@ -68,7 +68,13 @@ def convs() -> Selector:
 
 
 def name(*patterns: str) -> Selector:
-    """Select layers whose name matches a shell-style pattern: `name("layer4.*", "*.downsample.0")`."""
+    """Select layers whose name matches a shell-style pattern: `name("layer4.*", "*.downsample.0")`.
+
+    Raises:
+        TypeError: A pattern is not a string.
+    """
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"patterns must be strings, got {patterns!r}; several are given one after the other")
     return Selector(
         lambda c: any(fnmatch.fnmatchcase(c.name, pattern) for pattern in patterns),
         f"name({', '.join(map(repr, patterns))})",
@@ -77,6 +83,8 @@ def name(*patterns: str) -> Selector:
 
 def types(*kinds: type[nn.Module]) -> Selector:
     """Select layers of the given classes: `types(nn.Conv2d, nn.Linear)`. The only way to select linear layers."""
+    if not all(isinstance(kind, type) for kind in kinds):
+        raise TypeError(f"kinds must be classes of layers, such as torch.nn.Conv2d, got {kinds!r}")
     return Selector(lambda c: isinstance(c.module, kinds), f"types({', '.join(k.__name__ for k in kinds)})", kinds)
 
 

@@ -47,7 +47,7 @@ class DemoResult:
 
 
 def run_demo(config: DemoConfig, *, progress: bool = True, say: Callable[[str], None] = print) -> DemoResult:
-    """Train what is not trained yet, measures, and writes the comparison.
+    """Train what is not trained yet, measure, and write the comparison.
 
     Args:
         config: Settings.
@@ -58,6 +58,15 @@ def run_demo(config: DemoConfig, *, progress: bool = True, say: Callable[[str], 
         UsageError: The directory holds runs of other settings.
         TrainingInterrupted: Ctrl-C; the finished epochs are saved, and the next call goes on from them.
     """
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        return _run(config, progress=progress, say=say)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> DemoResult:
     runs = _train_all(config, progress=progress, say=say)
     data = open_data(config.run(config.static, 0))
     networks = {name: _load(results[0]) for name, results in runs.items()}

@@ -23,9 +23,11 @@ class DemoConfig:
         output_stride: How many times the networks shrink their 8-pixel input.
         batch_size: Images per update.
         lr: Peak learning rate of SGD, for both networks.
+        threads: CPU threads. Networks this small gain nothing from a second one, and lose a hundredfold where another
+            program holds a core, since threads wait for one another at every layer.
 
     Raises:
-        UsageError: There is no seed.
+        UsageError: There is no seed, or no thread.
     """
 
     out: str = "runs/demo"
@@ -36,10 +38,12 @@ class DemoConfig:
     output_stride: int = 4
     batch_size: int = 32
     lr: float = 0.05
+    threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise UsageError(f"`seeds` must be a whole number of at least 1, got {self.seeds}")
+        for name in ("seeds", "threads"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)}")
 
     def run(self, network: str, seed: int) -> TrainConfig:
         """Return the settings of one run; the two networks differ in their name only."""

@@ -9,14 +9,21 @@ instead of using stale weights.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 _CHILD = "routing_fn"
+
+
+def _thread() -> int:
+    """Identify the running thread; a graph that is being recorded has only one."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class RoutingSlot(nn.Module):
@@ -35,15 +42,15 @@ class RoutingSlot(nn.Module):
         self.scope = scope
         self.num_experts = num_experts
         self.start: Tensor | None = None
-        self._weights: Tensor | None = None
+        self._weights: dict[int, Tensor] = {}  # by thread: two may run one model at a time
 
     def fill(self, weights: Tensor) -> None:
         """Put the weights `[B, E]` of the running forward in."""
-        self._weights = weights
+        self._weights[_thread()] = weights
 
     def clear(self) -> None:
         """Take the weights out."""
-        self._weights = None
+        self._weights.pop(_thread(), None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weights `[B, E]`; x, the layer's own input, is not looked at.
@@ -51,12 +58,13 @@ class RoutingSlot(nn.Module):
         Raises:
             RuntimeError: The block is not running.
         """
-        if self._weights is None:
+        weights = self._weights.get(_thread())
+        if weights is None:
             raise RuntimeError(
                 f"this layer takes its routing weights from {self.scope}, which is not running: call that module, or "
                 "pass routing_weights; with activation checkpointing, checkpoint a module that contains it"
             )
-        return self._weights
+        return weights
 
     def start_constant_(self) -> Tensor:
         """Return `start`; the routing function itself belongs to the block.
@@ -72,6 +80,10 @@ class RoutingSlot(nn.Module):
         """Say in `repr` where the weights come from."""
         return f"from {self.scope}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the model starts outside any forward, even when the original was left in the middle of one.
+        return self.__dict__ | {"_weights": {}}
+
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise RuntimeError(
             "nn.DataParallel must not be used with routing shared by a block: its threads would share one slot; "
@@ -79,7 +91,7 @@ class RoutingSlot(nn.Module):
         )
 
 
-class _Fill:
+class FillSlot:
     """The forward pre-hook: compute the block's weights. An object, not a closure, so that models pickle."""
 
     def __init__(self, slot: RoutingSlot, previous: RoutingSlot | None) -> None:
@@ -87,6 +99,7 @@ class _Fill:
         self.previous = previous
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Route by the first tensor among the arguments."""
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if x is None:
             raise TypeError(f"{self.slot.scope} must be called with a tensor to be routed by, got none")
@@ -98,13 +111,14 @@ class _Fill:
             self.previous.clear()
 
 
-class _Clear:
+class ClearSlot:
     """The forward hook: the last reader has run."""
 
     def __init__(self, slot: RoutingSlot) -> None:
         self.slot = slot
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Empty the slot."""
         self.slot.clear()
 
 
@@ -183,9 +197,9 @@ def route_block_(
     if slot is None:
         slot = RoutingSlot(f"its {type(block).__name__}", int(getattr(routing_fn, "num_experts", 0)))
     block.add_module(_CHILD, routing_fn)
-    handles = [block.register_forward_pre_hook(_Fill(slot, previous), with_kwargs=True)]
+    handles = [block.register_forward_pre_hook(FillSlot(slot, previous), with_kwargs=True)]
     if not hand_over:
-        handles.append((until or block).register_forward_hook(_Clear(slot), always_call=True))
+        handles.append((until or block).register_forward_hook(ClearSlot(slot), always_call=True))
     for layer in layers:
         layer.routing_fn = slot
     return BlockRouting(slot, block, tuple(handles))

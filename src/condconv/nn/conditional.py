@@ -12,8 +12,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from condconv.nn.experts import init_experts_, spread_experts
+from condconv.nn.experts import in_layout_of, init_experts_, spread_experts
 from condconv.nn.factory import Routing, make_routing, start_constant_
+from condconv.ops.selection import WHY_NOT
 
 _Layer = TypeVar("_Layer", bound="ConditionalLayer")
 
@@ -49,6 +50,8 @@ class ConditionalLayer(nn.Module):
         super().__init__()
         if not isinstance(num_experts, int) or num_experts < 1:
             raise ValueError(f"num_experts must be a positive int, got {num_experts!r}")
+        if impl != "auto" and impl not in WHY_NOT:
+            raise ValueError(f"impl must be 'auto' or one of {', '.join(WHY_NOT)}, got {impl!r}")
         self.num_experts = num_experts
         self.num_outputs = out_features
         self.impl = impl
@@ -107,7 +110,7 @@ class ConditionalLayer(nn.Module):
         *,
         routing: Routing = "sigmoid",
         init: str = "preserve",
-        noise: float = 0.05,
+        noise: float = 0.5,
         impl: str = "auto",
     ) -> _Layer:
         """Return a conditional layer that computes what a static one does, until it is trained further.
@@ -124,7 +127,8 @@ class ConditionalLayer(nn.Module):
                 its own, normal with the spread of the kernel, and the routing function starts at random; the output
                 is then not that of the static layer.
             noise: Difference between the experts, relative to the standard deviation of the kernel; 0 for exact
-                copies, which only the routing's gradients can part.
+                copies. Whatever its size it cancels at the start; at a tenth of the default, experts were seen to be
+                weighted alike, all rising and falling together, after training.
             impl: As in `condconv.ops.cond_conv2d`.
 
         Returns:
@@ -176,6 +180,9 @@ class ConditionalLayer(nn.Module):
     @torch.no_grad()
     def draw_experts_(self, kernel: Tensor, bias: Tensor | None) -> None:
         """Draw each expert on its own, in place: normal, with the standard deviation of `kernel`; biases are copied."""
-        self.weight.normal_().mul_(kernel.std(correction=0))  # no number leaves the device: the meta device has none
+        # No number leaves the device: the meta device has none.
+        experts = in_layout_of(kernel, self.weight.normal_().mul_(kernel.std(correction=0)))
+        self.weight = nn.Parameter(experts, requires_grad=kernel.requires_grad)
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
+            self.bias.requires_grad_(bias.requires_grad)

@@ -55,10 +55,10 @@ def spread_experts(kernel: Tensor, routing_weights: Tensor, noise: float) -> Ten
         drawn -= weights.view(-1, *(1,) * kernel.dim()) * along
         experts = experts + noise * exact.std() * drawn
     stacked = (experts / weights.sum()).to(kernel.dtype)
-    return _in_layout_of(kernel, stacked)
+    return in_layout_of(kernel, stacked)
 
 
-def _in_layout_of(kernel: Tensor, experts: Tensor) -> Tensor:
+def in_layout_of(kernel: Tensor, experts: Tensor) -> Tensor:
     """Return `experts` with each expert in the memory layout of `kernel`."""
     if kernel.dim() == 4 and not kernel.is_contiguous():
         flat = experts.flatten(0, 1).contiguous(memory_format=torch.channels_last)

@@ -34,6 +34,8 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
     """
     if not isinstance(norm, _BatchNorm):
         raise TypeError(f"norm must be a torch.nn.BatchNorm, got {type(norm).__name__}")
+    if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+        raise TypeError(f"norm must be a batch norm and nothing more, got {type(norm).__name__} with its own forward")
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("norm must have running statistics, got track_running_stats=False: it depends on the batch")
     if norm.num_features != layer.num_outputs:

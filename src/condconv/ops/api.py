@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from condconv.ops import recompute, selection, validation
@@ -343,7 +344,7 @@ def _run(
     size = geometry.output_size(x.shape[2:], weight.shape[3:])
     validation.check_output_size(size, x.shape[2:], weight.shape[3:])
     wanted = autocast_dtype(x.device)
-    if wanted is not None:
+    if wanted is not None and x.dtype != torch.float64:  # as torch's own convolutions do
         x = x.to(wanted)  # experts stay as they are: mixed first, then rounded
     problem = selection.describe(x, weight, routing_weights, bias, geometry)
     name = selection.resolve(impl, problem)

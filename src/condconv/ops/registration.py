@@ -110,6 +110,10 @@ def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 
 def _differentiate_twice(ctx: Any, *grads_of_grads: Tensor) -> tuple[Any, ...]:
     """Differentiate the gradients through the plain form: rare, so short rather than fast."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "third derivatives are not there for this implementation; use impl='reference' or 'mix_outputs'"
+        )
     geometry, _ = _unpack(ctx.rest)
     needs = ctx.rest[-1]
     with torch.enable_grad():

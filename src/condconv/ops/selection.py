@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from condconv.ops.geometry import Geometry, output_memory_format
 
@@ -47,8 +48,13 @@ def describe(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | 
         needs_grad=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
         compiling=compiling or exporting,
         exporting=exporting,
-        transforming=not compiling and not exporting and torch._C._are_functorch_transforms_active(),
+        transforming=not compiling and not exporting and _transforming(),
     )
+
+
+def _transforming() -> bool:
+    """Return whether a `torch.func` transform or forward-mode differentiation is going on."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def why_not_reference(problem: Problem) -> str | None:

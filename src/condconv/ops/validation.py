@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from condconv.ops.autocast import autocast_dtype
@@ -103,7 +104,7 @@ def check_tensors(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tens
             raise ValueError(
                 f"{name} must be on the device of x, {x.device}, got {tensor.device}; move it with .to(x.device)"
             )
-    if autocast_dtype(x.device) is not None:
+    if autocast_dtype(x.device) is not None and x.dtype != torch.float64:
         return
     for name in ("weight", "bias"):
         tensor = named[name]
