@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 _FIRST_SIZES = {nn.Conv1d: (1024,), nn.Conv2d: (224, 224), nn.Conv3d: (16, 112, 112)}
 
@@ -57,8 +57,8 @@ def default_example(model: nn.Module) -> Tensor:
     device = None if parameter is None else parameter.device
     dtype = None if parameter is None else parameter.dtype
     first: Any = next((m for m in model.modules() if isinstance(m, tuple(_FIRST_SIZES))), None)
-    if isinstance(first, LazyModuleMixin) and first.has_uninitialized_params():
-        raise ValueError("example_input must be given: the first convolution does not know its channels yet")
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError("example_input must be given: its lazy layers do not know their channels yet")
     if isinstance(config, dict) and config.get("input_size"):
         size = tuple(config["input_size"])
         channels = size[0] if first is None else first.in_channels

@@ -20,8 +20,8 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
     """Fold each batch norm right after a conditional layer into the layer's experts, in place, for inference.
 
     Which norm follows which layer is seen in one forward pass: the norm must get the very tensor the layer returned,
-    and both must run once. The norm is replaced by `torch.nn.Identity` (timm's norm with activation by the latter). The output is checked on the example, and the
-    model is left in evaluation mode.
+    and both must run once. In the norm's place stands a `torch.nn.Identity`, or what timm's norms do after normalising.
+    The output is checked on the example, and the model is left in evaluation mode.
 
     Args:
         model: A network with conditional layers.
