@@ -39,7 +39,7 @@ def forward(
         for part in _parts(x.shape[0], chunk):
             kernels = mix_kernels(weight, routing_weights[part], x.dtype)
             outputs.append(module.apply(x[part], kernels, geometry))
-        output = torch.cat(outputs)
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if bias is not None:
         output = output + mix_bias(bias, routing_weights, x.dtype, len(geometry.stride))
     return output.contiguous(memory_format=output_memory_format(x))
