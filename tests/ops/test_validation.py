@@ -115,7 +115,15 @@ def test_rules_of_auto_on_cpu(kernel, x, options, expected: str, caplog: pytest.
     assert caplog.text.split("api.py")[1].split()[1] == expected
 
 
-def test_auto_keeps_channels_last_for_large_depthwise(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_works_off_large_batches_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    kernel = torch.zeros(2, 2048, 2048, 1, 1)
+    with caplog.at_level(logging.DEBUG, logger="condconv"):
+        for batch in (2, 3):  # 2 x 2048 x 2048 numbers are 32 MB
+            ops.cond_conv2d(torch.zeros(batch, 2048, 2, 1), kernel, torch.zeros(batch, 2))
+    assert [line.split("api.py")[1].split()[1] for line in caplog.text.splitlines()] == ["matmul", "per_example"]
+
+
+def test_auto_keeps_channels_last_for_depthwise(caplog: pytest.LogCaptureFixture) -> None:
     x = torch.zeros(2, 4, 30, 30).to(memory_format=torch.channels_last)
     with caplog.at_level(logging.DEBUG, logger="condconv"):
         ops.cond_conv2d(x, torch.zeros(3, 4, 1, 3, 3), torch.zeros(2, 3), groups=4)

@@ -12,6 +12,8 @@ from torch.autograd import forward_ad
 
 from condconv.ops.geometry import Geometry, output_memory_format
 
+_CACHED_NUMBERS = 2**23  # 32 MB in fp32
+
 
 class Problem(NamedTuple):
     """What a choice may depend on: shapes, device, layout, and who records the graph.
@@ -22,6 +24,8 @@ class Problem(NamedTuple):
 
     batch: int | None
     num_experts: int
+    kernel_numel: int
+    output_numel: int
     output_pixels: int
     taps: int
     depthwise: bool
@@ -37,10 +41,13 @@ def describe(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | 
     """Return the `Problem` of a call whose arguments have been checked."""
     compiling, exporting = torch.compiler.is_compiling(), torch.compiler.is_exporting()
     tensors = (x, weight, routing_weights, bias)
+    pixels = prod(geometry.output_size(x.shape[2:], weight.shape[3:]))
     return Problem(
         batch=None if compiling or exporting else x.shape[0],
         num_experts=weight.shape[0],
-        output_pixels=prod(geometry.output_size(x.shape[2:], weight.shape[3:])),
+        kernel_numel=prod(weight.shape[1:]),
+        output_numel=geometry.out_channels(weight) * pixels,
+        output_pixels=pixels,
         taps=prod(weight.shape[3:]),
         depthwise=geometry.groups > 1 and weight.shape[2] == 1,
         device=x.device.type,
@@ -111,26 +118,29 @@ def must_be_plain(problem: Problem, impl: str) -> bool:
 def choose(problem: Problem) -> str:
     """Return the implementation "auto" stands for.
 
-    The rules, in order; the CPU ones were measured on two x86 cores with 8 experts
+    The rules, in order; those for the CPU were measured with 8 experts on one x86 core
     (`benchmarks/results/selection-cpu.json`), the rest follows from counting memory traffic:
 
     1. One output pixel or one expert: convolving E times costs what mixing would, and stores no kernel.
     2. Exporting, compiling without gradients, or inside `torch.func` transforms: matmul, which all see through.
-    3. Pointwise: matmul.
-    4. CPU, depthwise, channels_last and at least 400 output pixels: per_example, which keeps the layout.
-    5. CPU, dense: per_example, whose one kernel stays in cache.
+    3. Pointwise: matmul; on a CPU per_example where the batch's kernels outgrow its caches.
+    4. CPU, dense: per_example, whose one kernel stays in cache.
+    5. CPU, depthwise: per_example in channels_last, which it keeps, or where the batch's output outgrows the caches.
     6. Else grouped.
     """
     if problem.num_experts == 1 or problem.output_pixels == 1:
         return "mix_outputs"
-    if must_be_plain(problem, "matmul") or problem.taps == 1:
+    if must_be_plain(problem, "matmul"):
         return "matmul"
-    if problem.device == "cpu":
-        if not problem.depthwise:
-            return "per_example"
-        if problem.channels_last and problem.output_pixels >= 400:
-            return "per_example"
-    return "grouped"
+    batch = problem.batch or 1
+    on_cpu = problem.device == "cpu"
+    if problem.taps == 1 and not problem.depthwise:
+        return "per_example" if on_cpu and batch * problem.kernel_numel > _CACHED_NUMBERS else "matmul"
+    if not on_cpu:
+        return "grouped"
+    if problem.depthwise and not problem.channels_last and batch * problem.output_numel <= _CACHED_NUMBERS:
+        return "grouped"
+    return "per_example"
 
 
 def resolve(impl: str, problem: Problem) -> str:
