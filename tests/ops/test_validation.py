@@ -123,6 +123,14 @@ def test_auto_works_off_large_batches_one_by_one(caplog: pytest.LogCaptureFixtur
     assert [line.split("api.py")[1].split()[1] for line in caplog.text.splitlines()] == ["matmul", "per_example"]
 
 
+def test_auto_looks_at_gradients_for_large_experts(caplog: pytest.LogCaptureFixture) -> None:
+    x, kernel = torch.zeros(2, 512, 3, 3), torch.zeros(4, 512, 512, 3, 3)
+    with caplog.at_level(logging.DEBUG, logger="condconv"):
+        for needs_grad in (False, True):
+            ops.cond_conv2d(x, kernel.requires_grad_(needs_grad), torch.zeros(2, 4), padding=1)
+    assert [line.split("api.py")[1].split()[1] for line in caplog.text.splitlines()] == ["per_example", "grouped"]
+
+
 def test_auto_keeps_channels_last_for_depthwise(caplog: pytest.LogCaptureFixture) -> None:
     x = torch.zeros(2, 4, 30, 30).to(memory_format=torch.channels_last)
     with caplog.at_level(logging.DEBUG, logger="condconv"):

@@ -124,7 +124,8 @@ def choose(problem: Problem) -> str:
     1. One output pixel or one expert: convolving E times costs what mixing would, and stores no kernel.
     2. Exporting, compiling without gradients, or inside `torch.func` transforms: matmul, which all see through.
     3. Pointwise: matmul; on a CPU per_example where the batch's kernels outgrow its caches.
-    4. CPU, dense: per_example, whose one kernel stays in cache.
+    4. CPU, dense: per_example, whose one kernel stays in cache; but grouped where gradients are needed and the experts
+       outgrow the caches, since every example would go through all of them again.
     5. CPU, depthwise: per_example in channels_last, which it keeps, or where the batch's output outgrows the caches.
     6. Else grouped.
     """
@@ -138,7 +139,10 @@ def choose(problem: Problem) -> str:
         return "per_example" if on_cpu and batch * problem.kernel_numel > _CACHED_NUMBERS else "matmul"
     if not on_cpu:
         return "grouped"
-    if problem.depthwise and not problem.channels_last and batch * problem.output_numel <= _CACHED_NUMBERS:
+    if not problem.depthwise:
+        large = problem.num_experts * problem.kernel_numel > _CACHED_NUMBERS
+        return "grouped" if problem.needs_grad and large else "per_example"
+    if not problem.channels_last and batch * problem.output_numel <= _CACHED_NUMBERS:
         return "grouped"
     return "per_example"
 
