@@ -116,6 +116,18 @@ def test_selectors(where: select.Selector, expected: list[str]) -> None:
     assert [layer.name for layer in report.layers] == expected
 
 
+def test_complement_keeps_the_types_it_names() -> None:
+    report = convert_(Net(1), 2, where=~select.types(nn.Conv2d) | select.types(nn.Linear), example_input=EXAMPLE)
+    assert [layer.name for layer in report.layers] == ["head"]
+
+
+def test_routers_are_never_converted() -> None:
+    model = Net(1)
+    convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+    report = convert_(model, 2, where=select.types(nn.Linear), example_input=EXAMPLE)
+    assert [layer.name for layer in report.layers] == ["head"]
+
+
 def test_depthwise_selector() -> None:
     model = condconv.create_model("mobilenet_v1_025", output_stride=8)
     report = convert_(

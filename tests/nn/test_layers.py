@@ -106,10 +106,13 @@ def test_from_conv_keeps_what_the_conv_had() -> None:
     assert layer.routing_fn.fc.weight.dtype == torch.float64
 
 
-def test_from_conv_on_the_meta_device() -> None:
-    layer = CondConv2d(4, 6, 3, device="meta")
-    assert layer.weight.device.type == "meta"
-    assert layer(torch.zeros(2, 4, 5, 5, device="meta")).shape == (2, 6, 3, 3)
+def test_meta_device() -> None:
+    static = nn.Conv2d(4, 6, 3, device="meta")
+    for layer in (CondConv2d(4, 6, 3, device="meta"), CondConv2d.from_conv(static, init="independent")):
+        assert layer.weight.device.type == "meta"
+        assert layer(torch.zeros(2, 4, 5, 5, device="meta")).shape == (2, 6, 3, 3)
+    with pytest.raises(ValueError, match="static must have values to start from, its weight is on the meta device"):
+        CondConv2d.from_conv(static)
 
 
 def test_experts_learn_to_differ_and_the_router_learns() -> None:

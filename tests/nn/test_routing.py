@@ -142,6 +142,27 @@ def test_expert_dropout_drops_and_rescales_in_training_only() -> None:
     torch.testing.assert_close(routing.eval()(x), torch.full((4000, 4), 3.0))
 
 
+def test_expert_dropout_of_hierarchical_routing() -> None:
+    routing = HierarchicalRouting(1, 8, expert_dropout=0.5)
+    assert (routing(torch.zeros(50, 1)) == 0).any()
+    assert (routing.eval()(torch.zeros(50, 1)) == 0.5).all()
+
+
+def test_top_k_starts_with_the_same_experts_for_all_inputs() -> None:
+    routing = TopKRouting(3, 6, k=2)
+    weights = routing.start_constant_()
+    assert weights.nonzero().flatten().tolist() == [0, 1]
+    assert weights[0] > weights[1]  # no tie, which each device would break in its own way
+
+
+def test_pooling_adds_up_in_fp32() -> None:
+    """4096 positions of 1 and one of 4096: a bf16 sum would lose the ones."""
+    x = torch.ones(1, 1, 4097).bfloat16()
+    x[..., 0] = 4096.0
+    pooled = SigmoidRouting(1, 2).pool(x)
+    assert pooled.item() == pytest.approx(8192 / 4097, rel=1e-6)
+
+
 class TestAnnealing:
     def make(self) -> SoftmaxRouting:
         return SoftmaxRouting(2, 2, temperature=30.0, final_temperature=1.0, annealing_steps=10)

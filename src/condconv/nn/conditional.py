@@ -136,7 +136,7 @@ class ConditionalLayer(nn.Module):
 
         Raises:
             TypeError: `static` is not the twin, or the routing cannot start constant.
-            ValueError: `noise` is negative, or `init` unknown.
+            ValueError: `noise` is negative, `init` unknown, or the weight has no values (meta device).
 
         Example:
             >>> static = torch.nn.Conv2d(4, 6, 3)
@@ -149,6 +149,11 @@ class ConditionalLayer(nn.Module):
         if noise < 0:
             raise ValueError(f"noise must not be negative, got {noise!r}")
         weight: Tensor = static.weight  # type: ignore[assignment]
+        if weight.is_meta and init == "preserve":
+            raise ValueError(
+                "static must have values to start from, its weight is on the meta device; load it first, "
+                'or start with init="independent"'
+            )
         bias: Tensor | None = static.bias  # type: ignore[assignment]
         options = {"device": weight.device, "dtype": weight.dtype, "routing": routing, "impl": impl}
         make: Any = cls
