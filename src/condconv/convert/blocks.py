@@ -68,12 +68,16 @@ class Blocks:
         if call.input_shape is None or len(call.input_shape) < 2:
             return f"its first input must be a tensor [B, C, ...], got {call.input_shape or 'something else'}"
         shape = call.input_shape
-        inner = [self.watched.first_call(layer) for layer in layers]
-        for got in [seen.input_shape for seen in inner if seen is not None and seen.input_shape is not None]:
+        calls = (self.watched.first_call(layer) for layer in layers)
+        inner = [seen.input_shape for seen in calls if seen is not None and seen.input_shape is not None]
+        for got in inner:
             if got[0] != shape[0]:
                 return f"the batch changes inside it, from {shape[0]} to {got[0]}"
-            if len(got) != len(shape) or (got != shape and sorted(got) == sorted(shape) and got[1] != shape[1]):
-                return f"its input {list(shape)} is not laid out as those of its layers, {list(got)}"
+        # A layer of another rank, as in efficient channel attention, says nothing as long as others have the block's.
+        same_rank = [got for got in inner if len(got) == len(shape)]
+        turned = [got for got in same_rank if got[1] != shape[1] and sorted(got) == sorted(shape)]
+        if inner and (turned or not same_rank):
+            return f"its input {list(shape)} is not laid out as those of its layers, {list((turned or inner)[0])}"
         return None
 
     def _num_layers(self, module: nn.Module) -> int:
