@@ -260,6 +260,17 @@ def test_hooks_move_along_and_handles_still_remove_them() -> None:
     assert len(calls) == 1
 
 
+def test_hooks_that_are_always_called_still_are() -> None:
+    model, calls = Net(1), []
+    model.stem.register_forward_hook(lambda *arguments: calls.append("always"), always_call=True)
+    convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+    model.stem.register_forward_pre_hook(lambda *arguments: 1 / 0)
+    calls.clear()
+    with pytest.raises(ZeroDivisionError):
+        model(EXAMPLE)
+    assert calls == ["always"]
+
+
 def test_state_dict_and_parameter_hooks_are_refused() -> None:
     model = Net(1)
     model.stem.register_state_dict_post_hook(lambda *arguments: None)

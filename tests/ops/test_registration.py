@@ -155,6 +155,15 @@ def test_flops_of_backward_worked_by_hand() -> None:
     assert counter.get_total_flops() == 2 * (3 * convolution + 4 * mixing)
 
 
+def test_flops_of_backward_leave_out_what_is_not_needed() -> None:
+    x, weight, routing = torch.randn(3, 4, 7, 6), torch.randn(5, 6, 4, 3, 3), torch.rand(3, 5, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        cond_conv2d(x, weight, routing, padding=1, impl="grouped").sum().backward()
+    convolution, mixing = 3 * 42 * 216, 3 * 5 * 216
+    # Forward: one of each. Backward: the kernels' gradient, kernels mixed again, the routing's gradient.
+    assert counter.get_total_flops() == 2 * (2 * convolution + 3 * mixing)
+
+
 def test_flops_of_a_transposed_convolution_count_input_pixels() -> None:
     x, weight, routing = torch.randn(2, 4, 5, 6), torch.randn(3, 4, 6, 2, 2), torch.rand(2, 3)
     with FlopCounterMode(display=False) as counter:
