@@ -36,7 +36,7 @@ def convert_(
 ) -> ConversionReport:
     """Replace convolutions of a network by conditional ones, in place; its output stays what it was.
 
-    Experts start as copies of the trained kernel, scaled so that the initial routing gives it back, plus small
+    Experts start as copies of the trained kernel, scaled so that the initial routing gives it back, plus
     differences that cancel; batch norm statistics therefore stay valid. The conversion is all or nothing: on an error
     the model is as before. With an example input the equality is checked before returning.
 
@@ -133,7 +133,7 @@ def _choose(
     selector = where or select.convs() & ~select.single_pixel()
     if where is None and watched is not None:
         selector &= select.running()
-    candidates = find_candidates(model, watched, blocks)
+    candidates = find_candidates(blocks)
     linears = [candidate for candidate in candidates if isinstance(candidate.module, nn.Linear)]
     asked = [linear for linear in linears if watched is None or linear.output_pixels is not None][-1:]
     asked = asked if classifier else []

@@ -93,12 +93,13 @@ class Blocks:
         )
 
 
-def find_candidates(model: nn.Module, watched: Trace | None, blocks: Blocks) -> list[Candidate]:
+def find_candidates(blocks: Blocks) -> list[Candidate]:
     """Return the convolutions and linear layers of a model in the order in which they run.
 
     Layers inside routing functions are left out. Without a trace the order is that of registration.
     """
-    layers = list(_static_layers(model))
+    watched = blocks.watched
+    layers = list(_static_layers(blocks.model))
     entered = {} if watched is None else {id(call.module): i for i, call in reversed([*enumerate(watched.calls)])}
     layers.sort(key=lambda item: entered.get(id(item[1]), len(entered)))  # stable: layers that did not run come last
     names = [blocks.of(name) for name, _ in layers]

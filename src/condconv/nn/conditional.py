@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from condconv.nn.experts import in_layout_of, init_experts_, spread_experts
 from condconv.nn.factory import Routing, make_routing, start_constant_
 from condconv.ops.selection import WHY_NOT
+from condconv.ops.validation import check_positive
 
 _Layer = TypeVar("_Layer", bound="ConditionalLayer")
 
@@ -48,8 +49,7 @@ class ConditionalLayer(nn.Module):
         impl: str,
     ) -> None:
         super().__init__()
-        if not isinstance(num_experts, int) or num_experts < 1:
-            raise ValueError(f"num_experts must be a positive int, got {num_experts!r}")
+        check_positive(num_experts=num_experts)
         if impl != "auto" and impl not in WHY_NOT:
             raise ValueError(f"impl must be 'auto' or one of {', '.join(WHY_NOT)}, got {impl!r}")
         self.num_experts = num_experts

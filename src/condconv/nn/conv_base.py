@@ -12,7 +12,7 @@ from condconv.nn.conditional import ConditionalLayer
 from condconv.nn.factory import Routing
 from condconv.nn.same_padding import TFSameConv2d, static_conv
 from condconv.ops.padding import Padding
-from condconv.ops.validation import check_padding, to_tuple
+from condconv.ops.validation import check_padding, check_positive, to_tuple
 
 Size = int | Sequence[int]
 _Conv = TypeVar("_Conv", bound="CondConvNd")
@@ -43,9 +43,7 @@ class CondConvNd(ConditionalLayer):
         impl: str,
     ) -> None:
         dims = self.spatial_dims
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        check_positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide in_channels = {in_channels} and out_channels = {out_channels}, got {groups}"

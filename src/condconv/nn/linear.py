@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from condconv import ops
 from condconv.nn.conditional import ConditionalLayer
 from condconv.nn.factory import Routing
+from condconv.ops.validation import check_positive
 
 
 class CondLinear(ConditionalLayer):
@@ -45,9 +46,7 @@ class CondLinear(ConditionalLayer):
         routing: Routing = "sigmoid",
         impl: str = "auto",
     ) -> None:
-        for name, value in (("in_features", in_features), ("out_features", out_features)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        check_positive(in_features=in_features, out_features=out_features)
         super().__init__(
             (out_features, in_features), out_features, in_features, bias, device, dtype, num_experts, routing, impl
         )

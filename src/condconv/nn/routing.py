@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condconv.ops.autocast import autocast_disabled
+from condconv.ops.validation import check_positive
 
 
 class Float32Linear(nn.Linear):
@@ -64,9 +64,7 @@ class RoutingFunction(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("num_experts", num_experts)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        check_positive(in_channels=in_channels, num_experts=num_experts)
         if not 0.0 <= expert_dropout < 1.0:
             raise ValueError(f"expert_dropout must lie in [0, 1), got {expert_dropout!r}")
         self.in_channels = in_channels
@@ -326,6 +324,3 @@ class ExternalRouting(RoutingFunction):
 
 def _linear(in_features: int, out_features: int, options: dict[str, Any]) -> Float32Linear:
     return Float32Linear(in_features, out_features, device=options.get("device"), dtype=options.get("dtype"))
-
-
-RoutingFactory = Callable[..., nn.Module]

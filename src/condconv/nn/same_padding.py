@@ -15,8 +15,6 @@ class TFSameConv2d(nn.Conv2d):
     Takes the arguments of `torch.nn.Conv2d`; `padding` is not looked at.
     """
 
-    condconv_padding = "tf_same"
-
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `[B, C, H, W]`; the odd pixel of padding goes after."""
         amounts = resolve_padding("tf_same", input.shape[2:], self.kernel_size, self.stride, self.dilation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -279,8 +280,9 @@ def cond_linear(
     if x.dim() < 2:
         raise ValueError(f"x must have shape [B, ..., C], got {tuple(x.shape)}; add a batch dimension")
     rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]  # [B, N, C]
-    geometry = Geometry((1,), (0,), (1,), 1)
-    y = _run(rows.mT, weight[..., None], routing_weights, bias, geometry, impl).mT
+    columns, kernels = rows.mT, weight[..., None]
+    validation.check_shapes(columns, kernels, routing_weights, bias, groups=1, transposed=False)
+    y = _run(columns, kernels, routing_weights, bias, Geometry((1,), (0,), (1,), 1), impl).mT
     return y.unflatten(1, x.shape[1:-1]) if x.dim() > 2 else y[:, 0]
 
 
@@ -339,14 +341,13 @@ def _cond_conv_transpose(
 def _run(
     x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry, impl: str
 ) -> Tensor:
-    """Choose and call. The one place where an implementation is chosen."""
-    validation.check_shapes(x, weight, routing_weights, bias, geometry.groups, geometry.transposed)
+    """Choose and call, for arguments whose shapes fit. The one place where an implementation is chosen."""
     size = geometry.output_size(x.shape[2:], weight.shape[3:])
     validation.check_output_size(size, x.shape[2:], weight.shape[3:])
     wanted = autocast_dtype(x.device)
     if wanted is not None and x.dtype != torch.float64:  # as torch's own convolutions do
         x = x.to(wanted)  # experts stay as they are: mixed first, then rounded
-    problem = selection.describe(x, weight, routing_weights, bias, geometry)
+    problem = selection.describe(x, weight, routing_weights, bias, geometry, prod(size))
     name = selection.resolve(impl, problem)
     if not problem.compiling and _logger.isEnabledFor(logging.DEBUG):
         _logger.debug("%s for x %s, experts %s", name, tuple(x.shape), tuple(weight.shape))

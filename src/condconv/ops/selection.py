@@ -37,11 +37,17 @@ class Problem(NamedTuple):
     transforming: bool
 
 
-def describe(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry) -> Problem:
-    """Return the `Problem` of a call whose arguments have been checked."""
+def describe(
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    pixels: int,
+) -> Problem:
+    """Return the `Problem` of a call whose arguments have been checked and whose output has `pixels` positions."""
     compiling, exporting = torch.compiler.is_compiling(), torch.compiler.is_exporting()
     tensors = (x, weight, routing_weights, bias)
-    pixels = prod(geometry.output_size(x.shape[2:], weight.shape[3:]))
     return Problem(
         batch=None if compiling or exporting else x.shape[0],
         num_experts=weight.shape[0],

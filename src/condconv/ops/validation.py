@@ -24,6 +24,17 @@ def to_tuple(name: str, value: int | Sequence[int], dims: int, minimum: int) -> 
     return values
 
 
+def check_positive(**counts: object) -> None:
+    """Check that each count is a positive int; the keywords are the names of the arguments.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive int, got {value!r}")
+
+
 def check_padding(padding: Padding, mode: str, stride: Sequence[int]) -> None:
     """Check the name or the amounts of the padding, and its mode.
 
