@@ -45,8 +45,9 @@ def convert_(
         num_experts: E.
         where: Which layers, from `condconv.select`; `None` for all convolutions that run on the example and give
             more than one pixel (so neither squeeze-and-excitation nor heads that serve training alone).
-        routing: A name, a factory called with `(in_channels, num_experts)`, or (scope `"single"` only) a module.
-        scope: `"layer"`, `"block"`, `"single"` or a `Scope`.
+        routing: A name, also with options as in `"softmax(temperature=30)"`, a factory called with
+            `(in_channels, num_experts)`, or (scope `"single"` only) a module.
+        scope: `"layer"`, `"block"`, `"block(every=2)"`, `"single"` or a `Scope`.
         classifier: Also convert the last linear layer to run, whatever `where` says; it routes by its own input
             unless the scope is `"single"`.
         example_input: A tensor or a tuple of arguments the model takes; `None` to guess an image of the usual size.
@@ -83,7 +84,7 @@ def convert_(
         raise TypeError(f"where must be a selector, such as condconv.select.name('blocks.*'), got {where!r}")
     if not isinstance(scope, (str, Scope)):
         raise TypeError(f'scope must be "layer", "block", "single" or a Scope, got {scope!r}')
-    scope = Scope(scope) if isinstance(scope, str) else scope
+    scope = Scope.parse(scope) if isinstance(scope, str) else scope
     scope.check_routing(routing)
     example, watched, notes = _watch(model, example_input)
     blocks = Blocks(model, watched, scope.is_block)

@@ -10,6 +10,7 @@ from torch import nn
 from condconv.convert.blocks import Blocks
 from condconv.convert.select import Candidate
 from condconv.nn import HierarchicalRouting
+from condconv.nn.calls import parse_call
 from condconv.nn.factory import Routing
 
 
@@ -39,6 +40,18 @@ class Scope:
         if self.every > 1 and self.kind != "block":
             raise ValueError(f'every must be 1 unless the scope is "block", got {self.every} with {self.kind!r}')
 
+    @classmethod
+    def parse(cls, text: str) -> Scope:
+        """Return the scope a text stands for: its kind, with options if need be, such as `"block(every=2)"`.
+
+        Raises:
+            ValueError: There is no such scope.
+        """
+        kind, options = parse_call(text, "scope")
+        if set(options) - {"every"}:
+            raise ValueError(f"scope must have no option but every, got {text!r}")
+        return cls(kind, **options)
+
     def check_routing(self, routing: Routing) -> None:
         """Check that a routing function can be shared in this way.
 
@@ -46,7 +59,8 @@ class Scope:
             ValueError: Hierarchical routing, which hands weights from block to block, without blocks.
         """
         made_by = getattr(routing, "func", routing)  # the class inside a functools.partial
-        hierarchical = made_by == "hierarchical" or (
+        name = parse_call(routing, "routing")[0] if isinstance(routing, str) else None
+        hierarchical = name == "hierarchical" or (
             isinstance(made_by, type) and issubclass(made_by, HierarchicalRouting)
         )
         if hierarchical and self.kind != "block":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condconv.nn.calls import parse_call
 from condconv.nn.routing import (
     ConstantRouting,
     ExternalRouting,
@@ -42,8 +43,8 @@ def make_routing(
     """Return the routing function of a layer or a block.
 
     Args:
-        routing: A name (a key of `ROUTING`); a factory called as `factory(in_channels, num_experts)`, for example
-            `functools.partial(SoftmaxRouting, temperature=30.0)`; or a module, returned as it is.
+        routing: A name (a key of `ROUTING`), with options if need be, such as `"softmax(temperature=30)"`; a factory
+            called as `factory(in_channels, num_experts)`; or a module, returned as it is.
         in_channels: C of the input to be routed.
         num_experts: E.
         device: Where its parameters are to live.
@@ -52,7 +53,7 @@ def make_routing(
 
     Raises:
         ValueError: An unknown name, or a module for another number of experts.
-        TypeError: Neither a name, nor callable, nor a factory of modules.
+        TypeError: Neither a name, nor callable, nor a factory of modules; or an option the name's class does not have.
     """
     if isinstance(routing, nn.Module):
         found = getattr(routing, "num_experts", num_experts)
@@ -60,9 +61,10 @@ def make_routing(
             raise ValueError(f"routing must give num_experts = {num_experts} weights, got a module for {found}")
         return routing
     if isinstance(routing, str):
-        if routing not in ROUTING:
+        name, given = parse_call(routing, "routing")
+        if name not in ROUTING:
             raise ValueError(f"routing must be one of {', '.join(ROUTING)}, a factory or a module, got {routing!r}")
-        return ROUTING[routing](in_channels, num_experts, device=device, dtype=dtype, **options)
+        return ROUTING[name](in_channels, num_experts, device=device, dtype=dtype, **given, **options)
     if not callable(routing):
         raise TypeError(f"routing must be a name, a factory or a module, got {type(routing).__name__}")
     made = routing(in_channels, num_experts, **options)

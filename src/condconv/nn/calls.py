@@ -1,0 +1,36 @@
+"""Settings as text: `name` or `name(option=value, ...)`, so that a file or a command line can hold them."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+
+def parse_call(text: str, argument: str) -> tuple[str, dict[str, Any]]:
+    """Take a text such as `softmax(temperature=30)` apart; nothing in it is run.
+
+    Args:
+        text: A name, or a name with options in parentheses whose values are Python literals.
+        argument: What the text was given for, for the message.
+
+    Returns:
+        The name, and the options.
+
+    Raises:
+        ValueError: The text is neither.
+
+    Example:
+        >>> parse_call("softmax(temperature=30)", "routing")
+        ('softmax', {'temperature': 30})
+    """
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if isinstance(call, ast.Name):
+            return call.id, {}
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+            options = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords if each.arg}
+            if len(options) == len(call.keywords):
+                return call.func.id, options
+    except (SyntaxError, ValueError):
+        pass
+    raise ValueError(f"{argument} must be a name or name(option=value, ...), got {text!r}")
