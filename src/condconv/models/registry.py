@@ -194,7 +194,7 @@ def _convert_(
 ) -> None:
     """Give the chosen layers experts; convolutions of squeeze-and-excitation inside a block stay static."""
     blocks = {layer for layer in layers if re.fullmatch(name.family.blocks, layer)}
-    scope = Scope(scope) if isinstance(scope, str) else scope
+    scope = Scope.parse(scope) if isinstance(scope, str) else scope
     if scope.is_block is None and scope.kind != "layer":
         scope = dataclasses.replace(scope, is_block=lambda module_name, module: module_name in blocks)
     patterns = [f"{layer}.*" if layer in blocks else layer for layer in chosen]
