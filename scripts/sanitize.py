@@ -11,7 +11,8 @@ from pathlib import Path
 from condconv.ops.native.build import compile_library
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
+# With less optimisation, or the compiler takes minutes over what the sanitizers add.
+FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1")
 # The library under test stands where the ordinary one would.
 RUN = """
 import sys

@@ -144,4 +144,13 @@ def test_router_of_a_block_is_counted_once() -> None:
     report = count(model, torch.zeros(1, 3, 32, 32))
     routers = [cost for cost in report.layers if cost.name.endswith("routing_fn.fc")]
     assert len(routers) == 8 + 1
-    assert isinstance(model.blocks[5].routing_fn, SigmoidRouting)
+    assert isinstance(model.blocks[3][0].routing_fn, SigmoidRouting)
+
+
+def test_bytes_of_compact_experts():
+    layer = CondConv2d(8, 16, 3, bias=True, num_experts=4)
+    condconv.quantize_experts_(layer, "int8")
+    cost = count(layer, torch.zeros(1, 8, 10, 10)).layers[0]
+    # int8 experts 4 x 16 x 8 x 9, fp32 biases and scales 4 x 16 each; a mixed kernel is fp32.
+    assert cost.expert_bytes == 4 * 1152 + 2 * 4 * 16 * 4
+    assert cost.kernel_bytes == (1152 + 16) * 4

@@ -24,7 +24,7 @@ class LayerCost:
         kind: Class of the layer.
         params: Parameters of its own.
         madds: Multiply-adds: the convolution or product, and for a conditional layer the mixing of its experts.
-        expert_bytes: Bytes of the experts and their biases; 0 for a static layer.
+        expert_bytes: Bytes of the experts, their biases and scales; 0 for a static layer.
         kernel_bytes: Bytes of one example's mixed kernel, where an implementation stores it; 0 for a static layer.
     """
 
@@ -121,10 +121,11 @@ def _layer_cost(call: Call, batch: int) -> LayerCost | None:
     if isinstance(module, ConditionalLayer):
         kernel = module.weight[0].numel()
         outputs = 0 if module.bias is None else module.num_outputs
-        experts = module.num_experts * (kernel + outputs)
-        size = module.weight.element_size()
-        madds = kernel * _applications(module, call, batch) + experts
-        return LayerCost(call.name, kind, own, madds, experts * size, (kernel + outputs) * size)
+        madds = kernel * _applications(module, call, batch) + module.num_experts * (kernel + outputs)
+        # Compact experts have scales beside them, and are mixed in fp32.
+        held = sum(each.nbytes for each in (module.weight, module.bias, module.weight_scale) if each is not None)
+        size = 4 if module.compact else module.weight.element_size()
+        return LayerCost(call.name, kind, own, madds, held, (kernel + outputs) * size)
     if isinstance(module, (_ConvNd, nn.Linear)):
         return LayerCost(call.name, kind, own, module.weight.numel() * _applications(module, call, batch))
     return None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from condconv.ops import cond_conv2d, cond_conv_transpose2d
+from condconv.ops.compact import quantize, widen
 from condconv.ops.native import build, library
 from tests.ops.cases import CASES, Case
 
@@ -35,6 +36,8 @@ SHAPES = {
     "depthwise-tails": (3, 4, 83, 1, 1, 7, 5, (3, 3), 1, 1, 1),
     "depthwise-chunks": (2, 3, 531, 1, 1, 4, 3, (5, 5), 2, 2, 1),
     "depthwise-few": (2, 3, 3, 1, 1, 9, 8, (5, 5), 1, 2, 2),
+    "depthwise-one-tap": (2, 3, 21, 1, 1, 3, 4, (1, 1), 1, 0, 1),
+    "depthwise-two-taps": (2, 3, 37, 1, 1, 3, 4, (1, 2), 1, 0, 1),
     "depthwise-multiplier": (2, 3, 6, 1, 4, 5, 5, (3, 3), 1, 1, 1),
 }
 
@@ -62,6 +65,10 @@ def tensors(name: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor]
     return [tensor.to(dtype) for tensor in drawn], options
 
 
+def compacted(weight: Tensor, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    return (weight.bfloat16(), None) if dtype == torch.bfloat16 else quantize(weight, groups, False)
+
+
 def check(output: Tensor, arguments: list[Tensor], options: dict) -> None:
     """Compare with the reference in fp64; the budget is what fp32 sums of so many terms may lose."""
     exact = cond_conv2d(*(t.double() for t in arguments), impl="reference", **options)
@@ -76,6 +83,16 @@ def test_equals_the_reference(name: str, instruction_set: str) -> None:
     assert library.instruction_set() == instruction_set
     arguments, options = tensors(name)
     check(cond_conv2d(*arguments, impl="native", **options), arguments, options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+def test_compact_experts_equal_those_they_stand_for(name: str, dtype: torch.dtype, instruction_set: str) -> None:
+    (x, weight, routing, bias), options = tensors(name)
+    experts, scale = compacted(weight, options["groups"], dtype)
+    output = cond_conv2d(x, experts, routing, bias, impl="native", weight_scale=scale, **options)
+    wide = widen(experts, scale, options["groups"], False, torch.float64)
+    check(output, [x, wide, routing, bias], options)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -121,6 +138,16 @@ def test_the_number_of_threads_does_not_matter(name: str, threads: int) -> None:
     assert torch.equal(output, expected)
 
 
+def test_numbers_after_the_last_expert_are_not_used(instruction_set: str) -> None:
+    """A vector may reach into the next channel's numbers; behind the last there are NaNs here."""
+    for name in ("depthwise-tails", "depthwise-few", "depthwise-one-tap", "pointwise-tails"):
+        arguments, options = tensors(name)
+        weight = arguments[1]
+        room = torch.full((weight.numel() + 64,), float("nan"))
+        arguments[1] = room[: weight.numel()].view_as(weight).copy_(weight)
+        check(cond_conv2d(*arguments, impl="native", **options), arguments, options)
+
+
 @pytest.mark.parametrize("name", ["pointwise-tails", "dense-deep", "depthwise-tails", "grouped"])
 def test_layouts_of_inputs_and_experts(name: str, instruction_set: str) -> None:
     arguments, options = tensors(name)
@@ -138,6 +165,14 @@ def test_layouts_of_inputs_and_experts(name: str, instruction_set: str) -> None:
         arguments[0].contiguous(memory_format=torch.channels_last), *arguments[1:], impl="native", **options
     )
     assert last.is_contiguous(memory_format=torch.channels_last)
+    for dtype in (torch.bfloat16, torch.int8):
+        compact, scale = compacted(weight, options["groups"], dtype)
+        compact_inside = compact.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        one, other = (
+            cond_conv2d(x, experts, routing, bias, impl="native", weight_scale=scale, **options)
+            for experts in (compact, compact_inside)
+        )
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.op is cond_conv2d], ids=str)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from condconv.nn import CondConv2d
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODES = ("inference", "training")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -26,12 +28,15 @@ class Conditions:
             under autocast, as one trains.
         device: Where.
         compiled: Whether by `torch.compile`.
+        impl: Of the conditional two-dimensional convolutions, as in `condconv.ops.cond_conv2d`; `None` leaves them as
+            they are.
     """
 
     mode: str = "inference"
     dtype: str = "fp32"
     device: str = "cpu"
     compiled: bool = False
+    impl: str | None = None
 
 
 class Contender:
@@ -61,6 +66,9 @@ class Contender:
         self.device = conditions.device
         own = dtype or (torch.float32 if self.training else DTYPES[conditions.dtype])
         module = copy.deepcopy(module).train(self.training).to(self.device, own)
+        for each in module.modules():
+            if conditions.impl is not None and isinstance(each, CondConv2d):
+                each.impl = conditions.impl
         self.module: nn.Module = module.to(memory_format=LAYOUTS[layout])
         self.is_network = len(list(module.children())) > 1
         self.inputs = tuple(_lay_out(each.to(self.device, own), layout) for each in inputs)

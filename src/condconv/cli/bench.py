@@ -32,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--batch", type=int, nargs="+", metavar="N", help="batch sizes (default: 1 8 32 128)")
     parser.add_argument("--mode", choices=("inference", "training"), help="one of the two only")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision (default: %(default)s)")
+    parser.add_argument("--impl", metavar="NAME", help="of the layers with experts, as in cond_conv2d (default: auto)")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda with or without an index (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads on the CPU (default: torch's)")
@@ -79,7 +80,8 @@ def _tasks(arguments: argparse.Namespace) -> list[Any]:
     from condconv.benchmark.plan import full_tasks, quick_tasks
 
     modes = MODES if arguments.mode is None else (arguments.mode,)
-    conditions = [Conditions(mode, arguments.dtype, arguments.device, arguments.compile) for mode in modes]
+    how = (arguments.dtype, arguments.device, arguments.compile, arguments.impl)
+    conditions = [Conditions(mode, *how) for mode in modes]
     if arguments.quick:
         return quick_tasks(conditions[0])
     return full_tasks(conditions, arguments.batch, arguments.layers, arguments.networks)
@@ -88,6 +90,10 @@ def _tasks(arguments: argparse.Namespace) -> list[Any]:
 def _check(arguments: argparse.Namespace) -> None:
     import torch
 
+    from condconv.ops.selection import WHY_NOT
+
+    if arguments.impl not in (None, "auto", *WHY_NOT):
+        raise UsageError(f"`--impl` must be auto or one of {', '.join(WHY_NOT)}, got {arguments.impl}: choose another")
     for name, values in (
         ("threads", [arguments.threads]),
         ("repetitions", [arguments.repetitions]),

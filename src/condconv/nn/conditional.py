@@ -6,7 +6,7 @@ stacked experts would break each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from condconv.nn.experts import in_layout_of, init_experts_, spread_experts
 from condconv.nn.factory import Routing, make_routing, start_constant_
+from condconv.ops.compact import quantize, widen
 from condconv.ops.selection import WHY_NOT
 from condconv.ops.validation import check_positive
 
@@ -28,13 +29,19 @@ class ConditionalLayer(nn.Module):
         bias: `[E, O]`, mixed with the same weights as the experts, or `None`.
         shift: `[O]`, added as it is, or `None`; made by folding a batch norm.
         routing_fn: From the layer's input to `[B, E]`.
+        compact: Whether the experts are bfloat16 or int8 beside fp32 activations; see `condconv.quantize_experts_`.
+        weight_scale: `[E, O]`, fp32, what int8 experts are multiplied with; `None` for all others.
     """
 
     twin: ClassVar[type[nn.Module]]
+    transposed: ClassVar[bool] = False
+    groups: int = 1
     weight: nn.Parameter
     bias: nn.Parameter | None
     shift: nn.Parameter | None
     routing_fn: nn.Module
+    compact: bool
+    weight_scale: Tensor | None
 
     def __init__(
         self,
@@ -58,6 +65,8 @@ class ConditionalLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, *weight_shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_experts, out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("shift", None)
+        self.compact = False
+        self.register_buffer("weight_scale", None)
         self.routing_fn = make_routing(routing, routed_channels, num_experts, device=device, dtype=dtype)
         self.reset_parameters()
 
@@ -66,7 +75,7 @@ class ConditionalLayer(nn.Module):
         init_experts_(self.weight, self.bias)
 
     def mix(self, routing_weights: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the kernel and the bias that constant routing weights `[E]` amount to.
+        """Return the kernel and the bias that constant routing weights `[E]` amount to; fp32 for compact experts.
 
         Raises:
             ValueError: The weights do not have shape `[E]`.
@@ -77,25 +86,61 @@ class ConditionalLayer(nn.Module):
                 "for weights of several examples, give their mean over the batch"
             )
         weights = routing_weights.detach().to(self.weight.device, torch.float64)
-        kernel = torch.tensordot(weights, self.weight.detach().double(), dims=1).to(self.weight.dtype)
+        dtype = torch.float32 if self.compact else self.weight.dtype
+        kernel = torch.tensordot(weights, self.wide_experts(), dims=1).to(dtype)
         bias = None if self.bias is None else torch.tensordot(weights, self.bias.detach().double(), dims=1)
         if self.shift is not None:
             bias = self.shift.detach().double() + (0 if bias is None else bias)
-        return kernel, None if bias is None else bias.to(self.weight.dtype)
+        return kernel, None if bias is None else bias.to(dtype)
+
+    def wide_experts(self) -> Tensor:
+        """Return the experts in fp64, compact ones widened; exact."""
+        return widen(self.weight.detach(), self.weight_scale, self.groups, self.transposed, torch.float64)
+
+    @torch.no_grad()
+    def make_compact_(self, dtype: torch.dtype) -> None:
+        """Store the experts in bfloat16 or int8, in place; from then on the layer is for inference.
+
+        Args:
+            dtype: `torch.bfloat16` or `torch.int8`. The experts must be fp32, and finite.
+        """
+        experts = self.weight.detach()
+        if dtype == torch.int8:
+            experts, self.weight_scale = quantize(experts, self.groups, self.transposed)
+        self.weight = nn.Parameter(experts.to(dtype), requires_grad=False)
+        self.compact = True
 
     def _apply(self: _Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Layer:
         # `model.to(memory_format=torch.channels_last)` converts every 4-D and 5-D parameter and fails on the latter.
         # Seen with the experts stacked along the output channels it lays out each expert, as a static layer's kernel.
         def apply_to_experts(tensor: Tensor) -> Tensor:
             if tensor.dim() < 4 or tensor.shape != self.weight.shape:
-                return fn(tensor)
-            return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2])
+                applied = fn(tensor)
+            else:
+                applied = fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2])
+            # Compact experts and their scale stay as they are in a model that changes its dtype.
+            compact = self.compact and (tensor is self.weight or tensor is self.weight_scale)
+            if compact and applied.dtype != tensor.dtype:
+                return torch.empty_like(applied, dtype=tensor.dtype).copy_(tensor)
+            return applied
 
         if recurse:
             for child in self.children():
                 child._apply(fn)
         super()._apply(apply_to_experts, recurse=False)
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        # A copy between int8 and floats would go through, and be wrong.
+        given = state_dict.get(f"{prefix}weight")
+        if given is not None and (given.dtype == torch.int8) != (self.weight.dtype == torch.int8):
+            into_compact = "load into the ordinary network, then call condconv.quantize_experts_(model)"
+            remedy = into_compact if self.compact else "call condconv.quantize_experts_(model) before loading"
+            lists[-1].append(f"{prefix}weight must be {self.weight.dtype}, as here, got {given.dtype}: {remedy}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     @staticmethod
     def arguments_of(static: Any) -> dict[str, Any]:

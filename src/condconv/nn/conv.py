@@ -65,6 +65,7 @@ class _CondConv(CondConvNd):
             self.groups,
             padding_mode=self.padding_mode,
             impl=self.impl,
+            weight_scale=self.weight_scale,
         )
 
 

@@ -22,7 +22,6 @@ class CondConvNd(ConditionalLayer):
     """A conditional convolution in `spatial_dims` dimensions; users take `CondConv2d` and its siblings."""
 
     spatial_dims: ClassVar[int]
-    transposed: ClassVar[bool] = False
 
     def __init__(
         self,

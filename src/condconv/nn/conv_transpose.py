@@ -70,6 +70,7 @@ class _CondConvTranspose(CondConvNd):
             self.groups,
             self.dilation,
             impl=self.impl,
+            weight_scale=self.weight_scale,
         )
 
 

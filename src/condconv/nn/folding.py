@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from condconv.errors import UsageError
 from condconv.nn.block_routing import RoutingSlot
 from condconv.nn.conditional import ConditionalLayer
-from condconv.nn.conv_base import CondConvNd
+from condconv.ops.compact import along_outputs
 
 
 @torch.no_grad()
@@ -31,11 +32,17 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
     Raises:
         TypeError: `norm` is not a batch norm.
         ValueError: It has no running statistics, or another number of channels.
+        UsageError: The layer's experts are compact.
     """
     if not isinstance(norm, _BatchNorm):
         raise TypeError(f"norm must be a torch.nn.BatchNorm, got {type(norm).__name__}")
     if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
         raise TypeError(f"norm must be a batch norm and nothing more, got {type(norm).__name__} with its own forward")
+    if layer.compact:
+        raise UsageError(
+            f"layer must have ordinary experts, got compact ones ({layer.weight.dtype}): fold the batch norm first, "
+            "then quantize"
+        )
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("norm must have running statistics, got track_running_stats=False: it depends on the batch")
     if norm.num_features != layer.num_outputs:
@@ -68,8 +75,4 @@ def scale_outputs(layer: ConditionalLayer, scale: Tensor) -> Tensor:
     """
     weight = layer.weight.detach().double()
     scale = scale.double().expand(layer.num_experts, -1)
-    trailing = (1,) * (weight.dim() - 3)
-    if isinstance(layer, CondConvNd) and layer.transposed:  # [E, C, O/G, *K]: the groups lie along C
-        per_group = weight.unflatten(1, (layer.groups, layer.in_channels // layer.groups))
-        return (per_group * scale.reshape(layer.num_experts, layer.groups, 1, -1, *trailing)).flatten(1, 2)
-    return weight * scale.reshape(layer.num_experts, -1, 1, *trailing)
+    return weight * along_outputs(scale, weight, layer.groups, layer.transposed)

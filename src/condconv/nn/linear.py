@@ -70,7 +70,7 @@ class CondLinear(ConditionalLayer):
             raise ValueError(f"x must have shape [B, ..., {self.in_features}], got {tuple(x.shape)}")
         if routing_weights is None:
             routing_weights = self.routing_fn(x if x.dim() == 2 else x.flatten(1, -2).mT)
-        y = ops.cond_linear(x, self.weight, routing_weights, self.bias, impl=self.impl)
+        y = ops.cond_linear(x, self.weight, routing_weights, self.bias, impl=self.impl, weight_scale=self.weight_scale)
         return y if self.shift is None else y + self.shift.to(y.dtype)
 
     @staticmethod

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from condconv.ops import recompute, selection, validation
 from condconv.ops.autocast import autocast_disabled, autocast_dtype
+from condconv.ops.compact import widen
 from condconv.ops.geometry import Geometry, output_memory_format
 from condconv.ops.impl import mix_outputs, reference
+from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.padding import Padding, pad_input, resolve_padding
-from condconv.ops.registration import mixed_conv
+from condconv.ops.registration import compact_conv, mixed_conv
 
 _logger = logging.getLogger(__name__)
 _PLAIN = {"reference": reference.forward, "mix_outputs": mix_outputs.forward}
@@ -33,6 +35,7 @@ def cond_conv1d(
     *,
     padding_mode: str = "zeros",
     impl: str = "auto",
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """Convolve each sequence with its own mixture of the experts; see `cond_conv2d`.
 
@@ -47,11 +50,14 @@ def cond_conv1d(
         groups: As in `cond_conv2d`.
         padding_mode: As in `cond_conv2d`.
         impl: As in `cond_conv2d`.
+        weight_scale: As in `cond_conv2d`.
 
     Returns:
         `[B, O, L']`.
     """
-    return _cond_conv(1, x, weight, routing_weights, bias, stride, padding, dilation, groups, padding_mode, impl)
+    return _cond_conv(
+        1, x, weight, routing_weights, bias, stride, padding, dilation, groups, padding_mode, impl, weight_scale
+    )
 
 
 def cond_conv2d(
@@ -66,6 +72,7 @@ def cond_conv2d(
     *,
     padding_mode: str = "zeros",
     impl: str = "auto",
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """Convolve each example with its own weighted sum of the experts.
 
@@ -73,7 +80,9 @@ def cond_conv2d(
 
     Args:
         x: `[B, C, H, W]`, floating point; contiguous, channels_last or any strides. B may be 0.
-        weight: Experts `[E, O, C/groups, KH, KW]` in the dtype of x (any float dtype under autocast).
+        weight: Experts `[E, O, C/groups, KH, KW]` in the dtype of x (any float dtype under autocast). For inference
+            also compact: bfloat16 for another x, or int8 with `weight_scale`. `"native"` reads them as they are; every
+            other implementation widens them first, at each call.
         routing_weights: `[B, E]`, any float dtype; used in fp32 (fp64 for fp64).
         bias: Per-expert biases `[E, O]`, mixed with the same weights, or `None`.
         stride: One int, or one for each spatial dimension.
@@ -85,7 +94,9 @@ def cond_conv2d(
         padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
         impl: How, never what: `"auto"` (by shape, batch, number of experts, device, layout and whether gradients
             are needed; the choice is logged at DEBUG), `"reference"`, `"mix_outputs"`, `"grouped"`,
-            `"matmul"`, `"per_example"` or `"native"`.
+            `"matmul"`, `"per_example"`, `"native"` (CPU) or `"triton"` (GPU; "auto" does not take it yet).
+        weight_scale: `[E, O]`, fp32, for int8 experts: W = weight_scale * weight for each expert and output channel.
+            `None` for all others.
 
     Returns:
         `[B, O, H', W']` in the dtype of x (the autocast dtype under autocast), channels_last where x is.
@@ -95,6 +106,7 @@ def cond_conv2d(
         TypeError: An argument is not a tensor, is not floating point, or its dtype differs from that of x.
         ValueError: Shapes, devices, padding or `impl` do not fit; the message names the argument.
         RuntimeError: The named `impl` cannot run this call, with the reason.
+        UsageError: `weight_scale` does not fit, or compact experts meet an argument that needs a gradient.
 
     Source:
         CondConv, section 3 (arXiv:1904.04971).
@@ -104,7 +116,9 @@ def cond_conv2d(
         >>> cond_conv2d(x, experts, r, padding=1).shape
         torch.Size([2, 6, 8, 8])
     """
-    return _cond_conv(2, x, weight, routing_weights, bias, stride, padding, dilation, groups, padding_mode, impl)
+    return _cond_conv(
+        2, x, weight, routing_weights, bias, stride, padding, dilation, groups, padding_mode, impl, weight_scale
+    )
 
 
 def cond_conv3d(
@@ -119,6 +133,7 @@ def cond_conv3d(
     *,
     padding_mode: str = "zeros",
     impl: str = "auto",
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """Convolve each volume with its own mixture of the experts; see `cond_conv2d`.
 
@@ -133,11 +148,14 @@ def cond_conv3d(
         groups: As in `cond_conv2d`.
         padding_mode: As in `cond_conv2d`.
         impl: As in `cond_conv2d`.
+        weight_scale: As in `cond_conv2d`.
 
     Returns:
         `[B, O, D', H', W']`, channels_last_3d where x is.
     """
-    return _cond_conv(3, x, weight, routing_weights, bias, stride, padding, dilation, groups, padding_mode, impl)
+    return _cond_conv(
+        3, x, weight, routing_weights, bias, stride, padding, dilation, groups, padding_mode, impl, weight_scale
+    )
 
 
 def cond_conv_transpose1d(
@@ -152,6 +170,7 @@ def cond_conv_transpose1d(
     dilation: Size = 1,
     *,
     impl: str = "auto",
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """Apply a transposed convolution with example-dependent kernels; see `cond_conv_transpose2d`.
 
@@ -166,12 +185,13 @@ def cond_conv_transpose1d(
         groups: Number of groups.
         dilation: As in `torch.nn.functional.conv_transpose1d`.
         impl: As in `cond_conv2d`.
+        weight_scale: As in `cond_conv2d`.
 
     Returns:
         `[B, O, L']`.
     """
     return _cond_conv_transpose(
-        1, x, weight, routing_weights, bias, stride, padding, output_padding, groups, dilation, impl
+        1, x, weight, routing_weights, bias, stride, padding, output_padding, groups, dilation, impl, weight_scale
     )
 
 
@@ -187,6 +207,7 @@ def cond_conv_transpose2d(
     dilation: Size = 1,
     *,
     impl: str = "auto",
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """Apply to each example the transposed convolution of its own weighted sum of the experts.
 
@@ -201,6 +222,7 @@ def cond_conv_transpose2d(
         groups: Number of groups.
         dilation: One int, or one for each spatial dimension.
         impl: As in `cond_conv2d`.
+        weight_scale: As in `cond_conv2d`.
 
     Returns:
         `[B, O, H', W']`, channels_last where x is.
@@ -211,7 +233,7 @@ def cond_conv_transpose2d(
         RuntimeError: As in `cond_conv2d`.
     """
     return _cond_conv_transpose(
-        2, x, weight, routing_weights, bias, stride, padding, output_padding, groups, dilation, impl
+        2, x, weight, routing_weights, bias, stride, padding, output_padding, groups, dilation, impl, weight_scale
     )
 
 
@@ -227,6 +249,7 @@ def cond_conv_transpose3d(
     dilation: Size = 1,
     *,
     impl: str = "auto",
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """Apply a transposed convolution with example-dependent kernels; see `cond_conv_transpose2d`.
 
@@ -241,17 +264,24 @@ def cond_conv_transpose3d(
         groups: Number of groups.
         dilation: As in `cond_conv_transpose2d`.
         impl: As in `cond_conv2d`.
+        weight_scale: As in `cond_conv2d`.
 
     Returns:
         `[B, O, D', H', W']`, channels_last_3d where x is.
     """
     return _cond_conv_transpose(
-        3, x, weight, routing_weights, bias, stride, padding, output_padding, groups, dilation, impl
+        3, x, weight, routing_weights, bias, stride, padding, output_padding, groups, dilation, impl, weight_scale
     )
 
 
 def cond_linear(
-    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None = None, *, impl: str = "auto"
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None = None,
+    *,
+    impl: str = "auto",
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """Apply to each example the linear map of its own weighted sum of the experts.
 
@@ -261,6 +291,7 @@ def cond_linear(
         routing_weights: `[B, E]`.
         bias: Per-expert biases `[E, O]`, or `None`.
         impl: As in `cond_conv2d`.
+        weight_scale: As in `cond_conv2d`.
 
     Returns:
         `[B, ..., O]` in the dtype of x.
@@ -280,9 +311,13 @@ def cond_linear(
     if x.dim() < 2:
         raise ValueError(f"x must have shape [B, ..., C], got {tuple(x.shape)}; add a batch dimension")
     rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]  # [B, N, C]
-    columns, kernels = rows.mT, weight[..., None]
+    # The compiled kernels, which read compact experts, have two dimensions: the second is of size one.
+    dims = 1 if weight.dtype in (x.dtype, torch.float32) else 2
+    columns = rows.mT if dims == 1 else rows.mT[..., None]
+    kernels = weight[(..., *(None,) * dims)]
     validation.check_shapes(columns, kernels, routing_weights, bias, groups=1, transposed=False)
-    y = _run(columns, kernels, routing_weights, bias, Geometry((1,), (0,), (1,), 1), impl).mT
+    geometry = Geometry((1,) * dims, (0,) * dims, (1,) * dims, 1)
+    y = _run(columns, kernels, routing_weights, bias, geometry, impl, weight_scale).flatten(2).mT
     return y.unflatten(1, x.shape[1:-1]) if x.dim() > 2 else y[:, 0]
 
 
@@ -298,6 +333,7 @@ def _cond_conv(
     groups: int,
     padding_mode: str,
     impl: str,
+    weight_scale: Tensor | None,
 ) -> Tensor:
     validation.check_tensors(x, weight, routing_weights, bias)
     validation.check_rank(weight, dims, "[E, O, C/groups, *kernel]")
@@ -307,7 +343,7 @@ def _cond_conv(
     validation.check_padding(padding, padding_mode, stride)
     amounts = resolve_padding(padding, x.shape[2:], weight.shape[3:], stride, dilation)
     x, zeros = pad_input(x, amounts, padding_mode)
-    return _run(x, weight, routing_weights, bias, Geometry(stride, zeros, dilation, groups), impl)
+    return _run(x, weight, routing_weights, bias, Geometry(stride, zeros, dilation, groups), impl, weight_scale)
 
 
 def _cond_conv_transpose(
@@ -322,6 +358,7 @@ def _cond_conv_transpose(
     groups: int,
     dilation: Size,
     impl: str,
+    weight_scale: Tensor | None,
 ) -> Tensor:
     validation.check_tensors(x, weight, routing_weights, bias)
     validation.check_rank(weight, dims, "[E, C, O/groups, *kernel]")
@@ -335,23 +372,36 @@ def _cond_conv_transpose(
         validation.to_tuple("output_padding", output_padding, dims, 0),
     )
     validation.check_output_padding(geometry)
-    return _run(x, weight, routing_weights, bias, geometry, impl)
+    return _run(x, weight, routing_weights, bias, geometry, impl, weight_scale)
 
 
 def _run(
-    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry, impl: str
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    impl: str,
+    weight_scale: Tensor | None,
 ) -> Tensor:
     """Choose and call, for arguments whose shapes fit. The one place where an implementation is chosen."""
     size = geometry.output_size(x.shape[2:], weight.shape[3:])
     validation.check_output_size(size, x.shape[2:], weight.shape[3:])
+    channels = geometry.out_channels(weight)
+    compact = validation.check_compact(x, weight, routing_weights, bias, weight_scale, channels)
     wanted = autocast_dtype(x.device)
     if wanted is not None and x.dtype != torch.float64:  # as torch's own convolutions do
         x = x.to(wanted)  # experts stay as they are: mixed first, then rounded
-    problem = selection.describe(x, weight, routing_weights, bias, geometry, prod(size))
+    problem = selection.describe(x, weight, routing_weights, bias, geometry, prod(size), compact)
     name = selection.resolve(impl, problem)
     if not problem.compiling and _logger.isEnabledFor(logging.DEBUG):
-        _logger.debug("%s for x %s, experts %s", name, tuple(x.shape), tuple(weight.shape))
+        how = f", {weight.dtype} and widened first" if compact and name != "native" else ""
+        _logger.debug("%s for x %s, experts %s%s", name, tuple(x.shape), tuple(weight.shape), how)
     with autocast_disabled(x.device):
+        if compact and name == "native":
+            return compact_conv(x, weight, routing_weights, bias, weight_scale, geometry, name)
+        if compact:
+            weight = widen(weight, weight_scale, geometry.groups, geometry.transposed, accumulation_dtype(x.dtype))
         if name in _PLAIN:
             output = _PLAIN[name](x, weight, routing_weights, bias, geometry)
             output = output.contiguous(memory_format=output_memory_format(x))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from condconv.ops.geometry import Geometry, output_memory_format
-from condconv.ops.impl import grouped, matmul, native
+from condconv.ops.impl import grouped, matmul, native, triton
 from condconv.ops.mixing import accumulation_dtype, mix_bias, mix_kernels, mix_kernels_backward
 
 # How each implementation applies mixed kernels, and how many examples it takes at a time (None: all).
@@ -22,18 +22,20 @@ APPLY: dict[str, tuple[ModuleType, int | None]] = {
     "matmul": (matmul, None),
     "per_example": (grouped, 1),
 }
+# These mix kernels themselves and are no chains of torch functions: forward and backward are their own.
+FUSED: dict[str, ModuleType] = {"native": native, "triton": triton}
 
 
 def forward(
     x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry, impl: str
 ) -> Tensor:
-    """Mix the kernels, convolve and add the mixed bias, with plain differentiable torch functions.
+    """Mix the kernels, convolve and add the mixed bias; those of `APPLY` by plain differentiable torch functions.
 
-    Shapes as in `impl.reference.forward`. `impl` is a key of `APPLY`, or "native", which is no chain of torch
-    functions. The output follows the layout of x.
+    Shapes as in `impl.reference.forward`. `impl` is a key of `APPLY` or `FUSED`. The output follows the layout
+    of x.
     """
-    if impl == "native":
-        output = native.forward(x, weight, routing_weights, geometry)
+    if impl in FUSED:
+        output = FUSED[impl].forward(x, weight, routing_weights, geometry)
         return output if bias is None else output.add_(mix_bias(bias, routing_weights, x.dtype, len(geometry.stride)))
     module, chunk = APPLY[impl]
     if chunk is None:
@@ -63,8 +65,8 @@ def backward(
     x, weight, routing_weights, bias = tensors
     needs_x, needs_weight, needs_routing, needs_bias = needs
     wide = accumulation_dtype(weight.dtype)
-    if impl == "native":
-        grad_x, grad_weight, grad_routing = native.backward(
+    if impl in FUSED:
+        grad_x, grad_weight, grad_routing = FUSED[impl].backward(
             grad_output, x, weight, routing_weights, geometry, (needs_x, needs_weight, needs_routing)
         )
     else:

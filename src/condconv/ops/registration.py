@@ -18,6 +18,8 @@ from torch.utils.flop_counter import register_flop_formula
 from condconv.ops import recompute
 from condconv.ops.autocast import autocast_disabled
 from condconv.ops.geometry import Geometry, output_memory_format
+from condconv.ops.impl import native
+from condconv.ops.mixing import mix_bias
 
 _GEOMETRY = (
     "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, bool transposed, SymInt[] output_padding"
@@ -33,6 +35,11 @@ torch.library.define(
     f"(Tensor grad_output, {_TENSORS}, {_GEOMETRY}, str impl, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+torch.library.define(
+    "condconv::compact_conv",
+    f"({_TENSORS}, Tensor? weight_scale, {_GEOMETRY}, str impl) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 _NUM_TENSORS = 4
 _NUM_GEOMETRY = len(Geometry._fields)
 
@@ -40,8 +47,22 @@ _NUM_GEOMETRY = len(Geometry._fields)
 def mixed_conv(
     x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry, impl: str
 ) -> Tensor:
-    """Call the registered operator. Shapes as in `impl.reference.forward`; `impl` is a key of `recompute.APPLY`."""
+    """Call the registered operator; arguments as in `recompute.forward`."""
     output: Tensor = torch.ops.condconv.mixed_conv(x, weight, routing_weights, bias, *geometry, impl)
+    return output
+
+
+def compact_conv(
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None,
+    weight_scale: Tensor | None,
+    geometry: Geometry,
+    impl: str,
+) -> Tensor:
+    """Call the registered operator for compact experts, which has no gradient; `impl` is "native"."""
+    output: Tensor = torch.ops.condconv.compact_conv(x, weight, routing_weights, bias, weight_scale, *geometry, impl)
     return output
 
 
@@ -67,6 +88,28 @@ def _forward(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | 
 
 @torch.library.register_fake("condconv::mixed_conv")
 def _forward_fake(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    return _empty_output(x, weight, _unpack(rest)[0])
+
+
+@torch.library.impl("condconv::compact_conv", "CompositeExplicitAutograd")
+def _compact(
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None,
+    weight_scale: Tensor | None,
+    *rest: Any,
+) -> Tensor:
+    geometry, _ = _unpack(rest)
+    if x.shape[0] == 0:
+        return _empty_output(x, weight, geometry)
+    with autocast_disabled(x.device):
+        output = native.forward(x, weight, routing_weights, geometry, weight_scale)
+        return output if bias is None else output.add_(mix_bias(bias, routing_weights, x.dtype, len(geometry.stride)))
+
+
+@torch.library.register_fake("condconv::compact_conv")
+def _compact_fake(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Any, scale: Any, *rest: Any) -> Tensor:
     return _empty_output(x, weight, _unpack(rest)[0])
 
 
@@ -144,6 +187,11 @@ def _madds(x: Sequence[int], weight: Sequence[int], rest: Sequence[Any], bias: A
 @register_flop_formula(torch.ops.condconv.mixed_conv)
 def _flops(x: Any, weight: Any, routing_weights: Any, bias: Any, *rest: Any, **kwargs: Any) -> int:
     """Count two operations a multiply-add: the convolutions and the mixing, biases included."""
+    return 2 * sum(_madds(x, weight, rest, bias))
+
+
+@register_flop_formula(torch.ops.condconv.compact_conv)
+def _compact_flops(x: Any, weight: Any, routing_weights: Any, bias: Any, scale: Any, *rest: Any, **kwargs: Any) -> int:
     return 2 * sum(_madds(x, weight, rest, bias))
 
 

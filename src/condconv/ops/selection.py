@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from condconv.ops.geometry import Geometry, output_memory_format
+from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.native import library
+from condconv.ops.triton import limits as triton_limits
 
 _CACHED_NUMBERS = 2**23  # 32 MB in fp32
 
@@ -20,12 +22,14 @@ class Problem(NamedTuple):
     """What a choice may depend on: shapes, device, layout, and who records the graph.
 
     `batch` is `None` while a graph is recorded (`torch.compile`, `torch.export`): a choice that looked at it
-    would fix the graph to one batch size.
+    would fix the graph to one batch size. `compact` is the dtype of compact experts, `None` for ordinary ones; `dtypes`
+    are those of x and of the experts, compact ones widened.
     """
 
     batch: int | None
     num_experts: int
     kernel_numel: int
+    input_numel: int
     output_numel: int
     output_pixels: int
     taps: int
@@ -33,6 +37,7 @@ class Problem(NamedTuple):
     transposed: bool
     spatial: int
     dtypes: tuple[torch.dtype, ...]
+    compact: torch.dtype | None
     device: str
     channels_last: bool
     needs_grad: bool
@@ -48,6 +53,7 @@ def describe(
     bias: Tensor | None,
     geometry: Geometry,
     pixels: int,
+    compact: bool = False,
 ) -> Problem:
     """Return the `Problem` of a call whose arguments have been checked and whose output has `pixels` positions."""
     compiling, exporting = torch.compiler.is_compiling(), torch.compiler.is_exporting()
@@ -56,13 +62,15 @@ def describe(
         batch=None if compiling or exporting else x.shape[0],
         num_experts=weight.shape[0],
         kernel_numel=prod(weight.shape[1:]),
+        input_numel=prod(x.shape[1:]),
         output_numel=geometry.out_channels(weight) * pixels,
         output_pixels=pixels,
         taps=prod(weight.shape[3:]),
         depthwise=geometry.groups > 1 and weight.shape[2] == 1,
         transposed=geometry.transposed,
         spatial=len(geometry.stride),
-        dtypes=(x.dtype, weight.dtype),
+        dtypes=(x.dtype, accumulation_dtype(x.dtype) if compact else weight.dtype),
+        compact=weight.dtype if compact else None,
         device=x.device.type,
         channels_last=output_memory_format(x) != torch.contiguous_format,
         needs_grad=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
@@ -124,6 +132,27 @@ def why_not_native(problem: Problem) -> str | None:
     return library.WHY_NOT
 
 
+def why_not_triton(problem: Problem) -> str | None:
+    """Return why the kernels for the GPU cannot run, or `None`."""
+    if (reason := triton_limits.why_not(problem.device)) is not None:
+        return reason
+    other = [str(dtype).removeprefix("torch.") for dtype in problem.dtypes if dtype not in triton_limits.DTYPES]
+    if other:
+        return f"its kernels compute in fp32, bf16 and fp16, x or weight is {other[0]}"
+    if problem.transposed or problem.spatial != 2:
+        return "it has kernels for two-dimensional convolutions only, not transposed ones"
+    if problem.taps > triton_limits.MOST_TAPS:
+        return f"its kernels have at most {triton_limits.MOST_TAPS} taps, got {problem.taps}"
+    if problem.num_experts > triton_limits.MOST_EXPERTS:
+        return f"it mixes at most {triton_limits.MOST_EXPERTS} experts, got {problem.num_experts}"
+    if problem.exporting or problem.transforming:
+        return "an exported graph and torch.func transforms need plain torch functions"
+    largest = max(problem.kernel_numel, problem.input_numel, problem.output_numel)
+    if largest > triton_limits.MOST_NUMBERS:
+        return f"an example or an expert has at most {triton_limits.MOST_NUMBERS} numbers, got {largest}"
+    return None
+
+
 WHY_NOT: dict[str, Callable[[Problem], str | None]] = {
     "reference": why_not_reference,
     "mix_outputs": why_not_mix_outputs,
@@ -131,6 +160,7 @@ WHY_NOT: dict[str, Callable[[Problem], str | None]] = {
     "matmul": why_not_matmul,
     "per_example": why_not_per_example,
     "native": why_not_native,
+    "triton": why_not_triton,
 }
 
 
@@ -151,12 +181,14 @@ def choose(problem: Problem) -> str:
     The rules, in order; those for the CPU were measured with 8 experts on one x86 core
     (`benchmarks/results/selection-cpu.json`), the rest follows from counting memory traffic:
 
-    1. One output pixel or one expert: convolving E times costs what mixing would, and stores no kernel.
+    1. One output pixel or one expert: convolving E times costs what mixing would, and stores no kernel. Not for compact
+       experts where native can run: alone it reads them as they are.
     2. Exporting, compiling without gradients, or inside `torch.func` transforms: matmul, which all see through.
     3. On a CPU native, where it was compiled and can run.
-    4. Else as `choose_library`.
+    4. Else as `choose_library`. Not yet triton, which no GPU has been seen to run faster or slower than that.
     """
-    if problem.num_experts == 1 or problem.output_pixels == 1:
+    compact = problem.compact is not None and why_not_native(problem) is None
+    if not compact and (problem.num_experts == 1 or problem.output_pixels == 1):
         return "mix_outputs"
     if must_be_plain(problem, "matmul"):
         return "matmul"

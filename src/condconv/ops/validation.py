@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from condconv.errors import UsageError
 from condconv.ops.autocast import autocast_dtype
 from condconv.ops.geometry import Geometry
 from condconv.ops.padding import PADDING_MODES, PADDING_NAMES, Padding
+
+COMPACT_DTYPES = (torch.bfloat16, torch.int8)
 
 
 def to_tuple(name: str, value: int | Sequence[int], dims: int, minimum: int) -> tuple[int, ...]:
@@ -99,6 +102,8 @@ def check_shapes(
 def check_tensors(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None) -> None:
     """Check types, dtypes and devices. Under autocast, dtypes may differ: x decides the device only.
 
+    Experts may be compact, see `check_compact`.
+
     Raises:
         TypeError: Not a tensor, or a dtype that is not floating point or differs from that of x.
         ValueError: Tensors on several devices.
@@ -109,7 +114,7 @@ def check_tensors(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tens
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or (name == "weight" and tensor.dtype in COMPACT_DTYPES)):
             raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}; convert it first")
         if tensor.device != x.device:
             raise ValueError(
@@ -119,11 +124,53 @@ def check_tensors(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tens
         return
     for name in ("weight", "bias"):
         tensor = named[name]
+        if name == "weight" and tensor is not None and tensor.dtype in COMPACT_DTYPES:
+            continue
         if tensor is not None and tensor.dtype != x.dtype:
             raise TypeError(
                 f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}; "
                 "convert one of them, or run under torch.autocast"
             )
+
+
+def check_compact(
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None,
+    weight_scale: Tensor | None,
+    out_channels: int,
+) -> bool:
+    """Check that compact experts have the scale they need and no gradients to compute.
+
+    Returns:
+        Whether the experts are compact: int8, or bfloat16 for an x that is not, outside autocast.
+
+    Raises:
+        UsageError: They do not fit, or a gradient is needed.
+    """
+    if (weight.dtype == torch.int8) != (weight_scale is not None):
+        wanted = "be given for int8 experts" if weight_scale is None else f"be None for {weight.dtype} experts"
+        raise UsageError(
+            f"weight_scale must {wanted}, got {'None' if weight_scale is None else 'a tensor'}: it belongs to int8 "
+            "experts, condconv.quantize_experts_ makes both"
+        )
+    if weight_scale is not None:
+        shape, found = (weight.shape[0], out_channels), tuple(weight_scale.shape)
+        if found != shape or weight_scale.dtype != torch.float32 or weight_scale.device != x.device:
+            raise UsageError(
+                f"weight_scale must be torch.float32 [E, O] = {shape} on {x.device}, "
+                f"got {weight_scale.dtype} {found} on {weight_scale.device}"
+            )
+    autocasting = autocast_dtype(x.device) is not None and x.dtype != torch.float64
+    compact = weight_scale is not None or (weight.dtype != x.dtype and not autocasting)
+    tensors = (x, weight, routing_weights, bias, weight_scale)
+    if compact and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise UsageError(
+            f"weight must be ordinary experts where gradients are needed, got compact ones ({weight.dtype}): call "
+            "under torch.no_grad() or torch.inference_mode(), and quantize after training"
+        )
+    return compact
 
 
 def check_output_size(size: Sequence[int], input_size: Sequence[int], kernel_size: Sequence[int]) -> None:

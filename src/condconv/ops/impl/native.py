@@ -14,14 +14,17 @@ from condconv.ops.geometry import Geometry, output_memory_format
 from condconv.ops.native.library import Call
 
 
-def forward(x: Tensor, weight: Tensor, routing_weights: Tensor, geometry: Geometry) -> Tensor:
+def forward(
+    x: Tensor, weight: Tensor, routing_weights: Tensor, geometry: Geometry, weight_scale: Tensor | None = None
+) -> Tensor:
     """Convolve example b of x `[B, C, H, W]` with `sum_e routing_weights[b, e] * weight[e]`.
 
     Args:
         x: fp32 on the CPU, not empty. Computed with channels innermost: a contiguous one is turned around, and back.
-        weight: `[E, O, C/G, KH, KW]`, fp32.
+        weight: `[E, O, C/G, KH, KW]`; fp32, or bfloat16 or int8, which are widened as they are mixed.
         routing_weights: `[B, E]`, any dtype.
         geometry: Not transposed.
+        weight_scale: `[E, O]`, fp32, to be multiplied with the experts, or `None`.
 
     Returns:
         `[B, O, H', W']` in the layout of x. Sums are fp32.
@@ -29,7 +32,10 @@ def forward(x: Tensor, weight: Tensor, routing_weights: Tensor, geometry: Geomet
     size = geometry.output_size(x.shape[2:], weight.shape[3:])
     output = _empty(x.shape[0], weight.shape[1], size)
     experts = weight if weight.is_contiguous() or _inside(weight).is_contiguous() else weight.contiguous()
-    Call(_channels_inside(x), experts, routing_weights.float().contiguous(), geometry, size).forward(output)
+    weights = routing_weights.float()
+    if weight_scale is not None:
+        weights = weights[:, :, None] * weight_scale
+    Call(_channels_inside(x), experts, weights, geometry, size).forward(output)
     return output.contiguous(memory_format=output_memory_format(x))
 
 
@@ -50,7 +56,8 @@ def backward(
     depthwise = weight.shape[2] == 1 and geometry.groups > 1
     # The taps outside: then a tap's channels lie side by side, as those of x do.
     experts = weight.contiguous() if depthwise else _inside(weight).contiguous().permute(0, 1, 4, 2, 3)
-    call = Call(source, experts, routing_weights.float().contiguous(), geometry, tuple(grad_output.shape[2:]))
+    weights = routing_weights.float().contiguous()
+    call = Call(source, experts, weights, geometry, tuple(grad_output.shape[2:]))
     grad_x = grad_weight = grad_routing = None
     if needs_x:
         grad_x = _empty(x.shape[0], x.shape[1], x.shape[2:])

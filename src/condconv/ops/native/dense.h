@@ -107,27 +107,27 @@ static struct tasks dense_tasks(const struct problem *p, int back) {
 /* Mix the kernels of the output channels from m0 to m1 for `channels` <= PANEL input channels, to
  * panels[b][tap][m - m0][c]. The taps are outside in memory, so that nothing need be turned around. */
 INLINE void mix_panel_back(
-    int count, const struct problem *p, const float *experts, const float *routing, int64_t channels, int64_t m0,
-    int64_t m1, float *panels, int64_t stride
+    int count, const struct problem *p, int64_t at, const float *routing, int64_t channels, int64_t m0, int64_t m1,
+    float *panels, int64_t stride
 ) {
     const int64_t taps = p->kernel_height * p->kernel_width;
     for (int64_t m = m0; m < m1; m++)
         for (int64_t tap = 0; tap < taps; tap++)
             mix(
-                count, p, experts + (m * taps + tap) * p->channels, routing, channels, p->channels,
+                count, FLOATS, p, at + (m * taps + tap) * p->channels, routing, channels, p->channels,
                 panels + (tap * (m1 - m0) + m - m0) * PANEL, stride
             );
 }
 
 INLINE void mix_some(
-    int count, const struct problem *p, int back, const float *experts, const float *routing, int64_t channels,
+    int count, int kind, const struct problem *p, int back, int64_t at, const float *routing, int64_t channels,
     int64_t k0, int64_t k1, float *panels, int64_t stride
 ) {
-    if (back) mix_panel_back(count, p, experts, routing, channels, k0, k1, panels, stride);
-    else mix_panel(count, p, experts, routing, channels, k0, k1, panels, stride);
+    if (back) mix_panel_back(count, p, at, routing, channels, k0, k1, panels, stride);
+    else mix_panel(count, kind, p, at, routing, channels, k0, k1, panels, stride);
 }
 
-INLINE void dense(const struct problem *p, int back, int64_t begin, int64_t end) {
+INLINE void dense(const struct problem *p, int back, int kind, int64_t begin, int64_t end) {
     const int64_t taps = p->kernel_height * p->kernel_width;
     const int64_t all = back ? p->channels : p->outputs, deep = back ? p->outputs : p->channels;
     const struct tasks t = dense_tasks(p, back);
@@ -141,18 +141,18 @@ INLINE void dense(const struct problem *p, int back, int64_t begin, int64_t end)
         const int64_t part = task % t.parts, number = task / t.parts % t.panels, group = task / t.parts / t.panels;
         const int64_t start = number * PANEL, channels = least(all - start, PANEL);
         const int64_t from = p->batch * part / t.parts, to = p->batch * (part + 1) / t.parts;
-        const float *experts = p->weight + group * p->outputs * p->channels * taps;
-        experts += back ? start : start * p->channels * taps;
+        const int64_t at = group * p->outputs * p->channels * taps + (back ? start : start * p->channels * taps);
+        const float *weights = p->routing + (back ? 0 : (group * p->outputs + start) * p->routing_output);
         for (int64_t k0 = 0; k0 < deep; k0 += t.depth) {
             const int64_t k1 = least(k0 + t.depth, deep);
             for (int64_t b = from; b < to; b += EXAMPLES) {
-                const float *routing = p->routing + b * p->experts;
+                const float *routing = weights + b * p->routing_example;
                 const int count = (int)least(to - b, EXAMPLES);
                 switch (count) {
-                    case 1: mix_some(1, p, back, experts, routing, channels, k0, k1, panel, stride); break;
-                    case 2: mix_some(2, p, back, experts, routing, channels, k0, k1, panel, stride); break;
-                    case 3: mix_some(3, p, back, experts, routing, channels, k0, k1, panel, stride); break;
-                    default: mix_some(4, p, back, experts, routing, channels, k0, k1, panel, stride); break;
+                    case 1: mix_some(1, kind, p, back, at, routing, channels, k0, k1, panel, stride); break;
+                    case 2: mix_some(2, kind, p, back, at, routing, channels, k0, k1, panel, stride); break;
+                    case 3: mix_some(3, kind, p, back, at, routing, channels, k0, k1, panel, stride); break;
+                    default: mix_some(4, kind, p, back, at, routing, channels, k0, k1, panel, stride); break;
                 }
                 for (int i = 0; i < count; i++)
                     convolve(p, back, b + i, group, start, channels, k0, k1, panel + i * stride);
@@ -161,7 +161,15 @@ INLINE void dense(const struct problem *p, int back, int64_t begin, int64_t end)
     }
 }
 
-static void dense_range(int64_t begin, int64_t end, void *p) { dense(p, 0, begin, end); }
-static void dense_back_range(int64_t begin, int64_t end, void *p) { dense(p, 1, begin, end); }
+static void dense_range(int64_t begin, int64_t end, void *context) {
+    const struct problem *p = context;
+    switch (p->kind) {
+        case BYTES: dense(p, 0, BYTES, begin, end); break;
+        case BFLOATS: dense(p, 0, BFLOATS, begin, end); break;
+        default: dense(p, 0, FLOATS, begin, end); break;
+    }
+}
+
+static void dense_back_range(int64_t begin, int64_t end, void *p) { dense(p, 1, FLOATS, begin, end); }
 
 #endif

@@ -11,7 +11,7 @@ INLINE void spread(
     int add, float *partial
 ) {
     for (int64_t e = 0; e < p->experts; e++) {
-        const float *expert = p->weight + e * p->expert_numbers + at;
+        const float *expert = (const float *)p->weight + e * p->expert_numbers + at;
         float *grad = p->grad_weight + e * p->expert_numbers + at;
         vector dot[EXAMPLES];
 #pragma GCC unroll 4
@@ -129,7 +129,7 @@ static void weight_range(int64_t begin, int64_t end, void *context) {
                     for (int64_t row = 0; row < p->out_height; row++)
                         for (int64_t column = 0; column < p->out_width; column++)
                             places[n++] = source_pixel(
-                                p, 0, row, column, tap / p->kernel_width, tap % p->kernel_width, x, inputs
+                                p, row, column, tap / p->kernel_width, tap % p->kernel_width, x, inputs
                             );
                     for (int64_t m = 0; m < rows; m += ROWS)
                         CORRELATIONS[least(rows - m, ROWS) - 1][columns - 1](
@@ -173,7 +173,7 @@ static void depthwise_weight_range(int64_t begin, int64_t end, void *context) {
                     for (int64_t column = 0; column < p->out_width; column++, n++)
                         for (int64_t tap = 0; tap < taps; tap++) {
                             const float *place = source_pixel(
-                                p, 0, row, column, tap / p->kernel_width, tap % p->kernel_width, x, p->groups
+                                p, row, column, tap / p->kernel_width, tap % p->kernel_width, x, p->groups
                             );
                             float *sum = g + tap * PANEL;
                             for (int64_t c = 0; c < channels; c += VECTOR) {

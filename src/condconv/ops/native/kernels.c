@@ -1,4 +1,5 @@
-/* Convolution of each example with its own mixture of expert kernels; fp32, channels innermost.
+/* Convolution of each example with its own mixture of expert kernels; fp32, channels innermost. Experts may be narrower:
+ * they are widened as they are mixed.
  *
  * This file is compiled once for each instruction set, with VECTOR numbers in a vector register and SUFFIX at the end
  * of the names it exports; dispatch.c picks one when the library is loaded. GCC's and Clang's vector extensions stand

@@ -13,13 +13,15 @@ from condconv.ops.geometry import Geometry
 from condconv.ops.native.build import LIBRARY
 
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
+EXPERT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 MOST_TAPS = 64
 _SIZES = (
     *("batch", "experts", "groups", "channels", "outputs"),
     *("height", "width", "out_height", "out_width"),
     *("kernel_height", "kernel_width", "stride_height", "stride_width"),
     *("pad_height", "pad_width", "dilation_height", "dilation_width"),
-    *("expert_numbers", "threads", "taps_outside"),
+    *("expert_numbers", "threads", "taps_outside", "kind"),
+    *("routing_example", "routing_expert", "routing_output"),
 )
 _POINTERS = ("x", "weight", "routing", "y", "grad_output", "grad_x", "grad_weight", "partial", "failed")
 _FUNCTIONS = ("condconv_forward", "condconv_input_gradient", "condconv_weight_gradient")
@@ -71,13 +73,13 @@ def _parallel_for() -> int | None:
 class Call:
     """One convolution, and the functions of the library for it.
 
-    All tensors are fp32 on the CPU. Those with pixels have channels innermost in memory; experts are dense, each
-    contiguous or with channels innermost.
+    All tensors are on the CPU, and fp32 but for the experts. Those with pixels have channels innermost in memory;
+    experts are dense, each contiguous or with channels innermost.
 
     Args:
         x: `[B, C, H, W]`.
-        weight: `[E, O, C/G, KH, KW]`.
-        routing_weights: `[B, E]`, contiguous.
+        weight: `[E, O, C/G, KH, KW]`, one of `EXPERT_DTYPES`; fp32 for gradients.
+        routing_weights: `[B, E]`, or `[B, E, O]` where each output channel has weights of its own, not for gradients.
         geometry: Not transposed.
         out_size: H' and W'.
     """
@@ -96,6 +98,8 @@ class Call:
             *geometry.padding,
             *geometry.dilation,
             *(weight[0].numel(), torch.get_num_threads(), not weight.is_contiguous()),
+            EXPERT_DTYPES.index(weight.dtype),
+            *(*routing_weights.stride(), 0)[:3],
         )
         self._problem = Problem(*sizes, x.data_ptr(), weight.data_ptr(), routing_weights.data_ptr())
         self._kept = (x, weight, routing_weights)  # as long as their addresses are in use

@@ -4,10 +4,11 @@
 
 #include "vector.h"
 
-/* Mix n numbers of each expert for `count` examples: out[b][k] = sum over e of routing[b][e] * experts[e][k]. Those
- * that lie `next` numbers on are wanted after them: eight short streams are too many for the machine to see coming. */
+/* Mix n numbers of each expert from `at` on for `count` examples, whose weights start at `routing`:
+ * out[b][k] = sum over e of routing[b][e] * experts[e][at + k]. Those that lie `next` numbers on are wanted after them:
+ * eight short streams are too many for the machine to see coming. */
 INLINE void mix(
-    int count, const struct problem *p, const float *experts, const float *routing, int64_t n, int64_t next, float *out,
+    int count, int kind, const struct problem *p, int64_t at, const float *routing, int64_t n, int64_t next, float *out,
     int64_t stride
 ) {
     const int64_t apart = p->expert_numbers;
@@ -19,16 +20,17 @@ INLINE void mix(
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) sum[b][j] = (vector){0};
         for (int64_t e = 0; e < p->experts; e++) {
+            const int64_t first = e * apart + at + k;
             vector expert[4];
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
-                const float *numbers = experts + e * apart + k + j * VECTOR;
-                expert[j] = load(numbers);
-                __builtin_prefetch(numbers + next);
+                expert[j] = load_expert(kind, p->weight, first + j * VECTOR, VECTOR);
+                if (j * VECTOR * width_of(kind) % LINE == 0)
+                    __builtin_prefetch((const char *)p->weight + (first + j * VECTOR + next) * width_of(kind));
             }
 #pragma GCC unroll 4
             for (int b = 0; b < count; b++) {
-                const float weight = routing[b * p->experts + e];
+                const float weight = routing[b * p->routing_example + e * p->routing_expert];
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; j++) sum[b][j] += expert[j] * weight;
             }
@@ -45,10 +47,10 @@ INLINE void mix(
 #pragma GCC unroll 4
         for (int b = 0; b < count; b++) sum[b] = (vector){0};
         for (int64_t e = 0; e < p->experts; e++) {
-            const float *numbers = experts + e * apart + k;
-            const vector expert = width == VECTOR ? load(numbers) : load_some(numbers, width);
+            const vector expert = load_expert(kind, p->weight, e * apart + at + k, width);
 #pragma GCC unroll 4
-            for (int b = 0; b < count; b++) sum[b] += expert * routing[b * p->experts + e];
+            for (int b = 0; b < count; b++)
+                sum[b] += expert * routing[b * p->routing_example + e * p->routing_expert];
         }
 #pragma GCC unroll 4
         for (int b = 0; b < count; b++) {
@@ -58,10 +60,10 @@ INLINE void mix(
     }
 }
 
-/* Mix the kernels of `channels` <= PANEL output channels over the input channels from c0 to c1, for `count` examples,
- * and turn them around: panels[b][tap][c - c0][output channel], so that a number of x meets a row of the panel. */
+/* Mix the kernels, from number `at` on, of `channels` <= PANEL output channels over the input channels from c0 to c1,
+ * for `count` examples, and turn them around: panels[b][tap][c - c0][output channel], so that a number of x meets a row of the panel. */
 INLINE void mix_panel(
-    int count, const struct problem *p, const float *experts, const float *routing, int64_t channels, int64_t c0,
+    int count, int kind, const struct problem *p, int64_t at, const float *routing, int64_t channels, int64_t c0,
     int64_t c1, float *panels, int64_t stride
 ) {
     const int64_t taps = p->kernel_height * p->kernel_width, depth = p->channels * taps, wide = c1 - c0;
@@ -71,11 +73,14 @@ INLINE void mix_panel(
     for (int64_t first = 0; first < channels; first += VECTOR) {
         const int64_t rows = least(channels - first, VECTOR);
         for (int64_t piece = 0; piece < pieces; piece++) {
-            const float *start = experts + first * depth + piece * p->channels + c0 * within;
+            const int64_t start = at + first * depth + piece * p->channels + c0 * within;
             for (int64_t k0 = 0; k0 < n; k0 += RUN) {
                 const int64_t run = least(n - k0, RUN);
                 for (int64_t i = 0; i < rows; i++)
-                    mix(count, p, start + i * depth + k0, routing, run, depth, &mixed[0][i][0], VECTOR * RUN);
+                    mix(
+                        count, kind, p, start + i * depth + k0, routing + (first + i) * p->routing_output, run, depth,
+                        &mixed[0][i][0], VECTOR * RUN
+                    );
                 for (int b = 0; b < count; b++)
                     for (int64_t k = 0; k < run; k += VECTOR) {
                         vector turned[VECTOR];

@@ -5,12 +5,19 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "native.h"
 
 typedef float vector __attribute__((vector_size(VECTOR * 4)));
 typedef float unaligned __attribute__((vector_size(VECTOR * 4), aligned(4)));
 typedef int32_t lanes __attribute__((vector_size(VECTOR * 4)));
+typedef uint16_t halves __attribute__((vector_size(VECTOR * 2)));
+typedef uint16_t unaligned_halves __attribute__((vector_size(VECTOR * 2), aligned(2)));
+typedef int8_t bytes __attribute__((vector_size(VECTOR)));
+typedef int8_t unaligned_bytes __attribute__((vector_size(VECTOR), aligned(1)));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -22,6 +29,7 @@ enum {
     DEPTH = 1024,              /* kernel numbers of an output channel that are mixed at a time, about */
     RUN = 256,                 /* of these, as many as are turned around at a time */
     CHUNK = 256,               /* channels of a depthwise task */
+    LINE = 64,                 /* bytes that memory gives at a time */
 };
 
 INLINE vector load(const float *p) { return *(const unaligned *)p; }
@@ -37,6 +45,50 @@ INLINE void store_some(float *p, vector v, int64_t count) {
     store(edge, v);
     memcpy(p, edge, (size_t)count * 4);
 }
+
+/* Widen to 32 bits. Intrinsics, since GCC 12 takes ten instructions for what these do in one. */
+INLINE lanes widen_bytes(bytes v) {
+#if defined(__AVX512F__)
+    return (lanes)_mm512_cvtepi8_epi32((__m128i)v);
+#elif defined(__AVX2__)
+    return (lanes)_mm256_cvtepi8_epi32((__m128i){(int64_t)v, 0});
+#else
+    return __builtin_convertvector(v, lanes);
+#endif
+}
+INLINE lanes widen_halves(halves v) {
+#if defined(__AVX512F__)
+    return (lanes)_mm512_cvtepu16_epi32((__m256i)v);
+#elif defined(__AVX2__)
+    return (lanes)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+    return __builtin_convertvector(v, lanes);
+#endif
+}
+
+/* Numbers of an expert from `at` on, `count` <= VECTOR of them, as floats. A bfloat16 is the upper half of one. */
+INLINE vector load_expert(int kind, const void *numbers, int64_t at, int64_t count) {
+    if (kind == FLOATS) {
+        const float *first = (const float *)numbers + at;
+        return count == VECTOR ? load(first) : load_some(first, count);
+    }
+    if (kind == BFLOATS) {
+        const uint16_t *first = (const uint16_t *)numbers + at;
+        halves some = {0};
+        if (count == VECTOR) some = *(const unaligned_halves *)first;
+        else memcpy(&some, first, (size_t)count * 2);
+        return (vector)(widen_halves(some) << 16);
+    }
+    const int8_t *first = (const int8_t *)numbers + at;
+    bytes some = {0};
+    if (count == VECTOR) some = *(const unaligned_bytes *)first;
+    else memcpy(&some, first, (size_t)count);
+    return __builtin_convertvector(widen_bytes(some), vector);
+}
+
+/* Bytes of a number. */
+INLINE int64_t width_of(int kind) { return kind == FLOATS ? 4 : kind == BFLOATS ? 2 : 1; }
+
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* A buffer of the running thread that grows and stays: memory asked for anew at each call would be paged in anew. */

@@ -1,0 +1,140 @@
+"""Time compact experts on the listed layers, and see what they change in networks trained on digits.
+
+    condconv demo -o runs/demo
+    python benchmarks/compact.py --runs runs/demo --output benchmarks/results/compact-cpu.json
+
+Times are those of one image on one thread: the static twin, experts in fp32, in bfloat16 and in int8, by turns, each in
+its better layout. Ratios are to the static twin: the median over the repetitions of ratios taken within a repetition,
+with the quartiles; and, for a machine that is not left alone, the ratio of the fastest repetitions. An output that
+differs from the reference's with the same experts stops the run. Short calls are repeated, so experts that fit into the
+processor's caches are in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv import quantize_experts_
+from condconv.benchmark.cases import LAYERS, LayerCase
+from condconv.benchmark.timing import keep_freed_memory, ratio, time_by_turns
+from condconv.experiments.demo_config import DemoConfig
+from condconv.nn import CondConv2d
+from condconv.ops import cond_conv2d
+from condconv.ops.native.library import instruction_set
+from condconv.train import load_checkpoint, load_network, open_data
+
+KINDS = ("fp32", "bfloat16", "int8")
+
+
+def make_layers(case: LayerCase) -> tuple[nn.Module, dict[str, CondConv2d], tuple[Tensor, ...]]:
+    """Return the static twin, the conditional layer with each kind of experts, and the arguments of a call."""
+    trio = case.make(1)
+    layers: dict[str, Any] = {kind: copy.deepcopy(trio.ours) for kind in KINDS}
+    for kind in KINDS[1:]:
+        quantize_experts_(layers[kind], kind)
+    for kind, layer in layers.items():
+        expected = cond_conv2d(
+            trio.inputs[0],
+            layer.wide_experts().float(),
+            trio.inputs[1],
+            padding=layer.padding,
+            groups=layer.groups,
+            impl="reference",
+        )
+        if (layer(*trio.inputs) - expected).abs().max() > 1e-4 * expected.abs().max():
+            sys.exit(f"{kind} differs from the reference on {case.name}: not timed")
+    return trio.static, layers, trio.inputs
+
+
+def measure(case: LayerCase, repetitions: int) -> dict[str, Any]:
+    """Return one row: milliseconds of the static twin, and ratio and quartiles of each kind of experts."""
+    static, layers, (x, routing) = make_layers(case)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, layout in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
+        source = x.contiguous(memory_format=layout)
+        twin = copy.deepcopy(static).to(memory_format=layout)
+        calls[f"static{name}"] = partial(twin, source)
+        for kind, layer in layers.items():
+            calls[kind + name] = partial(layer, source, routing)
+    times = time_by_turns(calls, repetitions, seconds=0.004)  # short, so that some are not interrupted
+    best = {kind: min(times[kind], times[f"{kind} channels_last"], key=min) for kind in ("static", *KINDS)}
+    row: dict[str, Any] = {"layer": case.name, "expert_bytes": case.expert_bytes}
+    row["static_ms"] = round(1e3 * min(best["static"]), 4)
+    for kind in KINDS:
+        found = ratio(best[kind], best["static"])
+        row[kind] = {
+            "median": round(found.median, 3),
+            "quartiles": [round(found.low, 3), round(found.high, 3)],
+            "fastest": round(min(best[kind]) / min(best["static"]), 3),
+        }
+    return row
+
+
+def compare_networks(config: DemoConfig) -> list[dict[str, Any]]:
+    """Return for each seed's conditional network what the kinds of experts make of the validation images."""
+    data = open_data(config.run(config.conditional, 0))
+    images, labels = zip(*(data.val[index] for index in range(len(data.val))), strict=True)
+    batch, wanted = torch.stack(images), torch.tensor(labels)
+    rows = []
+    for seed in range(config.seeds):
+        path = Path(config.run(config.conditional, seed).out) / "last.safetensors"
+        network = load_network(load_checkpoint(path), path).eval()
+        expected = network(batch)
+        for kind in KINDS:
+            compact = copy.deepcopy(network)
+            report = None if kind == "fp32" else quantize_experts_(compact, kind)
+            output = compact(batch)
+            row = {"seed": seed, "experts": kind, "images": len(wanted)}
+            row["right"] = int((output.argmax(1) == wanted).sum())
+            row["other_answers"] = int((output.argmax(1) != expected.argmax(1)).sum())
+            row["largest_logit"] = round(expected.abs().max().item(), 3)
+            row["largest_change"] = round((output - expected).abs().max().item(), 4)
+            rows.append(row | ({} if report is None else {"bytes": [report.bytes_before, report.bytes_after]}))
+            print(rows[-1], flush=True)
+    return rows
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure all layers, compare the networks, print a line each and write the file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--runs", required=True, help="folder that condconv demo wrote")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--note", help="what else there is to know of the machine")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    keep_freed_memory()
+    networks = compare_networks(DemoConfig(out=arguments.runs))
+    layers = []
+    for case in LAYERS:
+        layers.append(measure(case, arguments.repetitions))
+        print(layers[-1], flush=True)
+    record = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": platform.machine(),
+        "instructions": instruction_set(),
+        "threads": 1,
+        "torch": torch.__version__,
+        "repetitions": arguments.repetitions,
+        "note": arguments.note,
+        "networks": networks,
+        "layers": layers,
+    }
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

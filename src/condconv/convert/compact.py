@@ -1,0 +1,160 @@
+"""Storing the experts of a trained network in one or two bytes a number, for inference."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from condconv.convert.refusals import why_not_shared
+from condconv.counting import format_table
+from condconv.errors import UsageError
+from condconv.nn import ConditionalLayer
+
+_DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class CompactLayer:
+    """One layer before and after.
+
+    Attributes:
+        name: In the model.
+        bytes_before: Of its experts in fp32.
+        bytes_after: Of its compact experts, scales included.
+        error: Norm of what rounding changed over the norm of the experts; 0 for experts of zeros.
+    """
+
+    name: str
+    bytes_before: int
+    bytes_after: int
+    error: float
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What `quantize_experts_` did; `print` it for a table.
+
+    Attributes:
+        dtype: `"int8"` or `"bfloat16"`.
+        layers: The layers that are compact now, in the order in which the model holds them.
+    """
+
+    dtype: str
+    layers: tuple[CompactLayer, ...]
+
+    @property
+    def bytes_before(self) -> int:
+        """Return the bytes of all these experts in fp32."""
+        return sum(layer.bytes_before for layer in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """Return the bytes of all these experts now, scales included."""
+        return sum(layer.bytes_after for layer in self.layers)
+
+    def __str__(self) -> str:
+        """Return a table with a line a layer, and the totals with the largest error."""
+        total = CompactLayer("total", self.bytes_before, self.bytes_after, max(layer.error for layer in self.layers))
+        rows = [
+            (layer.name, self.dtype, f"{layer.bytes_before:,}", f"{layer.bytes_after:,}", f"{layer.error:.2e}")
+            for layer in (*self.layers, total)
+        ]
+        return format_table(("layer", "experts", "bytes", "-> bytes", "relative error"), rows)
+
+
+def quantize_experts_(
+    model: nn.Module, dtype: str = "int8", where: str | Sequence[str] | None = None
+) -> QuantizationReport:
+    """Store the experts of conditional layers in int8 or bfloat16, in place, for inference.
+
+    Experts are what such a network reads most of at a small batch. On the CPU compiled kernels read them as they are;
+    everything else widens them at each call, which saves memory and no time. Routing functions and biases stay as they
+    are, and so do all other layers. Compact experts keep their dtype when the model changes its own, and have no
+    gradients: call the model under `torch.no_grad()`.
+
+    To load a compact network, create it, call this with the same arguments, then `load_state_dict`.
+
+    Args:
+        model: A network with trained conditional layers, in fp32; or one such layer.
+        dtype: `"int8"`: a quarter of the bytes; each expert's output channel has a scale, the largest of its numbers
+            over 127, and no number is off by more than half of it. `"bfloat16"`: half the bytes; a number is off by at
+            most 1/256 of itself.
+        where: A pattern of the layers' names, or several, such as `"blocks.1*"`; `None` for all.
+
+    Returns:
+        The report; `print` it for a table.
+
+    Raises:
+        UsageError: There is no such layer or dtype, or a layer cannot be compact: it is already, is not in fp32, is not
+            finite, or shares its experts. Nothing is changed then.
+
+    Example:
+        >>> net = torch.nn.Sequential(condconv.CondConv2d(16, 32, 3, num_experts=4))
+        >>> report = quantize_experts_(net)
+        >>> report.bytes_before, report.bytes_after  # 18,432 numbers, and 128 scales of 4 bytes
+        (73728, 18944)
+        >>> with torch.no_grad():
+        ...     net(torch.randn(1, 16, 8, 8)).shape
+        torch.Size([1, 32, 6, 6])
+    """
+    if dtype not in _DTYPES:
+        raise UsageError(f"`dtype` must be one of {', '.join(map(repr, _DTYPES))}, got {dtype!r}")
+    layers = _choose(model, where)
+    shared = why_not_shared(model)
+    for name, layer in layers.items():
+        reason = _why_not(layer) or shared.get(id(layer))
+        if reason is not None:
+            raise UsageError(f"`model` must have layers whose experts can be compact, got {name!r}: {reason}")
+    rows = []
+    for name, layer in layers.items():
+        before = layer.weight.detach()
+        layer.make_compact_(_DTYPES[dtype])
+        rows.append(CompactLayer(name, before.nbytes, _expert_bytes(layer), _relative_error(before, layer)))
+    return QuantizationReport(dtype, tuple(rows))
+
+
+def _choose(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, ConditionalLayer]:
+    """Return the layers that the patterns name."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}
+    if not layers:
+        raise UsageError(
+            f"`model` must have conditional layers, got {type(model).__name__} without any: only experts are quantized"
+        )
+    if where is None:
+        return layers
+    patterns = (where,) if isinstance(where, str) else tuple(where)
+    for pattern in patterns:
+        if not fnmatch.filter(layers, pattern):
+            names = ", ".join(list(layers)[:8]) + (", ..." if len(layers) > 8 else "")
+            raise UsageError(f"`where` must match names of conditional layers ({names}), {pattern!r} matches none")
+    return {name: layers[name] for name in layers if any(fnmatch.fnmatchcase(name, each) for each in patterns)}
+
+
+def _why_not(layer: ConditionalLayer) -> str | None:
+    """Return why a layer's experts cannot be compact, with the remedy, or `None`."""
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return "its experts are computed from other tensors (a parametrization): remove that first"
+    if layer.compact:
+        return f"they are already, in {weight.dtype}: quantize the network it came from"
+    if weight.dtype != torch.float32:
+        return f"they are {weight.dtype}, not torch.float32: call model.float() first, and change its dtype afterwards"
+    if weight.is_meta:
+        return "they have no values, on the meta device: call model.to_empty(device=...) or load them first"
+    if not weight.isfinite().all():
+        return "they are not all finite: look at how it was trained"
+    return None
+
+
+def _expert_bytes(layer: ConditionalLayer) -> int:
+    return layer.weight.nbytes + (0 if layer.weight_scale is None else layer.weight_scale.nbytes)
+
+
+def _relative_error(before: Tensor, layer: ConditionalLayer) -> float:
+    exact = before.double()
+    norm = exact.norm().item()
+    return (layer.wide_experts() - exact).norm().item() / norm if norm else 0.0
