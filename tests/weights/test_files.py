@@ -1,9 +1,14 @@
-"""What files may be, and what is said of those that cannot be read or do not fit."""
+"""What files may be, and what is said of those that cannot be read."""
 
 from __future__ import annotations
 
 import argparse
+import bz2
+import gzip
+import lzma
 import pickle
+import tarfile
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,39 +16,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import condconv
+from condconv.errors import UsageError
 from condconv.weights import load_pretrained, load_state_dict
 from condconv.weights.files import read_state_dict
 
-from .networks import randomise
-
-NAME = "mobilenet_v1_cc_025_2e"
-
-
-def static_state() -> dict[str, torch.Tensor]:
-    return condconv.create_model("mobilenet_v1_025", num_classes=10).state_dict()
+from .networks import copy_of, randomise, small
 
 
 def test_wrapped_checkpoints(tmp_path: Path) -> None:
     """Weights stand under several names in training scripts' files; averaged ones are taken where asked for."""
-    plain, averaged = static_state(), static_state()
+    plain, averaged = small().state_dict(), small().state_dict()
     path = tmp_path / "checkpoint.pth.tar"
-    for name in ("state_dict", "model", "model_state_dict"):
+    for name in ("state_dict", "model", "model_state_dict", "net", "network", "weights", "params"):
         torch.save({"epoch": 3, "optimizer": {"state": {}}, name: plain, "arch": "x"}, path)
         assert torch.equal(read_state_dict(path)["stem.weight"], plain["stem.weight"])
-    torch.save({"state_dict": plain, "state_dict_ema": averaged}, path)
-    assert torch.equal(read_state_dict(path)["stem.weight"], averaged["stem.weight"])
-    assert torch.equal(read_state_dict(path, ema=False)["stem.weight"], plain["stem.weight"])
+    for name in ("state_dict_ema", "model_ema", "ema_state_dict", "ema"):
+        torch.save({"state_dict": plain, name: averaged}, path)
+        assert torch.equal(read_state_dict(path)["stem.weight"], averaged["stem.weight"])
+        assert torch.equal(read_state_dict(path, ema=False)["stem.weight"], plain["stem.weight"])
     torch.save(OrderedDict((f"module.model.{name}", value) for name, value in plain.items()), path)
-    report = load_pretrained(condconv.create_model(NAME, num_classes=10), path)
+    report = load_pretrained(small(2), path)
     assert "without 'module.model.'" in report.matched
+    assert report.source == str(path)
 
 
 def test_what_training_scripts_put_beside_the_weights(tmp_path: Path) -> None:
     """Arguments of timm's and torchvision's scripts, numpy's numbers, a nested and an averaged model."""
-    state, path = static_state(), tmp_path / "run.pth.tar"
+    state, path = small().state_dict(), tmp_path / "run.pth.tar"
     averaged = {"n_averaged": torch.tensor(3)} | {f"module.{name}": value for name, value in state.items()}
     for content in (
         {"state_dict": state, "args": argparse.Namespace(lr=0.1), "metric": np.float64(0.7)},
@@ -51,18 +52,31 @@ def test_what_training_scripts_put_beside_the_weights(tmp_path: Path) -> None:
         {"model": state, "model_ema": averaged},
     ):
         torch.save(content, path)
-        load_pretrained(condconv.create_model(NAME, num_classes=10), path)
+        load_pretrained(small(2), path)
+        model = small(2)
+        load_state_dict(model, content)  # in memory too
+        assert torch.equal(model.stem.weight, state["stem.weight"])
 
 
 def test_safetensors_folders_and_checkpoints_of_ours(tmp_path: Path) -> None:
     torch_io = pytest.importorskip("safetensors.torch")
-    state = {name: value.contiguous() for name, value in static_state().items()}
+    state = {name: value.contiguous() for name, value in small().state_dict().items()}
     torch_io.save_file(state, tmp_path / "model.safetensors")
     for path in (tmp_path, tmp_path / "model.safetensors"):
         assert set(read_state_dict(path)) == set(state)
     ours = {f"model.{name}": value for name, value in state.items()} | {"optimizer.0.momentum": torch.zeros(3)}
     torch_io.save_file(ours, tmp_path / "last.safetensors")
     assert set(read_state_dict(tmp_path / "last.safetensors")) == set(state)
+
+
+def test_the_first_bytes_count_not_the_suffix(tmp_path: Path) -> None:
+    torch_io = pytest.importorskip("safetensors.torch")
+    state = small().state_dict()
+    torch_io.save_file(state, tmp_path / "pytorch_model.bin")
+    torch.save(state, tmp_path / "model.pt.safetensors")
+    torch.save(state, tmp_path / "old.weights", _use_new_zipfile_serialization=False)
+    for name in ("", "pytorch_model.bin", "model.pt.safetensors", "old.weights"):
+        assert set(read_state_dict(tmp_path / name)) == set(state)
 
 
 def test_sorted_names_of_safetensors_keep_the_order_of_layers(tmp_path: Path) -> None:
@@ -87,167 +101,168 @@ class Stranger:
         return print, ("ran",)
 
 
+def refusal(path: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_pretrained(small(), path)
+    message = str(caught.value)
+    assert len(message) < 600
+    return message
+
+
 def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = tmp_path / "whole.pth"
-    torch.save(static_state(), whole)
+    whole, old = tmp_path / "whole.pth", tmp_path / "old.pth"
+    torch.save(small().state_dict(), whole)
+    torch.save(small().state_dict(), old, _use_new_zipfile_serialization=False)
     cases = {
-        "missing.pth": (None, "must be an existing file of weights, got .*missing.pth"),
-        "cut.pth": (whole.read_bytes()[:1000], "must be a whole file written by torch.save, got .*truncated or"),
-        "empty.pth": (b"", "must be a whole file written by torch.save"),
-        "text.pth": (b"hello", "must hold tensors and plain values only|must be a whole file written by torch.save"),
-        "code.pth": (pickle.dumps({"x": Stranger()}), "must hold tensors and plain values only|must be a whole file"),
-        "cut.safetensors": (b"\x10\x00\x00", "must be a whole safetensors file"),
+        "cut.pth": (whole.read_bytes()[:1000], "must be a whole file written by torch.save, got '"),
+        # In the number that begins it, in names, and in the values.
+        **{
+            f"cut {size}.pth": (old.read_bytes()[:size], "it is truncated or of another kind; take another copy")
+            for size in (3, 30, 700, -20)
+        },
+        "empty.pth": (b"", "it is empty: take another copy"),
+        "text.pth": (b"hello", "it is of no kind that is known, beginning with b'hello'"),
+        "code.pth": (pickle.dumps({"x": Stranger()}), "must be a whole file written by torch.save"),
+        "cut.safetensors": (b"\x10\x00\x00", "it is of no kind that is known, beginning with b'\\x10\\x00\\x00'"),
+        "cut too.safetensors": (b"\x10" + bytes(7) + b'{"a"', "must be a whole safetensors file, got '"),
     }
     for name, (content, message) in cases.items():
-        path = tmp_path / name
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(condconv.errors.UsageError, match=message):
-            load_pretrained(condconv.create_model(NAME, num_classes=10), path)
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="must be a file of weights or a folder with model.safetensors, got .*folder"):
-        load_pretrained(condconv.create_model(NAME, num_classes=10), tmp_path / "folder")
-    torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "none.pth")
-    with pytest.raises(ValueError, match="must hold tensors by name, got .* with a mapping with epoch, lr: save model"):
-        load_pretrained(condconv.create_model(NAME, num_classes=10), tmp_path / "none.pth")
+        (tmp_path / name).write_bytes(content)
+        said = refusal(tmp_path / name)
+        assert message in said
+        assert repr(str(tmp_path / name)) in said
+    torch.save({"x": Stranger()}, tmp_path / "code.pth")
+    assert "must hold tensors and plain values only" in refusal(tmp_path / "code.pth")
+    assert "with print: loading that could run code of a stranger's" in refusal(tmp_path / "code.pth")
+    torch.save(small(), tmp_path / "network.pth")
+    assert "SmallNet: loading that could run code" in refusal(tmp_path / "network.pth")
     assert "ran" not in capsys.readouterr().out
 
 
-def state_of(name: str, **options: Any) -> dict[str, torch.Tensor]:
-    return condconv.create_model(name, **{"num_classes": 10, **options}).state_dict()
+def test_paths_and_contents_without_weights(tmp_path: Path) -> None:
+    assert "must be an existing file of weights, got '" in refusal(tmp_path / "missing.pth")
+    assert "must be a file of weights or a folder with model.safetensors, got '" in refusal(tmp_path)
+    path = tmp_path / "none.pth"
+    for content, what in (
+        ({"epoch": 3, "lr": 0.1}, "with a mapping with epoch, lr: save model.state_dict()"),
+        ({}, "with an empty mapping"),
+        ([1, 2], "with list"),
+        (torch.zeros(3), "with Tensor"),
+    ):
+        torch.save(content, path)
+        assert f"must hold tensors by name, got {str(path)!r} {what}" in refusal(path)
 
 
-def timm_state(name: str) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = pytest.importorskip("timm").create_model(name, num_classes=10).state_dict()
-    return state
-
-
-# What is loaded into CC-MobileNetV1 0.25x with 2 experts and 10 classes, and what is said of it.
-MISFITS = {
-    "experts": (lambda: state_of("mobilenet_v1_cc_025_4e"), "it has 4 experts a layer and the network 2: create"),
-    "width": (lambda: state_of("mobilenet_v1_050"), "its channels are 2 times the network's: it is the same network"),
-    "channels": (lambda: state_of("mobilenet_v1_025", in_chans=1), "its images have 1 channels: create the network"),
-    "classes": (lambda: state_of("mobilenet_v1_025", num_classes=7), "its classifier is for 7 classes: create"),
-    "resnet": (lambda: timm_state("resnet18"), "it looks like a ResNet, and the network is not"),
-    "vit": (lambda: {"cls_token": torch.zeros(3), "pos_embed": torch.zeros(4)}, "it looks like a vision transformer"),
-    "nothing": (lambda: {"a.weight": torch.zeros(3)}, "it is another network's"),
+# First bytes, and what is said of them.
+OTHER_KINDS = {
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n", "a Git LFS pointer, not"),
+    "page": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "an HTML page, as a failed download leaves it"),
+    "page with a mark": (b"\xef\xbb\xbf<HTML>", "an HTML page"),
+    "feed": (b"<?xml version='1.0'?><Error/>", "an XML page"),
+    "gzip": (gzip.compress(b"weights"), "compressed with gzip: unpack it first"),
+    "bzip2": (bz2.compress(b"weights"), "compressed with bzip2: unpack it first"),
+    "xz": (lzma.compress(b"weights"), "compressed with xz: unpack it first"),
+    "zstd": (b"\x28\xb5\x2f\xfd rest", "compressed with zstd: unpack it first"),
+    "keras": (b"\x89HDF\r\n\x1a\n rest", "an HDF5 file, as Keras writes"),
+    "numpy": (b"\x93NUMPY\x01\x00", "an array of numpy's"),
 }
 
 
-@pytest.mark.parametrize("case", MISFITS)
-def test_misfits_are_named_and_nothing_is_changed(case: str) -> None:
-    make, message = MISFITS[case]
-    model = condconv.create_model(NAME, num_classes=10)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(condconv.errors.UsageError) as caught:
-        load_state_dict(model, make(), source="x.pth")
-    text = str(caught.value)
-    assert text.startswith("`path` must hold weights of this network, got x.pth: ")
-    assert message in text
-    assert len(text) < 900
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_other_kinds_of_files_are_named(kind: str, suffix: str, tmp_path: Path) -> None:
+    content, message = OTHER_KINDS[kind]
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    assert f"must be a file of torch's or safetensors, got {str(path)!r}: it is {message}" in refusal(path)
 
 
-def test_names_and_shapes_are_in_the_message() -> None:
-    state = static_state()
-    del state["blocks.2.norm1.weight"]
-    state["extra.weight"] = torch.zeros(2)
-    state["stem.weight"] = torch.zeros(8, 4, 3, 3)
-    with pytest.raises(ValueError, match="it lacks blocks.2.norm1.weight; the network has no extra.weight; ") as caught:
-        load_state_dict(condconv.create_model(NAME, num_classes=10), state)
-    assert "of another shape: stem.weight [8, 4, 3, 3] (the network's: [8, 3, 3, 3])" in str(caught.value)
+def test_archives_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+        archive.write(tmp_path / "a.txt", "a/a.txt")
+    assert "it is a zip archive that torch.save did not write: unpack it first" in refusal(tmp_path / "zip.pth")
+    with tarfile.open(tmp_path / "weights.tar", "w") as archive:
+        archive.add(tmp_path / "a.txt")
+    assert "it is a tar archive: unpack it first" in refusal(tmp_path / "weights.tar")
 
 
-def test_a_conditional_checkpoint_into_layers_without_experts() -> None:
-    model = condconv.create_model("mobilenet_v1_025", num_classes=10)
-    with pytest.raises(ValueError, match="a conditional network's, with 2 experts, and 'blocks.5.depthwise' has none"):
-        load_state_dict(model, state_of(NAME))
+@pytest.mark.filterwarnings("ignore:`?torch.jit")
+def test_scripted_networks_are_named(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 4, 3)), tmp_path / "scripted.pt")
+    assert "is a TorchScript archive: save torch.jit.load(...).state_dict()" in refusal(tmp_path / "scripted.pt")
 
 
-def test_a_trained_routing_cannot_start_from_one_kernel() -> None:
-    state = state_of(NAME)
-    state["blocks.5.pointwise.weight"] = state["blocks.5.pointwise.weight"][0]
-    with pytest.raises(ValueError, match="it has one kernel for blocks.5.pointwise and a trained routing for it"):
-        load_state_dict(condconv.create_model(NAME, num_classes=10), state)
+def test_a_safetensors_file_may_begin_as_a_pickle(tmp_path: Path) -> None:
+    """The length of the header comes first, and 128 is what pickles begin with."""
+    torch_io = pytest.importorskip("safetensors.torch")
+    for size in range(128):
+        content = torch_io.save({"a.weight": torch.ones(2)}, {"note": "x" * size})
+        if content[:8] == b"\x80" + bytes(7):
+            break
+    assert content[:1] == b"\x80"
+    (tmp_path / "weights.bin").write_bytes(content)
+    assert read_state_dict(tmp_path / "weights.bin")["a.weight"].tolist() == [1, 1]
 
 
-def test_counters_and_schedules_may_be_missing() -> None:
-    model = condconv.create_model(NAME, num_classes=10, routing="softmax")
-    state = {
-        name: value
-        for name, value in state_of(NAME, routing="softmax").items()
-        if "num_batches_tracked" not in name and value.dim() > 0
-    }
-    load_state_dict(model, state)
-    assert torch.equal(model.stem.weight, state["stem.weight"])
+def test_what_a_path_must_not_be(tmp_path: Path) -> None:
+    state = small().state_dict()
+    assert "got a OrderedDict: for tensors in memory use condconv.weights.load_state_dict" in refusal(state)
+    for path in (None, 3, b"x.pth", small()):
+        assert "`path` must be a string or a Path, or a list of them, got " in refusal(path)
+    assert "`path` must be a list of strings or Paths, got None in it" in refusal(["x.pth", None])
+    assert "must be an existing file of weights, got 'x\\x00y'" in refusal("x\0y")
 
 
-def test_torchvisions_weights_are_refused_where_they_would_be_slightly_wrong() -> None:
-    """EfficientNet's strided convolutions pad otherwise there, and nothing in names or shapes tells."""
-    models = pytest.importorskip("torchvision").models
-    state = models.efficientnet_b0(num_classes=10).state_dict()
-    load_state_dict(condconv.create_model("efficientnet_cc_b0_2e", num_classes=10), state)
-    with pytest.raises(ValueError, match="pads as TensorFlow does, got x, which looks like torchvision's"):
-        load_state_dict(condconv.create_model("tf_efficientnet_cc_b0_2e", num_classes=10), state, source="x")
-    wrapped = {f"module.{name}": value for name, value in state.items()}
-    with pytest.raises(ValueError, match="looks like torchvision's"):
-        load_state_dict(condconv.create_model("tf_efficientnet_cc_b0_2e", num_classes=10), wrapped)
-    mnasnet = models.mnasnet1_0(num_classes=10).state_dict()
-    with pytest.raises(ValueError, match="torchvision's MnasNet, which is B1: without squeeze-and-excitation"):
-        load_state_dict(condconv.create_model("mnasnet_a1_cc_100_2e", num_classes=10), mnasnet)
+def test_what_a_state_must_not_be() -> None:
+    for state, remedy in (("x.pth", "use load_pretrained"), (small(), "give what its state_dict() returns")):
+        with pytest.raises(UsageError, match="`state` must be a mapping of names to tensors, got .*" + remedy[:12]):
+            load_state_dict(small(2), state)
+    with pytest.raises(UsageError, match="must hold tensors by name, got state dict with a mapping with a.weight"):
+        load_state_dict(small(2), {"a.weight": np.zeros(3)})
 
 
-def test_two_tensors_for_one_place_are_refused() -> None:
-    """A port's routing with a hidden layer is not half of itself, and experts stand under one name only."""
-    port = nn.Module()
-    port.experts = nn.Parameter(torch.randn(4, 8, 8, 3, 3))
-    port._routing_fn = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-    model = nn.Sequential(condconv.CondConv2d(8, 8, 3, bias=False, num_experts=4))
-    with pytest.raises(ValueError, match="it lacks 0.routing_fn.fc.weight"):
-        load_state_dict(model, nn.Sequential(port).state_dict())
-    twice = model.state_dict() | {"0.experts": torch.zeros(4, 8, 8, 3, 3)}
-    with pytest.raises(ValueError, match="it lacks 0.weight; the network has no 0.weight, 0.experts"):
-        load_state_dict(model, twice)
+def test_what_the_system_refuses_is_said_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(small().state_dict(), path)
+    assert f"must be a file that can be read, got '{'x' * 400}' (File name too long)" in refusal("x" * 400)
+
+    def fails(*args: Any, **options: Any) -> None:
+        raise error
+
+    error: Exception = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(torch, "load", fails)
+    assert f"must be a file that can be read, got {str(path)!r} (Permission denied)" in refusal(path)
+    error = MemoryError()
+    with pytest.raises(MemoryError):
+        load_pretrained(small(2), path)
 
 
-def test_a_routing_that_starts_anew_cannot_be_skipped() -> None:
-    for pattern in ("*.routing_fn.*", "blocks.5.pointwise.*"):
-        with pytest.raises(ValueError, match="`skip` must leave layers that share a routing together"):
-            load_state_dict(condconv.create_model(NAME, num_classes=10), static_state(), skip=pattern)
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_tensors_without_plain_values(tmp_path: Path) -> None:
+    """Sparse ones are made dense, those without values are refused, and nothing is changed."""
+    source = small()
+    state = source.state_dict()
+    model = small(2)
+    load_state_dict(model, state | {"stem.weight": state["stem.weight"].to_sparse()})
+    assert torch.equal(model.stem.weight, source.stem.weight)
+    before = copy_of(model)
+    weight = state["blocks.0.pointwise.weight"]
+    for tensor, message in (
+        (weight.to("meta"), "got state dict with no values, on the meta device, in 'blocks.0.pointwise.weight'"),
+        (torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "with quantized ones, torch.qint8, in 'blocks.0"),
+        (weight.char(), "not of real numbers: blocks.0.pointwise.weight (torch.int8)"),
+        (weight.to(torch.complex64), "not of real numbers: blocks.0.pointwise.weight (torch.complex64)"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            load_state_dict(model, state | {"blocks.0.pointwise.weight": tensor})
+        assert message in str(caught.value)
+        assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
-def test_skip_knows_the_names_of_the_file() -> None:
-    models = pytest.importorskip("torchvision").models
-    model = condconv.create_model("mobilenet_v2_cc_035_2e", num_classes=10)
-    before = model.classifier.weight.clone()
-    source = models.mobilenet_v2(num_classes=10, width_mult=0.35).state_dict()
-    report = load_state_dict(model, source, skip="classifier.1.*")
-    assert {name.partition(".")[0] for name in report.skipped} == {"classifier"}
-    assert torch.equal(model.classifier.weight, before)
-
-
-def test_noise_is_a_number_of_zero_or_more() -> None:
-    for noise in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match="`noise` must be a number of 0 or more"):
-            load_state_dict(condconv.create_model(NAME, num_classes=10), static_state(), noise=noise)
-
-
-def test_a_network_without_memory_is_refused() -> None:
-    with torch.device("meta"):
-        model = condconv.create_model(NAME, num_classes=10)
-    with pytest.raises(ValueError, match="`model` must have memory to load into, 'stem.weight' is on the meta device"):
-        load_state_dict(model, static_state())
-
-
-def test_a_model_of_ones_own(tmp_path: Path) -> None:
-    """Any network that `convert_` made takes the static one's weights."""
-
-    def net() -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
-
-    source, model = net(), net()
-    condconv.convert_(model, 3, example_input=torch.zeros(1, 3, 8, 8))
-    torch.save(source.state_dict(), tmp_path / "own.pth")
-    load_pretrained(model, tmp_path / "own.pth")
-    x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(model(x), source(x), rtol=1e-4, atol=1e-5)
+def test_a_checkpoint_to_resume_from_gives_its_averaged_network(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    tensors = {"model.weight": torch.zeros(2), "ema.weight": torch.ones(2), "optimizer.0.momentum": torch.zeros(3)}
+    pytest.importorskip("safetensors.torch").save_file(tensors, path)
+    assert read_state_dict(path)["weight"].tolist() == [1, 1]
+    assert read_state_dict(path, ema=False)["weight"].tolist() == [0, 0]

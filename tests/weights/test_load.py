@@ -11,7 +11,7 @@ from torch import nn
 import condconv
 from condconv.weights import load_state_dict, to_timm_state_dict
 
-from .networks import assert_same_logits, randomise, routing_of
+from .networks import assert_same_logits, randomise, routing_of, small
 
 timm = pytest.importorskip("timm")
 
@@ -31,7 +31,15 @@ def test_every_conditional_network_of_timms_is_here() -> None:
     assert set(CONDITIONAL) == set(names)
 
 
-@pytest.mark.parametrize("theirs", CONDITIONAL)
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        name
+        if name in ("efficientnet_cc_b0_4e", "tf_efficientnet_cc_b0_8e")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in CONDITIONAL
+    ],
+)
 def test_parity_with_timm(theirs: str, tmp_path: Path) -> None:
     source = randomise(timm.create_model(theirs))
     model = condconv.create_model(CONDITIONAL[theirs])
@@ -39,22 +47,22 @@ def test_parity_with_timm(theirs: str, tmp_path: Path) -> None:
     report = condconv.load_pretrained(model, tmp_path / "weights.pth")
     assert len(report.copied) == len(source.state_dict())
     assert report.upcycled == report.skipped == report.notes == ()
-    assert_same_logits(model, source, (1, 224), (5, 224), (1, 192), (5, 192))
+    assert_same_logits(model, source, (1, 128), (3, 97))  # even and odd, where TensorFlow pads differently
     # The comparison sees the experts only if routing differs between images and experts matter.
-    weights = routing_of(model, torch.randn(4, 3, 192, 192, dtype=torch.float64))
+    weights = routing_of(model, torch.randn(4, 3, 128, 128, dtype=torch.float64))
     assert max(each.std(0).max().item() for each in weights) > 0.05
     with torch.no_grad():
         model.blocks[6][0].conv_pwl.weight.copy_(model.blocks[6][0].conv_pwl.weight.roll(1, 0))
     with pytest.raises(AssertionError, match="not close"):
-        assert_same_logits(model, source, (2, 192))
+        assert_same_logits(model, source, (2, 96))
 
 
-@pytest.mark.parametrize("theirs", [name for name in CONDITIONAL if name.endswith("4e")])
+@pytest.mark.parametrize("theirs", ["efficientnet_cc_b0_4e", "tf_efficientnet_cc_b0_4e"])
 def test_back_to_timm(theirs: str) -> None:
     model = randomise(condconv.create_model(CONDITIONAL[theirs]))
     back = timm.create_model(theirs)
     back.load_state_dict(to_timm_state_dict(model))
-    assert_same_logits(back, model, (2, 192))
+    assert_same_logits(back, model, (2, 97))
 
 
 def test_back_to_timm_is_refused_for_networks_that_it_has_not() -> None:
@@ -72,18 +80,21 @@ def test_back_to_timm_is_refused_for_networks_that_it_has_not() -> None:
         to_timm_state_dict(folded)
 
 
-# Conditional network: library and name of the static one.
+# Conditional network: library and name of the static one; then those that take longer.
 STATIC = {
-    "mobilenet_v1_cc_100_2e": ("timm", "mobilenetv1_100"),
     "mobilenet_v1_cc_025_3e": ("condconv", "mobilenet_v1_025"),
     "mobilenet_v2_cc_100_2e": ("torchvision", "mobilenet_v2"),
-    "mobilenet_v2_cc_050_8e": ("timm", "mobilenetv2_050"),
     "mnasnet_a1_cc_050_4e": ("timm", "semnasnet_050"),
-    "resnet_cc_50_2e": ("torchvision", "resnet50"),
-    "resnet_cc_18_2e": ("timm", "resnet18"),
+    "resnet_cc_18_2e": ("torchvision", "resnet18"),
     "efficientnet_cc_b0_2e": ("torchvision", "efficientnet_b0"),
-    "efficientnet_cc_b0_3e": ("timm", "efficientnet_b0"),
     "tf_efficientnet_cc_b0_2e": ("timm", "tf_efficientnet_b0"),
+}
+SLOW_STATIC = {
+    "mobilenet_v1_cc_100_2e": ("timm", "mobilenetv1_100"),
+    "mobilenet_v2_cc_050_8e": ("timm", "mobilenetv2_050"),
+    "resnet_cc_50_2e": ("torchvision", "resnet50"),
+    "resnet_cc_34_2e": ("timm", "resnet34"),
+    "efficientnet_cc_b0_3e": ("timm", "efficientnet_b0"),
     "tf_efficientnet_cc_b0_depth_2e": ("timm", "tf_efficientnet_b1"),
 }
 
@@ -94,14 +105,14 @@ def static_network(library: str, name: str) -> nn.Module:
     return randomise(timm.create_model(name) if library == "timm" else condconv.create_model(name))
 
 
-@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize("name", [*STATIC, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_STATIC)])
 def test_a_static_network_goes_on_as_it_was(name: str) -> None:
     """Even though the conditional network starts with random experts and routing."""
-    source = static_network(*STATIC[name]).double()
+    source = static_network(*{**STATIC, **SLOW_STATIC}[name]).double()
     model = condconv.create_model(name).double()
     objects = {key: id(parameter) for key, parameter in model.named_parameters()}
     report = load_state_dict(model, source.state_dict())
-    assert_same_logits(model, source, (2, 96))
+    assert_same_logits(model, source, (2, 65))
     layers = [key for key, module in model.named_modules() if isinstance(module, condconv.nn.ConditionalLayer)]
     assert sorted(report.upcycled) == sorted(layers)
     assert {key: id(parameter) for key, parameter in model.named_parameters()} == objects
@@ -111,9 +122,8 @@ def test_a_static_network_goes_on_as_it_was(name: str) -> None:
 
 
 def test_static_into_static_and_conditional_into_itself() -> None:
-    for name in ("mobilenet_v2_050", "mobilenet_v1_cc_025_2e"):
-        source = randomise(condconv.create_model(name, num_classes=10)).double()
-        model = condconv.create_model(name, num_classes=10).double()
+    for experts in (0, 2):
+        source, model = randomise(small(experts)).double(), small(experts).double()
         report = load_state_dict(model, source.state_dict())
         assert report.upcycled == ()
         assert_same_logits(model, source, (2, 64))
@@ -121,8 +131,7 @@ def test_static_into_static_and_conditional_into_itself() -> None:
 
 @pytest.mark.parametrize("routing", ["softmax", "hierarchical", "top_k", "hidden"])
 def test_every_routing_starts_from_a_static_network(routing: str) -> None:
-    source = randomise(condconv.create_model("mobilenet_v1_025", num_classes=10)).double()
-    model = condconv.create_model("mobilenet_v1_cc_025_4e", num_classes=10, routing=routing).double()
+    source, model = randomise(small()).double(), small(4, routing=routing, classifier=False).double()
     load_state_dict(model, source.state_dict())
     assert_same_logits(model, source, (2, 64))
 
@@ -164,25 +173,24 @@ def test_experts_of_the_common_ports(flat: bool) -> None:
 
 
 def test_skip_keeps_a_classifier_for_other_classes() -> None:
-    source = randomise(condconv.create_model("mobilenet_v1_025", num_classes=1000))
-    model = condconv.create_model("mobilenet_v1_cc_025_2e", num_classes=10)
+    source, model = randomise(small(num_classes=100)), small(2)
     before = {name: value.clone() for name, value in model.state_dict().items() if name.startswith("classifier.")}
-    with pytest.raises(ValueError, match=r"its classifier is for 1000 classes: .* or pass skip=\('classifier.\*',\)"):
-        load_state_dict(model, source.state_dict())
     report = load_state_dict(model, source.state_dict(), skip="classifier.*")
     assert set(report.skipped) == set(before)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model.eval().forward_features(x), source.forward_features(x), rtol=1e-4, atol=1e-5)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for net in (model.eval(), source):
+            net.classifier = nn.Identity()
+        torch.testing.assert_close(model(x), source(x), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="`skip` must match names of the network or the file, 'fc.\\*' matches none"):
-        load_state_dict(model, source.state_dict(), skip=["fc.*"])
+        load_state_dict(small(2), source.state_dict(), skip=["classifier.*", "fc.*"])
 
 
 def test_weights_are_converted_to_the_networks_dtype_and_layout() -> None:
-    source = randomise(condconv.create_model("mobilenet_v1_025", num_classes=10))
-    model = condconv.create_model("mobilenet_v1_cc_025_2e", num_classes=10).double()
-    model = model.to(memory_format=torch.channels_last)
-    layer = model.blocks[12].pointwise
+    source = randomise(small())
+    model = small(2).double().to(memory_format=torch.channels_last)
+    layer = model.blocks[2].depthwise
     layout = layer.weight.stride()
     load_state_dict(model, source.half().state_dict())
     assert layer.weight.dtype == torch.float64
@@ -190,14 +198,24 @@ def test_weights_are_converted_to_the_networks_dtype_and_layout() -> None:
 
 
 def test_report_reads_well() -> None:
-    source = condconv.create_model("mobilenet_v1_025", num_classes=10)
-    model = condconv.create_model("mobilenet_v1_cc_025_2e", num_classes=10)
-    report = load_state_dict(model, source.state_dict(), skip=["classifier.*"])
-    # 14 x 2 convolutions less 16 with experts, and 27 norms of five tensors each.
+    report = load_state_dict(small(2), small().state_dict(), skip=["classifier.*"])
+    # 3 convolutions without experts, and 7 norms of five tensors each.
     assert str(report).splitlines() == [
-        "state dict: 146 tensors copied, matched by name",
-        "experts made from static kernels in 16 layers, blocks.5.depthwise, blocks.5.pointwise, blocks.6.depthwise, "
-        "blocks.6.pointwise and 12 more",
+        "state dict: 38 tensors copied, matched by name",
+        "experts made from static kernels in 4 layers, blocks.1.depthwise, blocks.1.pointwise, blocks.2.depthwise, "
+        "blocks.2.pointwise",
         "left as they were: classifier.weight, classifier.bias, classifier.routing_fn.fc.weight, "
         "classifier.routing_fn.fc.bias",
     ]
+
+
+def test_what_goes_back_to_timm_is_the_networks_memory() -> None:
+    model = condconv.create_model("efficientnet_cc_b0_2e", num_classes=10)
+    state = to_timm_state_dict(model)
+    experts = model.get_submodule("blocks.4.0.conv_pw").weight
+    assert state["blocks.4.0.conv_pw.weight"].data_ptr() == experts.data_ptr()
+    assert state["conv_stem.weight"].data_ptr() == model.conv_stem.weight.data_ptr()
+    assert not state["blocks.4.0.conv_pw.weight"].requires_grad
+    copied = to_timm_state_dict(model.to(memory_format=torch.channels_last))["blocks.4.0.conv_dw.weight"]
+    layer = model.get_submodule("blocks.4.0.conv_dw")
+    assert torch.equal(copied, layer.weight.flatten(1))

@@ -8,56 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import condconv
-from condconv.nn import ConditionalLayer, ConstantRouting
+from condconv.nn import ConstantRouting
+from condconv.weights.snapshots import _layer_tensors, _set_layer_
+from condconv.weights.write import copy_tensors_, spread_kernels_
 
-from .networks import assert_same_logits, randomise
-
-IMAGE = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
-
-
-def small_net(bias: bool = False) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=bias),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 1, bias=bias),
-        nn.BatchNorm2d(16),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, 5),
-    )
-
-
-def runs(count: int, bias: bool = False, same_trunk: bool = True) -> list[nn.Sequential]:
-    """Return networks as independent runs leave them: nothing alike but, if asked, the layers without experts."""
-    nets = [small_net(bias) for _ in range(count)]
-    for net in nets:
-        randomise(net)
-    if same_trunk:
-        for net in nets[1:]:
-            net[0].load_state_dict(nets[0][0].state_dict())
-            net[1].load_state_dict(nets[0][1].state_dict())
-    return [net.double() for net in nets]
-
-
-def conditional_net(count: int, bias: bool, weights: list[float] | None = None) -> nn.Sequential:
-    model = small_net(bias)
-    routing = "sigmoid" if weights is None else (lambda c, e: ConstantRouting(c, e, weights=weights))
-    where = condconv.select.depth(0.3)
-    condconv.convert_(model, count, where=where, classifier=True, routing=routing, example_input=IMAGE.float())
-    return model.double().eval()
-
-
-def save(nets: list[nn.Module], folder: Path) -> list[Path]:
-    paths = [folder / f"{index}.pth" for index in range(len(nets))]
-    for net, path in zip(nets, paths, strict=True):
-        torch.save(net.state_dict(), path)
-    return paths
+from .networks import assert_same_logits, assert_unchanged, randomise, small
+from .snapshot_runs import IMAGE, conditional_net, runs, save, small_net
 
 
 def test_the_same_checkpoint_for_every_expert_is_that_network(tmp_path: Path) -> None:
@@ -82,6 +41,21 @@ def test_picking_one_expert_gives_its_checkpoint(expert: int, tmp_path: Path) ->
         if isinstance(module, ConstantRouting):
             module.weights = torch.eye(3)[expert].double()
     assert_same_logits(model, nets[expert], (3, 16))
+
+
+class SinglePrecision(condconv.nn.SigmoidRouting):
+    """A start as users write it, in the dtype of the parameters."""
+
+    def start_constant_(self) -> Tensor:
+        return super().start_constant_().float()
+
+
+def test_the_start_of_a_routing_function_may_have_any_dtype(tmp_path: Path) -> None:
+    (net,) = runs(1)
+    model = small_net()
+    condconv.convert_(model, 2, where=condconv.select.name("3"), routing=SinglePrecision, example_input=IMAGE.float())
+    condconv.load_pretrained(model.double(), save([net, net], tmp_path), example_input=IMAGE)
+    assert_same_logits(model, net, (3, 16))
 
 
 def folded(net: nn.Module) -> dict[str, Tensor]:
@@ -146,6 +120,7 @@ def test_the_statistics_of_the_norm_are_about_those_of_its_input(tmp_path: Path)
     with torch.no_grad():
         for parameter in other[3:].parameters():
             parameter.mul_(1 + 0.05 * torch.randn_like(parameter))
+        other[6].weight.mul_(3)  # which its norm undoes, and ours stores for each expert's part
     images = torch.randn(64, 3, 16, 16, dtype=torch.float64)
     for each in (net, other):
         each.train()
@@ -163,36 +138,98 @@ def test_the_statistics_of_the_norm_are_about_those_of_its_input(tmp_path: Path)
     torch.testing.assert_close(model[7].running_var, stored, rtol=0.1, atol=0)
 
 
-def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    paths = save(runs(3), tmp_path)
-    model = conditional_net(2, bias=False)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="one static network's file for each expert, got 3 for 2 experts"):
-        condconv.load_pretrained(model, paths)
-    with pytest.raises(ValueError, match="got 3 for a network without experts|got a network without experts"):
-        condconv.load_pretrained(small_net(), paths)
-    torch.save(model.state_dict(), tmp_path / "conditional.pth")
-    with pytest.raises(ValueError, match="must hold static networks, got .*conditional.pth, which has experts for 3"):
-        condconv.load_pretrained(model, [paths[0], tmp_path / "conditional.pth"])
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
-    assert any(isinstance(module, ConditionalLayer) for module in model.modules())
-
-
-def test_norms_that_cannot_hold_the_average_are_refused_before_anything_changes(tmp_path: Path) -> None:
-    nets = runs(2)
-    model = conditional_net(2, bias=False)
-    model[4] = nn.BatchNorm2d(8, affine=False).double()
-    for net in nets:
-        net[4] = nn.BatchNorm2d(8, affine=False).double()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="must have batch norms with scale, shift and running statistics, got Batch"):
-        condconv.load_pretrained(model, save(nets, tmp_path), example_input=IMAGE)
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
-
-
 def test_a_network_of_the_zoo(tmp_path: Path) -> None:
-    (net,) = [randomise(condconv.create_model("mobilenet_v1_025", num_classes=10)).double()]
-    model = condconv.create_model("mobilenet_v1_cc_025_2e", num_classes=10).double()
-    report = condconv.load_pretrained(model, save([net, net], tmp_path))
-    assert len(report.upcycled) == 17
+    (net,) = [randomise(small()).double()]
+    model = small(2).double()
+    report = condconv.load_pretrained(model, save([net, net], tmp_path))  # the example is guessed
+    assert report.upcycled == (
+        "blocks.1.depthwise",
+        "blocks.1.pointwise",
+        "blocks.2.depthwise",
+        "blocks.2.pointwise",
+        "classifier",
+    )
+    assert str(report).splitlines()[0].startswith("2 checkpoints: ")
+    assert report.notes == ()
     assert_same_logits(model, net, (2, 64))
+
+
+class PreActivation(nn.Module):
+    """Two convolutions of a residual block, after whose second no norm follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm1, self.conv1 = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm3, self.head = nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.conv2(self.norm2(self.conv1(self.norm1(x).relu())).relu())
+        return self.head(self.norm3(x).mean((2, 3)))
+
+
+def test_layers_without_a_norm_right_after_them_are_named(tmp_path: Path) -> None:
+    nets = [randomise(PreActivation()).double() for _ in range(2)]
+    model = PreActivation()
+    where = condconv.select.name("conv?")
+    condconv.convert_(model, 2, where=where, classifier=True, example_input=IMAGE.float())
+    model.double().eval()
+    report = condconv.load_pretrained(model, save(nets, tmp_path), example_input=IMAGE)
+    shift, scale = report.notes
+    assert shift.startswith("1 layers have no bias to hold each checkpoint's own shift")
+    assert scale == (
+        "1 layers have no batch norm right after them to fold (conv2): their kernels were taken as they are, though "
+        "each checkpoint trained its own at the scale of its own norms, so the start is no average of the networks"
+    )
+    # The routing starts with a half for each of two experts, which is their mean.
+    for name in ("conv2", "head"):
+        weights = torch.stack([net.get_submodule(name).weight for net in nets])
+        torch.testing.assert_close(model.get_submodule(name).weight, weights)
+
+
+def test_experts_of_checkpoints_get_no_noise(tmp_path: Path) -> None:
+    paths = save(runs(2), tmp_path)
+    model = conditional_net(2, bias=False)
+    drawn = torch.random.get_rng_state()
+    condconv.load_pretrained(model, paths, example_input=IMAGE, noise=100.0)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+
+
+def test_a_compiled_network_is_looked_into(tmp_path: Path) -> None:
+    """Which norm follows which layer is seen in the network that was compiled; nothing is compiled for that."""
+    nets = runs(2)
+    plain = conditional_net(2, bias=False)
+    inner = copy.deepcopy(plain)
+    paths = save(nets, tmp_path)
+    expected = condconv.load_pretrained(plain, paths, example_input=IMAGE)
+
+    def backend(graph: nn.Module, inputs: list[Tensor]) -> None:
+        raise AssertionError("compiled")
+
+    compiled = torch.compile(inner, backend=backend)
+    report = condconv.load_pretrained(compiled, paths, example_input=IMAGE)
+    assert report.notes == expected.notes
+    assert_unchanged(inner, plain.state_dict())
+
+
+def test_a_network_on_another_device() -> None:
+    """Checkpoints are on the CPU. Fake tensors know their devices, refuse to mix them, and need none."""
+    states = [net.state_dict() for net in runs(2, bias=True)]
+    model = conditional_net(2, bias=True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                for name, value in held.items():
+                    elsewhere = None if value is None else torch.empty_like(value, device="cuda")
+                    held[name] = (
+                        nn.Parameter(elsewhere) if held is module._parameters and elsewhere is not None else elsewhere
+                    )
+        assert model[3].weight.device.type == "cuda"
+        start = torch.full((2,), 0.5, dtype=torch.float64)
+        copy_tensors_(model, {"0.weight": states[0]["0.weight"]})
+        spread_kernels_(model, dict.fromkeys(("3", "6", "10"), start), states[0], noise=0.5)
+        for layer, norm in (("3", "4"), ("6", "7"), ("10", None)):
+            own = [_layer_tensors(state, layer, norm) for state in states]
+            _set_layer_(model.get_submodule(layer), norm and model.get_submodule(norm), own, start)

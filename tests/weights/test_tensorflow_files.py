@@ -39,10 +39,10 @@ def test_what_is_no_checkpoint(tmp_path) -> None:
     for path in (tmp_path / "model.pth", tmp_path / "absent", tmp_path / "absent.index", tmp_path):
         assert not is_tensorflow_checkpoint(path)
     with pytest.raises(
-        UsageError, match=r"path must be a TensorFlow checkpoint, got .*absent: there is no file .*\.in"
+        UsageError, match=r"`path` must be a TensorFlow checkpoint, got .*absent': there is no file .*\.in"
     ):
         read_tensorflow_checkpoint(tmp_path / "absent")
-    with pytest.raises(UsageError, match=r"path must be a folder with one TensorFlow checkpoint, got .* with none"):
+    with pytest.raises(UsageError, match=r"`path` must be a folder with one TensorFlow checkpoint, got .* with none"):
         read_tensorflow_checkpoint(tmp_path)
 
 
@@ -71,10 +71,10 @@ def test_damaged_files(copy, part) -> None:
     whole = file.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], bytes([whole[0] ^ 255]) + whole[1:]):
         file.write_bytes(damaged)
-        with pytest.raises(UsageError, match=r"path must be a whole TensorFlow checkpoint, got .*: copy its \.index"):
+        with pytest.raises(UsageError, match=r"`path` must be a whole TensorFlow checkpoint, got .*: copy its \.index"):
             read_tensorflow_checkpoint(copy)
     file.unlink()
-    with pytest.raises(UsageError, match="path must be a"):
+    with pytest.raises(UsageError, match="`path` must be a"):
         read_tensorflow_checkpoint(copy)
 
 

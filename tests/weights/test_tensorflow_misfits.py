@@ -30,7 +30,7 @@ SIZE = "the checkpoint seems to have 16 blocks, 4 experts, 10 classes; create th
 def test_other_number_of_blocks(conditional, variables) -> None:
     message = refusal(without(variables, "blocks_15/"), conditional)
     assert message == (
-        "variables must hold blocks 0 to 15, got blocks 0, 1, 2, 3, 4 and 10 more: the checkpoint seems to have 15 "
+        "variables must hold blocks 0 to 15, got blocks 0, 1, 2, 3 and 11 more: the checkpoint seems to have 15 "
         "blocks, 4 experts, 10 classes; create the network of that size"
     )
     assert "got no block" in refusal({}, conditional)
@@ -109,7 +109,7 @@ def test_unknown_names(conditional, variables) -> None:
     more = {f"resnet/conv{n}/kernel": np.zeros(1) for n in range(7)}
     assert refusal({**variables, **more}, conditional) == (
         "variables must have the names of the authors' EfficientNet, got resnet/conv0/kernel, resnet/conv1/kernel, "
-        "resnet/conv2/kernel, resnet/conv3/kernel, resnet/conv4/kernel and 2 more: leave out what does not belong to it"
+        "resnet/conv2/kernel, resnet/conv3/kernel and 3 more: leave out what does not belong to it"
     )
     for name in ("blocks_2/conv2d", "blocks_2/se/model/conv2d/kernel", "head/lstm/kernel", "unheard"):
         assert f"got {ROOT}/{name}: leave out" in refusal(changed(variables, name, np.zeros(1)), conditional)
@@ -123,9 +123,10 @@ def test_two_networks_in_one_checkpoint(conditional, variables) -> None:
 
 def test_other_padding(variables) -> None:
     model = timm.create_model("efficientnet_cc_b0_4e", num_classes=10, bn_eps=1e-3)
-    message = refusal(variables, model)
-    assert "must pad strided convolutions as TensorFlow does, got Conv2d with padding=(1, 1) in conv_stem" in message
-    assert "create tf_efficientnet_cc_... instead of efficientnet_cc_..." in message
+    assert refusal(variables, model) == (
+        "`model` must pad strided convolutions as TensorFlow does to take weights of a TensorFlow checkpoint, got "
+        "Conv2d with padding=(1, 1) in conv_stem: create the network with 'tf_' before its name, bn_eps=0.001"
+    )
     # The stem may pad by luck: every strided layer is looked at.
     model.conv_stem = timm.create_model(CC).conv_stem
     assert "got Conv2d with padding=(1, 1) in blocks.1.0.conv_dw" in refusal(variables, model)
@@ -142,9 +143,20 @@ def test_our_layers_with_other_padding(variables) -> None:
 
 
 def test_other_epsilon(variables) -> None:
-    model = timm.create_model(CC, num_classes=10, bn_eps=1e-5)
-    message = refusal(variables, model)
-    assert "must have batch norms with eps=0.001, got 1e-05 in bn1: create tf_efficientnet_cc_..." in message
+    message = refusal(variables, timm.create_model(CC, num_classes=10, bn_eps=1e-5))
+    assert (
+        "must have batch norms with eps=0.001 to take weights of a TensorFlow checkpoint, got 1e-05 in bn1" in message
+    )
+
+
+def test_a_routing_that_is_no_sigmoid(variables) -> None:
+    """The authors' is one."""
+    model = condconv.create_model(CC, num_classes=10, routing="softmax")
+    message = (
+        "must route by a sigmoid of one linear layer to take blocks.4.0.routing_fn.weight of x, got SoftmaxRouting"
+    )
+    with pytest.raises(UsageError, match=message):
+        load_state_dict(model, from_tensorflow(variables, model), source="x")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_mixnet_s", "tf_efficientnetv2_b0", "tf_mobilenetv3_small_100"])

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from condconv.errors import UsageError
-from condconv.weights.files import read_state_dict
-from condconv.weights.fit import apply
+from condconv.weights.files import read_state_dict, tensors_in
 from condconv.weights.plan import plan_load
 from condconv.weights.report import LoadReport
 from condconv.weights.snapshots import load_snapshots
 from condconv.weights.tensorflow import from_tensorflow, is_tensorflow_checkpoint, read_tensorflow_checkpoint
+from condconv.weights.write import copy_tensors_, spread_kernels_, start_routing_
 
 
 def load_pretrained(
@@ -39,17 +42,19 @@ def load_pretrained(
       is the kernel of checkpoint e with its batch norm, all layers without experts are those of the first, and the
       network starts with the average.
 
-    A state dict does not tell how its network pads, nor its batch norms' epsilon: load one of `tf_efficientnet_*` into
-    that network, not into `efficientnet_*`, where it would fit and be slightly wrong.
+    A state dict does not tell how its network pads, nor its batch norms' epsilon, nor by which function it routes: load
+    one of `tf_efficientnet_*` into that network, not into `efficientnet_*`, where it would fit and be slightly wrong.
+    What names do tell (torchvision's, TensorFlow's, timm's routing) is checked.
 
     Args:
         model: A conditional network, or a static one. Its parameters stay the same objects.
-        path: A file of torch's or safetensors, the prefix or folder of a TensorFlow checkpoint, a folder of the
-            Hugging Face hub; or E files of static networks.
+        path: A file of torch's or safetensors, whatever its suffix, the prefix or folder of a TensorFlow checkpoint, a
+            folder of the Hugging Face hub; or E files of static networks.
         skip: A pattern of the network's names, or several, that stay as they are, such as `"classifier.*"`; what a
             source has for them, or under such a name alone, is left out.
         ema: Take averaged weights where a checkpoint has both.
-        noise: Difference between experts made from one kernel, relative to its standard deviation; it cancels.
+        noise: Difference between experts made from one kernel, relative to its standard deviation; it cancels. Experts
+            of several checkpoints get none.
         example_input: For several checkpoints: a tensor or tuple of arguments the model takes, to see which norm
             follows which layer; `None` to guess an image of the usual size.
 
@@ -75,16 +80,17 @@ def load_pretrained(
         >>> torch.allclose(model(x), static(x), atol=1e-4)
         True
     """
+    _check_noise(noise)
     if not isinstance(path, (str, Path)):
-        _check_noise(noise)
-        states = [(str(each), _read(model, each, ema)) for each in path]
-        return load_snapshots(model, states, _patterns(skip), noise, example_input)
-    return load_state_dict(model, _read(model, path, ema), skip=skip, noise=noise, source=str(path))
+        states = [(repr(str(each)), _read(model, each, ema)) for each in _paths(path)]
+        return load_snapshots(model, states, _patterns(skip), example_input)
+    report = load_state_dict(model, _read(model, path, ema), skip=skip, noise=noise, source=repr(str(path)))
+    return replace(report, source=str(path))
 
 
 def load_state_dict(
     model: nn.Module,
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Any],
     *,
     skip: str | Iterable[str] = (),
     noise: float = 0.5,
@@ -94,23 +100,48 @@ def load_state_dict(
 
     Args:
         model: The network.
-        state: Tensors by name.
+        state: Tensors by name, or what a checkpoint keeps them in, such as `{"state_dict": ...}`; averaged weights
+            are taken where there are both.
         skip: As in `load_pretrained`.
         noise: As in `load_pretrained`.
         source: What to call it in messages.
+
+    Returns:
+        What was done.
 
     Raises:
         UsageError: It does not fit.
     """
     _check_noise(noise)
-    plan = plan_load(model, state, _patterns(skip), source)
-    apply(model, plan.fit, plan.matched.tensors, noise)
+    if not isinstance(state, Mapping):
+        what = type(state).__name__
+        remedy = "use load_pretrained" if isinstance(state, (str, Path)) else "give what its state_dict() returns"
+        raise UsageError(f"`state` must be a mapping of names to tensors, got {what}: for a file or network, {remedy}")
+    plan = plan_load(model, tensors_in(state, source), _patterns(skip), source)
+    copy_tensors_(model, plan.fit.copies)
+    starts = start_routing_(model, plan.fit.static)
+    spread_kernels_(model, starts, plan.matched.tensors, noise)
     return LoadReport(source, plan.matched.how, tuple(plan.fit.copies), plan.fit.static, plan.skipped)
 
 
 def _check_noise(noise: float) -> None:
-    if not noise >= 0:
-        raise UsageError(f"`noise` must be a number of 0 or more, got {noise!r}")
+    if not isinstance(noise, Real) or not 0 <= noise < math.inf:
+        raise UsageError(f"`noise` must be a number of 0 or more, got {noise!r}: 0.5 is what it is by default")
+
+
+def _paths(path: Any) -> Sequence[str | Path]:
+    """Return the paths of several checkpoints."""
+    if isinstance(path, Mapping):
+        raise UsageError(
+            f"`path` must be a file, got a {type(path).__name__}: for tensors in memory use "
+            "condconv.weights.load_state_dict"
+        )
+    if isinstance(path, bytes) or not isinstance(path, Sequence):
+        raise UsageError(f"`path` must be a string or a Path, or a list of them, got {path!r:.80}")
+    other = [each for each in path if not isinstance(each, (str, Path))]
+    if other:
+        raise UsageError(f"`path` must be a list of strings or Paths, got {other[0]!r:.80} in it")
+    return path
 
 
 def _patterns(skip: str | Iterable[str]) -> tuple[str, ...]:
@@ -118,6 +149,11 @@ def _patterns(skip: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _read(model: nn.Module, path: str | Path, ema: bool) -> dict[str, Tensor]:
-    if is_tensorflow_checkpoint(path):
-        return from_tensorflow(read_tensorflow_checkpoint(path), model, ema=ema)
-    return read_state_dict(path, ema=ema)
+    try:
+        if is_tensorflow_checkpoint(path):
+            return from_tensorflow(read_tensorflow_checkpoint(path), model, ema=ema)
+        return read_state_dict(path, ema=ema)
+    except OSError as error:
+        raise UsageError(
+            f"`path` must be a file that can be read, got {str(path)!r} ({error.strerror or error})"
+        ) from error

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from condconv.nn import ConditionalLayer
 from condconv.weights.fit import Fit
-from condconv.weights.names import Matched
+from condconv.weights.names import Matched, common_parts
+from condconv.weights.report import few
 
 # Names that give a family away, and what it is.
 _SIGNS = (
@@ -25,127 +27,185 @@ _SIGNS = (
 )
 
 
-def diagnose(model: nn.Module, state: Mapping[str, Tensor], matched: Matched, fit: Fit) -> str:
+@dataclass(frozen=True)
+class Misfit:
+    """A load that cannot be done.
+
+    Attributes:
+        model: The network.
+        state: The source's tensors.
+        matched: These under the network's names.
+        fit: Why they do not fit.
+    """
+
+    model: nn.Module
+    state: Mapping[str, Tensor]
+    matched: Matched
+    fit: Fit
+
+    def module(self, name: str) -> nn.Module | None:
+        """Return a module of the network, or `None` if there is none of that name."""
+        return dict(self.model.named_modules()).get(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """Return what the source has under a name of the network."""
+        return self.matched.tensors[name]
+
+
+def diagnose(misfit: Misfit) -> str:
     """Return a clause that says what a source probably is and what to do.
 
     Args:
-        model: The network it does not fit.
-        state: The source.
-        matched: Its tensors under the network's names.
-        fit: Why it does not fit.
+        misfit: The source and the network.
     """
-    checks: tuple[Callable[[nn.Module, Mapping[str, Tensor], Matched, Fit], str | None], ...] = (
+    checks = (
+        _empty,
         _other_experts,
         _conditional_for_static,
         _other_classifier,
+        _without_classifier,
+        _more_layers,
         _other_input,
         _other_width,
         _other_family,
     )
-    found = (check(model, state, matched, fit) for check in checks)
+    found = (check(misfit) for check in checks)
     return next((clause for clause in found if clause), "it is another network's")
 
 
-def _other_experts(model: nn.Module, state: Mapping[str, Tensor], matched: Matched, fit: Fit) -> str | None:
-    for name in fit.misfits:
+def _empty(misfit: Misfit) -> str | None:
+    if any(misfit.tensor(name).numel() == 0 for name in misfit.fit.misfits):
+        return "it is a part of a run on several devices, whose tensors are empty: gather them before saving"
+    return None
+
+
+def _other_experts(misfit: Misfit) -> str | None:
+    for name in misfit.fit.misfits:
         layer_name, _, leaf = name.rpartition(".")
-        layer = _module(model, layer_name)
-        tensor = matched.tensors[name]
-        if (
-            not isinstance(layer, ConditionalLayer)
-            or leaf != "weight"
-            or tensor.shape[:1] in ((), (layer.num_experts,))
-        ):
+        layer, tensor = misfit.module(layer_name), misfit.tensor(name)
+        if not isinstance(layer, ConditionalLayer) or leaf != "weight" or tensor.dim() == 0:
             continue
-        if tensor.numel() == tensor.shape[0] * layer.weight[0].numel():
+        count = tensor.shape[0]
+        if count != layer.num_experts and tensor.numel() == count * layer.weight[0].numel():
             return (
-                f"it has {tensor.shape[0]} experts a layer and the network {layer.num_experts}: "
-                f"create the network with {tensor.shape[0]}"
+                f"it has {count} experts a layer and the network {layer.num_experts}: create the network with {count}"
             )
     return None
 
 
-def _conditional_for_static(model: nn.Module, state: Mapping[str, Tensor], matched: Matched, fit: Fit) -> str | None:
-    for name in fit.misfits:
-        layer = _module(model, name.rpartition(".")[0])
-        tensor = matched.tensors[name]
-        if isinstance(layer, _ConvNd) and tensor.dim() in (2, 5) and tensor.numel() % layer.weight.numel() == 0:
-            count = tensor.numel() // layer.weight.numel()
-            if count == tensor.shape[0]:
-                layer_name = name.rpartition(".")[0]
-                return (
-                    f"it is a conditional network's, with {count} experts, and {layer_name!r} has none here: "
-                    "create the conditional network, with the layers that have experts there"
-                )
+def _conditional_for_static(misfit: Misfit) -> str | None:
+    for name in misfit.fit.misfits:
+        layer_name = name.rpartition(".")[0]
+        layer, tensor = misfit.module(layer_name), misfit.tensor(name)
+        if (
+            isinstance(layer, _ConvNd)
+            and tensor.dim() in (2, layer.weight.dim() + 1)
+            and tensor.numel() == tensor.shape[0] * layer.weight.numel()
+        ):
+            return (
+                f"it is a conditional network's, with {tensor.shape[0]} experts, and {layer_name!r} has none here: "
+                "create the conditional network, with the layers that have experts there"
+            )
     return None
 
 
-def _other_classifier(model: nn.Module, state: Mapping[str, Tensor], matched: Matched, fit: Fit) -> str | None:
+def _classifier(misfit: Misfit) -> str | None:
+    """Return the name of the network's last linear layer, routing functions apart."""
     linears = [
         name
-        for name, module in model.named_modules()
+        for name, module in misfit.model.named_modules()
         if isinstance(module, nn.Linear) or (isinstance(module, ConditionalLayer) and module.twin is nn.Linear)
     ]
-    linears = [name for name in linears if ".routing_fn." not in f".{name}"]
-    if not linears or not fit.misfits or matched.unknown:
+    return next((name for name in reversed(linears) if ".routing_fn." not in f".{name}"), None)
+
+
+def _other_classifier(misfit: Misfit) -> str | None:
+    last, fit = _classifier(misfit), misfit.fit
+    if last is None or not fit.misfits or misfit.matched.unknown:
         return None
-    last = linears[-1]
     if not all(name.startswith(f"{last}.") for name in (*fit.misfits, *fit.missing)):
         return None
-    tensor = matched.tensors.get(f"{last}.weight")
-    if tensor is None or tensor.dim() < 2 or tensor.shape[-1] != own_inputs(model, last):
+    tensor = misfit.matched.tensors.get(f"{last}.weight")
+    own = misfit.model.state_dict()[f"{last}.weight"]
+    if tensor is None or tensor.dim() < 2 or tensor.shape[-1] != own.shape[-1]:
         return None
-    classes = str(tensor.shape[-2])
     return (
-        f"its classifier is for {classes} classes: create the network with as many, or pass skip=({last + '.*'!r},) "
-        "to keep the network's own classifier"
+        f"its classifier is for {tensor.shape[-2]} classes: create the network with as many, or pass "
+        f"skip=({last + '.*'!r},) to keep the network's own classifier"
     )
 
 
-def own_inputs(model: nn.Module, linear: str) -> int:
-    """Return the features a linear layer of the network takes."""
-    return int(model.state_dict()[f"{linear}.weight"].shape[-1])
-
-
-def _other_input(model: nn.Module, state: Mapping[str, Tensor], matched: Matched, fit: Fit) -> str | None:
-    stem = next((name for name, module in model.named_modules() if isinstance(module, _ConvNd)), None)
-    own = model.state_dict().get(f"{stem}.weight")
-    if fit.misfits != (f"{stem}.weight",) or own is None:
+def _without_classifier(misfit: Misfit) -> str | None:
+    last, fit = _classifier(misfit), misfit.fit
+    if last is None or not fit.missing or fit.misfits or misfit.matched.unknown or misfit.matched.clashes:
         return None
-    theirs = matched.tensors[f"{stem}.weight"]
-    if theirs.dim() != own.dim() or theirs.shape[2:] != own.shape[2:]:
+    if not all(name.startswith(f"{last}.") for name in fit.missing):
         return None
     return (
-        f"its images have {matched.tensors[f'{stem}.weight'].shape[1]} channels: create the network with as many "
-        f"in_chans, or pass skip=({f'{stem}.*'!r},) to keep the network's own first layer"
+        f"its network has no classifier: create this one with num_classes=0, or pass skip=({last + '.*'!r},) to keep "
+        "the network's own classifier"
     )
 
 
-def _other_width(model: nn.Module, state: Mapping[str, Tensor], matched: Matched, fit: Fit) -> str | None:
-    own = model.state_dict()
-    norms = [name for name in fit.misfits if name.endswith("running_mean") and matched.tensors[name].dim() == 1]
+def _more_layers(misfit: Misfit) -> str | None:
+    """Tell of whole parts that the network lacks, such as a classifier, and not of parts of its layers."""
+    matched = misfit.matched
+    if not matched.tensors or misfit.fit.missing or misfit.fit.misfits or matched.clashes:
+        return None
+    # The part that a tensor belongs to is the first name after those which all of the source's have in common.
+    common = len(common_parts(misfit.state))
+    parts = {name: ".".join(name.split(".")[: common + 1]) for name in misfit.state}
+    more = dict.fromkeys(parts[name] for name in matched.unknown)
+    if not more or more.keys() & {*misfit.state, *(parts[name] for name in matched.sources.values())}:
+        return None
+    patterns = few([repr(f"{part}.*") for part in more], most=8)
+    return (
+        "its network goes on where this one ends, which is without a classifier (num_classes=0) or for features alone: "
+        f"pass skip=[{patterns}] to leave the rest out"
+    )
+
+
+def _other_input(misfit: Misfit) -> str | None:
+    stem, own = next(
+        (
+            (f"{name}.weight", module.weight)
+            for name, module in misfit.model.named_modules()
+            if isinstance(module, _ConvNd) or (isinstance(module, ConditionalLayer) and module.twin is not nn.Linear)
+        ),
+        ("", None),
+    )
+    # Where the kernel does not fit, nor does one bias for all experts.
+    if own is None or {*misfit.fit.misfits} - {f"{stem.removesuffix('weight')}bias"} != {stem}:
+        return None
+    theirs = misfit.tensor(stem)
+    ours = own[0] if isinstance(misfit.module(stem.rpartition(".")[0]), ConditionalLayer) else own
+    kernel = theirs[0] if theirs.dim() > ours.dim() else theirs
+    if kernel.dim() != ours.dim() or kernel.shape[:1] + kernel.shape[2:] != ours.shape[:1] + ours.shape[2:]:
+        return None
+    return (
+        f"its images have {kernel.shape[1]} channels: create the network with as many in_chans, or pass "
+        f"skip=({stem.removesuffix('weight') + '*'!r},) to keep the network's own first layer"
+    )
+
+
+def _other_width(misfit: Misfit) -> str | None:
+    own, fit = misfit.model.state_dict(), misfit.fit
+    norms = [name for name in fit.misfits if name.endswith("running_mean") and misfit.tensor(name).dim() == 1]
     # Where kernels do not fit, no routing can start from them: it is missing for that reason.
     lacking = [name for name in fit.missing if ".routing_fn." not in name]
-    if lacking or matched.unknown or len(norms) < 2:
+    if lacking or misfit.matched.unknown or len(norms) < 2:
         return None
-    ratios = sorted(matched.tensors[name].numel() / own[name].numel() for name in norms)
+    ratios = sorted(misfit.tensor(name).numel() / max(1, own[name].numel()) for name in norms)
     return (
         f"its channels are {ratios[len(ratios) // 2]:.3g} times the network's: it is the same network, of another width"
     )
 
 
-def _other_family(model: nn.Module, state: Mapping[str, Tensor], matched: Matched, fit: Fit) -> str | None:
-    own = model.state_dict()
+def _other_family(misfit: Misfit) -> str | None:
+    own = misfit.model.state_dict()
     for pattern, family in _SIGNS:
-        if any(re.fullmatch(pattern, name) for name in state):
+        if any(re.fullmatch(pattern, name) for name in misfit.state):
             same = any(re.fullmatch(pattern, name) for name in own)
             depth = ", of another depth or form" if same else ", and the network is not"
             return f"it looks like {family}{depth}"
     return None
-
-
-def _module(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from condconv.nn import ConditionalLayer, RoutingFunction, spread_experts
-from condconv.nn.block_routing import RoutingSlot, routing_functions
-from condconv.nn.factory import start_constant_
+from condconv.nn import ConditionalLayer, RoutingFunction
+from condconv.nn.block_routing import routing_functions
+from condconv.weights.names import own_tensors
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def fit_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> Fit:
         model: The network.
         tensors: By the network's names.
     """
-    own = model.state_dict()
+    own = own_tensors(model)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}
     static = [
         name
@@ -61,9 +60,8 @@ def fit_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> Fit:
         else:
             copies[name] = fitted
     for name in static:
-        bias = layers[name].bias
-        found = tensors.get(f"{name}.bias")
-        if found is not None and (bias is None or _same(found, bias[0]) is None):
+        found, bias = tensors.get(f"{name}.bias"), layers[name].bias
+        if found is not None and bias is not None and _same(found, bias[0]) is None:
             misfits.append(f"{name}.bias")
     return Fit(copies, tuple(static), tuple(missing), tuple(misfits))
 
@@ -88,13 +86,13 @@ def _experts(tensor: Tensor, target: Tensor) -> Tensor | None:
 def _optional(model: nn.Module, static: list[ConditionalLayer]) -> set[str]:
     """Return names a source may lack: counters, schedules, and the routing of layers that start from one kernel."""
     routing = routing_functions(model)
-    started = {id(routing.get(layer.routing_fn, layer.routing_fn)) for layer in static}
+    started = {routing.get(layer.routing_fn, layer.routing_fn) for layer in static}
     names = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
     for prefix, module in model.named_modules():
-        if isinstance(module, RoutingFunction):
+        if module in started:
+            names |= {f"{prefix}.{name}" for name in module.state_dict()}
+        elif isinstance(module, RoutingFunction):
             names |= {f"{prefix}.{name}" for name, _ in module.named_buffers()}
-            if id(module) in started:
-                names |= {f"{prefix}.{name}" for name, _ in module.named_parameters()}
     return names
 
 
@@ -110,33 +108,3 @@ def mixed_routing(model: nn.Module, fit: Fit) -> dict[str, str]:
         if any(name.endswith("weight") for name in trained):
             reasons[layer_name] = f"it has one kernel for {layer_name} and a trained routing for it, {trained[0]}"
     return reasons
-
-
-@torch.no_grad()
-def apply(model: nn.Module, fit: Fit, tensors: Mapping[str, Tensor], noise: float) -> None:
-    """Write a fit into a network, in place: copies, and experts that start from one kernel with an even routing.
-
-    Args:
-        model: The network; its parameters stay the same objects.
-        fit: Without missing tensors and misfits.
-        tensors: By the network's names.
-        noise: Difference between experts, relative to the standard deviation of the kernel.
-    """
-    own = model.state_dict()
-    for name, tensor in fit.copies.items():
-        own[name].copy_(tensor)
-    starts: dict[int, Tensor] = {}
-    routing = routing_functions(model)
-    for name in fit.static:
-        layer: ConditionalLayer = model.get_submodule(name)  # type: ignore[assignment]
-        function = routing.get(layer.routing_fn, layer.routing_fn)
-        if id(function) not in starts:
-            starts[id(function)] = start_constant_(function)
-        start = starts[id(function)]
-        if isinstance(layer.routing_fn, RoutingSlot):
-            layer.routing_fn.start = start
-        kernel = tensors[f"{name}.weight"].to(layer.weight).reshape(layer.weight.shape[1:])
-        layer.weight.copy_(spread_experts(kernel, start, noise))
-        bias = tensors.get(f"{name}.bias")
-        if bias is not None and layer.bias is not None:
-            layer.bias.copy_(spread_experts(bias.to(layer.bias), start, 0.0))

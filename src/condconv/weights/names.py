@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from condconv.nn import ConditionalLayer, RoutingFunction
+from condconv.nn import ConditionalLayer
+from condconv.nn.block_routing import routing_functions
+
+BY_ORDER = "by kind and order"
+"""How names were matched where they are not the network's own at all."""
 
 # What ports call a layer's experts and their biases.
 _EXPERTS = re.compile(r"(?P<layer>.+)\.(experts|expert_weights?|kernels?|weights|condconv_kernel)")
@@ -29,26 +34,54 @@ class Matched:
         sources: What the source calls them.
         unknown: Names the network has nothing for.
         how: How names were matched, for the report.
+        clashes: Names of the network for which the source has several tensors that differ, with their names there.
     """
 
     tensors: dict[str, Tensor]
     sources: dict[str, str]
     unknown: tuple[str, ...]
     how: str
+    clashes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Return the names of a network's tensors, each with the first name of the same tensor, as modules may share it.
+
+    Args:
+        model: The network. What its state dict has beside tensors is left out.
+    """
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)  # the objects themselves, not views of them
+    return {name: first.setdefault(id(value), name) for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a network by name; one that several modules share once, by its first name."""
+    state = model.state_dict()
+    return {name: state[name] for name in dict.fromkeys(first_names(model).values())}
+
+
+def common_parts(names: Iterable[str]) -> list[str]:
+    """Return the parts of names, between dots, that all of them begin with."""
+    together = zip(*(name.split(".")[:-1] for name in names), strict=False)  # as far as the shortest goes
+    return [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, together)]
 
 
 def match_names(model: nn.Module, state: Mapping[str, Tensor]) -> Matched:
     """Match the names of a source with those of a network.
 
-    First by name: a prefix common to the source's names is left out, and what ports call experts and routing is
-    known. If hardly any convolution is found so, by order: all convolutions, all norms and all linear layers of the
-    source, kind by kind, against those of the network, if each kind has as many.
+    First by name: a prefix common to the source's names is left out, one common to all of the network's too, and what
+    ports call experts and routing is known. If hardly any convolution is found so, by order: all convolutions, all
+    norms and all linear layers of the source, kind by kind, against those of the network, if each kind has as many;
+    one of both may lack the linear layers.
 
     Args:
         model: The network.
         state: Tensors by name, in the source's order.
     """
-    by_name = _by_name(model, state)
+    around = common_parts(first_names(model))
+    wrappers = ["".join(f"{part}." for part in around[:length]) for length in range(len(around) + 1)]
+    by_name = max((_by_name(model, state, wrapper) for wrapper in wrappers), key=lambda match: len(match.tensors))
     layers = [name for name, module in model.named_modules() if isinstance(module, (_ConvNd, ConditionalLayer))]
     found = sum(f"{name}.weight" in by_name.tensors for name in layers)
     if found * 2 >= len(layers):
@@ -56,18 +89,31 @@ def match_names(model: nn.Module, state: Mapping[str, Tensor]) -> Matched:
     return _by_order(model, state) or by_name
 
 
-def _by_name(model: nn.Module, state: Mapping[str, Tensor]) -> Matched:
-    own = set(model.state_dict())
-    renamed = {prefix: _rename(model, own, state, prefix) for prefix in sorted(_prefixes(state))}
+def _by_name(model: nn.Module, state: Mapping[str, Tensor], wrapper: str) -> Matched:
+    """Match by name, where all names of the network begin with the name of a wrapper that the source does not have."""
+    own = {name.removeprefix(wrapper): first for name, first in first_names(model).items()}
+    modules = {name.removeprefix(wrapper): module for name, module in model.named_modules()}
+    renamed = {prefix: _rename(modules, own, state, prefix) for prefix in sorted(_prefixes(state))}
     best = max(renamed, key=lambda prefix: (sum(name in own for name in renamed[prefix].values()), -len(prefix)))
-    targets = {source: target for source, target in renamed[best].items() if target in own}
-    # Two of the source's tensors for one of the network's: the network has no place for one of them.
-    held = Counter(targets.values())
-    targets = {source: target for source, target in targets.items() if held[target] == 1}
-    unknown = tuple(name for name in state if name not in targets)
-    sources = {target: source for source, target in targets.items()}
-    how = f"by name, without {best!r}" if best else "by name"
-    return Matched({target: state[source] for source, target in targets.items()}, sources, unknown, how)
+    places: dict[str, list[str]] = {}
+    for source, name in renamed[best].items():
+        if name in own:
+            places.setdefault(own[name], []).append(source)
+    # Layers that share a tensor have it under several names, and all of them say the same.
+    clashes = {
+        target: tuple(sources)
+        for target, sources in places.items()
+        if not all(_equal(state[sources[0]], state[other]) for other in sources[1:])
+    }
+    sources = {target: sources[0] for target, sources in places.items() if target not in clashes}
+    unknown = tuple(name for name in state if renamed[best].get(name) not in own)
+    how = ", ".join(["by name", *([f"without {best!r}"] if best else []), *([f"under {wrapper!r}"] if wrapper else [])])
+    return Matched({target: state[source] for target, source in sources.items()}, sources, unknown, how, clashes)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    alike = one.shape == other.shape and one.dtype == other.dtype
+    return one is other or (alike and torch.equal(one.cpu(), other.cpu()))
 
 
 def _prefixes(state: Mapping[str, Tensor]) -> set[str]:
@@ -79,18 +125,15 @@ def _prefixes(state: Mapping[str, Tensor]) -> set[str]:
     return prefixes
 
 
-def _rename(model: nn.Module, own: set[str], state: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
+def _rename(
+    modules: Mapping[str, nn.Module], own: Mapping[str, str], state: Mapping[str, Tensor], prefix: str
+) -> dict[str, str]:
     """Return the network's names for the source's names under a prefix."""
-    modules = dict(model.named_modules())
-    renamed = {}
-    for source in state:
-        name = source.removeprefix(prefix)
-        if not source.startswith(prefix):
-            continue
-        if name not in own:
-            name = _known_alias(modules, name)
-        renamed[source] = name
-    return renamed
+    names = {source: source.removeprefix(prefix) for source in state if source.startswith(prefix)}
+    # What has the network's own name is meant; a port's name for the same place is then something else.
+    exact = own.keys() & names.values()
+    aliases = {source: _known_alias(modules, name) for source, name in names.items()}
+    return {source: name if aliases[source] in exact else aliases[source] for source, name in names.items()}
 
 
 def _known_alias(modules: Mapping[str, nn.Module], name: str) -> str:
@@ -108,22 +151,34 @@ def _known_alias(modules: Mapping[str, nn.Module], name: str) -> str:
 
 def _by_order(model: nn.Module, state: Mapping[str, Tensor]) -> Matched | None:
     """Match kind by kind in order, or return `None` where the numbers or the shapes do not fit."""
-    own = model.state_dict()
-    source_kinds = _group(_source_layers(state))
-    own_kinds = _group(_own_layers(model))
-    if {kind: len(names) for kind, names in source_kinds.items()} != {k: len(names) for k, names in own_kinds.items()}:
-        return None
-    targets: dict[str, str] = {}
-    for kind, names in source_kinds.items():
-        for theirs, ours in zip(names, own_kinds[kind], strict=True):
-            leaves = [name.rpartition(".")[2] for name in state if name.rpartition(".")[0] == theirs]
-            targets |= {f"{theirs}.{leaf}": f"{ours}.{leaf}" for leaf in leaves}
-    for theirs, ours in targets.items():
-        if ours not in own or not _could_fit(state[theirs], own[ours]):
+    own = own_tensors(model)
+    theirs, ours = _group(_source_layers(state)), _group(_own_layers(model))
+    for kind in {*theirs, *ours}:
+        counts = len(theirs.get(kind, ())), len(ours.get(kind, ()))
+        if counts[0] != counts[1] and not (kind == "linear" and 0 in counts):  # one may be without a classifier
             return None
+    layers = {
+        source: target
+        for kind in theirs
+        if kind in ours
+        for source, target in zip(theirs[kind], ours[kind], strict=True)
+    }
+    targets = {}
+    for name in state:
+        layer, _, leaf = name.rpartition(".")
+        if layer in layers:
+            targets[name] = f"{layers[layer]}.{leaf}"
+    if "conv" not in theirs or not targets:
+        return None
+    stem = f"{theirs['conv'][0]}.weight"  # may take images of other channels, which is said where it does not fit
+    if not all(
+        target in own and (source == stem or _could_fit(state[source], own[target]))
+        for source, target in targets.items()
+    ):
+        return None
     unknown = tuple(name for name in state if name not in targets)
-    tensors = {ours: state[theirs] for theirs, ours in targets.items()}
-    return Matched(tensors, {ours: theirs for theirs, ours in targets.items()}, unknown, "by kind and order")
+    tensors = {target: state[source] for source, target in targets.items()}
+    return Matched(tensors, {target: source for source, target in targets.items()}, unknown, BY_ORDER)
 
 
 def _could_fit(source: Tensor, own: Tensor) -> bool:
@@ -137,7 +192,9 @@ def _source_layers(state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
     """Yield the kind and name of each layer of a source, in its order, or a natural one where names are sorted."""
     names = [name for name in state if name.endswith(".weight")]
     if names == sorted(names):  # as safetensors files have them
-        names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+        names.sort(
+            key=lambda name: [int(part) if at % 2 else part for at, part in enumerate(re.split("([0-9]+)", name))]
+        )
     for name in names:
         dims = state[name].dim()
         yield ("norm" if dims == 1 else "linear" if dims == 2 else "conv"), name.removesuffix(".weight")
@@ -145,9 +202,7 @@ def _source_layers(state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
 
 def _own_layers(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield the kind and name of each layer of the network, routing functions apart, in the order of registration."""
-    inside = {
-        id(child) for module in model.modules() if isinstance(module, RoutingFunction) for child in module.modules()
-    }
+    inside = {id(child) for function in routing_functions(model).values() for child in function.modules()}
     for name, module in model.named_modules():
         if id(module) in inside:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -37,6 +37,7 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def few(names: Sequence[str], most: int = 4) -> str:
+def few(names: Iterable[str], most: int = 4) -> str:
     """Return the first names of a list in words, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    first = list(names)
+    return ", ".join(first[:most]) + (f" and {len(first) - most} more" if len(first) > most else "")

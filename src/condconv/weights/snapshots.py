@@ -10,7 +10,7 @@ gives that checkpoint's layer: exactly if the layer has a bias, up to the shift 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,29 +20,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from condconv.convert.fold import find_norms
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer
-from condconv.nn.block_routing import routing_functions
-from condconv.nn.factory import start_constant_
 from condconv.nn.folding import scale_outputs
 from condconv.tracing import default_example
-from condconv.weights.fit import apply
-from condconv.weights.plan import plan_load
-from condconv.weights.report import LoadReport
+from condconv.weights.plan import Plan, plan_load
+from condconv.weights.report import LoadReport, few
+from condconv.weights.write import copy_tensors_, start_routing_
 
 
 def load_snapshots(
-    model: nn.Module,
-    states: Sequence[tuple[str, Mapping[str, Tensor]]],
-    skip: tuple[str, ...],
-    noise: float,
-    example: Any,
+    model: nn.Module, states: Sequence[tuple[str, Mapping[str, Tensor]]], skip: tuple[str, ...], example: Any
 ) -> LoadReport:
     """Make each checkpoint one expert of every conditional layer, in place.
 
     Args:
         model: A conditional network.
-        states: Path and tensors by name of each checkpoint.
+        states: What to call each checkpoint, and its tensors by name, on the CPU.
         skip: As in `load_pretrained`.
-        noise: As in `load_pretrained`; only for layers named in `skip`, as experts differ by themselves.
         example: As `example_input` of `load_pretrained`.
 
     Raises:
@@ -54,45 +47,82 @@ def load_snapshots(
         found = f"{len(states)} for {next(iter(wrong.values()))} experts" if wrong else "a network without experts"
         raise UsageError(f"`path` must be one file, or one static network's file for each expert, got {found}")
     plans = [plan_load(model, state, skip, source) for source, state in states]
+    first = plans[0]
     for plan, (source, _) in zip(plans, states, strict=True):
-        missing = [name for name in layers if name not in plan.fit.static and f"{name}.weight" not in plan.skipped]
-        if missing:
-            raise UsageError(f"`path` must hold static networks, got {source}, which has experts for {missing[0]}")
+        _check_alike(plan, first, layers, source)
     arguments = default_example(model) if example is None else example
-    pairs, _ = find_norms(model, arguments if isinstance(arguments, tuple) else (arguments,))
-    norms = dict(pairs)
-    _check_norms(norms)
+    # Hooks do not fire inside what torch.compile made: what it was made of is run.
+    pairs, _ = find_norms(
+        getattr(model, "_orig_mod", model), arguments if isinstance(arguments, tuple) else (arguments,)
+    )
     names = {module: name for name, module in model.named_modules()}
-    tensors = [plan.matched.tensors for plan in plans]
-    apply(model, plans[0].fit, tensors[0], noise)
-    starts: dict[nn.Module, Tensor] = {}
-    routing = routing_functions(model)
+    norms = {names[layer]: (names[norm], norm) for layer, norm in pairs}
+    _check_norms(model, first.fit.static, norms, first.skipped)
+    copy_tensors_(model, first.fit.copies)
     shifted = []
-    for name in plans[0].fit.static:
-        layer = layers[name]
-        function = routing.get(layer.routing_fn, layer.routing_fn)
-        if function not in starts:
-            starts[function] = start_constant_(function)
-        start = starts[function]
-        norm = norms.get(layer)
-        own = [_layer_tensors(each, name, None if norm is None else names[norm]) for each in tensors]
-        if _set_layer_(layer, norm, own, start):
+    for name, start in start_routing_(model, first.fit.static).items():
+        norm_name, norm = norms.get(name, (None, None))
+        own = [_layer_tensors(plan.matched.tensors, name, norm_name) for plan in plans]
+        if _set_layer_(layers[name], norm, own, start):
             shifted.append(name)
-    note = (
-        f"{len(shifted)} layers have no bias to hold each checkpoint's own shift after the batch norm and start with "
-        "the mean shift"
-    )
-    source = f"{len(states)} checkpoints"
-    copied = tuple(plans[0].fit.copies)
+    alone = [name for name in first.fit.static if name not in norms and layers[name].twin is not nn.Linear]
     return LoadReport(
-        source, plans[0].matched.how, copied, plans[0].fit.static, plans[0].skipped, (note,) if shifted else ()
+        f"{len(states)} checkpoints",
+        first.matched.how,
+        tuple(first.fit.copies),
+        first.fit.static,
+        first.skipped,
+        _notes(shifted, alone),
     )
 
 
-def _check_norms(norms: Mapping[ConditionalLayer, _BatchNorm]) -> None:
-    for norm in norms.values():
-        if any(getattr(norm, name) is None for name in ("weight", "bias", "running_mean", "running_var")):
+def _notes(shifted: list[str], alone: list[str]) -> tuple[str, ...]:
+    notes = []
+    if shifted:
+        notes.append(
+            f"{len(shifted)} layers have no bias to hold each checkpoint's own shift after the batch norm and start "
+            "with the mean shift"
+        )
+    if alone:
+        notes.append(
+            f"{len(alone)} layers have no batch norm right after them to fold ({few(alone)}): their kernels were taken "
+            "as they are, though each checkpoint trained its own at the scale of its own norms, so the start is no "
+            "average of the networks"
+        )
+    return tuple(notes)
+
+
+def _check_alike(plan: Plan, first: Plan, layers: Mapping[str, ConditionalLayer], source: str) -> None:
+    """Refuse checkpoints of conditional networks, or with other names than the first's for what is skipped."""
+    static = {*plan.fit.static}
+    trained = [name for name in layers if name not in static and f"{name}.weight" not in plan.skipped]
+    if trained:
+        raise UsageError(f"`path` must hold static networks, got {source}, which has experts for {trained[0]}")
+    if plan.skipped != first.skipped:
+        other = min({*plan.skipped} ^ {*first.skipped})
+        raise UsageError(
+            f"`skip` must leave out the same of all checkpoints, got {other} of some of them: take the network's names"
+        )
+
+
+def _check_norms(
+    model: nn.Module, layers: Iterable[str], norms: Mapping[str, tuple[str, _BatchNorm]], skipped: tuple[str, ...]
+) -> None:
+    """Refuse norms that cannot hold the average, and to keep a part of what moves into experts."""
+    for layer in layers:
+        norm_name, norm = norms.get(layer, (layer, None))
+        held = () if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        if any(tensor is None for tensor in held):
             raise UsageError(f"`model` must have batch norms with scale, shift and running statistics, got {norm}")
+        others = {id(own) for module in model.modules() if module is not norm for own in module._parameters.values()}
+        if any(id(tensor) in others for tensor in held):
+            raise UsageError(f"`model` must have batch norms of their own, got {norm_name}, which shares a parameter")
+        kept = [name for name in skipped if name.startswith((f"{layer}.", f"{norm_name}."))]
+        if kept:
+            raise UsageError(
+                f"`skip` must leave a layer and the batch norm after it together, got {kept[0]} without {layer}: each "
+                "checkpoint's norm moves into its expert"
+            )
 
 
 def _layer_tensors(tensors: Mapping[str, Tensor], layer: str, norm: str | None) -> dict[str, Tensor | None]:
@@ -109,7 +139,7 @@ def _layer_tensors(tensors: Mapping[str, Tensor], layer: str, norm: str | None) 
 def _set_layer_(layer: ConditionalLayer, norm: Any, own: list[dict[str, Any]], start: Tensor) -> bool:
     """Set the experts of a layer and the norm after it, in place; return whether a shift had no place."""
     total = start.sum()
-    share = (start / total).double()  # of each checkpoint in the average the network starts with
+    share = start / total  # of each checkpoint in the average the network starts with
     layer.weight.copy_(torch.stack([each["kernel"].reshape(layer.weight.shape[1:]) for each in own]) / total)
     biases = torch.stack([_or(each["bias"], 0.0, layer.num_outputs) for each in own])  # [E, O]
     if norm is None:

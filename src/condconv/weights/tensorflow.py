@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from condconv.errors import UsageError
-from condconv.nn import TFSameConv2d
+from condconv.weights.arithmetic import TENSORFLOW, check_arithmetic
+from condconv.weights.report import few
 from condconv.weights.tensorflow_files import is_tensorflow_checkpoint, read_tensorflow_checkpoint
 
 __all__ = ["from_tensorflow", "is_tensorflow_checkpoint", "read_tensorflow_checkpoint"]
@@ -27,10 +28,10 @@ _Wanted = dict[_Key, list[tuple[str, Any]]]
 
 _AVERAGE = "/ExponentialMovingAverage"
 _COUNTERS = ("global_step", "beta1_power", "beta2_power")
-_SCOPE = re.compile(r"stem|head|blocks_\d+")
+_SCOPE = re.compile(r"stem|head|blocks_[0-9]+")
 _LAYER = re.compile(
-    r"(?:(?P<kind>(?:depthwise_)?(?:cond_)?conv2d|dense)|(?:\w+_)?(?P<norm>batch_normalization)(?:_v\d)?)"
-    r"(?:_(?P<counter>\d+))?"
+    r"(?:(?P<kind>(?:depthwise_)?(?:cond_)?conv2d|dense)|(?:\w+_)?(?P<norm>batch_normalization)(?:_v[0-9])?)"
+    r"(?:_(?P<counter>[0-9]+))?"
 )
 _KERNELS = {
     "conv2d": "kernel",
@@ -39,7 +40,6 @@ _KERNELS = {
     "depthwise_cond_conv2d": "depthwise_condconv_kernel",
 }
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-_EPS = 1e-3
 _REMEDY = "create tf_efficientnet_cc_... instead of efficientnet_cc_..., or tf_efficientnet_... without experts"
 
 
@@ -69,25 +69,25 @@ def from_tensorflow(variables: Mapping[str, NDArray[Any]], model: nn.Module, *, 
         Names and layouts of `models/official/efficientnet` in github.com/tensorflow/tpu.
     """
     wanted = _model_layers(model)
-    _check_arithmetic(wanted)
+    check_arithmetic(model, TENSORFLOW, "a TensorFlow checkpoint")
     found = _checkpoint_layers(_select(variables, ema))
     wanted = _as_far_as_conditional(wanted, found)
     summary = _describe(found)
     blocks, numbers = _blocks(wanted), _blocks(found)
     if numbers != blocks:
-        held = f"blocks {_join(map(str, numbers))}" if numbers else "no block"
+        held = f"blocks {few(map(str, numbers))}" if numbers else "no block"
         raise UsageError(f"variables must hold blocks 0 to {len(blocks) - 1}, got {held}: {summary}")
     state: dict[str, Tensor] = {}
     for key, layers in wanted.items():
         group = found.get(key, {})
         if len(group) != len(layers):
-            what = f"{len(layers)} {key[1]} in {key[0]} (for {_join(target for target, _ in layers)})"
+            what = f"{len(layers)} {key[1]} in {key[0]} (for {few(target for target, _ in layers)})"
             raise UsageError(f"variables must hold {what}, got {len(group)}: {summary}")
         for counter, (target, layer) in zip(sorted(group), layers, strict=True):
             state |= _convert(group[counter], key, target, layer, summary)
     extra = [name for group in found.values() for leaves in group.values() for name, _ in leaves.values()]
     if extra:
-        raise UsageError(f"variables must all have a place in the model, got {_join(sorted(extra))}: {summary}")
+        raise UsageError(f"variables must all have a place in the model, got {few(sorted(extra))}: {summary}")
     return state
 
 
@@ -98,7 +98,7 @@ def _select(variables: Mapping[str, NDArray[Any]], ema: bool) -> dict[str, NDArr
     if ema:
         names |= averages
     elif averages.keys() - names.keys():
-        only = _join(sorted(averages.keys() - names.keys()))
+        only = few(sorted(averages.keys() - names.keys()))
         raise UsageError(f"ema must be True for this checkpoint, got False: it has nothing but the average of {only}")
     return {
         name: variables[source]
@@ -130,7 +130,7 @@ def _checkpoint_layers(variables: Mapping[str, NDArray[Any]]) -> dict[_Key, dict
             )
     if unknown:
         raise UsageError(
-            f"variables must have the names of the authors' EfficientNet, got {_join(sorted(unknown))}: leave out what "
+            f"variables must have the names of the authors' EfficientNet, got {few(sorted(unknown))}: leave out what "
             "does not belong to it"
         )
     return found
@@ -204,32 +204,13 @@ def _layer(model: nn.Module, name: str, attribute: str) -> Any:
     return layer
 
 
-def _check_arithmetic(wanted: Mapping[_Key, list[tuple[str, Any]]]) -> None:
-    """Refuse a model that computes something else from the same weights."""
-    for (_, kind), layers in wanted.items():
-        for name, layer in layers:
-            if kind == "batch_normalization" and layer.eps != _EPS:
-                raise UsageError(f"model must have batch norms with eps={_EPS}, got {layer.eps} in {name}: {_REMEDY}")
-            if kind in _KERNELS and not _pads_as_tensorflow(layer):
-                got = f"{type(layer).__name__} with padding={layer.padding!r} in {name}"
-                raise UsageError(f"model must pad strided convolutions as TensorFlow does, got {got}: {_REMEDY}")
-
-
-def _pads_as_tensorflow(layer: Any) -> bool:
-    if set(layer.stride) == {1} or isinstance(layer, TFSameConv2d) or layer.padding == "tf_same":
-        return True
-    # timm is not imported here, so its layers are told by their names.
-    named = {"Conv2dSame", "Conv2dSameExport"} & {base.__name__ for base in type(layer).__mro__}
-    return bool(named) or getattr(layer, "dynamic_padding", False)
-
-
 def _convert(leaves: _Leaves, key: _Key, target: str, layer: Any, summary: str) -> dict[str, Tensor]:
     """Take the variables of a layer out of `leaves` and return its parameters."""
     scope, kind = key
     state = {}
     for leaf, (parameter, shape) in _expected(kind, layer).items():
         if leaf not in leaves:
-            held = _join(name for name, _ in leaves.values()) or "nothing"
+            held = few(name for name, _ in leaves.values()) or "nothing"
             raise UsageError(f"variables must hold a {leaf} in {scope} for {target}, got {held}: {summary}")
         name, values = leaves.pop(leaf)
         if values.shape != shape:
@@ -294,9 +275,3 @@ def _describe(found: Mapping[_Key, dict[int, _Leaves]]) -> str:
     sizes = (f"{' or '.join(map(str, sorted(each))) or 'no'}" for each in ({len(_blocks(found))}, experts, classes))
     held = ", ".join(f"{size} {what}" for size, what in zip(sizes, ("blocks", "experts", "classes"), strict=True))
     return f"the checkpoint seems to have {held}; create the network of that size"
-
-
-def _join(names: Iterable[str]) -> str:
-    """Join names, the first few of many."""
-    every = list(names)
-    return ", ".join(every[:5]) + (f" and {len(every) - 5} more" if len(every) > 5 else "")

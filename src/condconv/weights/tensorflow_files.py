@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from condconv.errors import UsageError, require_extra
 
-_FILE = re.compile(r"\.(?:index|data-\d{5}-of-\d{5})$")
+_FILE = re.compile(r"\.(?:index|data-[0-9]{5}-of-[0-9]{5})$")
 _LATEST = re.compile(r'^model_checkpoint_path:\s*"(.*)"', re.MULTILINE)
 
 
@@ -57,7 +57,8 @@ def read_tensorflow_checkpoint(path: str | os.PathLike[str]) -> dict[str, NDArra
         return {name: np.asarray(reader.get_tensor(name)) for name in sorted(dtypes) if dtypes[name] != tf.string}
     except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"path must be a whole TensorFlow checkpoint, got {prefix} ({error}): copy its .index and .data files again"
+            f"`path` must be a whole TensorFlow checkpoint, got {str(prefix)!r} ({error}): copy its .index and "
+            ".data files again"
         ) from error
 
 
@@ -79,8 +80,8 @@ def _find_prefix(path: Path) -> Path:
         prefix = path.with_name(_FILE.sub("", path.name))
         if not Path(f"{prefix}.index").is_file():
             raise UsageError(
-                f"path must be a TensorFlow checkpoint, got {path}: there is no file {prefix}.index; give the prefix "
-                "that the .index and .data files share"
+                f"`path` must be a TensorFlow checkpoint, got {str(path)!r}: there is no file {prefix}.index; give "
+                "the prefix that the .index and .data files share"
             )
         return prefix
     names = sorted(_FILE.sub("", file.name) for file in path.glob("*.index"))
@@ -93,4 +94,4 @@ def _find_prefix(path: Path) -> Path:
     if name in names:
         return path / str(name)
     held = f"{len(names)} ({', '.join(names)}): give the prefix of one" if names else "none: no .index file is in it"
-    raise UsageError(f"path must be a folder with one TensorFlow checkpoint, got {path} with {held}")
+    raise UsageError(f"`path` must be a folder with one TensorFlow checkpoint, got {str(path)!r} with {held}")

@@ -12,17 +12,20 @@ from condconv.nn.block_routing import routing_functions
 def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return a network's weights as timm's `efficientnet_cc_*` and `tf_efficientnet_cc_*` hold them.
 
-    Experts are `[E, P]` there, and a block's routing is one linear layer, `routing_fn`.
+    Experts are `[E, P]` there, and a block's routing is one linear layer, `routing_fn`. The form is what is looked at:
+    networks of other sizes, other numbers of experts or other blocks with experts are written too, though timm has
+    none that would take them.
 
     Args:
-        model: `efficientnet_cc_*` or `tf_efficientnet_cc_*` with the paper's placement and routing; not changed.
+        model: `efficientnet_cc_*` or `tf_efficientnet_cc_*` with routing by block; not changed.
 
     Returns:
-        Tensors by timm's names, detached; all but the experts share memory with the network.
+        Tensors by timm's names, detached. They share memory with the network, but for experts in the layout
+        `torch.channels_last`, which are copied.
 
     Raises:
-        UsageError: timm has no such network: a layer routes by itself, a block routes by another function than the
-            paper's, an expert has a bias, or a batch norm is folded.
+        UsageError: timm cannot have such a network: a layer routes by itself, a block routes by another function than
+            the paper's, an expert has a bias, or a batch norm is folded.
 
     Example:
         >>> model = condconv.create_model("tf_efficientnet_cc_b0_4e", num_classes=10)
@@ -42,6 +45,8 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
             reason = f"its block routes by {type(function).__name__}, not by a sigmoid of one linear layer"
         elif layer.bias is not None or layer.shift is not None:
             reason = "it has a bias or a folded batch norm"
+        elif layer.compact:
+            reason = "its experts are compact"
         if reason is not None:
             raise UsageError(
                 f"`model` must be a network that timm has (efficientnet_cc_* as the paper places experts), got one "

@@ -1,0 +1,71 @@
+"""What a file is, told by its first bytes, and what to do where it holds no weights."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+_FIRST = 512
+# The first bytes of files that are taken for weights, and what to say of each.
+_OTHERS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run git lfs pull where it comes from"),
+    (b"<!doctype html", "an HTML page, as a failed download leaves it: download the file again"),
+    (b"<html", "an HTML page, as a failed download leaves it: download the file again"),
+    (b"<?xml", "an XML page, as a failed download leaves it: download the file again"),
+    (b"\x1f\x8b", "compressed with gzip: unpack it first"),
+    (b"BZh", "compressed with bzip2: unpack it first"),
+    (b"\xfd7zXZ\x00", "compressed with xz: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"),
+    (b"\x89hdf\r\n\x1a\n", "an HDF5 file, as Keras writes: save the network's state_dict() with torch.save"),
+    (b"\x93numpy", "an array of numpy's: save the network's state_dict() with torch.save"),
+)
+_PICKLE = b"\x80"  # of the second protocol or a later one; torch.save writes no earlier
+_ZIP = b"PK\x03\x04"
+_MOST_HEADER = 100_000_000  # bytes, by the format's definition
+
+
+def why_not_weights(file: Path) -> str | None:
+    """Return what a file is that is neither torch's nor safetensors, with the remedy, or `None`.
+
+    Args:
+        file: An existing file; one of the right kind may still be damaged.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    with file.open("rb") as stream:
+        first = stream.read(_FIRST)
+    if is_safetensors(file):  # its first bytes are a number, which may be any
+        return None
+    text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for magic, what in _OTHERS:
+        if first.startswith(magic) or text.startswith(magic):
+            return what
+    if not first:
+        return "empty: take another copy"
+    if first[257:262] == b"ustar":
+        return "a tar archive: unpack it first"
+    if first.startswith(_ZIP) and zipfile.is_zipfile(file) and not _has_pickle(file):
+        return "a zip archive that torch.save did not write: unpack it first"
+    if first.startswith((_PICKLE, _ZIP)):
+        return None
+    return f"of no kind that is known, beginning with {first[:16]!r}: give the file that was saved"
+
+
+def is_safetensors(file: Path) -> bool:
+    """Return whether a file begins as safetensors files do: with the length of a header, and the header.
+
+    Args:
+        file: An existing file, whatever its suffix.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    with file.open("rb") as stream:
+        first = stream.read(9)
+    return first[8:] == b"{" and int.from_bytes(first[:8], "little") <= _MOST_HEADER
+
+
+def _has_pickle(file: Path) -> bool:
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/data.pkl") for name in archive.namelist())
