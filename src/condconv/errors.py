@@ -17,6 +17,10 @@ class TrainingError(RuntimeError):
     """Training failed on valid input, say the loss became NaN; the command line exits with status 1."""
 
 
+class ExportError(RuntimeError):
+    """A written file does not compute what the network does, and is not kept; the command line exits with status 1."""
+
+
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C during training; the message says what is saved. The command line exits with status 130."""
 

@@ -1,10 +1,13 @@
 import errno
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from condconv.errors import UsageError
-from condconv.train.atomic import write_atomic
+from condconv.train.atomic import remove_leftovers, write_atomic
 
 
 def test_writes_and_replaces(tmp_path):
@@ -50,3 +53,23 @@ def test_an_interruption_leaves_the_previous_file_and_nothing_else(tmp_path, mon
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(UsageError, match="nothing was written"):
         write_atomic(tmp_path / "no" / "a.json", "text")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from condconv.train.atomic import write_atomic
+os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+write_atomic(Path(sys.argv[1]), "new")
+"""
+
+
+def test_a_process_killed_while_it_writes_leaves_the_previous_file_whole(tmp_path):
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]

@@ -10,6 +10,7 @@ from condconv.errors import UsageError
 from condconv.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from condconv.train.metrics import EpochMetrics
 from condconv.train.network import load_weights_
+from condconv.train.normalization import Normalization
 from tests.train.samples import same_tensors, settings, small_network
 
 
@@ -25,6 +26,7 @@ def checkpoint(tmp_path) -> Checkpoint:
         class_names=tuple("0123456789"),
         image_size=8,
         in_chans=1,
+        normalization=Normalization((0.3,), (0.4,)),
         metrics=(EpochMetrics(1, 0.1, 2.0, 1.0 / 3, 0.5, None, 100.0, 0),),
         model=network.state_dict(),
         optimizer=optimizer.state_dict(),
@@ -92,7 +94,7 @@ def test_a_pickle_is_refused_without_being_run(tmp_path):
         ("{", "Expecting property name"),
         ("[]", "list indices"),
         (json.dumps({"format": 99}), "format 99"),
-        (json.dumps({"format": 1}), "'optimizer'"),
+        (json.dumps({"format": 2}), "'optimizer'"),
     ],
 )
 def test_a_foreign_header_is_refused(tmp_path, header, reason):

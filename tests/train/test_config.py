@@ -1,7 +1,10 @@
+from dataclasses import fields
+
 import pytest
 
 from condconv.errors import UsageError
 from condconv.train import TrainConfig
+from condconv.train.rules import RULES
 from tests.train.samples import settings
 
 
@@ -20,6 +23,13 @@ from tests.train.samples import settings
         ({"data": ""}, "`data` must be a text that is not empty, got ''"),
         ({"batch_size": 10, "grad_accumulation": 4}, "`batch_size` must be a multiple of `grad_accumulation`"),
         ({"epochs": 3, "warmup_epochs": 3}, "`warmup_epochs` must be below `epochs` (3), got 3"),
+        ({"compile": 1}, "`compile` must be True or False, got 1"),
+        ({"ema_decay": 1.0}, "`ema_decay` must be a number from 0 to 0.999999, or None, got 1.0"),
+        ({"patience": 0}, "`patience` must be a whole number of at least 1, or None, got 0"),
+        ({"log_with": "paper"}, "`log_with` must be one of tensorboard, wandb, or None, got 'paper'"),
+        ({"optimizer_options": [1]}, "`optimizer_options` must be a mapping, got [1]"),
+        ({"pretrained": True, "init_from": "x"}, "`init_from` must be None with `pretrained`, got 'x'"),
+        ({"init_skip": "fc*"}, "`init_skip` must be None without `init_from`, got 'fc*'"),
     ],
 )
 def test_a_wrong_value_names_the_field_the_rule_and_the_value(tmp_path, changes, message):
@@ -39,6 +49,19 @@ def test_json_of_something_else_is_refused(text):
         TrainConfig.from_json(text)
 
 
-def test_differences_name_the_fields_and_leave_the_place_out(tmp_path):
-    ours, theirs = settings(tmp_path / "a", lr=0.1), settings(tmp_path / "b", lr=0.2)
+def test_differences_name_the_fields_and_leave_the_place_and_the_logger_out(tmp_path):
+    ours, theirs = settings(tmp_path / "a", lr=0.1), settings(tmp_path / "b", lr=0.2, log_with="wandb")
     assert ours.differences(theirs) == ["lr: 0.1, not 0.2"]
+
+
+def test_what_json_changes_is_no_difference(tmp_path):
+    config = settings(tmp_path, optimizer_options={"betas": (0.9, 0.99)})
+    assert config.differences(TrainConfig.from_json(config.to_json())) == []
+
+
+def test_each_field_has_a_rule_a_group_and_a_description():
+    for each in fields(TrainConfig):
+        assert each.name in RULES
+        assert each.metadata["group"]
+        assert each.metadata["help"]
+    assert len(RULES) == len(fields(TrainConfig))

@@ -6,9 +6,9 @@ import torch
 from condconv.errors import UsageError
 from condconv.train import open_data
 from condconv.train.data import open_validation
-from condconv.train.digits import Digits
 from condconv.train.images import IGNORED
 from condconv.train.loading import EpochSampler, batches, create_loader
+from condconv.train.normalization import IMAGENET, INCEPTION, Normalization, of_config
 from tests.train.samples import make_folder, settings
 
 
@@ -37,7 +37,7 @@ def test_digits_are_stratified_normalised_and_always_the_same(tmp_path):
     counts = torch.bincount(torch.tensor([data.val[index][1] for index in range(len(data.val))]))
     assert counts.min() >= 87
     assert torch.equal(open_data(settings(tmp_path)).train[5][0], data.train[5][0])
-    assert Digits("val", in_chans=3)[0][0].mode == "RGB"
+    assert open_data(settings(tmp_path, in_chans=3)).val[0][0].shape == (3, 8, 8)
 
 
 def break_nothing(root):
@@ -65,10 +65,10 @@ def break_content(root):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (break_nothing, "`data` must be a directory or 'digits', got {root}, which does not exist"),
+        (break_nothing, "`data` must be a directory, a tar file or a named dataset, got {root}, which does not exist"),
         (break_layout, "got {root} with no val/ (it holds elsewhere, train)"),
-        (break_classes, "only train/ has dog and only val/ has wolf"),
-        (break_count, "`data` must have at least two class folders, got 1 in {root}/train (cat)"),
+        (break_classes, "only train has dog and only val has wolf"),
+        (break_count, "`data` must have at least two classes, got 1 in {root} (cat)"),
         (break_content, "`data` must have an image in every class folder, got none in {root}/train/dog"),
     ],
 )
@@ -123,12 +123,29 @@ def test_the_order_depends_on_seed_and_epoch_alone_and_gives_whole_updates():
 def test_validation_takes_the_class_folders_themselves_and_the_order_of_the_network(tmp_path):
     root = make_folder(tmp_path / "data")
     for place in (root, root / "val"):
-        data = open_validation(str(place), ("dog", "cat"), size=8, in_chans=3, skip=False)
-        assert [data[index][1] for index in range(6)] == [0, 0, 0, 1, 1, 1]
-        assert data[0][0].mean() > data[5][0].mean()  # dogs are the brighter ones
+        data = open_validation(str(place), ("dog", "cat"), size=8, in_chans=3, skip=False, normalization=IMAGENET)
+        assert [data[index][1] for index in range(6)] == [1, 1, 1, 0, 0, 0]
+        assert data[0][0].mean() < data[5][0].mean()  # dogs, class 0 of the network, are the brighter ones
 
 
 def test_validation_with_other_classes_is_refused(tmp_path):
     root = make_folder(tmp_path / "data")
     with pytest.raises(UsageError, match=r"network was trained on \(2: cat, fox\), got .* with 2: cat, dog"):
-        open_validation(str(root), ("cat", "fox"), size=8, in_chans=3, skip=False)
+        open_validation(str(root), ("cat", "fox"), size=8, in_chans=3, skip=False, normalization=IMAGENET)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data": "x"}, IMAGENET),
+        ({"data": "x", "normalization": "inception"}, INCEPTION),
+        ({"data": "x", "pretrained": True, "model": "resnet_cc_50_8e"}, IMAGENET),
+        # timm says of the authors' AdvProp and of its Inception-like networks: 0.5 and 0.5.
+        ({"data": "x", "pretrained": True, "model": "tf_efficientnet_b8"}, INCEPTION),
+        ({"data": "digits", "in_chans": 1}, Normalization((0.3053,), (0.3761,))),
+        ({"data": "digits", "in_chans": 1, "normalization": "inception"}, Normalization((0.5,), (0.5,))),
+    ],
+)
+def test_pixels_are_normalised_by_what_is_asked_for_then_the_weights_then_the_data(tmp_path, changes, expected):
+    config = settings(tmp_path, **changes)
+    assert of_config(config, config.in_chans or 3) == expected

@@ -1,13 +1,18 @@
+import errno
+import json
+import os
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from condconv.errors import TrainingError, TrainingInterrupted, UsageError
 from condconv.nn import CondConv2d, SoftmaxRouting
-from condconv.train import load_checkpoint, train
-from condconv.train.metrics import as_csv
+from condconv.train import evaluate_checkpoint, load_checkpoint, train
+from condconv.train.metrics import EpochMetrics, as_csv
 from tests.train.samples import (
     NanAt,
     StopAt,
@@ -31,6 +36,8 @@ def assert_same_run(ours, theirs):
     for kind in ("last", "best"):
         one, other = load_checkpoint(getattr(ours, kind)), load_checkpoint(getattr(theirs, kind))
         assert same_tensors(one.model, other.model)
+        assert (one.ema is None) == (other.ema is None)
+        assert same_tensors(one.ema or {}, other.ema or {})
         if kind == "last":
             assert one.optimizer is not None
             assert other.optimizer is not None
@@ -80,6 +87,7 @@ def test_a_run_learns_and_leaves_its_files(whole):
         "config.json",
         "last.safetensors",
         "metrics.csv",
+        "metrics.jsonl",
     ]
     assert (whole.out / "metrics.csv").read_text() == as_csv(whole.metrics)
     assert load_checkpoint(whole.best).epoch == whole.best_epoch.epoch
@@ -209,19 +217,125 @@ def test_each_epoch_has_an_order_of_its_own(tmp_path):
     )
 
 
-def test_a_conditional_network_resumes_to_the_same_result_and_its_temperature_anneals(tmp_path):
-    def conditional(first):
-        def build_conditional(config, num_classes, in_chans):
-            routing = SoftmaxRouting(in_chans, 3, temperature=5.0, final_temperature=1.0, annealing_steps=10)
-            layer = CondConv2d(in_chans, 8, 3, num_experts=3, routing=routing)
-            return nn.Sequential(first, layer, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, num_classes))
+EVERYTHING = {
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "expert_dropout": 0.3,
+    "ema_decay": 0.9,
+    "random_erasing": 0.5,
+    "clip_grad": 1.0,
+    "optimizer": "rmsproptf",
+    "scheduler": "step",
+    "scheduler_options": {"decay_epochs": 0.4, "decay_rate": 0.9},
+    "epochs": 3,
+}
 
-        return build_conditional
 
-    one, other = (settings(tmp_path / name, epochs=2) for name in ("one", "other"))
+def conditional(first):
+    """Builds a network with all that has a state: experts, a temperature that anneals, statistics, dropout."""
+
+    def build_conditional(config, num_classes, in_chans):
+        routing = partial(SoftmaxRouting, temperature=5.0, final_temperature=1.0, annealing_steps=10)
+        layer = CondConv2d(in_chans, 8, 3, num_experts=3, routing=routing)
+        rest = [nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(32, num_classes)]
+        return nn.Sequential(first, layer, *rest)
+
+    return build_conditional
+
+
+@pytest.fixture(scope="module")
+def whole_with_everything(tmp_path_factory):
+    return train(settings(tmp_path_factory.mktemp("everything"), **EVERYTHING), build=conditional(nn.Identity()))
+
+
+@pytest.mark.parametrize("step", [UPDATES + 1, 2 * UPDATES + 3])
+def test_interrupted_and_resumed_equals_uninterrupted_with_everything_on(tmp_path, whole_with_everything, step):
+    config = settings(tmp_path, **EVERYTHING)
     with pytest.raises(RuntimeError, match="stop"):
-        train(other, build=conditional(StopAt(UPDATES + 2, RuntimeError("stop"))))
-    assert load_checkpoint(tmp_path / "other" / "last.safetensors").model["1.routing_fn.annealing_step"] == UPDATES
-    whole, resumed = (train(config, build=conditional(nn.Identity())) for config in (one, other))
-    assert_same_run(whole, resumed)
-    assert load_checkpoint(resumed.last).model["1.routing_fn.temperature"] == 1.0
+        train(config, build=conditional(StopAt(step, RuntimeError("stop"))))
+    begun = load_checkpoint(tmp_path / "last.safetensors")
+    assert begun.model["1.routing_fn.annealing_step"] == min(10, (step - 1) // UPDATES * UPDATES)
+    torch.manual_seed(12345)
+    np.random.seed(12345)
+    resumed = train(config, build=conditional(nn.Identity()))
+    assert_same_run(whole_with_everything, resumed)
+    last = load_checkpoint(resumed.last)
+    assert last.ema["1.routing_fn.temperature"] == last.model["1.routing_fn.temperature"] == 1.0
+
+
+def test_the_average_is_scored_and_kept_as_the_best(whole_with_everything):
+    result = whole_with_everything
+    last, best = load_checkpoint(result.last), load_checkpoint(result.best)
+    assert not torch.equal(last.ema["1.weight"], last.model["1.weight"])
+    assert best.ema is None
+    for path, epoch in ((result.last, result.metrics[-1]), (result.best, result.best_epoch)):
+        scores = evaluate_checkpoint(path, "digits", build=conditional(nn.Identity()), device="cpu")
+        assert scores.top1 == epoch.val_top1
+        assert scores.loss == pytest.approx(epoch.val_loss, rel=1e-5)
+
+
+def test_each_random_part_changes_the_run(tmp_path):
+    def loss(**changes):
+        config = settings(tmp_path / "-".join(changes), **(EVERYTHING | {"epochs": 1} | changes))
+        return train(config, build=conditional(nn.Identity())).metrics[0].train_loss
+
+    losses = [loss(), loss(mixup=0.0), loss(cutmix=0.0), loss(expert_dropout=0.0)]
+    assert len(set(losses)) == 4
+
+
+def test_a_run_without_progress_stops_early_and_is_finished(tmp_path):
+    """With almost no learning rate the first epoch stays the best, so two more are made of ten."""
+
+    def linear(config, num_classes, in_chans, first=None):
+        return nn.Sequential(first or nn.Identity(), nn.Flatten(), nn.Linear(64, num_classes))
+
+    config = settings(tmp_path, lr=1e-12, epochs=10, patience=2)
+    result = train(config, build=linear)
+    assert (result.best_epoch.epoch, len(result.metrics)) == (1, 3)
+    stop = StopAt(1, RuntimeError("it trained"))
+    assert train(config, build=lambda *given: linear(*given, first=stop)) == result
+
+
+def test_the_metrics_are_written_as_json_lines(whole):
+    lines = (whole.out / "metrics.jsonl").read_text().splitlines()
+    assert [EpochMetrics(**json.loads(line)) for line in lines] == list(whole.metrics)
+
+
+@pytest.mark.slow
+def test_tensorboard_gets_each_epoch(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    result = train(settings(tmp_path, epochs=2, log_with="tensorboard"), build=build)
+    events = accumulator.EventAccumulator(str(tmp_path / "condconv")).Reload()
+    logged = [(each.step, each.value) for each in events.Scalars("val_loss")]
+    assert logged == [(each.epoch, pytest.approx(each.val_loss)) for each in result.metrics]
+
+
+def test_a_full_disk_stops_the_run_and_the_next_goes_on(tmp_path, monkeypatch, whole):
+    """The disk fills while the second epoch's last checkpoint is written, and is emptied afterwards."""
+    config = settings(tmp_path, random_erasing=0.5)
+    real = os.fsync
+
+    def fsync(descriptor):
+        if list(tmp_path.glob(".last.safetensors.*")) and (tmp_path / "last.safetensors").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(UsageError, match="no space left on the disk for .*last.safetensors .* is intact"):
+        train(config, build=build)
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "last.safetensors").epoch == 1
+    assert not list(tmp_path.glob(".*"))
+    assert_same_run(whole, train(config, build=build))
+
+
+def test_a_run_goes_on_without_the_file_that_it_started_from(tmp_path, whole):
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(whole.best.read_bytes())
+    config = settings(tmp_path / "run", epochs=2, lr=1e-12, init_from=str(start))
+    with pytest.raises(RuntimeError, match="stop"):
+        train(config, build=build_with(StopAt(UPDATES + 1, RuntimeError("stop"))))
+    started = load_checkpoint(tmp_path / "run" / "last.safetensors").model["1.weight"]
+    torch.testing.assert_close(started, load_checkpoint(whole.best).model["1.weight"])
+    start.unlink()
+    assert len(train(config, build=build).metrics) == 2

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from condconv.errors import UsageError
-from condconv.train.network import build_from_zoo, check_output, default_options
+from condconv.nn import CondConv2d
+from condconv.train.network import build_from_zoo, check_output, default_options, start_
 from tests.train.samples import settings
 
 
@@ -38,3 +39,28 @@ def test_the_trial_leaves_the_mode_and_the_statistics_alone():
     check_output(network, 3, 1, 4)
     assert network.training
     assert network[0].num_batches_tracked == 0
+
+
+def test_expert_dropout_reaches_every_routing_function(tmp_path):
+    config = settings(tmp_path, model="mobilenet_v1_cc_025_4e", expert_dropout=0.3)
+    network = build_from_zoo(config, 10, 1)
+    start_(network, config)
+    found = {name: each.expert_dropout for name, each in network.named_modules() if hasattr(each, "expert_dropout")}
+    assert len(found) > 1
+    assert set(found.values()) == {0.3}
+    with pytest.raises(UsageError, match=r"`expert_dropout` must be 0 for a network without experts, got 0\.3"):
+        start_(nn.Linear(1, 1), config)
+
+
+def test_training_starts_from_a_file_of_the_static_twin(tmp_path):
+    """The twin's kernel becomes all experts, so both compute the same; the classifier, for other classes, stays new."""
+    static, twin = (
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 3)),
+        nn.Sequential(CondConv2d(1, 4, 3, num_experts=2), nn.Flatten(), nn.Linear(4, 5)),
+    )
+    torch.save(static.state_dict(), tmp_path / "static.pt")
+    start_(twin, settings(tmp_path, init_from=str(tmp_path / "static.pt"), init_skip="2.*"))
+    image = torch.randn(2, 1, 3, 3)
+    torch.testing.assert_close(twin[0](image), static[0](image))
+    with pytest.raises(UsageError, match="2.weight"):
+        start_(twin, settings(tmp_path, init_from=str(tmp_path / "static.pt")))

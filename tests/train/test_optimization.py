@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from condconv.errors import UsageError
 from condconv.nn import CondConv2d
 from condconv.train.optimization import create_optimizer, create_scheduler
 from tests.train.samples import settings
@@ -27,3 +28,34 @@ def test_the_rate_warms_up_and_follows_half_a_cosine(tmp_path):
     assert rates[9] < rates[10] == pytest.approx((1 + torch.tensor(0.2 * torch.pi).cos().item()) / 2)
     assert rates[25] == pytest.approx(0.5)
     assert rates[50] == 0
+
+
+def test_options_reach_the_optimizer_and_the_schedule(tmp_path):
+    """Steps of 2.4 epochs of 10 updates: from update 24 on the rate is 0.97 of the first, from 48 on 0.97^2."""
+    config = settings(
+        tmp_path,
+        optimizer="rmsproptf",
+        optimizer_options={"alpha": 0.9, "momentum": 0.8, "eps": 1e-3},
+        lr=1.0,
+        scheduler="step",
+        scheduler_options={"decay_epochs": 2.4, "decay_rate": 0.97},
+        warmup_epochs=0,
+        epochs=9,
+    )
+    optimizer = create_optimizer(config, nn.Linear(1, 1))
+    group = optimizer.param_groups[0]
+    assert (group["alpha"], group["momentum"], group["eps"]) == (0.9, 0.8, 1e-3)
+    scheduler = create_scheduler(config, optimizer, 10)
+    rates = []
+    for update in (1, 23, 24, 47, 48):
+        scheduler.step_update(update)
+        rates.append(group["lr"])
+    assert rates == pytest.approx([1, 1, 0.97, 0.97, 0.97**2])
+
+
+def test_options_that_are_not_taken_are_named(tmp_path):
+    with pytest.raises(UsageError, match="`optimizer_options` must be arguments of sgd, got {'wings': 2}"):
+        create_optimizer(settings(tmp_path, optimizer="sgd", optimizer_options={"wings": 2}), nn.Linear(1, 1))
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    with pytest.raises(UsageError, match="`scheduler_options` must be arguments of timm's schedules, got {'wings': 2}"):
+        create_scheduler(settings(tmp_path, scheduler_options={"wings": 2}), optimizer, 10)

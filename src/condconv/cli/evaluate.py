@@ -1,4 +1,4 @@
-"""`condconv evaluate`: accuracy of a checkpoint on a folder of images."""
+"""`condconv evaluate`: accuracy of a checkpoint on images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("checkpoint", help="a best.safetensors or last.safetensors")
     parser.add_argument(
-        "--data", help="'digits', a directory with val/, or one with class folders (default: the run's)"
+        "--data",
+        help="a directory with val/ or with class folders, a .tar, 'digits', 'torch/NAME', 'hfds/NAME' or "
+        "'wds/DIRECTORY' (default: the run's)",
     )
+    parser.add_argument("--data-dir", help="where the files of torch/NAME are, or the cache of hfds/NAME")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
     parser.add_argument(
@@ -35,10 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the scores."""
     from condconv.train import evaluate_checkpoint, load_checkpoint
 
-    data = arguments.data or load_checkpoint(arguments.checkpoint).config.data
+    data = arguments.data
+    if data is None:
+        config = load_checkpoint(arguments.checkpoint).config
+        data = config.val_data or config.data
     result = evaluate_checkpoint(
         arguments.checkpoint,
         data,
+        data_dir=arguments.data_dir,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         on_bad_image=arguments.on_bad_image,

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import condconv
-from condconv.cli import bench, demo, evaluate, models, train
-from condconv.errors import MissingExtraError, TrainingError, TrainingInterrupted, UsageError
+from condconv.cli import bench, demo, evaluate, experiment, export, freeze, models, report, train
+from condconv.errors import ExportError, MissingExtraError, TrainingError, TrainingInterrupted, UsageError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,7 +29,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"condconv {condconv.__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, train, evaluate, models, bench):
+    for command in (demo, train, evaluate, models, bench, experiment, report, freeze, export):
         command.add_parser(subparsers)
     return parser
 
@@ -41,18 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        Exit status: 0 done; 1 training failed, or a benchmark found a wrong result; 2 something given is wrong;
-            130 interrupted.
+        Exit status: 0 done; 1 training failed, or a benchmark or an export found a wrong result; 2 something given
+            is wrong; 130 interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = create_parser().parse_args(argv)
+        arguments.argv = argv
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except (UsageError, MissingExtraError) as error:
         return _fail(f"error: {error}", 2)
     except TrainingError as error:
         return _fail(f"training failed: {error}", 1)
+    except ExportError as error:
+        return _fail(f"export failed: {error}", 1)
     except TrainingInterrupted as error:
         return _fail(f"interrupted: {error}; to go on: {shlex.join(['condconv', *argv])}", 130)
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from condconv.analysis import RoutingRecorder, RoutingStatistics
+from condconv.analysis import RoutingRecord
 from condconv.counting import count
 from condconv.experiments import comparison
 from condconv.experiments.comparison import NetworkNumbers
@@ -24,6 +24,7 @@ from condconv.train import (
     open_data,
     train,
 )
+from condconv.train.inspection import record
 from condconv.train.loading import create_loader
 
 
@@ -115,10 +116,6 @@ def _numbers(
     )
 
 
-def _record_routing(network: nn.Module, data: ImageData) -> tuple[str, RoutingStatistics]:
-    """Return the name of the last conditional layer and its statistics over the validation images."""
-    with RoutingRecorder(network, data.class_names) as recorder, torch.inference_mode():
-        for images, targets in create_loader(data.val, 256):
-            network(images)
-            recorder.update(targets)
-    return list(recorder.statistics().items())[-1]
+def _record_routing(network: nn.Module, data: ImageData) -> RoutingRecord:
+    """Return what the routing of the last conditional layer did on the validation images."""
+    return record(network, create_loader(data.val, 256), data.class_names).routings[-1]

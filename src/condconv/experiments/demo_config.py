@@ -46,12 +46,13 @@ class DemoConfig:
                 raise UsageError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)}")
 
     def run(self, network: str, seed: int) -> TrainConfig:
-        """Return the settings of one run; the two networks differ in their name only."""
+        """Return the settings of one run; the two networks differ in their name and in how experts start."""
+        start = {"init": "preserve"} if network == self.conditional else {}
         return TrainConfig(
             data="digits",
             model=network,
             out=str(Path(self.out) / f"{network}-seed{seed}"),
-            model_options={"output_stride": self.output_stride, "init": "preserve"},
+            model_options={"output_stride": self.output_stride} | start,
             epochs=self.epochs,
             batch_size=self.batch_size,
             optimizer="sgd",

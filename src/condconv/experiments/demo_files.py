@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from condconv.analysis import RoutingStatistics, plot_learning_curves, plot_routing
+from condconv.analysis import RoutingRecord, plot_learning_curves, plot_routing
 from condconv.experiments.comparison import NetworkNumbers
 from condconv.experiments.demo_config import DemoConfig
 from condconv.train import ImageData, TrainResult
@@ -48,7 +48,7 @@ def write_numbers(
 def draw_pictures(
     config: DemoConfig,
     runs: dict[str, list[TrainResult]],
-    routing: tuple[str, RoutingStatistics],
+    routing: RoutingRecord,
     data: ImageData,
 ) -> tuple[Path, Path]:
     """Draw the learning curves and the routing of the conditional network; returns the two paths."""
@@ -56,6 +56,6 @@ def draw_pictures(
     accuracy = {name: [[each.val_top1 for each in run.metrics] for run in results] for name, results in runs.items()}
     loss = {name: [[each.train_loss for each in run.metrics] for run in results] for name, results in runs.items()}
     plot_learning_curves(curves, accuracy, loss, title="Static network and its CondConv twin on digits")
-    layer, statistics = routing
-    plot_routing(picture, statistics.mean, data.class_names, title=f"Routing in the last conditional layer, {layer}")
+    title = f"Routing in the last conditional layer, {routing.layers[-1]}"
+    plot_routing(picture, routing.class_mean, data.class_names, title=title)
     return curves, picture

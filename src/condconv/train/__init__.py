@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from condconv.train.checkpoint import Checkpoint, load_checkpoint
     from condconv.train.data import ImageData, open_data
     from condconv.train.evaluate import Evaluation, evaluate_checkpoint, load_network
+    from condconv.train.freezing import FrozenCheckpoint, freeze_checkpoint
+    from condconv.train.inspection import Inspection, Reading, inspect_checkpoint
     from condconv.train.loop import train
     from condconv.train.metrics import EpochMetrics, TrainResult
 
@@ -23,10 +25,15 @@ __all__ = [
     "Checkpoint",
     "EpochMetrics",
     "Evaluation",
+    "FrozenCheckpoint",
     "ImageData",
+    "Inspection",
+    "Reading",
     "TrainConfig",
     "TrainResult",
     "evaluate_checkpoint",
+    "freeze_checkpoint",
+    "inspect_checkpoint",
     "load_checkpoint",
     "load_network",
     "open_data",
@@ -37,9 +44,14 @@ _HOME = {
     "Checkpoint": "checkpoint",
     "EpochMetrics": "metrics",
     "Evaluation": "evaluate",
+    "FrozenCheckpoint": "freezing",
     "ImageData": "data",
+    "Inspection": "inspection",
+    "Reading": "inspection",
     "TrainResult": "metrics",
     "evaluate_checkpoint": "evaluate",
+    "freeze_checkpoint": "freezing",
+    "inspect_checkpoint": "inspection",
     "load_checkpoint": "checkpoint",
     "load_network": "evaluate",
     "open_data": "data",

@@ -38,6 +38,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files that a killed process left in a directory."""
+    for leftover in directory.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def _explain(path: Path, error: OSError, size: int) -> str:
     kept = f"the previous {path.name} is intact" if path.exists() else "nothing was written"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

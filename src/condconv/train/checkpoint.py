@@ -21,8 +21,9 @@ from condconv.errors import UsageError
 from condconv.train.atomic import write_atomic
 from condconv.train.config import TrainConfig
 from condconv.train.metrics import EpochMetrics
+from condconv.train.normalization import Normalization
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file's layout; a reader refuses one it does not know."""
 
 
@@ -35,22 +36,33 @@ class Checkpoint:
         class_names: In the order of the network's outputs.
         image_size: Side of the square input in pixels, as resolved.
         in_chans: Image channels, as resolved.
+        normalization: What the pixels are normalised by, as resolved.
         metrics: One entry for each finished epoch.
-        model: The network's state dict, on the CPU.
+        model: The network's state dict, on the CPU; in a file that is for use, of the average if there is one.
+        ema: The state dict of the averaged network, or None if the run averages nothing.
         optimizer: The optimizer's state dict, or None in a file that is for use and not for resuming.
         scaler: State of the fp16 loss scaler, or None.
         versions: Versions of what wrote the file.
+        static_layers: Conditional layers of the network that `condconv freeze` made ordinary ones.
     """
 
     config: TrainConfig
     class_names: tuple[str, ...]
     image_size: int
     in_chans: int
+    normalization: Normalization
     metrics: tuple[EpochMetrics, ...]
     model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None = None
     optimizer: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=lambda: _versions())
+    static_layers: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What the metrics belong to: the averaged network's state dict if there is one, else the network's."""
+        return self.model if self.ema is None else self.ema
 
     @property
     def epoch(self) -> int:
@@ -69,16 +81,19 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         UsageError: The file cannot be written; a previous one of the same name is intact.
     """
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in (checkpoint.ema or {}).items()}
     header = {
         "format": FORMAT,
         "config": asdict(checkpoint.config),
         "class_names": checkpoint.class_names,
         "image_size": checkpoint.image_size,
         "in_chans": checkpoint.in_chans,
+        "normalization": asdict(checkpoint.normalization),
         "metrics": [asdict(each) for each in checkpoint.metrics],
         "optimizer": None,
         "scaler": checkpoint.scaler,
         "versions": checkpoint.versions,
+        "static_layers": checkpoint.static_layers,
     }
     if checkpoint.optimizer is not None:
         header["optimizer"], optimizer_tensors = _flatten(checkpoint.optimizer)
@@ -122,18 +137,25 @@ def _from_header(header: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoi
     if header["format"] != FORMAT:
         raise ValueError(f"format {FORMAT} (it has format {header['format']})")
     optimizer = None if header["optimizer"] is None else _unflatten(header["optimizer"], tensors)
-    prefix = "model."
+    normalization = {name: tuple(values) for name, values in header["normalization"].items()}
     return Checkpoint(
         config=TrainConfig(**header["config"]),
         class_names=tuple(header["class_names"]),
         image_size=header["image_size"],
         in_chans=header["in_chans"],
+        normalization=Normalization(**normalization),
         metrics=tuple(EpochMetrics(**each) for each in header["metrics"]),
-        model={name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)},
+        model=_below("model.", tensors),
+        ema=_below("ema.", tensors) or None,
         optimizer=optimizer,
         scaler=header["scaler"],
         versions=header["versions"],
+        static_layers=tuple(header["static_layers"]),
     )
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

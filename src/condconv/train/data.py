@@ -1,20 +1,24 @@
-"""Images for training and evaluation: an image folder or the embedded digits, through timm's transforms."""
+"""Images for training and evaluation, by path or by name, through timm's transforms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from condconv.errors import UsageError
-from condconv.train import digits, folder
+from condconv.train import digits
 from condconv.train.config import TrainConfig
-from condconv.train.images import Images
+from condconv.train.folder import open_path
+from condconv.train.images import Images, Reader
+from condconv.train.named import HuggingFaceReader, TorchReader
+from condconv.train.normalization import Normalization, of_config
+from condconv.train.shards import ShardReader
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class ImageData:
         class_names: In the order of the targets.
         image_size: S, in pixels.
         in_chans: C.
+        normalization: What is subtracted from each channel, and what it is divided by.
     """
 
     train: Images
@@ -34,94 +39,129 @@ class ImageData:
     class_names: tuple[str, ...]
     image_size: int
     in_chans: int
+    normalization: Normalization
 
 
 def open_data(config: TrainConfig) -> ImageData:
     """Open the training and validation images that a run asks for.
 
     Raises:
-        UsageError: The folder is missing or wrongly laid out, the splits have different classes, a class is
+        UsageError: The data is missing or wrongly laid out, the splits have different classes, a class is
             empty, or there are fewer training images than one update takes.
+        MissingExtraError: The dataset needs a package that is not installed.
     """
     is_digits = config.data == "digits"
     size = config.image_size or (8 if is_digits else 224)
     in_chans = config.in_chans or (1 if is_digits else 3)
     if config.auto_augment and in_chans == 1:
         raise UsageError(f"`auto_augment` must be None with one image channel, got {config.auto_augment!r}: drop it")
-    train: Images
-    val: Images
-    if is_digits:
-        names = digits.CLASS_NAMES
-        train, val = (digits.Digits(split, in_chans=in_chans) for split in ("train", "val"))
-    else:
-        roots = folder.split_directories(Path(config.data))
-        names = folder.shared_classes(*roots)
-        skip = config.on_bad_image == "skip"
-        train, val = (folder.ImageFolder(root, names, in_chans=in_chans, skip_unreadable=skip) for root in roots)
+    normalization = of_config(config, in_chans)
+    open_split = partial(
+        _open_reader, alone=config.val_data is not None, data_dir=config.data_dir, options=config.data_options
+    )
+    readers = {"train": open_split(config.data, "train"), "val": open_split(config.val_data or config.data, "val")}
+    names = _shared_classes(config.data, readers)
+    skip = config.on_bad_image == "skip"
+    train, val = (Images(each, names, in_chans=in_chans, skip_unreadable=skip) for each in readers.values())
     if config.batch_size > len(train):
         raise UsageError(
             f"`batch_size` must be at most the number of training images ({len(train)}), got "
             f"{config.batch_size}: lower it"
         )
-    train.transform = _train_transform(config, size, in_chans)
-    val.transform = _val_transform(size, in_chans, is_digits=is_digits)
-    return ImageData(train, val, names, size, in_chans)
+    train.transform = _train_transform(config, size, in_chans, normalization)
+    val.transform = val_transform(size, in_chans, normalization)
+    return ImageData(train, val, names, size, in_chans, normalization)
 
 
-def open_validation(data: str, class_names: tuple[str, ...], *, size: int, in_chans: int, skip: bool) -> Images:
+def open_validation(
+    data: str,
+    class_names: tuple[str, ...],
+    *,
+    size: int,
+    in_chans: int,
+    skip: bool,
+    normalization: Normalization,
+    data_dir: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Images:
     """Open the images to evaluate a trained network on.
 
     Args:
-        data: `"digits"`, a directory with `val/` (also `validation/`, `test/`), or one with the
-            class folders.
+        data: A directory with `val/` (also `validation/`, `test/`, or a `.tar` of these names), or one with the
+            class folders; a tar file; or a named dataset, as for training.
         class_names: The network's classes; the data has to have exactly these.
         size: Side of the square input in pixels.
         in_chans: Image channels, 1 or 3.
         skip: Whether unreadable images are left out and counted.
+        normalization: The network's, from training.
+        data_dir: Where a named dataset's files are.
+        options: Options of a named dataset.
 
     Raises:
-        UsageError: The directory is missing, or its classes are not the network's.
+        UsageError: The data is missing, or its classes are not the network's.
     """
-    if data == "digits":
-        names = digits.CLASS_NAMES
-    else:
-        root = Path(data)
-        if not root.is_dir():
-            raise UsageError(f"`data` must be a directory or 'digits', got {data}, which is none: check the path")
-        root = folder.find_split(root, "val") or root
-        names = folder.class_folders(root)
-    if set(names) != set(class_names):
+    reader = _open_reader(data, "val", alone=True, data_dir=data_dir, options=options or {})
+    if set(reader.class_names) != set(class_names):
         raise UsageError(
             f"`data` must have the classes that the network was trained on ({_some(class_names)}), "
-            f"got {data} with {_some(names)}: give data of the same classes, in folders of the same names"
+            f"got {data} with {_some(reader.class_names)}: give data of the same classes, in folders of the same names"
         )
-    images: Images
-    if data == "digits":
-        images = digits.Digits("val", in_chans=in_chans)
-    else:
-        images = folder.ImageFolder(root, class_names, in_chans=in_chans, skip_unreadable=skip)
-    images.transform = _val_transform(size, in_chans, is_digits=data == "digits")
+    images = Images(reader, class_names, in_chans=in_chans, skip_unreadable=skip)
+    images.transform = val_transform(size, in_chans, normalization)
     return images
+
+
+def _open_reader(data: str, split: str, *, alone: bool, data_dir: str | None, options: Mapping[str, Any]) -> Reader:
+    """Open one split of a dataset; `alone` if the path is that of this split and not of both."""
+    kind, _, name = data.partition("/")
+    if kind not in ("torch", "hfds") and (data_dir is not None or options):
+        raise UsageError(f"`data_dir` and `data_options` must be left out with {data!r}: they go with torch/ and hfds/")
+    if data == "digits":
+        return digits.DigitsReader(split)
+    if kind == "torch":
+        if data_dir is None:
+            raise UsageError(
+                f"`data_dir` must say where the files are (or go), got None with {data!r}: give --data-dir"
+            )
+        return TorchReader(name, split, data_dir, options)
+    if kind == "hfds":
+        return HuggingFaceReader(name, split, data_dir, options)
+    if kind == "wds":
+        return ShardReader(Path(name), split)
+    return open_path(Path(data), split, alone=alone)
+
+
+def _shared_classes(data: str, readers: Mapping[str, Reader]) -> tuple[str, ...]:
+    names, others = readers["train"].class_names, readers["val"].class_names
+    if set(names) != set(others):
+        only = [
+            f"only {split} has {', '.join(sorted(extra)[:5])}{' ...' if len(extra) > 5 else ''}"
+            for split, extra in (("train", set(names) - set(others)), ("val", set(others) - set(names)))
+            if extra
+        ]
+        raise UsageError(
+            f"`data` must have the same classes for training and validation, got {data} where {' and '.join(only)}: "
+            "add the missing ones or remove the others"
+        )
+    if len(names) < 2:
+        raise UsageError(
+            f"`data` must have at least two classes, got {len(names)} in {data}{f' ({names[0]})' if names else ''}: "
+            "put the images of each class into a folder of its own"
+        )
+    return names
 
 
 def _some(names: tuple[str, ...], most: int = 4) -> str:
     return f"{len(names)}: " + ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def _mean_and_std(in_chans: int, is_digits: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if is_digits:
-        return digits.MEAN * in_chans, digits.STD * in_chans
-    if in_chans == 1:
-        return (0.5,), (0.5,)
-    return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-
-def _train_transform(config: TrainConfig, size: int, in_chans: int) -> Callable[[Any], Tensor]:
+def _train_transform(
+    config: TrainConfig, size: int, in_chans: int, normalization: Normalization
+) -> Callable[[Any], Tensor]:
     is_digits = config.data == "digits"
     min_crop = config.min_crop if config.min_crop is not None else (1.0 if is_digits else 0.25)
     hflip = config.hflip if config.hflip is not None else (0.0 if is_digits else 0.5)
     options = (config.color_jitter, config.auto_augment, config.random_erasing, hflip, min_crop < 1)
-    mean, std = _mean_and_std(in_chans, is_digits)
     transform: Callable[[Any], Tensor] = create_transform(
         (in_chans, size, size),
         is_training=True,
@@ -133,17 +173,21 @@ def _train_transform(config: TrainConfig, size: int, in_chans: int) -> Callable[
         auto_augment=config.auto_augment,
         re_prob=config.random_erasing,
         interpolation="bicubic",
-        mean=mean,
-        std=std,
+        mean=normalization.mean,
+        std=normalization.std,
     )
     return transform
 
 
-def _val_transform(size: int, in_chans: int, *, is_digits: bool) -> Callable[[Any], Tensor]:
+def val_transform(size: int, in_chans: int, normalization: Normalization) -> Callable[[Any], Tensor]:
+    """Return what makes `[C, S, S]` float32 of a PIL image, with nothing random in it."""
     # Cutting the margin away helps with photographs; small images are mostly cropped to the thing already.
     crop = 0.875 if size >= 128 else 1.0
-    mean, std = _mean_and_std(in_chans, is_digits)
     transform: Callable[[Any], Tensor] = create_transform(
-        (in_chans, size, size), crop_pct=crop, interpolation="bicubic", mean=mean, std=std
+        (in_chans, size, size),
+        crop_pct=crop,
+        interpolation="bicubic",
+        mean=normalization.mean,
+        std=normalization.std,
     )
     return transform

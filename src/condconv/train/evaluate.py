@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from condconv.convert import freeze_layers_
 from condconv.errors import UsageError
 from condconv.train import network as networks
 from condconv.train.checkpoint import Checkpoint, load_checkpoint
@@ -58,7 +59,8 @@ def evaluate(accelerator: Accelerator, network: nn.Module, loader: Any, *, progr
     rows: list[Tensor] = []
     num_classes = 0
     start = time.perf_counter()
-    with torch.inference_mode():
+    # Not inference mode: FSDP keeps what it gathers here for training, which may not use tensors of that mode.
+    with torch.no_grad(), accelerator.autocast():
         for images, targets in tqdm(batches(loader), "evaluate", len(loader), disable=None if progress else True):
             logits = network(images).float()
             num_classes = logits.shape[1]
@@ -91,7 +93,7 @@ def _score(logits: Tensor, targets: Tensor) -> Tensor:
 def load_network(
     checkpoint: Checkpoint, path: str | Path, *, build: networks.Build = networks.build_from_zoo
 ) -> nn.Module:
-    """Rebuild the trained network of a checkpoint, on the CPU, in eval mode.
+    """Rebuild the trained network of a checkpoint, on the CPU, in eval mode; averaged weights if there are some.
 
     Args:
         checkpoint: As `load_checkpoint` returned it.
@@ -102,9 +104,10 @@ def load_network(
         UsageError: The network cannot be built, or the weights are not its own.
     """
     options = networks.default_options(checkpoint.config, checkpoint.image_size)
-    config = replace(checkpoint.config, model_options=options)
+    config = replace(checkpoint.config, model_options=options, pretrained=False)
     network = build(config, len(checkpoint.class_names), checkpoint.in_chans)
-    networks.load_weights_(network, checkpoint.model, path)
+    freeze_layers_(network, dict.fromkeys(checkpoint.static_layers))
+    networks.load_weights_(network, checkpoint.weights, path)
     return network.eval()
 
 
@@ -112,6 +115,7 @@ def evaluate_checkpoint(
     path: str | Path,
     data: str,
     *,
+    data_dir: str | None = None,
     batch_size: int = 64,
     workers: int = 0,
     on_bad_image: str = "error",
@@ -123,7 +127,9 @@ def evaluate_checkpoint(
 
     Args:
         path: A `best.safetensors` or `last.safetensors`.
-        data: `"digits"`, a directory with `val/`, or one with the class folders themselves.
+        data: A directory with `val/` or the class folders themselves, a tar file, or a named dataset; see
+            `TrainConfig`. Where it is the run's own, so are `data_dir` and `data_options`.
+        data_dir: Where the files of `torch/NAME` are, or the cache of `hfds/NAME`.
         batch_size: Images per forward pass and process.
         workers: Processes that read images.
         on_bad_image: `"error"` or `"skip"`.
@@ -138,14 +144,21 @@ def evaluate_checkpoint(
         if value < least:
             raise UsageError(f"`{name}` must be a whole number of at least {least}, got {value}")
     checkpoint = load_checkpoint(path)
+    config = checkpoint.config
+    own = data in (config.data, config.val_data)
     images = open_validation(
         data,
         checkpoint.class_names,
         size=checkpoint.image_size,
         in_chans=checkpoint.in_chans,
         skip=on_bad_image == "skip",
+        normalization=checkpoint.normalization,
+        data_dir=data_dir or (config.data_dir if own else None),
+        options=config.data_options if own else None,
     )
-    accelerator = create_accelerator(replace(checkpoint.config, device=device, mixed_precision="no"))
+    accelerator = create_accelerator(
+        replace(config, device=device, mixed_precision="no", log_with=None, sync_bn=False, compile=False)
+    )
     network = load_network(checkpoint, path, build=build).to(accelerator.device)
     loader = accelerator.prepare(create_loader(images, batch_size, workers=workers))
     return evaluate(accelerator, network, loader, progress=progress and accelerator.is_main_process)

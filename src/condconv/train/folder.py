@@ -1,139 +1,156 @@
-"""Image folders: `train/` and `val/`, one folder a class, checked before the first epoch."""
+"""Image folders and tar files: `train` and `val`, one folder a class inside each, checked before the first epoch."""
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from pathlib import Path
+from typing import IO, Any
 
-from PIL import Image
+from timm.data.readers.img_extensions import add_img_extensions
+from timm.data.readers.reader_factory import create_reader
 from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.utils.misc import natural_key
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from condconv.errors import UsageError
-from condconv.train.images import IGNORED, Images
+from condconv.train.images import Reader
 
 _SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "test")}
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-class ImageFolder(Images):
-    """Images of one split, read when asked for.
+class FolderReader:
+    """Images of one split in one folder a class, found at any depth below it.
 
     Args:
-        root: Directory with one folder a class; images are found at any depth below it.
-        class_names: Folder names in the order of the targets.
-        in_chans: 1 reads grey images, 3 colour.
-        skip_unreadable: Whether an unreadable image is left out; otherwise it is an error.
+        root: Directory with the class folders; hidden folders are not classes.
+
+    Attributes:
+        class_names: Names of the class folders, 2 before 10.
 
     Raises:
         UsageError: A class has no image.
     """
 
-    def __init__(self, root: Path, class_names: tuple[str, ...], *, in_chans: int, skip_unreadable: bool) -> None:
-        self.samples: list[tuple[str, int]] = []
-        for target, name in enumerate(class_names):
+    def __init__(self, root: Path) -> None:
+        self.class_names = _class_folders(root)
+        self._samples: list[tuple[str, int]] = []
+        for target, name in enumerate(self.class_names):
             images, _ = find_images_and_targets(str(root / name))
             if not images:
                 raise UsageError(
                     f"`data` must have an image in every class folder, got none in {root / name}: "
-                    "fill the folder or remove it, in both splits"
+                    f"fill the folder or remove it, in both splits (image files are {', '.join(IMG_EXTENSIONS)})"
                 )
-            self.samples += [(path, target) for path, _ in images]
-        self._mode = "L" if in_chans == 1 else "RGB"
-        self._skip = skip_unreadable
+            self._samples += [(path, target) for path, _ in images]
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._samples)
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """Return an image and its class, or a stand-in and `IGNORED`."""
-        path, target = self.samples[index]
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        path, target = self._samples[index]
+        return Path(path).open("rb"), target
+
+    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        """Return the path of an image."""
+        return self._samples[index][0]
+
+
+class TarReader:
+    """Images of one split in a tar file, which timm's reader lists: the class is the name of an image's folder.
+
+    Args:
+        path: A `.tar` that is not compressed.
+
+    Attributes:
+        class_names: Names of the folders that have images, 2 before 10.
+
+    Raises:
+        UsageError: The file cannot be read as a tar, or has no images.
+    """
+
+    def __init__(self, path: Path) -> None:
         try:
-            image = self._read(path)
-        except _UNREADABLE as error:
-            if not self._skip:
-                raise UsageError(
-                    f"`data` must hold readable images, got {path} ({_one_line(error)}): "
-                    "remove the file, or pass --on-bad-image skip to leave such files out and count them"
-                ) from error
-            image, target = self._stand_in(index), IGNORED
-        return image, target
+            self._listed: Any = create_reader("", root=str(path))
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UsageError(f"`data` must be a whole tar file, got {path} ({error}): make it again") from error
+        except ValueError as error:
+            raise UsageError(
+                f"`data` must have images in folders named for their classes, got {path} without any: "
+                f"image files are {', '.join(IMG_EXTENSIONS)}"
+            ) from error
+        names: dict[str, int] = self._listed.class_name_to_idx
+        self.class_names = tuple(sorted(names, key=names.__getitem__))
+        self._path = path
 
-    def _read(self, path: str) -> Image.Image:
-        with Image.open(path) as image:
-            return image.convert(self._mode)
+    def __len__(self) -> int:
+        return len(self._listed)
 
-    def _stand_in(self, index: int) -> Image.Image:
-        """The next readable image: batch statistics see a real picture, and its target counts nowhere."""
-        for step in range(1, len(self.samples)):
-            try:
-                return self._read(self.samples[(index + step) % len(self.samples)][0])
-            except _UNREADABLE:
-                continue
-        raise UsageError("`data` must hold readable images, got none that can be read: look at one in an image viewer")
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        # Not through the reader: it would keep one open file for all worker processes, which move it under one another.
+        member, _, inside = self._listed.samples[index]
+        with self._path.open("rb") as file:
+            file.seek(member.offset_data + (inside.offset_data if inside is not None else 0))
+            return io.BytesIO(file.read(member.size)), int(self._listed.targets[index])
+
+    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        """Return the path of the tar file and of the image in it."""
+        return f"{self._path}/{self._listed.samples[index][0].name}"
 
 
-def _one_line(error: Exception) -> str:
-    # Pillow repeats the path, which the message has already.
-    return " ".join(str(error).split(" '")[0].split()) or type(error).__name__
+def open_path(path: Path, split: str, *, alone: bool) -> Reader:
+    """Open the images of one split at a path.
+
+    Args:
+        path: A tar file, or a directory with the split in it (`train/`, `train.tar`, `val/` ...).
+        split: `"train"` or `"val"`.
+        alone: Whether the path is of this split only; then it may also be the directory of the class folders.
+
+    Raises:
+        UsageError: There is nothing of that kind.
+    """
+    add_img_extensions(IMG_EXTENSIONS)  # timm alone would leave out bmp, tif and webp without a word
+    if path.is_file() and alone:
+        return _open_tar(path)
+    if not path.is_dir():
+        raise UsageError(_why_not_directory(path))
+    found = find_split(path, split)
+    if found is None and not alone:
+        listed = ", ".join(sorted(each.name for each in os.scandir(path))[:5]) or "nothing"
+        raise UsageError(
+            f"`data` must hold train/ and val/ (also called validation/ or test/), or train.tar and val.tar, got "
+            f"{path} with no {split}/ (it holds {listed}): sort the images into these two folders, one folder a "
+            "class in each, or give the validation images by --val-data"
+        )
+    found = found or path
+    return _open_tar(found) if found.is_file() else FolderReader(found)
+
+
+def _why_not_directory(path: Path) -> str:
+    if path.is_file():
+        return f"`val_data` must be given when `data` is a tar file, got {path} alone: give --val-data"
+    return (
+        f"`data` must be a directory, a tar file or a named dataset, got {path}, which does not exist: check the path "
+        "(named are digits, torch/NAME, hfds/NAME and wds/DIRECTORY)"
+    )
+
+
+def _open_tar(path: Path) -> Reader:
+    if path.suffix != ".tar":
+        raise UsageError(
+            f"`data` must be a directory or a .tar file, got {path}: unpack it, or make a .tar that is not compressed"
+        )
+    return TarReader(path)
 
 
 def find_split(root: Path, split: str) -> Path | None:
-    """Return the directory of `"train"` or `"val"` below `root`, or None if there is none."""
-    return next((root / name for name in _SPLITS[split] if (root / name).is_dir()), None)
+    """Return the directory or else the tar file of `"train"` or `"val"` in `root`, or None if there is none."""
+    folders = [root / name for name in _SPLITS[split] if (root / name).is_dir()]
+    tars = [root / f"{name}.tar" for name in _SPLITS[split] if (root / f"{name}.tar").is_file()]
+    return next(iter([*folders, *tars]), None)
 
 
-def split_directories(root: Path) -> tuple[Path, Path]:
-    """Return the training and the validation directory.
-
-    Raises:
-        UsageError: The path is no directory, or lacks one of the two.
-    """
-    if not root.is_dir():
-        raise UsageError(
-            f"`data` must be a directory or 'digits', got {root}, "
-            f"{'which is a file' if root.exists() else 'which does not exist'}: check the path"
-        )
-    train, val = find_split(root, "train"), find_split(root, "val")
-    if train is None or val is None:
-        lacking = " and ".join(
-            f"no {names[0]}/" for names, at in zip(_SPLITS.values(), (train, val), strict=True) if not at
-        )
-        found = ", ".join(sorted(each.name for each in os.scandir(root))[:5]) or "nothing"
-        raise UsageError(
-            f"`data` must hold train/ and val/ (also called validation/ or test/), got {root} with {lacking} "
-            f"(it holds {found}): sort the images into these two folders, one folder a class in each"
-        )
-    return train, val
-
-
-def class_folders(root: Path) -> tuple[str, ...]:
-    """Return the names of the class folders, 2 before 10; hidden folders are not classes."""
+def _class_folders(root: Path) -> tuple[str, ...]:
     names = [each.name for each in os.scandir(root) if each.is_dir() and not each.name.startswith(".")]
     return tuple(sorted(names, key=natural_key))
-
-
-def shared_classes(train: Path, val: Path) -> tuple[str, ...]:
-    """Return the class names of a dataset.
-
-    Raises:
-        UsageError: The two splits have different classes, or there are fewer than two.
-    """
-    names, others = class_folders(train), class_folders(val)
-    if set(names) != set(others):
-        only = [
-            f"only {split.name}/ has {', '.join(sorted(extra)[:5])}{' ...' if len(extra) > 5 else ''}"
-            for split, extra in ((train, set(names) - set(others)), (val, set(others) - set(names)))
-            if extra
-        ]
-        raise UsageError(
-            f"`data` must have the same class folders in {train.name}/ and {val.name}/, got {train.parent} "
-            f"where "
-            f"{' and '.join(only)}: add the missing folders or remove the others"
-        )
-    if len(names) < 2:
-        raise UsageError(
-            f"`data` must have at least two class folders, got {len(names)} in {train}"
-            f"{f' ({names[0]})' if names else ''}: put the images of each class into a folder of its own"
-        )
-    return names

@@ -1,35 +1,138 @@
-"""What a set of images is to the rest of the training code."""
+"""What a set of images is to the rest of the training code: a reader of files, made strict."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import IO, Any, Protocol
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from condconv.errors import UsageError
+
 IGNORED = -100
 """Target of an image that could not be read; cross entropy's own `ignore_index`, counted by nobody."""
 
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+class Reader(Protocol):
+    """Images of one split as they are stored; timm's readers have the same three methods."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in the order of the classes that `reader[index]` gives."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[IO[bytes] | Image.Image, int]: ...
+
+    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        """Return what to call an image in a message."""
+        ...
+
 
 class Images(Dataset[tuple[Any, int]]):
-    """Images with their classes.
+    """Images with their classes, read when asked for. An unreadable one is an error, or left out and counted.
+
+    Args:
+        reader: Where the images come from.
+        class_names: The same names as the reader's, in the order of the targets.
+        in_chans: 1 makes grey images, 3 colour.
+        skip_unreadable: Whether an unreadable image is left out; otherwise it is an error.
 
     Attributes:
+        class_names: In the order of the targets.
         transform: Applied to each image as it is read; None gives PIL images.
     """
 
     transform: Callable[[Image.Image], Tensor] | None = None
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __init__(
+        self, reader: Reader, class_names: Sequence[str], *, in_chans: int, skip_unreadable: bool = False
+    ) -> None:
+        self.class_names = tuple(class_names)
+        self._reader = reader
+        self._targets = [self.class_names.index(name) for name in reader.class_names]
+        self._mode = "L" if in_chans == 1 else "RGB"
+        self._skip = skip_unreadable
 
-    @abstractmethod
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """Return an image and its class, or `IGNORED`."""
+    def __len__(self) -> int:
+        return len(self._reader)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image, target = self.read(index)
         return (image if self.transform is None else self.transform(image)), target
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """Return an image and its class, or a stand-in and `IGNORED`.
+
+        Raises:
+            UsageError: The image cannot be read and is not to be left out; or none can.
+        """
+        try:
+            return self._read(index)
+        except UsageError:
+            raise
+        except _UNREADABLE as error:
+            if self._skip:
+                return self._stand_in(index), IGNORED
+            raise UsageError(
+                f"`data` must hold readable images, got {self._reader.filename(index, absolute=True)} "
+                f"({_one_line(error)}): remove the file, or pass --on-bad-image skip to leave such files out and "
+                "count them"
+            ) from error
+
+    def filename(self, index: int) -> str:
+        """Return what an image is called where it is stored."""
+        return self._reader.filename(index, absolute=True)
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        stored, label = self._reader[index]
+        if isinstance(stored, Image.Image):
+            image = in_mode(stored, self._mode)
+        else:
+            with stored, Image.open(stored) as opened:
+                image = in_mode(opened, self._mode)
+        if not 0 <= label < len(self._targets):
+            raise UsageError(
+                f"`data` must have a class for each image, got {label} for "
+                f"{self._reader.filename(index, absolute=True)}: take a split that is labelled"
+            )
+        return image, self._targets[label]
+
+    def _stand_in(self, index: int) -> Image.Image:
+        """The next readable image: batch statistics see a real picture, and its target counts nowhere."""
+        for step in range(1, len(self)):
+            try:
+                return self._read((index + step) % len(self))[0]
+            except _UNREADABLE:
+                continue
+        raise UsageError("`data` must hold readable images, got none that can be read: look at one in an image viewer")
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Return a PIL image in mode `"L"` or `"RGB"`, 8 bits a channel; it is loaded.
+
+    Pillow clips images of 16 bits at 255, which leaves them white; here their upper 8 bits are kept. Images of
+    32 bits are taken as 16, which is how Pillow opens some files of that depth.
+
+    Raises:
+        ValueError: The pixels are floating point numbers, whose range the file does not say.
+    """
+    if image.mode == "F":
+        raise ValueError("floating point pixels have no known range")
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((pixels.clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def _one_line(error: Exception) -> str:
+    # Pillow repeats the path, which the message has already.
+    return " ".join(str(error).split(" '")[0].split(" <")[0].split()) or type(error).__name__

@@ -8,22 +8,24 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast
+from timm.utils.distributed import distribute_bn
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from condconv.errors import TrainingError, TrainingInterrupted, UsageError
 from condconv.nn import anneal_
 from condconv.train import network as networks
-from condconv.train.atomic import write_atomic
+from condconv.train.atomic import remove_leftovers, write_atomic
+from condconv.train.averaging import update_average_
 from condconv.train.config import TrainConfig
 from condconv.train.evaluate import evaluate
 from condconv.train.images import IGNORED
 from condconv.train.launch import seed_everything
 from condconv.train.loading import batches
-from condconv.train.metrics import EpochMetrics, TrainResult
-from condconv.train.run import Run, last_path, previous_checkpoint, restore_, save, set_up
+from condconv.train.loss import mean_loss, mix
+from condconv.train.metrics import EpochMetrics, TrainResult, no_better_for
+from condconv.train.run import Run, last_path, previous_checkpoint, save, set_up
+from condconv.train.tracking import finish_logs, log_epoch, start_logs
 
 _log = logging.getLogger(__name__)
 
@@ -54,15 +56,15 @@ def train(
         TrainingError: The loss is no longer a finite number. What was saved stays.
         TrainingInterrupted: Ctrl-C; the finished epochs are saved.
     """
-    checkpoint = previous_checkpoint(config)
-    run = set_up(config, build)
-    if checkpoint is not None:
-        restore_(run, checkpoint)
+    run = set_up(config, build, previous_checkpoint(config))
     _write_settings(run)
+    start_logs(run)
     try:
         _train_epochs(run, progress=progress, title=title)
     except KeyboardInterrupt:
         raise TrainingInterrupted(_what_is_saved(run)) from None
+    finally:
+        finish_logs(run)
     params = sum(each.numel() for each in run.network.parameters())
     return TrainResult(run.metrics, run.out, last_path(run.out), run.out / "best.safetensors", params)
 
@@ -74,6 +76,7 @@ def _write_settings(run: Run) -> None:
         run.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"`out` must be a directory that can be made, got {run.out} ({error.strerror})") from error
+    remove_leftovers(run.out)
     write_atomic(run.out / "config.json", run.config.to_json() + "\n")
 
 
@@ -97,19 +100,27 @@ def _train_epochs(run: Run, *, progress: bool, title: str) -> None:
         disable=None if show else True,
     )
     with bar:
-        for epoch in range(len(run.metrics) + 1, epochs + 1):
+        while not _is_finished(run):
+            epoch = len(run.metrics) + 1
             train_loss, skipped, rate = _train_epoch(run, epoch, bar)
             run.metrics += (_validate(run, epoch, train_loss, skipped, rate),)
             save(run)
             last = run.metrics[-1]
+            log_epoch(run, last)
             bar.set_postfix(epoch=f"{epoch}/{epochs}", loss=f"{train_loss:.3f}", val=f"{100 * last.val_top1:.1f}%")
             _log.info("epoch %d/%d: train loss %.4f, top-1 %.4f", epoch, epochs, train_loss, last.val_top1)
 
 
+def _is_finished(run: Run) -> bool:
+    patience = run.config.patience
+    out_of_patience = patience is not None and no_better_for(run.metrics) >= patience
+    return len(run.metrics) >= run.config.epochs or out_of_patience
+
+
 def _train_epoch(run: Run, epoch: int, bar: tqdm[None]) -> tuple[float, int, float]:
     """Train one epoch; returns the mean loss, the images skipped and the images per second."""
-    accelerator, config = run.accelerator, run.config
-    seed_everything(config.seed, epoch, accelerator.process_index)
+    accelerator = run.accelerator
+    seed_everything(run.config.seed, epoch, accelerator.process_index)
     run.sampler.epoch = epoch
     run.model.train()
     update = (epoch - 1) * run.updates_per_epoch
@@ -117,44 +128,51 @@ def _train_epoch(run: Run, epoch: int, bar: tqdm[None]) -> tuple[float, int, flo
     skipped = torch.zeros((), dtype=torch.long, device=accelerator.device)
     start = time.perf_counter()
     for images, targets in batches(run.train_loader):
-        if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with accelerator.accumulate(run.model):
-            loss = _loss(run.model(images), targets, config.label_smoothing)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                if config.clip_grad is not None:
-                    accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad)
-                update += 1
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-        if accelerator.sync_gradients:
-            anneal_(run.network)
-            run.scheduler.step_update(update)
-            bar.update(config.batch_size)
         skipped += (targets == IGNORED).sum()
-        losses.append(loss.detach())
+        losses.append(_step(run, images, targets))
+        if accelerator.sync_gradients:
+            update += 1
+            _after_update(run, update)
+            bar.update(run.config.batch_size)
         if len(losses) > 1:  # the one before is computed already: reading it does not hold up the device
             _check_finite(run, losses[-2].item(), epoch, len(losses) - 1)
     _check_finite(run, losses[-1].item(), epoch, len(losses))
     seconds = time.perf_counter() - start
-    mean_loss = accelerator.reduce(torch.stack(losses).double().mean(), "mean").item()
-    return mean_loss, int(accelerator.reduce(skipped, "sum").item()), len(run.sampler) / seconds
+    mean = accelerator.reduce(torch.stack(losses).double().mean(), "mean").item()
+    return mean, int(accelerator.reduce(skipped, "sum").item()), len(run.sampler) / seconds
 
 
-def _loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Mean cross entropy over the images that could be read; zero, with zero gradients, if none could."""
-    total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
+def _step(run: Run, images: Tensor, targets: Tensor) -> Tensor:
+    """Run one batch forward and backward, and update at the end of the accumulation; returns the loss, a scalar."""
+    accelerator, config = run.accelerator, run.config
+    if run.mixup is not None:
+        images, targets = mix(run.mixup, images, targets)
+    if config.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    with accelerator.accumulate(run.model):
+        loss = mean_loss(run.model(images), targets, config.label_smoothing)
+        accelerator.backward(loss)
+        if accelerator.sync_gradients and config.clip_grad is not None:
+            accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+    return loss.detach()
+
+
+def _after_update(run: Run, update: int) -> None:
+    """Move on what counts in updates: temperatures, the averaged weights, the learning rate."""
+    anneal_(run.network)
+    if run.average is not None:
+        update_average_(run.average, run.network, update)
+    run.scheduler.step_update(update)
 
 
 def _validate(run: Run, epoch: int, train_loss: float, skipped: int, rate: float) -> EpochMetrics:
     if run.accelerator.num_processes > 1:
-        # Each process keeps batch statistics of its own share; the ones of the first are saved, so they are
-        # scored too.
-        for buffer in run.network.buffers():
-            buffer.copy_(broadcast(buffer))
-    scores = evaluate(run.accelerator, run.network, run.val_loader)
+        # Each process keeps batch statistics of its own share of the images; their mean is scored, saved, gone on with.
+        for network in dict.fromkeys((run.network, run.scored)):
+            distribute_bn(network, run.accelerator.num_processes, reduce=True)
+    scores = evaluate(run.accelerator, run.scored, run.val_loader)
     _check_finite(run, scores.loss, epoch, run.updates_per_epoch * run.config.grad_accumulation)
     return EpochMetrics(
         epoch=epoch,

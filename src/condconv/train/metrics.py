@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -16,8 +17,9 @@ class EpochMetrics:
     Attributes:
         epoch: Counted from 1.
         lr: Learning rate after the epoch's last update.
-        train_loss: Mean loss over the epoch's updates, with label smoothing and augmentation.
-        val_loss: Mean cross entropy over the validation images, without label smoothing.
+        train_loss: Mean loss over the epoch's updates, with label smoothing, augmentation and mixed images.
+        val_loss: Mean cross entropy over the validation images, without label smoothing; of the averaged weights
+            if the run averages them, as are the accuracies.
         val_top1: Fraction of validation images whose class is ranked first, 0 to 1.
         val_top5: Fraction whose class is among the first five; None with five classes or fewer.
         train_images_per_second: Speed of the training part, over all processes.
@@ -40,7 +42,7 @@ class TrainResult:
 
     Attributes:
         metrics: One entry an epoch, in order.
-        out: The run's directory, with `config.json` and `metrics.csv`.
+        out: The run's directory, with `config.json`, `metrics.csv` and `metrics.jsonl`.
         last: Checkpoint of the last epoch, complete enough to resume from.
         best: Checkpoint of the epoch with the highest validation accuracy (the earliest of equals).
         params: Number of parameters of the network.
@@ -75,3 +77,13 @@ def as_csv(metrics: tuple[EpochMetrics, ...]) -> str:
     writer.writeheader()
     writer.writerows(asdict(each) for each in metrics)
     return text.getvalue()
+
+
+def as_json_lines(metrics: tuple[EpochMetrics, ...]) -> str:
+    """Return the epochs as JSON, one object a line; a value that does not exist is null."""
+    return "".join(json.dumps(asdict(each)) + "\n" for each in metrics)
+
+
+def no_better_for(metrics: tuple[EpochMetrics, ...]) -> int:
+    """Return how many epochs ago the best one was."""
+    return metrics[-1].epoch - best_epoch(metrics).epoch if metrics else 0

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from condconv.errors import UsageError
+from condconv.nn import RoutingFunction
 from condconv.train.config import TrainConfig
+from condconv.weights import load_pretrained
 
 Build = Callable[[TrainConfig, int, int], nn.Module]
 """`build(config, num_classes, in_chans)` returns a network, `[B, C, S, S]` to `[B, num_classes]`."""
@@ -25,11 +27,36 @@ def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.M
     from condconv.models import create_model, list_models
 
     try:
-        return create_model(config.model, num_classes=num_classes, in_chans=in_chans, **config.model_options)
+        return create_model(
+            config.model,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            pretrained=config.pretrained,
+            **config.model_options,
+        )
     except (ValueError, TypeError, LookupError) as error:
         near = difflib.get_close_matches(config.model, list_models(), n=3, cutoff=0.4)
         hint = f" (near: {', '.join(near)})" if near and config.model not in near else ""
         raise UsageError(f"`model` cannot be built: {error}{hint}; 'condconv models' lists the names") from error
+
+
+def start_(network: nn.Module, config: TrainConfig) -> None:
+    """Give a new network the weights it starts from and its expert dropout, in place.
+
+    Raises:
+        UsageError: The file does not fit, or the network has no experts to leave out.
+    """
+    if config.init_from is not None:
+        load_pretrained(network, config.init_from, skip=config.init_skip or ())
+    if config.expert_dropout:
+        routing = [module for module in network.modules() if isinstance(module, RoutingFunction)]
+        if not routing:
+            raise UsageError(
+                f"`expert_dropout` must be 0 for a network without experts, got {config.expert_dropout} for "
+                f"{config.model}: leave it out"
+            )
+        for each in routing:
+            each.expert_dropout = config.expert_dropout
 
 
 def default_options(config: TrainConfig, image_size: int) -> dict[str, object]:

@@ -20,7 +20,14 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
         UsageError: timm does not know the name.
     """
     try:
-        return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+        return create_optimizer_v2(
+            network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **config.optimizer_options
+        )
+    except TypeError as error:
+        raise UsageError(
+            f"`optimizer_options` must be arguments of {config.optimizer}, got {dict(config.optimizer_options)} "
+            f"({error}): drop what it does not take"
+        ) from error
     except (ValueError, KeyError, AssertionError) as error:
         raise UsageError(
             f"`optimizer` must be a name that timm knows, got {config.optimizer!r} ({error}): "
@@ -37,14 +44,20 @@ def create_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, upda
     known = ("cosine", "tanh", "step", "multistep", "poly", "constant")
     if config.scheduler not in known:
         raise UsageError(f"`scheduler` must be one of {', '.join(known)}, got {config.scheduler!r}")
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        config.scheduler,
-        num_epochs=config.epochs,
-        warmup_epochs=min(1, config.epochs - 1) if config.warmup_epochs is None else config.warmup_epochs,
-        warmup_lr=config.lr / 100,
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
-    )
+    options: dict[str, Any] = {
+        "num_epochs": config.epochs,
+        "warmup_epochs": min(1, config.epochs - 1) if config.warmup_epochs is None else config.warmup_epochs,
+        "warmup_lr": config.lr / 100,
+        **config.scheduler_options,
+    }
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer, config.scheduler, step_on_epochs=False, updates_per_epoch=updates_per_epoch, **options
+        )
+    except TypeError as error:
+        raise UsageError(
+            f"`scheduler_options` must be arguments of timm's schedules, got {dict(config.scheduler_options)} "
+            f"({error}): decay_epochs, decay_rate and min_lr are some"
+        ) from error
     scheduler.step_update(0)
     return scheduler

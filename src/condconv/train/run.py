@@ -8,29 +8,41 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timm.data.mixup import Mixup
+from timm.layers.norm_act import convert_sync_batchnorm
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from condconv.errors import UsageError
 from condconv.train import network as networks
 from condconv.train.atomic import write_atomic
+from condconv.train.averaging import create_average
 from condconv.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from condconv.train.config import TrainConfig
 from condconv.train.data import ImageData, open_data
 from condconv.train.launch import create_accelerator, micro_batch, seed_everything
 from condconv.train.loading import EpochSampler, create_loader
-from condconv.train.metrics import EpochMetrics, as_csv, best_epoch
+from condconv.train.loss import create_mixup
+from condconv.train.metrics import EpochMetrics, as_csv, as_json_lines, best_epoch
 from condconv.train.optimization import create_optimizer, create_scheduler
+from condconv.train.sharding import share_out_, share_out_optimizer, whole
 
 
 @dataclass
 class Run:
-    """The parts of a run; `network` is the plain module, `model` the same as accelerate wraps it."""
+    """The parts of a run.
+
+    `network` is the plain module, `model` the same as accelerate wraps it, `average` the one that is scored, if the
+    run averages weights.
+    """
 
     config: TrainConfig
     accelerator: Accelerator
     data: ImageData
     network: nn.Module
     model: nn.Module
+    average: ModelEmaV3 | None
+    mixup: Mixup | None
     optimizer: Any
     scheduler: Any
     sampler: EpochSampler
@@ -38,6 +50,11 @@ class Run:
     val_loader: Any
     updates_per_epoch: int
     metrics: tuple[EpochMetrics, ...] = ()
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that the validation images judge."""
+        return self.network if self.average is None else self.average.module
 
     @property
     def out(self) -> Path:
@@ -69,17 +86,20 @@ def previous_checkpoint(config: TrainConfig) -> Checkpoint | None:
     return checkpoint
 
 
-def set_up(config: TrainConfig, build: networks.Build) -> Run:
-    """Build a fresh run.
+def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | None = None) -> Run:
+    """Build a run: fresh, or where a checkpoint left it.
 
     Raises:
-        UsageError: Data, network, optimizer or schedule cannot be made from the settings.
+        UsageError: Data, network, optimizer or schedule cannot be made from the settings, or the checkpoint is of
+            other classes or another network.
     """
     accelerator = create_accelerator(config)
     micro = micro_batch(config, accelerator)
-    data = open_data(config)
+    with accelerator.local_main_process_first():  # what has to be fetched is fetched once
+        data = open_data(config)
     seed_everything(config.seed)
-    network = _build_network(config, build, data)
+    network = _build_network(config, build, data, checkpoint)
+    average = _build_average(config, network, accelerator, checkpoint)
     optimizer = create_optimizer(config, network)
     train_images = len(data.train)
     updates = train_images // config.batch_size
@@ -90,53 +110,80 @@ def set_up(config: TrainConfig, build: networks.Build) -> Run:
     if config.compile:
         network.compile()
     model, prepared, train_loader, val_loader = accelerator.prepare(network, optimizer, train_loader, val_loader)
-    return Run(
-        config,
-        accelerator,
-        data,
-        network,
-        model,
-        prepared,
-        scheduler,
-        sampler,
-        train_loader,
-        val_loader,
-        updates,
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        data=data,
+        network=network,
+        model=model,
+        average=average,
+        mixup=create_mixup(config, len(data.class_names)),
+        optimizer=prepared,
+        scheduler=scheduler,
+        sampler=sampler,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        updates_per_epoch=updates,
     )
+    if checkpoint is not None:
+        _restore_(run, checkpoint)
+    return run
 
 
-def _build_network(config: TrainConfig, build: networks.Build, data: ImageData) -> nn.Module:
+def _build_network(
+    config: TrainConfig, build: networks.Build, data: ImageData, checkpoint: Checkpoint | None
+) -> nn.Module:
     options = networks.default_options(config, data.image_size)
-    network = build(replace(config, model_options=options), len(data.class_names), data.in_chans)
+    config = replace(config, model_options=options)
+    if checkpoint is not None:  # its weights replace all others, whose file may be gone
+        config = replace(config, pretrained=False, init_from=None, init_skip=None)
+    network = build(config, len(data.class_names), data.in_chans)
+    networks.start_(network, config)
     networks.check_output(network, len(data.class_names), data.in_chans, data.image_size)
+    if checkpoint is not None:
+        _check_classes(checkpoint, data, config)
+        networks.load_weights_(network, checkpoint.model, last_path(config.out))
+    if config.sync_bn:
+        network = convert_sync_batchnorm(network)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     return network
 
 
-def restore_(run: Run, checkpoint: Checkpoint) -> None:
-    """Put a fresh run where the checkpoint left it, in place.
+def _build_average(
+    config: TrainConfig, network: nn.Module, accelerator: Accelerator, checkpoint: Checkpoint | None
+) -> ModelEmaV3 | None:
+    if config.ema_decay is None:
+        return None
+    average = create_average(network, config.ema_decay, foreach=not accelerator.is_fsdp2)
+    if checkpoint is not None:
+        networks.load_weights_(average.module, checkpoint.weights, last_path(config.out))
+    average.to(accelerator.device)
+    if accelerator.is_fsdp2:
+        share_out_(average.module, accelerator)
+    return average
 
-    Raises:
-        UsageError: The data has other classes, or the checkpoint another network's weights or no optimizer.
-    """
-    path = last_path(run.out)
-    if checkpoint.class_names != run.data.class_names:
+
+def _check_classes(checkpoint: Checkpoint, data: ImageData, config: TrainConfig) -> None:
+    if checkpoint.class_names != data.class_names:
         raise UsageError(
-            f"`data` must have the classes of the run in {run.out} ({len(checkpoint.class_names)}), got "
-            f"{len(run.data.class_names)} other ones: restore the class folders, or give another --out"
+            f"`data` must have the classes of the run in {config.out} ({len(checkpoint.class_names)}), got "
+            f"{len(data.class_names)} other ones: restore the class folders, or give another --out"
         )
-    networks.load_weights_(run.network, checkpoint.model, path)
+
+
+def _restore_(run: Run, checkpoint: Checkpoint) -> None:
     if checkpoint.optimizer is None:
+        path = last_path(run.out)
         raise UsageError(f"`out` must hold a last.safetensors to resume from, got {path} without optimizer state")
-    run.optimizer.load_state_dict(checkpoint.optimizer)
+    run.optimizer.load_state_dict(share_out_optimizer(checkpoint.optimizer, run.optimizer))
     if run.accelerator.scaler is not None and checkpoint.scaler is not None:
         run.accelerator.scaler.load_state_dict(checkpoint.scaler)
     run.metrics = checkpoint.metrics  # the learning rate came with the optimizer; the next update sets it anew
 
 
 def save(run: Run) -> None:
-    """Write the checkpoints, the table of metrics and the settings; each file is whole at any moment.
+    """Write the checkpoints, the tables of metrics and the settings; each file is whole at any moment.
 
     `last` comes at the end: whatever is interrupted before it is done again, with the same result, by the
     resumed run.
@@ -144,20 +191,28 @@ def save(run: Run) -> None:
     Raises:
         UsageError: A file cannot be written.
     """
+    checkpoint = _checkpoint(run)  # every process helps to put tensors together; one writes
     if run.accelerator.is_main_process:
-        scaler = run.accelerator.scaler
-        checkpoint = Checkpoint(
-            config=run.config,
-            class_names=run.data.class_names,
-            image_size=run.data.image_size,
-            in_chans=run.data.in_chans,
-            metrics=run.metrics,
-            model=run.network.state_dict(),
-            optimizer=run.optimizer.state_dict(),
-            scaler=None if scaler is None else scaler.state_dict(),
-        )
         write_atomic(run.out / "metrics.csv", as_csv(run.metrics))
+        write_atomic(run.out / "metrics.jsonl", as_json_lines(run.metrics))
         if best_epoch(run.metrics) is run.metrics[-1]:
-            save_checkpoint(run.out / "best.safetensors", replace(checkpoint, optimizer=None, scaler=None))
+            in_use = replace(checkpoint, model=checkpoint.weights, ema=None, optimizer=None, scaler=None)
+            save_checkpoint(run.out / "best.safetensors", in_use)
         save_checkpoint(last_path(run.out), checkpoint)
     run.accelerator.wait_for_everyone()
+
+
+def _checkpoint(run: Run) -> Checkpoint:
+    scaler = run.accelerator.scaler
+    return Checkpoint(
+        config=run.config,
+        class_names=run.data.class_names,
+        image_size=run.data.image_size,
+        in_chans=run.data.in_chans,
+        normalization=run.data.normalization,
+        metrics=run.metrics,
+        model=whole(run.network.state_dict()),
+        ema=None if run.average is None else whole(run.average.module.state_dict()),
+        optimizer=whole(run.optimizer.state_dict()),
+        scaler=None if scaler is None else scaler.state_dict(),
+    )

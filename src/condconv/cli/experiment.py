@@ -1,0 +1,124 @@
+"""`condconv experiment`: repeats an experiment of the paper on your data."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from condconv.cli.settings import add_settings, given_settings, make_recipe, over_recipe
+from condconv.errors import UsageError
+from condconv.train import TrainConfig
+
+if TYPE_CHECKING:
+    from condconv.experiments.design import Experiment
+
+_OWN = ("model", "out", "seed")  # settings of a run that the experiment decides
+_NAMES = ("experts-width", "plug-in", "begin-layer", "routing", "ensembles", "detection")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the command to the parser; settings of the training are options as those of `condconv train`."""
+    parser = subparsers.add_parser(
+        "experiment",
+        help="repeat an experiment of the paper on your data",
+        description="Trains the networks of one experiment, all with the same settings, and writes one table and one "
+        "plot with the paper's figures beside yours. Finished runs are kept: the same command goes on where it "
+        "stopped, and with --seeds 5 adds two seeds to three.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", choices=_NAMES, help="the experiment")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each network (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at once, each in its own process (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-o", "--out", default="runs/experiments", help="directory of all experiments (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--width", default=None, help="width of MobileNetV1 in percent, three digits (default: the paper's)"
+    )
+    parser.add_argument("--num-experts", type=int, default=None, help="experts of a layer (default: the paper's)")
+    parser.add_argument("--widths", nargs="+", metavar="WIDTH", default=None, help="experts-width: widths to train")
+    parser.add_argument(
+        "--experts", nargs="+", type=int, metavar="E", default=None, help="experts-width, plug-in: numbers of experts"
+    )
+    parser.add_argument(
+        "--list", action="store_true", default=False, help="print the command of each run, for a cluster, and stop"
+    )
+    parser.add_argument(
+        "--run", dest="one", metavar="RUN", default=None, help="do this one run, as --list names it, and stop"
+    )
+    parser.add_argument("--quiet", action="store_true", default=False, help="no progress bar")
+    parser.add_argument(
+        "--networks", nargs="+", metavar="NAME", default=None, help="plug-in: static networks to convert"
+    )
+    add_settings(parser, leave_out=_OWN)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do the runs that are left, write table and plot, and print the table.
+
+    Returns:
+        0, or 1 if a run failed.
+    """
+    from condconv.experiments.runner import list_runs, run_all
+    from condconv.experiments.runs import execute
+    from condconv.experiments.tables import summarise, table, write
+
+    settings, experiment = _settings(arguments), _experiment(arguments)
+    runs = list_runs(experiment, settings, arguments.out, arguments.seeds)
+    if arguments.one is not None:
+        names = {each.name: each for each in runs}
+        if arguments.one not in names:
+            raise UsageError(f"`--run` must be one that --list names, got {arguments.one!r}: {', '.join(names)}")
+        execute(names[arguments.one], progress=not arguments.quiet)
+        return 0
+    given = [each for each in arguments.argv if each != "--list"]
+    if arguments.list:
+        for each in runs:
+            print(shlex.join(["condconv", *given, "--run", each.name]))
+        return 0
+    program = [sys.executable, "-m", "condconv"]
+    outcome = run_all(
+        runs, lambda each: [*program, *given, "--run", each.name], jobs=arguments.jobs, progress=not arguments.quiet
+    )
+    files = write(experiment, outcome, _conditions(settings), Path(arguments.out) / experiment.name)
+    print(f"\n{table(summarise(experiment, outcome.records), experiment.metric)}\n")
+    for path in files:
+        print(f"  {path}")
+    for name, reason in outcome.failures.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+def _settings(arguments: argparse.Namespace) -> TrainConfig:
+    """Return what all runs share; the experiment decides the rest."""
+    given = given_settings(arguments)
+    if "data" not in given:
+        raise UsageError("the following arguments are required: --data (see condconv experiment --help)")
+    own = {"model": "-", "out": "-"}
+    if arguments.recipe is None:
+        return TrainConfig(**{**given, **own})
+    recipe = make_recipe(arguments.recipe, given["data"])
+    return replace(recipe, **{**over_recipe(recipe, given), **own})
+
+
+def _experiment(arguments: argparse.Namespace) -> Experiment:
+    from condconv.experiments.catalog import create_experiment
+
+    options = {name: getattr(arguments, name) for name in ("width", "num_experts", "widths", "experts", "networks")}
+    return create_experiment(arguments.name, **options)
+
+
+def _conditions(settings: TrainConfig) -> str:
+    """Return what the table was made under: the settings that are not the default, as options."""
+    default = TrainConfig(data="-", model="-", out="-")
+    pairs = [(each.name, getattr(settings, each.name), getattr(default, each.name)) for each in fields(TrainConfig)]
+    words = [f"{name} {ours}" for name, ours, theirs in pairs if ours != theirs and name not in ("data", "workers")]
+    return f"Settings of every run: {', '.join(words) or 'the defaults'}."

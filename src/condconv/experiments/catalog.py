@@ -1,0 +1,179 @@
+"""The experiments of the paper. Each function is the record of one: source, command, size and expected result."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from condconv.errors import UsageError
+from condconv.experiments import ladder
+from condconv.experiments.design import Arm, Experiment
+from condconv.models.names import parse_name
+from condconv.models.paper import ROWS, TABLE_3, TABLE_4, Ablation
+
+
+def experts_width(
+    widths: Sequence[str] = ("025", "050", "075", "100"), experts: Sequence[int] = (2, 4, 8, 16, 32)
+) -> Experiment:
+    """Accuracy by width and number of experts.
+
+    Source: CondConv, Figure 2: MobileNetV1 on ImageNet, four widths, static and 2 to 32 experts.
+    Command: `condconv experiment experts-width --data imagenet --seeds 3 --epochs 90 --image-size 224`.
+    Size: 24 networks a seed. The paper does not state its hardware.
+    Expected: each doubling of the experts adds accuracy at nearly equal cost, most at the smallest width
+    (50.3 % static to 62.7 % with 32 experts at 0.25x, 71.7 % to 75.8 % at 1.0x).
+    """
+    arms = []
+    for number in (None, *experts):
+        curve = "static" if number is None else f"{number} experts"
+        for width in widths:
+            wide = f"{int(width) / 100:g}x"
+            arms.append(_zoo(_v1(width, number), f"{wide}, {curve}", against=f"{wide}, static", curve=curve))
+    return Experiment("experts-width", "Width and number of experts, MobileNetV1", "CondConv, Figure 2", tuple(arms))
+
+
+_TABLE_1 = ("mobilenet_v1_100", "mobilenet_v2_100", "mnasnet_a1_100", "resnet_50", "tf_efficientnet_b0")
+
+
+def plug_in(networks: Sequence[str] = _TABLE_1, experts: Sequence[int] = (8,)) -> Experiment:
+    """Five networks, each static and with experts, all trained with the same settings.
+
+    Source: CondConv, Table 1.
+    Command: `condconv experiment plug-in --data imagenet --seeds 3 --epochs 90 --image-size 224`.
+    Size: 10 networks a seed; ResNet-50 is the largest with 4.2 G multiply-adds.
+    Expected: 0.9 (ResNet-50) to 3.0 points (MobileNetV2) more at 3 to 9 % more multiply-adds.
+    """
+    arms = []
+    for name in networks:
+        parsed = parse_name(name)
+        arms.append(_zoo(name, name, against=name))
+        for number in experts:
+            model = str(replace(parsed, num_experts=number))
+            arms.append(_zoo(model, f"{name}, {number} experts", against=name))
+    return Experiment("plug-in", "Static networks and their conditional forms", "CondConv, Table 1", tuple(arms))
+
+
+def begin_layer(width: str = "025", num_experts: int = 32) -> Experiment:
+    """Which layer is the first with experts.
+
+    Source: CondConv, Table 4: MobileNetV1 0.25x, 32 experts.
+    Command: `condconv experiment begin-layer --data imagenet --seeds 3 --epochs 90 --image-size 224`.
+    Size: 7 networks a seed.
+    Expected: the earlier the better, little after layer 7; the classifier alone brings 4.2 points.
+    """
+    return Experiment(
+        "begin-layer", "First layer with experts", "CondConv, Table 4", _ablation(TABLE_4, width, num_experts)
+    )
+
+
+def routing(width: str = "025", num_experts: int = 32) -> Experiment:
+    """Eight routing functions and ways to share them.
+
+    Source: CondConv, Table 3: MobileNetV1 0.25x, 32 experts.
+    Command: `condconv experiment routing --data imagenet --seeds 3 --epochs 90 --image-size 224`.
+    Size: 9 networks a seed.
+    Expected: one sigmoid layer a block (62.0 %) is among the best; one routing for the whole network (56.5 %) and very
+    small or large hidden layers (57.7, 54.1 %) are worse.
+    """
+    # Table 3 has no static row; Table 4, which is about the same network, has.
+    rows = _ablation((*TABLE_3, TABLE_4[0]), width, num_experts)
+    return Experiment("routing", "Routing functions", "CondConv, Table 3", rows)
+
+
+def ensembles(width: str = "050", num_experts: int = 4) -> Experiment:
+    """The ladder from several networks to experts in every layer, at equal multiply-adds.
+
+    Source: CondConv, sections 1 and 5, which set the method among mixtures of ever finer grain; the paper has no table
+    of it. Every rung is a MobileNetV1 whose width is chosen so that the whole costs what the static network does.
+    Command: `condconv experiment ensembles --data imagenet --seeds 3 --epochs 90 --image-size 224`.
+    Size: 7 rows, 6 + 2 K trainings a seed, K the number of experts or branches.
+    Expected: not printed anywhere.
+    """
+    return Experiment(
+        "ensembles",
+        f"From {num_experts} networks to {num_experts} experts in every layer, at equal multiply-adds",
+        "no table of the paper; its sections 1 and 5",
+        ladder.arms(width, num_experts),
+        note=f"Each row but the first has {num_experts} networks, branches or experts. Rows have the widths whose "
+        "multiply-adds come nearest to the first row's.",
+    )
+
+
+_TABLE_2 = {
+    "mobilenet_v1_050": (14.4, 18.0),
+    "mobilenet_v1_075": (18.2, 21.0),
+    "mobilenet_v1_100": (20.3, 22.4),
+}
+"""COCO's AP in percent, static and conditional; the figures at 0.75x are not confirmed by the paper's text."""
+
+
+def detection(num_experts: int = 8) -> Experiment:
+    """SSD300 on the features of MobileNetV1, static and with experts.
+
+    Source: CondConv, Table 2, on COCO.
+    Command: `condconv experiment detection --data coco --epochs 120 --batch-size 64 --optimizer sgd --lr 0.02`, with
+    COCO 2017 as it is packed; add `--init-from` with a classifier's checkpoint to start from its features.
+    Size: 6 networks a seed.
+    Expected: 2.1 (1.0x) to 3.6 points (0.5x) more at about 4 % more multiply-adds.
+    """
+    arms = []
+    for name, (static, conditional) in _TABLE_2.items():
+        model = str(replace(parse_name(name), num_experts=num_experts))
+        arms.append(Arm(name, name, paper=static, against=name))
+        arms.append(Arm(f"{name}, {num_experts} experts", model, paper=conditional, against=name))
+    return Experiment(
+        "detection",
+        "SSD300 with MobileNetV1 features",
+        "CondConv, Table 2",
+        tuple(arms),
+        metric="COCO AP (%)",
+        task="detection",
+    )
+
+
+CATALOG: dict[str, Callable[..., Experiment]] = {
+    "experts-width": experts_width,
+    "plug-in": plug_in,
+    "begin-layer": begin_layer,
+    "routing": routing,
+    "ensembles": ensembles,
+    "detection": detection,
+}
+"""Experiments by the names of the command line."""
+
+
+def create_experiment(name: str, **options: Any) -> Experiment:
+    """Return an experiment.
+
+    Args:
+        name: A key of `CATALOG`.
+        **options: Of its function; `None` stands for the function's own default.
+
+    Raises:
+        UsageError: There is no such experiment, or it does not have the option.
+    """
+    if name not in CATALOG:
+        raise UsageError(f"`name` must be one of {', '.join(CATALOG)}, got {name!r}")
+    given = {key: value for key, value in options.items() if value is not None}
+    known = inspect.signature(CATALOG[name]).parameters
+    for key in given:
+        if key not in known:
+            raise UsageError(f"`{key}` must not be given for {name!r}, which has {', '.join(known)}: leave it out")
+    return CATALOG[name](**given)
+
+
+def _v1(width: str, experts: int | None) -> str:
+    return f"mobilenet_v1_{width}" if experts is None else f"mobilenet_v1_cc_{width}_{experts}e"
+
+
+def _zoo(model: str, label: str, *, against: str, curve: str | None = None) -> Arm:
+    row = ROWS.get(model)
+    return Arm(label, model, paper=None if row is None else row.top1, against=against, curve=curve)
+
+
+def _ablation(table: Sequence[Ablation], width: str, num_experts: int) -> tuple[Arm, ...]:
+    """Return the rows of an ablation at another width and number of experts; the paper's figures stay beside them."""
+    names = {"mobilenet_v1_025": _v1(width, None), "mobilenet_v1_cc_025_32e": _v1(width, num_experts)}
+    return tuple(Arm(row.label, names[row.name], dict(row.options), paper=row.row.top1) for row in table)

@@ -1,0 +1,73 @@
+"""The rungs from several networks to experts in every layer, each as wide as the same multiply-adds allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from condconv.counting import count
+from condconv.experiments.branches import BRANCHES, create_branches
+from condconv.experiments.design import Arm
+from condconv.models import create_model
+
+
+def arms(width: str, number: int, image_size: int = 224, output_stride: int = 32) -> tuple[Arm, ...]:
+    """Return the ladder.
+
+    Args:
+        width: Of the static MobileNetV1 that sets the cost, in percent with three digits.
+        number: K, of networks, branches or experts.
+        image_size: Where multiply-adds are counted; what share of them the last stage has depends on it.
+        output_stride: The same.
+    """
+    size = (image_size, output_stride)
+    target = _madds(f"mobilenet_v1_{width}", (), size)
+
+    def static(each: int) -> str:
+        return f"mobilenet_v1_{each:03d}"
+
+    single = static(_width(static, {}, target // number, size))
+    rows = [
+        Arm("one network", f"mobilenet_v1_{width}"),
+        Arm(f"{number} networks", single, members=number),
+        Arm(f"{number} snapshots of one run", single, members=number, chained=True),
+    ]
+    for label, stages, weighted in (
+        (f"{number} branches in the last stage", "last", False),
+        ("the same, weighted by the input", "last", True),
+        ("the same in every stage", "all", True),
+    ):
+        options = {"branches": number, "stages": stages, "weighted": weighted}
+        rows.append(Arm(label, BRANCHES, {"base": static(_width(static, options, target, size)), **options}))
+
+    def conditional(each: int) -> str:
+        return f"mobilenet_v1_cc_{each:03d}_{number}e"
+
+    every = {"first_layer": 1}
+    name = conditional(_width(conditional, every, target, size))
+    return (*rows, Arm(f"{number} experts in every layer", name, every))
+
+
+def _width(name: Callable[[int], str], options: Mapping[str, Any], target: int, size: tuple[int, int]) -> int:
+    """Return the width in percent whose multiply-adds come nearest to a target, the narrowest of equals."""
+    key = tuple(sorted(options.items()))
+    low, high = 1, 100
+    while _madds(name(high), key, size) < target:
+        high *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _madds(name(middle), key, size) < target else (low, middle)
+    return min((low, high), key=lambda each: abs(_madds(name(each), key, size) - target))
+
+
+@cache
+def _madds(name: str, options: tuple[tuple[str, Any], ...], size: tuple[int, int]) -> int:
+    image_size, output_stride = size
+    given: dict[str, Any] = {"output_stride": output_stride, **dict(options)}
+    with torch.device("meta"):
+        network: nn.Module = create_branches(name, **given) if "branches" in given else create_model(name, **given)
+    return count(network.eval(), torch.zeros(1, 3, image_size, image_size, device="meta")).total.madds

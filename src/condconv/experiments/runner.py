@@ -1,0 +1,96 @@
+"""All runs of an experiment, several at once, each in a process of its own; finished ones are kept."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from condconv.errors import TrainingInterrupted, UsageError
+from condconv.experiments.design import Experiment
+from condconv.experiments.runs import Run, RunRecord
+from condconv.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the runs of an experiment.
+
+    Attributes:
+        records: Of the finished runs, in the order of the arms and seeds.
+        failures: Names of the runs that failed, with the reasons.
+    """
+
+    records: tuple[RunRecord, ...]
+    failures: dict[str, str]
+
+
+def list_runs(experiment: Experiment, settings: TrainConfig, out: str | Path, seeds: int) -> list[Run]:
+    """Return the runs of an experiment: every arm with the first seed, then with the second, and so on.
+
+    Args:
+        experiment: The experiment.
+        settings: Settings that all arms share.
+        out: Directory of all experiments.
+        seeds: Runs of each arm.
+
+    Raises:
+        UsageError: There is no seed.
+    """
+    if seeds < 1:
+        raise UsageError(f"`seeds` must be a whole number of at least 1, got {seeds}")
+    return [Run(experiment, arm, seed, settings, Path(out)) for seed in range(seeds) for arm in experiment.arms]
+
+
+def run_all(
+    runs: Sequence[Run], command: Callable[[Run], Sequence[str]], *, jobs: int = 1, progress: bool = True
+) -> Outcome:
+    """Do the runs that are not done, and return what all of them left.
+
+    A run that fails does not hold up the others.
+
+    Args:
+        runs: As `list_runs` returns them.
+        command: Gives the command that does one run and leaves its record.
+        jobs: Processes at once; each does one run.
+        progress: Whether to show a bar, which only a terminal gets.
+
+    Raises:
+        UsageError: `jobs` is not a count.
+        TrainingInterrupted: Ctrl-C; finished runs and epochs are kept.
+    """
+    if jobs < 1:
+        raise UsageError(f"`jobs` must be a whole number of at least 1, got {jobs}")
+    left = [run for run in runs if run.record() is None]
+    failures: dict[str, str] = {}
+    pool = ThreadPoolExecutor(jobs)
+    waiting = {pool.submit(_do, run, command(run)): run for run in left}
+    try:
+        for future in tqdm(as_completed(waiting), "runs", len(left), unit="run", disable=None if progress else True):
+            reason = future.result()
+            if reason is not None:
+                failures[waiting[future].name] = reason
+    except KeyboardInterrupt:
+        pool.shutdown(cancel_futures=True)  # waits for the runs at work: the same key has told them to save and stop
+        done = sum(run.record() is not None for run in runs)
+        raise TrainingInterrupted(f"{done} of {len(runs)} runs are finished and kept") from None
+    pool.shutdown()
+    records = [record for run in runs if (record := run.record()) is not None]
+    return Outcome(tuple(records), failures)
+
+
+def _do(run: Run, command: Sequence[str]) -> str | None:
+    """Do a run in a process; return why it failed, or `None`."""
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    with run.log.open("w") as log:
+        print(shlex.join(command), file=log, flush=True)
+        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    if status == 0 and run.record() is not None:
+        return None
+    last = run.log.read_text(errors="replace").strip().splitlines()[-1]
+    return f"exit status {status}: {last} (all of it: {run.log})"

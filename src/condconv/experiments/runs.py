@@ -1,0 +1,230 @@
+"""One run of an experiment: an arm trained from one seed, measured, and kept as a record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.counting import count
+from condconv.errors import UsageError
+from condconv.experiments.branches import build
+from condconv.experiments.design import Arm, Experiment
+from condconv.train import TrainConfig, load_checkpoint, load_network, open_data, train
+from condconv.train.atomic import write_atomic
+from condconv.train.images import IGNORED
+from condconv.train.loading import create_loader
+
+_SEEDS_APART = 1000  # between the members of an arm, so that no member is another seed's
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a finished run leaves.
+
+    Attributes:
+        experiment: Name of the experiment.
+        label: Of the arm.
+        seed: Of the run; decides weights, order and augmentation.
+        settings: The arm's settings, as text; a record of other settings is not this run's.
+        params: Parameters of all members.
+        madds: Multiply-adds for one image, all members.
+        score: Accuracy (or COCO's AP) on the validation images after the last epoch, 0 to 1; of the averaged
+            probabilities where there are several members.
+        member_scores: Score of each member.
+        curve: Score after each epoch, one list a member.
+        images_trained: Training images seen, all members and epochs.
+        seconds: Wall time of training and scoring.
+        machine: What it ran on, with versions.
+    """
+
+    experiment: str
+    label: str
+    seed: int
+    settings: str
+    params: int
+    madds: int
+    score: float
+    member_scores: tuple[float, ...]
+    curve: tuple[tuple[float, ...], ...]
+    images_trained: int
+    seconds: float
+    machine: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm and a seed.
+
+    Attributes:
+        experiment: The experiment.
+        arm: One of its arms.
+        seed: From 0.
+        settings: Settings that all arms share; its model, out and seed are not used.
+        out: Directory of all experiments.
+    """
+
+    experiment: Experiment
+    arm: Arm
+    seed: int
+    settings: TrainConfig
+    out: Path
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        return f"{self.arm.label}/{self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """File of the record."""
+        words = "".join(each if each.isalnum() else "-" for each in self.arm.label)
+        return self.out / self.experiment.name / f"{words}-seed{self.seed}.json"
+
+    @property
+    def log(self) -> Path:
+        """File that a process of this run writes to."""
+        return self.path.with_suffix(".log")
+
+    def configs(self) -> tuple[TrainConfig, ...]:
+        """Return the settings of each member's training.
+
+        A training's directory is named after its settings, so that experiments which need the same one share it.
+        """
+        members: list[TrainConfig] = []
+        epochs = self.settings.epochs
+        for index in range(self.arm.members):
+            changes: dict[str, Any] = {"seed": self.seed + index * _SEEDS_APART}
+            if self.arm.chained:
+                share = epochs // self.arm.members + (index < epochs % self.arm.members)
+                changes |= {"epochs": share, "warmup_epochs": None if index == 0 else 0}
+                changes |= {"init_from": f"{members[-1].out}/last.safetensors"} if members else {}
+            config = replace(
+                self.settings,
+                model=self.arm.model,
+                model_options={**self.settings.model_options, **self.arm.options},
+                out="-",
+                **changes,
+            )
+            digest = hashlib.sha256(config.to_json().encode()).hexdigest()[:10]
+            members.append(replace(config, out=str(self.out / "trained" / f"{self.arm.model}-{digest}")))
+        return tuple(members)
+
+    def fingerprint(self) -> str:
+        """Return the settings as text."""
+        fixed = ("data", "out", "workers", "device")  # where it runs is no part of what runs
+        plain = [{key: value for key, value in asdict(each).items() if key not in fixed} for each in self.configs()]
+        for each in plain:
+            each.pop("init_from", None)  # a path of this machine; that members are chained shows in their epochs
+        return json.dumps({"members": plain, "chained": self.arm.chained}, sort_keys=True)
+
+    def record(self) -> RunRecord | None:
+        """Return what the run has left, or `None` if it is not finished, or was one of other settings."""
+        try:
+            values = json.loads(self.path.read_text())
+            record = RunRecord(**values)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(
+                f"`out` must hold records of this version, {self.path} is none ({error}): remove it"
+            ) from error
+        return record if record.settings == self.fingerprint() else None
+
+
+def execute(run: Run, *, progress: bool = True) -> RunRecord:
+    """Train the members of a run that are not trained yet, measure, and write the record.
+
+    Raises:
+        UsageError: Settings or data do not fit.
+        TrainingError: The loss is no longer a finite number.
+        TrainingInterrupted: Ctrl-C; the finished epochs are saved.
+    """
+    if run.arm.chained and run.settings.epochs < run.arm.members:
+        raise UsageError(
+            f"`epochs` must be at least {run.arm.members} for {run.arm.label!r}, got {run.settings.epochs}: each "
+            "snapshot needs one"
+        )
+    start = time.perf_counter()
+    measured = {"classification": _classify, "detection": _detect}[run.experiment.task](run, progress)
+    record = RunRecord(
+        experiment=run.experiment.name,
+        label=run.arm.label,
+        seed=run.seed,
+        settings=run.fingerprint(),
+        **measured,
+        seconds=round(time.perf_counter() - start, 1),
+        machine=_machine(),
+    )
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(run.path, json.dumps(asdict(record), indent=2) + "\n")
+    return record
+
+
+def _classify(run: Run, progress: bool) -> dict[str, Any]:
+    """Train the members as classifiers; returns the fields of the record that are measured."""
+    results = [
+        train(config, build=build, progress=progress, title=f"{run.name} ({index + 1} of {run.arm.members})")
+        for index, config in enumerate(run.configs())
+    ]
+    networks = [load_network(load_checkpoint(each.last), each.last, build=build) for each in results]
+    data = open_data(run.configs()[0])
+    example = torch.zeros(1, data.in_chans, data.image_size, data.image_size)
+    costs = [count(network, example).total for network in networks]
+    curves = [[each.val_top1 for each in result.metrics] for result in results]
+    return {
+        "params": sum(each.params for each in costs),
+        "madds": sum(each.madds for each in costs),
+        # The last epoch, not the best one: choosing the epoch by the validation images would flatter all networks.
+        "score": curves[0][-1] if len(networks) == 1 else _averaged_accuracy(networks, data.val),
+        "member_scores": tuple(curve[-1] for curve in curves),
+        "curve": tuple(map(tuple, curves)),
+        "images_trained": sum(len(data.train) * config.epochs for config in run.configs()),
+    }
+
+
+def _detect(run: Run, progress: bool) -> dict[str, Any]:
+    """Train a detector; returns the fields of the record that are measured."""
+    from condconv.experiments.detection import train_detector
+
+    (config,) = run.configs()
+    result = train_detector(config, progress=progress, title=run.name)
+    return {
+        "params": result.params,
+        "madds": result.madds,
+        "score": result.scores[-1],
+        "member_scores": result.scores[-1:],
+        "curve": (result.scores,),
+        "images_trained": result.images * config.epochs,
+    }
+
+
+@torch.inference_mode()
+def _averaged_accuracy(networks: list[nn.Module], images: Any) -> float:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks = [each.to(device).eval() for each in networks]
+    right = seen = 0
+    for batch, targets in create_loader(images, 256):
+        counted: Tensor = targets != IGNORED
+        probabilities = torch.stack([network(batch.to(device)).float().softmax(dim=1) for network in networks]).mean(0)
+        right += int((probabilities.argmax(dim=1).cpu() == targets)[counted].sum())
+        seen += int(counted.sum())
+    return right / seen
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

@@ -1,0 +1,211 @@
+"""What an experiment found: a table as Markdown and CSV, the numbers as JSON, and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from condconv.errors import require_extra
+from condconv.experiments.comparison import as_markdown
+from condconv.experiments.design import Experiment
+from condconv.experiments.runner import Outcome
+from condconv.experiments.runs import RunRecord
+from condconv.train.atomic import write_atomic
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm over its seeds.
+
+    Attributes:
+        label: Of the arm.
+        params: Parameters, all members.
+        madds: Multiply-adds for one image, all members.
+        score: Mean score in percent.
+        spread: Standard deviation over the seeds; `None` for one seed.
+        seeds: How many.
+        against: Label of the arm it is compared with; `None` for a reference.
+        difference: Mean of the differences to that arm, seed by seed, in points; `None` for a reference and where no
+            seed is finished in both.
+        difference_spread: Standard deviation of these; `None` for one seed.
+        minutes: Median wall time of a run's training.
+        paper: What the paper prints, on its data; `None` where it prints nothing.
+        paper_difference: The difference in the paper; `None` likewise.
+    """
+
+    label: str
+    params: int
+    madds: int
+    score: float
+    spread: float | None
+    seeds: int
+    against: str | None
+    difference: float | None
+    difference_spread: float | None
+    minutes: float
+    paper: float | None
+    paper_difference: float | None
+
+
+def summarise(experiment: Experiment, records: Sequence[RunRecord]) -> list[Row]:
+    """Return a row for each arm with a finished run, in the order of the arms."""
+    by_label: dict[str, dict[int, RunRecord]] = {}
+    for record in records:
+        by_label.setdefault(record.label, {})[record.seed] = record
+    rows = []
+    for arm in experiment.arms:
+        found = by_label.get(arm.label)
+        if not found:
+            continue
+        reference = experiment.reference(arm)
+        base = {} if reference is None else by_label.get(reference.label, {})
+        scores = [100 * record.score for record in found.values()]
+        differences = [100 * (record.score - base[seed].score) for seed, record in found.items() if seed in base]
+        printed = None if reference is None else reference.paper
+        one = next(iter(found.values()))
+        rows.append(
+            Row(
+                label=arm.label,
+                params=one.params,
+                madds=one.madds,
+                score=mean(scores),
+                spread=_spread(scores),
+                seeds=len(scores),
+                against=None if reference is None else reference.label,
+                difference=mean(differences) if differences else None,
+                difference_spread=_spread(differences),
+                minutes=median(record.seconds for record in found.values()) / 60,
+                paper=arm.paper,
+                paper_difference=None if printed is None or arm.paper is None else arm.paper - printed,
+            )
+        )
+    return rows
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
+
+
+def table(rows: Sequence[Row], metric: str) -> str:
+    """Return the rows as a Markdown table, scores under the name of the metric."""
+    header = ["network", "params", "MADDs", metric, "seeds", "difference", "paper", "paper: difference", "minutes"]
+    cells = [
+        [
+            row.label,
+            f"{row.params / 1e6:.2f}M",
+            f"{row.madds / 1e6:.2f}M",
+            _plus_minus(row.score, row.spread, ".2f"),
+            str(row.seeds),
+            _plus_minus(row.difference, row.difference_spread, "+.2f"),
+            "" if row.paper is None else f"{row.paper:.1f}",
+            "" if row.paper_difference is None else f"{row.paper_difference:+.1f}",
+            f"{row.minutes:.1f}",
+        ]
+        for row in rows
+    ]
+    return as_markdown([header, *cells])
+
+
+def _plus_minus(value: float | None, spread: float | None, form: str) -> str:
+    if value is None:
+        return ""
+    return format(value, form) + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def write(experiment: Experiment, outcome: Outcome, conditions: str, out: Path) -> tuple[Path, ...]:
+    """Write table, numbers and plot of what is finished.
+
+    Args:
+        experiment: The experiment.
+        outcome: Its runs.
+        conditions: Data, epochs and what else the table was made under, in one sentence.
+        out: Directory; made if it is not there.
+
+    Returns:
+        The files.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rows = summarise(experiment, outcome.records)
+    failed = "".join(f"\nFailed: {name}, {reason}\n" for name, reason in outcome.failures.items())
+    notes = f"{conditions} {experiment.note}".strip()
+    references = {row.against for row in rows if row.against is not None}
+    compared = "to the static network of each" if len(references) > 1 else f"to {', '.join(references)!r}"
+    text = (
+        f"# {experiment.title}\n\n{table(rows, experiment.metric)}\n{failed}\n{notes} Mean ± standard deviation over "
+        f"seeds, after the last epoch; differences {compared}, seed by seed. Paper: {experiment.source}, on its own "
+        "data.\n"
+    )
+    plain = io.StringIO()
+    writer = csv.DictWriter(plain, list(Row.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    numbers = {
+        "experiment": experiment.name,
+        "conditions": conditions,
+        "records": [asdict(each) for each in outcome.records],
+    }
+    files = {"table.md": text, "table.csv": plain.getvalue(), "records.json": json.dumps(numbers, indent=1) + "\n"}
+    for name, content in files.items():
+        write_atomic(out / name, content)
+    plot(experiment, rows, out / "plot.png")
+    return (*(out / name for name in files), out / "plot.png")
+
+
+def plot(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
+    """Draw the score by multiply-adds where the arms are points of curves, else each arm's difference.
+
+    Args:
+        experiment: The experiment.
+        rows: As `summarise` returns them.
+        path: PNG file to write.
+    """
+    figures = require_extra("matplotlib.figure", "train")
+    curves = {arm.label: arm.curve for arm in experiment.arms if arm.curve is not None}
+    height = 4.2 if curves else 1.6 + 0.42 * len(rows)
+    figure = figures.Figure(figsize=(7.5, height), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    if curves:
+        _curves(axes, rows, curves)
+        axes.set_ylabel(experiment.metric)
+    else:
+        _differences(axes, rows)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    axes.set_title(experiment.title, fontsize=11)
+    figure.savefig(path)
+
+
+def _curves(axes: Any, rows: Sequence[Row], curves: dict[str, str]) -> None:
+    for name in dict.fromkeys(curves.values()):
+        points = sorted((row for row in rows if curves.get(row.label) == name), key=lambda row: row.madds)
+        if points:
+            x, y = [row.madds / 1e6 for row in points], [row.score for row in points]
+            axes.errorbar(x, y, [row.spread or 0.0 for row in points], label=name, marker="o", capsize=3)
+    axes.set(xscale="log", xlabel="multiply-adds (millions)")
+
+
+def _differences(axes: Any, rows: Sequence[Row]) -> None:
+    rows = [row for row in rows if row.against is not None]
+    places = range(len(rows))
+    ours = [row.difference or 0.0 for row in rows]
+    spreads = [row.difference_spread or 0.0 for row in rows]
+    axes.errorbar(ours, places, xerr=spreads, fmt="o", capsize=3, label="measured here")
+    printed = [(row.paper_difference, place) for row, place in zip(rows, places, strict=True)]
+    known = [pair for pair in printed if pair[0] is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), "D", mfc="none", label="the paper, on its data")
+    axes.axvline(0, color="grey", linewidth=1)
+    axes.set_yticks(places, [row.label for row in rows])
+    axes.invert_yaxis()
+    references = {row.against for row in rows}
+    axes.set(xlabel=f"difference to {references.pop() if len(references) == 1 else 'the static network'} (points)")

@@ -1,0 +1,129 @@
+"""Checkpoints with fewer conditional layers: those that hardly depend on the image become ordinary ones."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from condconv.analysis import served_layers
+from condconv.convert import freeze_layers_
+from condconv.errors import UsageError
+from condconv.nn import ConditionalLayer
+from condconv.train import network as networks
+from condconv.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from condconv.train.data import open_data
+from condconv.train.evaluate import load_network
+from condconv.train.folder import find_split
+from condconv.train.images import Images
+from condconv.train.inspection import Reading, open_images, record
+
+
+@dataclass(frozen=True)
+class FrozenCheckpoint:
+    """What `freeze_checkpoint` did.
+
+    Attributes:
+        layers: Names of the layers that are ordinary ones now.
+        conditional_left: Conditional layers that are left.
+        images: Images over which the routing weights were averaged.
+        params_before: Parameters of the network before.
+        params_after: Parameters of the network after.
+    """
+
+    layers: tuple[str, ...]
+    conditional_left: int
+    images: int
+    params_before: int
+    params_after: int
+
+
+def freeze_checkpoint(
+    path: str | Path,
+    out: str | Path,
+    patterns: Sequence[str],
+    data: str | None = None,
+    *,
+    data_dir: str | None = None,
+    reading: Reading | None = None,
+    build: networks.Build = networks.build_from_zoo,
+) -> FrozenCheckpoint:
+    """Make conditional layers of a trained network ordinary ones and write the network to a new checkpoint.
+
+    Each layer gets the kernel that its mean routing weights mix. Routing functions that nothing uses any more are
+    left out. The new checkpoint is for use, not for going on with training.
+
+    Args:
+        path: A checkpoint of `train`, or of this function.
+        out: File to write.
+        patterns: Names of layers, or shell-style patterns such as `"blocks.3.*"`.
+        data: Images to average over: the training images of a directory that has them apart, else all that are
+            there, with classes or without; None for the run's own.
+        data_dir: Where the files of a named dataset are.
+        reading: How images are read; None for all of them, on the GPU if there is one.
+        build: Builds the network; for networks of your own.
+
+    Raises:
+        UsageError: The checkpoint or the data cannot be used, a pattern matches no conditional layer, or the file
+            cannot be written.
+    """
+    if Path(out).resolve() == Path(path).resolve():
+        raise UsageError(f"`out` must be another file than the checkpoint, got {out}: the experts would be lost")
+    reading = reading or Reading()
+    checkpoint = load_checkpoint(path)
+    network = reading.place(load_network(checkpoint, path, build=build))
+    chosen = match_layers(network, patterns)
+    images = _training_images(checkpoint, data or checkpoint.config.data, data_dir, reading)
+    report = record(network, reading.read(images, reading.choose(images), "routing"), None)
+    params_before = _count(network)
+    freeze_layers_(network, {name: report.routing(name).mean for name in chosen})
+    static = (*checkpoint.static_layers, *chosen)
+    save_checkpoint(
+        Path(out),
+        replace(checkpoint, model=network.state_dict(), ema=None, optimizer=None, scaler=None, static_layers=static),
+    )
+    left = sum(isinstance(module, ConditionalLayer) for module in network.modules())
+    return FrozenCheckpoint(chosen, left, int(report.routings[0].examples), params_before, _count(network))
+
+
+def match_layers(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the conditional layers whose names match a pattern, in the network's order.
+
+    Args:
+        network: With conditional layers.
+        patterns: Names, or shell-style patterns.
+
+    Raises:
+        UsageError: A pattern matches none, or there is no pattern.
+    """
+    every = [layer for layers in served_layers(network).values() for layer in layers]
+    for pattern in patterns:
+        if not fnmatch.filter(every, pattern):
+            raise UsageError(
+                f"`layers` must match conditional layers of the network, got {pattern!r}: there are {', '.join(every)}"
+            )
+    if not patterns:
+        raise UsageError("`layers` must name at least one layer, got none")
+    return tuple(name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def _training_images(checkpoint: Checkpoint, data: str, data_dir: str | None, reading: Reading) -> Images:
+    """Open the images to average over, without augmentation."""
+    skip = reading.on_bad_image == "skip"
+    path = Path(data)
+    if path.exists():
+        found = find_split(path, "train") if path.is_dir() else None
+        return open_images(checkpoint, str(found or path), data_dir=data_dir, skip=skip)[0]
+    config = checkpoint.config
+    both = open_data(
+        replace(config, data=data, data_dir=data_dir or config.data_dir, on_bad_image=reading.on_bad_image)
+    )
+    both.train.transform = both.val.transform
+    return both.train
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,53 @@
+"""Tensors that FSDP shares out over processes: whole for a file, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def whole(state: Any) -> Any:
+    """Return a state with every shared-out tensor put together; every process has to call it, and gets it whole.
+
+    Args:
+        state: A tensor, or dicts and lists that hold some; other values stay.
+    """
+    if isinstance(state, DTensor):
+        return state.full_tensor()
+    if isinstance(state, Mapping):
+        return {name: whole(each) for name, each in state.items()}
+    return [whole(each) for each in state] if isinstance(state, list) else state
+
+
+def share_out_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's whole state shared out like the parameters that it belongs to.
+
+    Args:
+        state: Of `optimizer.state_dict()`, whole.
+        optimizer: Of this run; its parameters may be plain.
+    """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    shared = {
+        index: {name: _like(each, parameters[index]) for name, each in entries.items()}
+        for index, entries in state["state"].items()
+    }
+    return {**state, "state": shared}
+
+
+def _like(value: Any, parameter: Tensor) -> Any:
+    if not (isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape):
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def share_out_(network: nn.Module, accelerator: Accelerator) -> None:
+    """Share out a network that no optimizer trains, in place, in the way of the run's own network."""
+    # accelerate's prepare() takes one network with its optimizer only.
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    fsdp2_prepare_model(accelerator, network)

@@ -1,0 +1,29 @@
+"""The epochs' metrics in TensorBoard or Weights & Biases, through accelerate's trackers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from condconv.train.metrics import EpochMetrics
+from condconv.train.run import Run
+
+
+def start_logs(run: Run) -> None:
+    """Start the logger that the run asks for, if any; it writes below the run's directory."""
+    if run.config.log_with is not None:
+        name = {"wandb": {"name": run.out.name, "dir": str(run.out)}}
+        run.accelerator.init_trackers("condconv", init_kwargs=name)
+
+
+def log_epoch(run: Run, metrics: EpochMetrics) -> None:
+    """Log the numbers of one epoch, which is the step."""
+    if run.config.log_with is not None:
+        values = {name: value for name, value in asdict(metrics).items() if value is not None and name != "epoch"}
+        run.accelerator.log(values, step=metrics.epoch)
+
+
+def finish_logs(run: Run) -> None:
+    """Flush and close the logger."""
+    # Not end_training(): it would end the process group as well, which another run may need.
+    for tracker in run.accelerator.trackers if run.accelerator.is_main_process else ():
+        tracker.finish()

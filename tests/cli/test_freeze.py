@@ -1,0 +1,113 @@
+import re
+from dataclasses import replace
+
+import torch
+
+from condconv.analysis import changed_routing
+from condconv.cli.main import main
+from condconv.models import create_model
+from condconv.nn import ConditionalLayer
+from condconv.train import load_checkpoint, load_network
+from condconv.train.checkpoint import save_checkpoint
+from condconv.train.freezing import match_layers
+from condconv.train.inspection import Reading, open_images, record
+from condconv.train.normalization import Normalization
+from tests.cli.test_report import fails, report
+
+
+def freeze(checkpoint, out, layers, *more) -> int:
+    arguments = [str(checkpoint), "-o", str(out), "--layers", layers, "--device", "cpu", "--quiet", *map(str, more)]
+    return main(["freeze", *arguments])
+
+
+def conditional(path) -> list[str]:
+    network = load_network(load_checkpoint(path), path)
+    return [name for name, module in network.named_modules() if isinstance(module, ConditionalLayer)]
+
+
+def test_the_frozen_network_is_that_of_the_mean_weights(untrained, tmp_path, capsys):
+    path, data = untrained
+    out = tmp_path / "frozen.safetensors"
+    last = conditional(path)[-3:]  # the last block and the classifier
+    assert freeze(path, out, ",".join(last)) == 0
+    said = capsys.readouterr().out
+    assert "mean over    18 images" in said  # the training images: six of each of three classes
+    assert re.search(r"top-1 +\d+\.\d\d % -> \d+\.\d\d % \([+-]\d+\.\d\d points, 9 images\)", said)
+    assert conditional(out) == conditional(path)[:-3]
+    checkpoint = load_checkpoint(path)
+    network = load_network(checkpoint, path)
+    images, _ = open_images(checkpoint, str(data / "train"))
+    reading = Reading(progress=False)
+    found = record(network, reading.read(images, reading.choose(images), ""), None)
+    routings = {found.routing(name).name: found.routing(name).mean for name in last}
+    assert len(routings) == 2
+    x = torch.randn(2, 3, 16, 16)
+    with changed_routing(network, lambda name, weights: routings[name].to(weights).expand_as(weights), routings):
+        expected = network(x)
+    frozen = load_checkpoint(out)
+    assert torch.allclose(load_network(frozen, out)(x), expected, atol=1e-4)
+    assert frozen.static_layers == tuple(last)
+    assert not any(name.startswith(tuple(routings)) for name in frozen.model)
+
+
+def test_a_frozen_checkpoint_is_evaluated_reported_and_frozen_further(untrained, tmp_path, capsys):
+    path, _ = untrained
+    once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
+    names = conditional(path)
+    assert freeze(path, once, names[0], "--no-evaluate", "--max-images", 5) == 0
+    said = capsys.readouterr().out
+    assert "top-1" not in said
+    assert "mean over    5 images" in said
+    assert main(["evaluate", str(once), "--device", "cpu", "--quiet"]) == 0
+    assert report(once, tmp_path / "a.json") == 0
+    assert freeze(once, twice, "*", "--no-evaluate") == 0
+    assert conditional(twice) == []
+    assert set(load_checkpoint(twice).static_layers) == set(names)
+    argv = ["report", twice, "-o", tmp_path / "b.html", "--device", "cpu", "--quiet"]
+    assert "`network` must have a conditional layer" in fails(capsys, argv)
+
+
+def test_images_without_classes_give_a_mean_and_no_accuracy(untrained, tmp_path, capsys):
+    path, data = untrained
+    loose = data / "val" / "cat"  # three images, and no folder inside
+    assert freeze(path, tmp_path / "a.safetensors", "classifier", "--data", loose) == 0
+    said = capsys.readouterr().out
+    assert "mean over    3 images" in said
+    assert "top-1        not measured: the images have no classes" in said
+
+
+def test_data_with_a_name_gives_its_training_images(untrained, tmp_path, capsys):
+    checkpoint = load_checkpoint(untrained[0])
+    network = create_model(checkpoint.config.model, num_classes=10, in_chans=1, output_stride=8)
+    digits = replace(
+        checkpoint,
+        config=replace(checkpoint.config, data="digits"),
+        class_names=tuple("0123456789"),
+        image_size=8,
+        in_chans=1,
+        normalization=Normalization((0.3,), (0.4,)),
+        model=network.state_dict(),
+    )
+    save_checkpoint(tmp_path / "digits.safetensors", digits)
+    assert freeze(tmp_path / "digits.safetensors", tmp_path / "a.safetensors", "classifier", "--no-evaluate") == 0
+    assert "mean over    898 images" in capsys.readouterr().out
+
+
+def test_wrong_layers_and_outputs_are_refused(untrained, tmp_path, capsys):
+    path, _ = untrained
+    start, end = ["freeze", path, "--layers"], ["-o", tmp_path / "a.safetensors", "--device", "cpu", "--quiet"]
+    assert "`layers` must match conditional layers of the network, got 'x*': there are " in fails(
+        capsys, [*start, "classifier,x*", *end]
+    )
+    assert "`layers` must name at least one layer" in fails(capsys, [*start, ",", *end])
+    assert "`out` must be another file than the checkpoint" in fails(
+        capsys, [*start, "classifier", "-o", path, "--device", "cpu"]
+    )
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_patterns_match_in_the_networks_order(untrained):
+    network = load_network(load_checkpoint(untrained[0]), untrained[0])
+    names = conditional(untrained[0])
+    assert match_layers(network, ["classifier", names[0]]) == (names[0], "classifier")
+    assert match_layers(network, ["*"]) == tuple(names)

@@ -1,0 +1,116 @@
+import pytest
+import torch
+from torch import nn
+
+from condconv.errors import UsageError
+from condconv.experiments import ladder
+from condconv.experiments.branches import BRANCHES, Branches, create_branches
+from condconv.experiments.catalog import CATALOG, create_experiment
+from condconv.models import get_model_info
+from condconv.nn import ConditionalLayer
+
+
+@pytest.mark.parametrize("name", [name for name in CATALOG if name != "ensembles"])
+def test_every_arm_is_a_network_of_the_zoo_with_the_figure_of_the_paper(name):
+    experiment = create_experiment(name)
+    labels = [arm.label for arm in experiment.arms]
+    assert len(set(labels)) == len(labels)
+    for arm in experiment.arms:
+        get_model_info(arm.model)
+        assert arm.paper is not None
+
+
+def test_figure_2_is_six_curves_of_four_widths():
+    arms = create_experiment("experts-width").arms
+    assert len(arms) == 24
+    curves = {arm.curve for arm in arms}
+    assert curves == {"static", "2 experts", "4 experts", "8 experts", "16 experts", "32 experts"}
+    assert {arm.label: arm.paper for arm in arms}["0.5x, 16 experts"] == 70.0  # Figure 2, read off
+
+
+def test_each_arm_is_compared_with_its_own_static_network():
+    figure = create_experiment("experts-width", widths=["025", "050"], experts=[4])
+    references = {arm.label: figure.reference(arm) for arm in figure.arms}
+    assert references["0.5x, static"] is None
+    assert references["0.5x, 4 experts"].label == "0.5x, static"
+    table = create_experiment("plug-in")
+    arm = next(arm for arm in table.arms if arm.model == "resnet_cc_50_8e")
+    assert table.reference(arm).model == "resnet_50"
+    ablation = create_experiment("begin-layer")
+    assert ablation.reference(ablation.arms[1]).label == "static"
+
+
+def test_an_ablation_at_another_size_keeps_the_options_and_the_figures_of_the_paper():
+    arms = {arm.label: arm for arm in create_experiment("routing", width="050", num_experts=4).arms}
+    assert arms.pop("static").model == "mobilenet_v1_050"
+    assert {arm.model for arm in arms.values()} == {"mobilenet_v1_cc_050_4e"}
+    assert arms["partially shared, one for two blocks"].options == {"scope": "block(every=2)"}
+    assert arms["hierarchical"].paper == 60.3  # Table 3
+
+
+def test_an_option_the_experiment_does_not_have():
+    with pytest.raises(UsageError, match="`width` must not be given for 'plug-in', which has networks, experts"):
+        create_experiment("plug-in", width="025")
+    with pytest.raises(UsageError, match="`name` must be one of experts-width"):
+        create_experiment("figure-2")
+
+
+def test_branches_are_averaged_or_weighted():
+    class Times(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x):
+            return self.factor * x
+
+    class Halves(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[1.0, 0.5]]).expand(len(x), 2)
+
+    x = torch.tensor([[[[2.0]]], [[[4.0]]]])
+    branches = [Times(1.0), Times(3.0)]
+    torch.testing.assert_close(Branches(branches)(x), 2 * x)  # (1 + 3) / 2
+    torch.testing.assert_close(Branches(branches, Halves())(x), 2.5 * x)  # 1 * 1 + 0.5 * 3
+
+
+@pytest.mark.parametrize(("stages", "weighted", "mixtures"), [("last", False, 1), ("last", True, 1), ("all", True, 5)])
+def test_networks_with_branches_have_parameters_of_their_own_in_each(stages, weighted, mixtures):
+    torch.manual_seed(0)
+    network = create_branches("mobilenet_v1_025", branches=2, stages=stages, weighted=weighted, num_classes=7)
+    found = [module for module in network.modules() if isinstance(module, Branches)]
+    assert len(found) == mixtures
+    assert all((module.routing_fn is not None) == weighted for module in found)
+    first, second = (next(branch.parameters()) for branch in found[-1].branches)
+    assert not torch.equal(first, second)
+    assert network(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("options", [{"stages": "first"}, {"branches": 0}])
+def test_branches_that_cannot_be(options):
+    with pytest.raises(UsageError, match="must be"):
+        create_branches("mobilenet_v1_025", **options)
+
+
+def test_rungs_of_the_ladder_cost_what_the_first_does():
+    rows = ladder.arms("100", 2, image_size=64)
+    target = ladder._madds("mobilenet_v1_100", (), (64, 32))
+    for arm in rows:
+        options = dict(arm.options)
+        name = options.pop("base", arm.model)
+        madds = arm.members * ladder._madds(name, tuple(sorted(options.items())), (64, 32))
+        assert madds == pytest.approx(target, rel=0.04)  # widths come in steps of 8 channels
+    assert [arm.members for arm in rows] == [1, 2, 2, 1, 1, 1, 1]
+    assert rows[2].chained
+    assert rows[3].model == BRANCHES
+    assert "_cc_" in rows[-1].model
+
+
+def test_the_last_rung_has_experts_in_every_layer():
+    from condconv.models import create_model
+
+    arm = ladder.arms("025", 2, image_size=32)[-1]
+    network = create_model(arm.model, **arm.options)
+    static = [name for name, module in network.named_modules() if type(module) is nn.Conv2d]
+    assert not static
+    assert any(isinstance(module, ConditionalLayer) for module in network.modules())

@@ -1,0 +1,178 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from condconv.errors import UsageError
+from condconv.experiments.detection import create_detector, train_detector
+from condconv.experiments.detection.coco import CocoImages
+from condconv.experiments.detection.network import detector_costs
+from condconv.nn import ConditionalLayer
+from condconv.train import TrainConfig
+
+SQUARE, BAR = 7, 3  # ids of categories, as sparse and unordered as COCO's
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """Return a directory in COCO's layout: six training and three validation images, one of them without a box."""
+    root = tmp_path_factory.mktemp("coco")
+    generator = torch.Generator().manual_seed(0)
+    (root / "annotations").mkdir()
+    for split, number in (("train", 6), ("val", 3)):
+        (root / f"{split}2017").mkdir()
+        images, annotations = [], []
+        for index in range(number):
+            pixels = torch.randint(0, 255, (40, 60, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(root / f"{split}2017" / f"{index}.png")
+            images.append({"id": 100 + index, "file_name": f"{index}.png", "width": 60, "height": 40})
+            if index < number - 1:
+                box = [5, 10, 20, 20] if index % 2 else [30, 2, 10, 30]
+                annotations.append({"image_id": 100 + index, "category_id": SQUARE if index % 2 else BAR, "bbox": box})
+        annotations += [
+            {"image_id": 100, "category_id": BAR, "bbox": [0, 0, 60, 40], "iscrowd": 1},
+            *(
+                [{"image_id": 100, "category_id": BAR, "bbox": [4, 4, 0, 9]}] if split == "train" else []
+            ),  # without area
+        ]
+        for identity, each in enumerate(annotations):
+            each |= {"id": identity + 1, "area": each["bbox"][2] * each["bbox"][3], "iscrowd": each.get("iscrowd", 0)}
+        categories = [{"id": SQUARE, "name": "square"}, {"id": BAR, "name": "bar"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+def _config(coco, out, **changes):
+    settings = {"epochs": 1, "batch_size": 2, "optimizer": "sgd", "lr": 0.001, "image_size": 64}
+    return TrainConfig(data=str(coco), model="mobilenet_v1_cc_025_2e", out=str(out), **{**settings, **changes})
+
+
+def test_images_and_boxes(coco):
+    train, val = CocoImages(coco, "train", augment=False), CocoImages(coco, "val", augment=False)
+    assert (len(train), len(val)) == (5, 3)  # an image without a box teaches nothing, and counts in validation
+    assert train.class_names == ("bar", "square")  # by id
+    image, target = train[1]
+    assert image.shape == (3, 40, 60)
+    assert 0 <= float(image.min()) <= float(image.max()) <= 1
+    assert target["boxes"].tolist() == [[5, 10, 25, 30]]
+    assert target["labels"].tolist() == [2]
+    assert train[0][1]["labels"].tolist() == [1]  # neither the crowd nor the box without area
+    assert val[2][1]["boxes"].shape == (0, 4)
+
+
+def test_augmented_boxes_stay_inside_the_image(coco):
+    images = CocoImages(coco, "train", augment=True)
+    torch.manual_seed(0)
+    for _ in range(5):
+        for image, target in (images[index] for index in range(len(images))):
+            height, width = image.shape[1:]
+            boxes = target["boxes"]
+            assert type(boxes) is torch.Tensor
+            assert bool((boxes >= 0).all())
+            assert bool((boxes[:, 2::4] <= width).all())
+            assert bool((boxes[:, 3::4] <= height).all())
+            assert len(boxes) == len(target["labels"])
+
+
+def test_detections_that_are_the_truth_score_one(coco):
+    val = CocoImages(coco, "val", augment=False)
+    truth = {}
+    for index in range(len(val)):
+        target = val[index][1]
+        truth[target["image_id"]] = {**target, "scores": torch.ones(len(target["labels"]))}
+    assert val.mean_average_precision(truth) == pytest.approx(1.0)
+    moved = {identity: {**each, "boxes": each["boxes"] + 30} for identity, each in truth.items()}
+    assert val.mean_average_precision(moved) == 0.0
+    assert val.mean_average_precision({}) == 0.0
+
+
+def test_the_detector_has_six_maps_and_conditional_features():
+    detector = create_detector("mobilenet_v1_cc_050_8e", 90)
+    maps = detector.backbone(torch.zeros(2, 3, 300, 300))
+    assert [tuple(each.shape[1:]) for each in maps.values()] == [
+        (256, 19, 19),
+        (512, 10, 10),
+        (512, 5, 5),
+        (256, 3, 3),
+        (256, 2, 2),
+        (128, 1, 1),
+    ]
+    assert any(isinstance(module, ConditionalLayer) for module in detector.backbone.body.modules())
+
+
+def test_costs_are_those_of_the_convolutions():
+    detector = create_detector("mobilenet_v1_025", 2)
+    params, madds = detector_costs(detector, 300)
+    assert params == sum(parameter.numel() for parameter in detector.parameters())
+    seen = []
+
+    def record(module, inputs, output):
+        seen.append(output[0].numel() * module.weight[0].numel())
+
+    for module in detector.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(record)
+    detector.eval()([torch.zeros(3, 300, 300)])
+    assert madds == sum(seen)
+
+
+def test_interrupted_and_resumed_is_as_uninterrupted(coco, tmp_path):
+    whole = train_detector(_config(coco, tmp_path / "whole", epochs=2), progress=False)
+    part = _config(coco, tmp_path / "part", epochs=2)
+
+    calls = []
+
+    def stop(self, detections):
+        calls.append(len(detections))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, detections)
+
+    original = CocoImages.mean_average_precision
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CocoImages, "mean_average_precision", stop)
+        with pytest.raises(KeyboardInterrupt, match="1 of 2 epochs are saved"):
+            train_detector(part, progress=False)
+    resumed = train_detector(part, progress=False)
+    states = [torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("whole", "part")]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert resumed == whole
+    assert calls == [3, 3]
+    with pytest.raises(UsageError, match="`out` must be a new directory or one with a run of the same settings"):
+        train_detector(replace(part, lr=0.5), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("break_", "message"),
+    [
+        (
+            lambda root: (root / "annotations" / "instances_val2017.json").unlink(),
+            "one annotations/instances_val*.json, got 0",
+        ),
+        (
+            lambda root: (root / "annotations" / "instances_train2017.json").write_text("{"),
+            "annotations in COCO's format",
+        ),
+        (
+            lambda root: [path.write_bytes(b"no picture") for path in (root / "train2017").iterdir()],
+            "`data` must have readable images, got",
+        ),
+    ],
+)
+def test_data_that_is_not_coco_s(coco, tmp_path, break_, message):
+    root = tmp_path / "coco"
+    shutil.copytree(coco, root)
+    break_(root)
+    with pytest.raises(UsageError) as error:
+        train_detector(_config(root, tmp_path / "out"), progress=False)
+    assert message in str(error.value)
+
+
+def test_a_batch_larger_than_the_data(coco, tmp_path):
+    with pytest.raises(UsageError, match=r"`batch_size` must be at most the number of images with boxes \(5\), got 8"):
+        train_detector(_config(coco, tmp_path, batch_size=8), progress=False)

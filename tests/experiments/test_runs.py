@@ -1,0 +1,204 @@
+import json
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch import nn
+
+from condconv.errors import UsageError
+from condconv.experiments.design import Arm, Experiment
+from condconv.experiments.runner import Outcome, list_runs, run_all
+from condconv.experiments.runs import RunRecord, _averaged_accuracy, execute
+from condconv.experiments.tables import plot, summarise, table, write
+from condconv.models import create_model
+from condconv.train import TrainConfig
+from condconv.train.images import IGNORED
+
+SETTINGS = TrainConfig(data="digits", model="-", out="-", epochs=2, batch_size=64, lr=0.02, optimizer="sgd")
+ARMS = (
+    Arm("plain", "mobilenet_v1_025", paper=50.0),
+    Arm("2 experts", "mobilenet_v1_cc_025_2e", paper=53.5),
+)
+EXPERIMENT = Experiment("pair", "A pair", "Table 0", ARMS, note="A note.")
+
+
+def _record(run, score, seconds=60.0):
+    return RunRecord(
+        experiment=run.experiment.name,
+        label=run.arm.label,
+        seed=run.seed,
+        settings=run.fingerprint(),
+        params=2_000_000,
+        madds=3_000_000,
+        score=score,
+        member_scores=(score,),
+        curve=((score,),),
+        images_trained=10,
+        seconds=seconds,
+        machine={},
+    )
+
+
+def _save(run, score=0.5):
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    run.path.write_text(json.dumps(asdict(_record(run, score))))
+
+
+def _saving(run, score):
+    """Return a command that leaves a record, as a process that trains would."""
+    text = json.dumps(asdict(_record(run, score)))
+    return [sys.executable, "-c", f"import pathlib; pathlib.Path({str(run.path)!r}).write_text({text!r})"]
+
+
+def test_runs_come_seed_by_seed(tmp_path):
+    names = [run.name for run in list_runs(EXPERIMENT, SETTINGS, tmp_path, seeds=2)]
+    assert names == ["plain/0", "2 experts/0", "plain/1", "2 experts/1"]
+    with pytest.raises(UsageError, match="`seeds` must be a whole number of at least 1, got 0"):
+        list_runs(EXPERIMENT, SETTINGS, tmp_path, seeds=0)
+
+
+def test_a_training_is_shared_by_experiments_and_not_by_settings(tmp_path):
+    other = Experiment("other", "", "", (replace(ARMS[0], label="base"),))
+    (ours,) = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[0].configs()
+    (theirs,) = list_runs(other, SETTINGS, tmp_path, 1)[0].configs()
+    (longer,) = list_runs(other, replace(SETTINGS, epochs=3), tmp_path, 1)[0].configs()
+    assert ours == theirs
+    assert longer.out != ours.out
+
+
+def test_members_have_seeds_of_their_own_and_the_first_is_the_run_s(tmp_path):
+    arm = Arm("three", "mobilenet_v1_025", members=3)
+    runs = list_runs(Experiment("e", "", "", (arm,)), SETTINGS, tmp_path, 3)
+    seeds = [config.seed for run in runs for config in run.configs()]
+    assert seeds == [0, 1000, 2000, 1, 1001, 2001, 2, 1002, 2002]
+
+
+def test_snapshots_share_the_epochs_of_one_run_and_follow_one_another(tmp_path):
+    arm = Arm("three", "mobilenet_v1_025", members=3, chained=True)
+    run = list_runs(Experiment("e", "", "", (arm,)), replace(SETTINGS, epochs=8), tmp_path, 1)[0]
+    configs = run.configs()
+    assert [config.epochs for config in configs] == [3, 3, 2]  # 8 in all
+    assert [config.init_from for config in configs] == [
+        None,
+        f"{configs[0].out}/last.safetensors",
+        f"{configs[1].out}/last.safetensors",
+    ]
+    short = list_runs(Experiment("e", "", "", (arm,)), SETTINGS, tmp_path, 1)[0]
+    with pytest.raises(UsageError, match="`epochs` must be at least 3 for 'three', got 2"):
+        execute(short)
+
+
+def test_a_record_counts_for_its_own_settings_wherever_the_data_lies(tmp_path):
+    run = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[0]
+    assert run.record() is None
+    _save(run)
+    assert run.record() is not None
+    assert replace(run, settings=replace(SETTINGS, data="/elsewhere", workers=3)).record() is not None
+    assert replace(run, settings=replace(SETTINGS, lr=0.1)).record() is None
+
+
+def test_a_record_that_is_none_is_named(tmp_path):
+    run = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[0]
+    run.path.parent.mkdir(parents=True)
+    run.path.write_text("{")
+    with pytest.raises(UsageError, match=r"`out` must hold records of this version, .*plain-seed0.json is none"):
+        run.record()
+
+
+def test_finished_runs_are_kept_and_a_failed_one_loses_no_other(tmp_path):
+    runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 2)
+    _save(runs[0], 0.25)
+
+    def command(run):
+        assert run is not runs[0], "a finished run must not be repeated"
+        if run is runs[1]:
+            return [sys.executable, "-c", "raise SystemExit('condconv: error: no luck')"]
+        return _saving(run, 0.75)
+
+    outcome = run_all(runs, command, jobs=2, progress=False)
+    assert [record.score for record in outcome.records] == [0.25, 0.75, 0.75]
+    assert list(outcome.failures) == ["2 experts/0"]
+    assert outcome.failures["2 experts/0"].startswith("exit status 1: condconv: error: no luck")
+    again = run_all(runs, lambda run: _saving(run, 0.5), progress=False)
+    assert [record.score for record in again.records] == [0.25, 0.5, 0.75, 0.75]
+    assert not again.failures
+
+
+def test_a_process_that_ends_well_and_leaves_nothing_has_failed(tmp_path):
+    runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[:1]
+    outcome = run_all(runs, lambda run: [sys.executable, "-c", "print('done')"], progress=False)
+    assert outcome.failures["plain/0"].startswith("exit status 0: done")
+    with pytest.raises(UsageError, match="`jobs` must be a whole number of at least 1"):
+        run_all(runs, lambda run: [], jobs=0)
+
+
+def test_rows_are_means_and_paired_differences(tmp_path):
+    runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 2)
+    accuracy = (0.50, 0.53, 0.60, 0.65)  # plain/0, experts/0, plain/1, experts/1
+    records = [_record(run, score) for run, score in zip(runs, accuracy, strict=True)]
+    plain, experts = summarise(EXPERIMENT, records)
+    assert plain.score == pytest.approx(55.0)
+    assert plain.spread == pytest.approx(50**0.5)  # of 50 and 60
+    assert plain.difference is None
+    assert experts.difference == pytest.approx(4.0)  # of 3 and 5
+    assert experts.difference_spread == pytest.approx(2**0.5)
+    assert experts.paper_difference == pytest.approx(3.5)
+    assert experts.minutes == pytest.approx(1.0)
+    text = table([plain, experts], "top-1 (%)")
+    assert "| 2 experts |  2.00M | 3.00M | 59.00 ± 8.49 |" in text
+    assert "+4.00 ± 1.41" in text
+    only_one = summarise(EXPERIMENT, records[:2])[1]
+    assert (only_one.spread, only_one.difference_spread) == (None, None)
+
+
+def test_files_of_what_is_finished(tmp_path):
+    runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)
+    outcome = Outcome((_record(runs[0], 0.5),), {"2 experts/0": "exit status 1: no luck"})
+    files = write(EXPERIMENT, outcome, "Under these conditions.", tmp_path / "pair")
+    assert [path.name for path in files] == ["table.md", "table.csv", "records.json", "plot.png"]
+    text = files[0].read_text()
+    assert "Failed: 2 experts/0, exit status 1: no luck" in text
+    assert "Under these conditions. A note." in text
+    assert files[1].read_text().splitlines()[1].startswith("plain,2000000,3000000,50.0,,1,,")
+    assert json.loads(files[2].read_text())["records"][0]["label"] == "plain"
+    assert files[3].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_trains_measures_and_leaves_its_record(tmp_path):
+    arm = Arm("two", "mobilenet_v1_025", {"output_stride": 8}, members=2)
+    run = list_runs(Experiment("e", "", "", (arm,)), replace(SETTINGS, epochs=1, batch_size=300), tmp_path, 1)[0]
+    record = execute(run, progress=False)
+    assert list(run.record().member_scores) == list(record.member_scores)
+    one = create_model("mobilenet_v1_025", num_classes=10, in_chans=1)
+    assert record.params == 2 * sum(parameter.numel() for parameter in one.parameters())
+    assert record.images_trained == 2 * 898  # training images of the digits
+    assert len(set(record.member_scores)) == 2, "members of one seed must differ"
+    assert [len(curve) for curve in record.curve] == [1, 1]
+
+
+def test_several_members_are_scored_by_their_mean_probability():
+    class Says(nn.Module):
+        def __init__(self, *probabilities):
+            super().__init__()
+            self.probabilities = torch.tensor(probabilities)
+
+        def forward(self, x):
+            return self.probabilities.log().expand(len(x), -1)
+
+    images = [(torch.zeros(1), 0), (torch.zeros(1), 1), (torch.zeros(1), IGNORED)]
+    # Means (0.5, 0.45, 0.05): class 0, one of the two images that count. Two of three members alone say class 1.
+    members = [Says(0.9, 0.05, 0.05), Says(0.3, 0.65, 0.05), Says(0.3, 0.65, 0.05)]
+    assert _averaged_accuracy(members, images) == 0.5
+    assert _averaged_accuracy(members[1:], images) == 0.5  # class 1: the other one
+    assert _averaged_accuracy(members, images[:1]) == 1.0
+    assert _averaged_accuracy(members[1:], images[:1]) == 0.0
+
+
+def test_points_of_curves_are_drawn_by_cost(tmp_path):
+    arms = (Arm("a", "mobilenet_v1_025", curve="static"), Arm("b", "mobilenet_v1_050", curve="static"))
+    experiment = Experiment("curves", "Curves", "Figure 0", arms)
+    runs = list_runs(experiment, SETTINGS, tmp_path, 1)
+    rows = summarise(experiment, [_record(run, 0.5) for run in runs])
+    plot(experiment, rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
