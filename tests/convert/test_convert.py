@@ -133,7 +133,7 @@ def test_depthwise_selector() -> None:
     report = convert_(
         model, 2, where=select.depthwise() & select.last_blocks(2), example_input=torch.zeros(1, 3, 16, 16)
     )
-    assert [layer.name for layer in report.layers] == ["blocks.11.depthwise", "blocks.12.depthwise"]
+    assert [layer.name for layer in report.layers] == ["blocks.4.0.conv_dw", "blocks.4.1.conv_dw"]
 
 
 def test_nothing_matched_repeats_the_selector() -> None:

@@ -27,9 +27,9 @@ def test_every_norm_after_a_conditional_layer_is_folded(scope: str) -> None:
     expected = model(X)
     folded = fold_batch_norms_(model, X[:1])
     assert len(folded) == 16
-    assert folded[0] == ("blocks.5.depthwise", "blocks.5.norm1")
-    assert isinstance(model.blocks[5].norm1, nn.Identity)
-    assert isinstance(model.blocks[4].norm2, nn.BatchNorm2d)
+    assert folded[0] == ("blocks.3.0.conv_dw", "blocks.3.0.bn1")
+    assert not isinstance(model.blocks[3][0].bn1, nn.BatchNorm2d)  # its activation is left
+    assert isinstance(model.blocks[2][1].bn2, nn.BatchNorm2d)
     torch.testing.assert_close(model(X), expected)
 
 

@@ -1,6 +1,31 @@
-"""Looking at what the routing learned: recording, statistics, pictures."""
+"""Looking at what the routing learned: recording, statistics, what it is worth, pictures and a page."""
 
+from condconv.analysis.advice import Verdict, freeze_command, verdicts
+from condconv.analysis.interventions import changed_routing, keep_top, measure_interventions, measure_static
+from condconv.analysis.page import render_page
+from condconv.analysis.pictures import Picture, choose_pictures, make_picture
 from condconv.analysis.plots import plot_learning_curves, plot_routing
-from condconv.analysis.routing import RoutingRecorder, RoutingStatistics
+from condconv.analysis.recorder import RoutingRecorder, served_layers
+from condconv.analysis.records import Intervention, RoutingRecord
+from condconv.analysis.report import RoutingReport
 
-__all__ = ["RoutingRecorder", "RoutingStatistics", "plot_learning_curves", "plot_routing"]
+__all__ = [
+    "Intervention",
+    "Picture",
+    "RoutingRecord",
+    "RoutingRecorder",
+    "RoutingReport",
+    "Verdict",
+    "changed_routing",
+    "choose_pictures",
+    "freeze_command",
+    "keep_top",
+    "make_picture",
+    "measure_interventions",
+    "measure_static",
+    "plot_learning_curves",
+    "plot_routing",
+    "render_page",
+    "served_layers",
+    "verdicts",
+]

@@ -2,8 +2,21 @@
 
 from condconv.convert import select
 from condconv.convert.api import convert_
+from condconv.convert.compact import CompactLayer, QuantizationReport, quantize_experts_
 from condconv.convert.fold import fold_batch_norms_
+from condconv.convert.freeze import freeze_layers_
 from condconv.convert.report import ConversionReport, ConvertedLayer
 from condconv.convert.scope import Scope
 
-__all__ = ["ConversionReport", "ConvertedLayer", "Scope", "convert_", "fold_batch_norms_", "select"]
+__all__ = [
+    "CompactLayer",
+    "ConversionReport",
+    "ConvertedLayer",
+    "QuantizationReport",
+    "Scope",
+    "convert_",
+    "fold_batch_norms_",
+    "freeze_layers_",
+    "quantize_experts_",
+    "select",
+]

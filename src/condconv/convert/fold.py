@@ -59,9 +59,10 @@ def _split(norm: Any) -> tuple[nn.Module, nn.Module]:
     """Return the normalisation alone, and what a module of timm's does after it."""
     if full_name(type(norm)) != "timm.layers.norm_act.BatchNormAct2d":
         return norm, nn.Identity()
-    plain = nn.BatchNorm2d(norm.num_features, norm.eps, affine=norm.affine, device=norm.running_mean.device)
+    mean = norm.running_mean
+    plain = nn.BatchNorm2d(norm.num_features, norm.eps, affine=norm.affine, device=mean.device, dtype=mean.dtype)
     plain.load_state_dict(norm.state_dict())
-    return plain.to(norm.running_mean.dtype), nn.Sequential(norm.drop, norm.act)
+    return plain, nn.Sequential(norm.drop, norm.act)
 
 
 def find_norms(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[tuple[ConditionalLayer, _BatchNorm]], Any]:

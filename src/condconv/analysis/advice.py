@@ -1,0 +1,97 @@
+"""A plain verdict on each routing function: is its dependence on the input worth keeping?"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from condconv.analysis.records import Intervention, RoutingRecord
+from condconv.analysis.statistics import chance_share
+
+if TYPE_CHECKING:
+    from condconv.analysis.report import RoutingReport
+
+LOW_SHARE = 0.1
+"""Below this between-class share, what chance would give taken off, a routing hardly tells classes apart."""
+FREE_COST = 0.1
+"""Points of accuracy that a static layer may cost and still count as free."""
+
+_REASONS = {
+    "static": "Make it static: the weights hardly depend on the class.",
+    "spare": "Tells classes apart, yet is not missed alone: other layers make up for it.",
+    "needed": "Keep it.",
+    "unknown": "What static weights would cost was not measured.",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do about one routing function.
+
+    Attributes:
+        routing: Its name.
+        layers: The layers that it routes.
+        kind: `"static"` (make its layers static), `"spare"` (it tells classes apart, yet this routing alone is not
+            missed), `"needed"`, or `"unknown"` (the cost was not measured).
+        text: The reason.
+    """
+
+    routing: str
+    layers: tuple[str, ...]
+    kind: str
+    text: str
+
+
+def verdicts(report: RoutingReport) -> tuple[Verdict, ...]:
+    """Judge each routing function by two figures: its between-class share, and what its mean weights cost.
+
+    Its layers are advised to be static if the share, less what chance would give, is below 0.1 and the mean weights
+    cost at most 0.1 points of accuracy. Without classes the share is unknown and taken as low, and the percentage of
+    predictions that change is the cost.
+
+    Args:
+        report: With interventions, else every verdict is `"unknown"`.
+    """
+    return tuple(_judge(record, report.static_cost(record)) for record in report.routings)
+
+
+def _judge(record: RoutingRecord, cost: Intervention | None) -> Verdict:
+    if cost is None:
+        return Verdict(record.name, record.layers, "unknown", _REASONS["unknown"])
+    share = record.between_class_share
+    low = share is None or share - chance_share(record.class_examples) < LOW_SHARE
+    kind = "needed" if cost.cost > FREE_COST else "static" if low else "spare"
+    return Verdict(record.name, record.layers, kind, f"{_REASONS[kind]} {_describe(cost)}")
+
+
+def _describe(cost: Intervention) -> str:
+    error = f"± {cost.cost_error:.2f}"
+    if cost.right is None:
+        return f"With its mean weights {cost.cost:.2f} {error} % of the predictions change."
+    return f"Its mean weights {'cost' if cost.cost >= 0 else 'gain'} {abs(cost.cost):.2f} {error} points."
+
+
+def freeze_command(report: RoutingReport, checkpoint: str, data: str) -> str | None:
+    """Return the shell command that makes the advised layers static; None if none is advised.
+
+    Args:
+        report: With interventions.
+        checkpoint: Path of the network's checkpoint.
+        data: Path of the images.
+    """
+    advised = [verdict for verdict in verdicts(report) if verdict.kind == "static"]
+    if not advised:
+        return None
+    every = [layer for record in report.routings for layer in record.layers]
+    patterns = ",".join(_pattern(verdict.layers, every) for verdict in advised)
+    return shlex.join(
+        ["condconv", "freeze", checkpoint, "--data", data, "--layers", patterns, "-o", "frozen.safetensors"]
+    )
+
+
+def _pattern(layers: tuple[str, ...], every: list[str]) -> str:
+    """Return a pattern that matches these layers alone, short where they are all those of one block."""
+    block = layers[0].rpartition(".")[0]
+    inside = tuple(name for name in every if name.startswith(f"{block}."))
+    return f"{block}.*" if len(layers) > 1 and inside == layers else ",".join(layers)

@@ -1,0 +1,195 @@
+"""What input-dependence is worth: the network's accuracy when other routing weights take the place of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.analysis.recorder import served_layers
+from condconv.analysis.records import Intervention
+from condconv.analysis.report import RoutingReport
+from condconv.errors import UsageError
+
+Change = Callable[[str, Tensor], Tensor]
+"""From the name of a routing function and its weights `[B, E]` to the weights to use instead."""
+
+
+@contextmanager
+def changed_routing(network: nn.Module, change: Change, routings: Iterable[str] | None = None) -> Iterator[None]:
+    """Change what routing functions give, through hooks that are there inside the `with` block only.
+
+    Args:
+        network: Network with conditional layers.
+        change: Gets the name of the routing function and its weights `[B, E]`, and returns others of that shape.
+        routings: Names of the routing functions; None for all.
+
+    Raises:
+        UsageError: The network has no conditional layer, or no routing function of that name.
+
+    Example:
+        >>> network = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3, num_experts=4))
+        >>> with changed_routing(network, lambda name, weights: keep_top(weights, 1)):
+        ...     output = network(torch.randn(2, 3, 8, 8))
+    """
+    known = served_layers(network)
+    names = known if routings is None else tuple(routings)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"`routings` must name routing functions, got {name!r}: there are {', '.join(known)}")
+    handles = [
+        network.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: change(name, out))
+        for name in names
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def keep_top(weights: Tensor, k: int) -> Tensor:
+    """Keep each example's k largest weights, scaled so that they sum to what all did; the others become 0.
+
+    The sum is kept because the size of the kernel is not what is asked here: sigmoid weights of eight experts sum to
+    about four, and a kernel a fourth of the usual size would fail whichever expert it came from.
+
+    Args:
+        weights: `[B, E]`.
+        k: Weights to keep.
+
+    Example:
+        >>> keep_top(torch.tensor([[0.5, 0.25, 0.25]]), 1)
+        tensor([[1., 0., 0.]])
+    """
+    top = weights.topk(k, dim=1)
+    kept = torch.zeros_like(weights).scatter(1, top.indices, top.values)
+    total = kept.sum(1, keepdim=True)
+    return torch.where(total != 0, kept * (weights.sum(1, keepdim=True) / total), kept)
+
+
+@dataclass
+class _Variant:
+    """One intervention and its counts so far."""
+
+    name: str
+    routings: tuple[str, ...]
+    change: Change
+    most_images: int | None = None
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("images", "agree", "right", "gained", "lost"), 0)
+    )
+
+    def add(self, before: Tensor, now: Tensor, targets: Tensor | None) -> None:
+        """Count predictions `[B]` before and now, and whether they are the classes `[B]`."""
+        sums: dict[str, Any] = {"images": torch.tensor(len(now)), "agree": (now == before).sum()}
+        if targets is not None:
+            was, is_now = before == targets, now == targets
+            sums |= {"right": is_now.sum(), "gained": (is_now & ~was).sum(), "lost": (was & ~is_now).sum()}
+        for name, value in sums.items():
+            self.counts[name] += int(value)
+
+    def result(self, labelled: bool) -> Intervention:
+        """Return the counts; those that need classes are None without them."""
+        kept = self.counts if labelled else {name: self.counts[name] for name in ("images", "agree")}
+        return Intervention(self.name, self.routings, **kept)
+
+
+def measure_interventions(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], report: RoutingReport, *, layer_images: int = 2000
+) -> tuple[Intervention, ...]:
+    """Measure what the routing is worth, in one reading of the data; the network runs once for each intervention.
+
+    - `"learned"`: nothing is changed.
+    - `"mean"`: every image gets the mean weights of the report, so the network is static.
+    - `"shuffled"`: every image gets the weights of the image before it in its batch (the first, those of the last).
+    - `"top-1"`, `"top-2"`, `"top-4"`: only the largest weights are kept (`keep_top`), as far as there are more experts.
+    - `"mean"` once more for each routing function alone, on the first `layer_images` images.
+
+    Args:
+        network: The network that was recorded, in evaluation mode.
+        batches: Images `[B, C, S, S]` and classes `[B]`, in an order that mixes the classes: with images sorted by
+            class, shuffling would hand on the weights of the same class. Negative classes (images that could not be
+            read) do not count. Without class names in the report only the sign of the classes matters.
+        report: What was recorded of the network.
+        layer_images: Most images for the interventions on one routing function.
+
+    Returns:
+        The interventions on all routing functions, then those on each.
+
+    Raises:
+        UsageError: There is no readable image.
+    """
+    means = {record.name: record.mean for record in report.routings}
+    every = tuple(means)
+    static = _constant(means)
+    experts = max(record.num_experts for record in report.routings)
+    variants = [
+        _Variant("learned", (), lambda name, weights: weights),
+        _Variant("mean", (), static),
+        _Variant("shuffled", (), lambda name, weights: weights.roll(1, 0)),
+        *(_Variant(f"top-{k}", (), _top(k)) for k in (1, 2, 4) if k < experts),
+        *(_Variant("mean", (name,), static, layer_images) for name in every),
+    ]
+    return _measure(network, batches, variants, every, labelled=report.class_names is not None)
+
+
+def measure_static(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], report: RoutingReport, routings: Iterable[str]
+) -> Intervention:
+    """Measure the network with the mean weights in the named routing functions together.
+
+    Args:
+        network: As in `measure_interventions`.
+        batches: As in `measure_interventions`.
+        report: As in `measure_interventions`.
+        routings: Names of routing functions.
+
+    Raises:
+        UsageError: There is no readable image, or no routing function of that name.
+    """
+    means = {name: report.routing(name).mean for name in routings}
+    variant = _Variant("mean", tuple(means), _constant(means))
+    return _measure(network, batches, [variant], (), labelled=report.class_names is not None)[0]
+
+
+def _constant(means: Mapping[str, Tensor]) -> Change:
+    return lambda name, weights: means[name].to(weights).expand_as(weights)
+
+
+def _top(k: int) -> Change:
+    return lambda name, weights: keep_top(weights, min(k, weights.shape[1]))
+
+
+@torch.inference_mode()
+def _measure(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    variants: list[_Variant],
+    every: tuple[str, ...],
+    *,
+    labelled: bool,
+) -> tuple[Intervention, ...]:
+    device = next(network.parameters()).device
+    for images, targets in batches:
+        readable = (targets >= 0).to(device)
+        images, targets = images.to(device)[readable], targets.to(device)[readable]
+        if len(images) == 0:
+            continue
+        before = network(images).argmax(1)
+        for variant in variants:
+            left = len(images)
+            if variant.most_images is not None:
+                left = min(left, variant.most_images - variant.counts["images"])
+            if left <= 0:
+                continue
+            with changed_routing(network, variant.change, variant.routings or every):
+                now = network(images[:left]).argmax(1)
+            variant.add(before[:left], now, targets[:left] if labelled else None)
+    if variants[0].counts["images"] == 0:
+        raise UsageError("`batches` must hold a readable image, got none: check the files")
+    return tuple(variant.result(labelled) for variant in variants)

@@ -1,0 +1,187 @@
+"""Recording routing weights while a network runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from condconv.analysis.accumulator import Accumulator
+from condconv.analysis.experts import expert_similarity
+from condconv.analysis.records import RoutingRecord
+from condconv.analysis.report import RoutingReport
+from condconv.errors import UsageError
+from condconv.nn import ConditionalLayer
+from condconv.nn.block_routing import routing_functions
+
+
+def served_layers(network: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return the names of a network's routing functions, each with the names of the layers that it routes.
+
+    Both in the network's order. Layers that share a routing function stand beside one another.
+
+    Args:
+        network: Any module.
+
+    Raises:
+        UsageError: The network has no conditional layer.
+    """
+    owners = routing_functions(network)
+    names = {module: name for name, module in network.named_modules()}
+    served: dict[str, list[str]] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, ConditionalLayer):
+            served.setdefault(names[owners[module.routing_fn]], []).append(name)
+    if not served:
+        raise UsageError(
+            f"`network` must have a conditional layer, got {type(network).__name__} without one: "
+            "convert it with condconv.convert_, or take a conditional network"
+        )
+    return {routing: tuple(layers) for routing, layers in served.items()}
+
+
+class RoutingRecorder:
+    """Records what the routing functions of a network give, as sums, so that any number of examples fits.
+
+    A context manager that owns its hooks: they are there inside the `with` block only. The network is not changed.
+    A routing function that several layers share is recorded once. One that runs several times in a forward pass
+    counts each time as an example.
+
+    Args:
+        network: Network with conditional layers, routed by their own input or by that of a block.
+        class_names: One name a class, in the order of the targets given to `update`; None for examples without
+            classes.
+        top_examples: For each expert, so many of the examples with the highest weights are remembered.
+
+    Raises:
+        UsageError: The network has no conditional layer, there is no class, or `top_examples` is negative.
+
+    Example:
+        ::
+
+            with RoutingRecorder(network, class_names) as recorder, torch.inference_mode():
+                for images, targets in loader:
+                    network(images)
+                    recorder.update(targets)
+            report = recorder.report()
+            report.save("report.html")
+    """
+
+    def __init__(self, network: nn.Module, class_names: Sequence[str] | None = None, top_examples: int = 10) -> None:
+        if class_names is not None and not class_names:
+            raise UsageError("`class_names` must name at least one class, got none: give None for unlabelled images")
+        if top_examples < 0:
+            raise UsageError(f"`top_examples` must be at least 0, got {top_examples}: 0 remembers none")
+        self.class_names = None if class_names is None else tuple(class_names)
+        self._network = network
+        self._layers = served_layers(network)
+        self._top_examples = top_examples
+        self._pending: dict[str, list[Tensor]] = {name: [] for name in self._layers}
+        self._accumulators: dict[str, Accumulator] = {}
+        self._images = 0
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> RoutingRecorder:
+        for name in self._layers:
+            routing_fn = self._network.get_submodule(name)
+            self._handles.append(routing_fn.register_forward_hook(partial(self._store, name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _store(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._pending[name].append(output.detach())
+
+    def update(self, targets: Tensor | None = None, ids: Tensor | None = None) -> None:
+        """Add the examples of the forward pass just made.
+
+        Args:
+            targets: Class of each example, `[B]` integers. Negative ones (an image that could not be read) are left
+                out. Without class names it may be None, and only the sign matters.
+            ids: Numbers `[B]` by which the report names the examples with the highest weights; None to number the
+                examples in the order in which they come, from 0.
+
+        Raises:
+            UsageError: There was no forward pass since the last update, or it had another number of examples; or
+                targets are missing, or name a class that there is not.
+        """
+        count = self._check_pending(targets)
+        seen = torch.ones(count, dtype=torch.bool) if targets is None else targets.detach().cpu() >= 0
+        known = self._known_classes(targets, seen)
+        numbers = torch.arange(self._images, self._images + count) if ids is None else ids.detach().cpu()
+        if numbers.shape != (count,):
+            raise UsageError(
+                f"`ids` must have shape [B] = {(count,)}, got {tuple(numbers.shape)}: one for each example"
+            )
+        self._images += count
+        for name, calls in self._pending.items():
+            for weights in calls:
+                self._accumulator(name, weights.shape[1]).add(weights.double().cpu()[seen], known, numbers[seen])
+            calls.clear()
+
+    def _check_pending(self, targets: Tensor | None) -> int:
+        sizes = {len(weights) for calls in self._pending.values() for weights in calls}
+        if len(sizes) != 1 or (targets is not None and sizes != {len(targets)}):
+            given = "none" if targets is None else len(targets)
+            raise UsageError(
+                f"`targets` must have one class for each example of one forward pass, got {given} for weights of "
+                f"{sorted(sizes) or 'no'} examples: call update once after each forward pass"
+            )
+        return sizes.pop()
+
+    def _known_classes(self, targets: Tensor | None, seen: Tensor) -> Tensor | None:
+        if self.class_names is None:
+            return None
+        if targets is None:
+            raise UsageError("`targets` must be given with class names, got None: give class_names=None for no classes")
+        known = targets.detach().cpu()[seen]
+        if len(known) and int(known.max()) >= len(self.class_names):
+            raise UsageError(
+                f"`targets` must lie below the number of classes, {len(self.class_names)}, got {int(known.max())}: "
+                "name all the classes"
+            )
+        return known
+
+    def _accumulator(self, name: str, num_experts: int) -> Accumulator:
+        if name not in self._accumulators:
+            self._accumulators[name] = Accumulator(len(self.class_names or ()), num_experts, self._top_examples)
+        return self._accumulators[name]
+
+    def report(self) -> RoutingReport:
+        """Return what was recorded, one record for each routing function that ran, in the network's order.
+
+        Raises:
+            UsageError: No example was recorded.
+        """
+        ran = [name for name in self._layers if name in self._accumulators]
+        records = [self._record(name) for name in ran if int(self._accumulators[name].sums["examples"])]
+        if not records:
+            raise UsageError(
+                "the recorder must see an example first, got none: run the network inside the with block, then update"
+            )
+        return RoutingReport(tuple(records), self.class_names)
+
+    def _record(self, name: str) -> RoutingRecord:
+        accumulator = self._accumulators[name]
+        layers = [self._network.get_submodule(layer) for layer in self._layers[name]]
+        found = accumulator.top_weights[0].isfinite()  # all experts have seen as many examples
+        return RoutingRecord(
+            name=name,
+            layers=self._layers[name],
+            kind=type(self._network.get_submodule(name)).__name__,
+            highest_shares=accumulator.highest_shares.clone(),
+            top_weights=accumulator.top_weights[:, found].clone(),
+            top_ids=accumulator.top_ids[:, found].clone(),
+            similarity=expert_similarity(layer for layer in layers if isinstance(layer, ConditionalLayer)),
+            **{field: value.clone() for field, value in accumulator.sums.items()},
+        )

@@ -1,0 +1,130 @@
+"""The report of a recording: a frozen result that saves itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from condconv.analysis.page import render_page
+from condconv.analysis.records import Intervention, RoutingRecord, record_from_lists, record_to_lists
+from condconv.errors import UsageError
+
+FORMAT = 1
+"""Version of the JSON file's layout."""
+
+
+@dataclass(frozen=True)
+class RoutingReport:
+    """What the routing of a network did over the examples seen.
+
+    Attributes:
+        routings: One record for each routing function, in the network's order.
+        class_names: In the order of the classes; None for examples without classes.
+        interventions: What other routing weights would cost, if it was measured.
+    """
+
+    routings: tuple[RoutingRecord, ...]
+    class_names: tuple[str, ...] | None = None
+    interventions: tuple[Intervention, ...] = ()
+
+    def routing(self, name: str) -> RoutingRecord:
+        """Return the record of a routing function, or of the one that serves a layer, by name.
+
+        Raises:
+            UsageError: There is none of this name.
+        """
+        for record in self.routings:
+            if name == record.name or name in record.layers:
+                return record
+        known = ", ".join(record.layers[0] for record in self.routings)
+        raise UsageError(f"`name` must be a conditional layer or a routing function, got {name!r}: there are {known}")
+
+    def static_cost(self, record: RoutingRecord) -> Intervention | None:
+        """Return what giving only this routing its mean weights did; None if it was not measured."""
+        return next((each for each in self.interventions if each.routings == (record.name,)), None)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat row for each routing function, for `pandas.DataFrame(report.rows())` or a CSV writer.
+
+        Entropy and mutual information are in bits, costs in points of accuracy; None where classes or measurements
+        are missing.
+        """
+        return [self._row(record) for record in self.routings]
+
+    def _row(self, record: RoutingRecord) -> dict[str, Any]:
+        cost = self.static_cost(record)
+        return {
+            "routing": record.name,
+            "layers": " ".join(record.layers),
+            "kind": record.kind,
+            "experts": record.num_experts,
+            "examples": int(record.examples),
+            "between_class_share": record.between_class_share,
+            "mutual_information": record.mutual_information,
+            "entropy": record.entropy,
+            "experts_per_example": record.experts_per_example,
+            "experts_in_all": record.experts_in_all,
+            "bimodality": record.bimodality,
+            "dead_experts": len(record.dead),
+            "duplicate_pairs": len(record.duplicates),
+            "static_cost": None if cost is None else cost.cost,
+            "static_cost_error": None if cost is None else cost.cost_error,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the report.
+
+        Args:
+            path: A `.json` file, which `load` reads, or a `.html` file, a page to look at in a browser (without
+                pictures of images; `condconv report` adds these).
+
+        Raises:
+            UsageError: Another suffix, or the file cannot be written.
+            MissingExtraError: A page needs the extra `report`.
+        """
+        path = Path(path)
+        if path.suffix == ".json":
+            _write(path, json.dumps(self._to_lists(), allow_nan=False))
+        elif path.suffix == ".html":
+            _write(path, render_page(self))
+        else:
+            raise UsageError(f"`path` must end in .json or .html, got {path}: give it one of these suffixes")
+
+    def _to_lists(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "class_names": self.class_names,
+            "routings": [record_to_lists(record) for record in self.routings],
+            "interventions": [asdict(each) for each in self.interventions],
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> RoutingReport:
+        """Read what `save` wrote to a `.json` file.
+
+        Raises:
+            UsageError: The file is missing, or is no report of this version.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            if values["format"] != FORMAT:
+                raise ValueError(f"format {FORMAT} (it has format {values['format']})")
+            names = values["class_names"]
+            return cls(
+                tuple(record_from_lists(fields) for fields in values["routings"]),
+                None if names is None else tuple(names),
+                tuple(Intervention(**each | {"routings": tuple(each["routings"])}) for each in values["interventions"]),
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"`path` must be a JSON file that a report wrote (format {FORMAT}), got {path} ({error}): save it again"
+            ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"`path` must be a file that can be written, got {path} ({error.strerror})") from error

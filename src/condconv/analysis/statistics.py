@@ -1,0 +1,117 @@
+"""What sums over examples say about a routing function: pure functions of tensors, in fp64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BINS = 40
+"""Bins of the histograms of weights, equally wide, from 0 to 1; 0.1 and 0.9 are edges of bins."""
+NEAR = 0.1
+"""A weight below this, or not below one minus this, counts as decided."""
+DEAD_SHARE = 0.1
+"""An expert is dead if no example gives it this part of an equal share of the mixture."""
+# Below this part of the mean square, a variance is the rounding of fp32 weights and not spread.
+_ROUNDING = 1e-12
+
+
+def shares(weights: Tensor) -> Tensor:
+    """Return each expert's share of the mixture, `|r| / sum |r|`, `[B, E]` of weights `[B, E]`.
+
+    An example whose weights are all zero mixes nothing; its shares are taken as equal.
+    """
+    sizes = weights.abs()
+    total = sizes.sum(1, keepdim=True)
+    return torch.where(total > 0, sizes / total, 1 / weights.shape[1])
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Return the entropy along the last dimension, in bits; NaN where the probabilities are.
+
+    Example:
+        >>> entropy(torch.tensor([0.5, 0.25, 0.25]))
+        tensor(1.5000)
+    """
+    return torch.special.entr(probabilities).sum(-1) / torch.log(torch.tensor(2.0, dtype=probabilities.dtype))
+
+
+def histogram(weights: Tensor) -> Tensor:
+    """Return how many examples give each expert a weight of each bin, `[E, BINS]` int64, of weights `[B, E]`.
+
+    Weights outside 0 to 1 are counted in the outermost bins.
+    """
+    experts = weights.shape[1]
+    bins = (weights * BINS).floor().clamp(0, BINS - 1).long() + BINS * torch.arange(experts)
+    return torch.bincount(bins.flatten(), minlength=experts * BINS).reshape(experts, BINS)
+
+
+def variances(examples: Tensor, sums: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Split the variance of each expert's weight into that between the classes' means and that within classes.
+
+    Args:
+        examples: Examples of each class, `[K]`.
+        sums: Sum of the weights of each class, `[K, E]`.
+        squares: Sum of their squares, `[K, E]`.
+
+    Returns:
+        Two variances `[E]` (population), which add up to the variance over all examples.
+    """
+    seen = examples > 0
+    counts = examples[seen].double()
+    total = counts.sum()
+    mean = sums.sum(0) / total
+    mean_square = squares.sum(0) / total
+    class_means = sums[seen] / counts[:, None]
+    between = (counts[:, None] * (class_means - mean).square()).sum(0) / total
+    within = mean_square - (counts[:, None] * class_means.square()).sum(0) / total
+    floor = _ROUNDING * mean_square
+    return torch.where(between > floor, between, 0.0), torch.where(within > floor, within, 0.0)
+
+
+def between_class_share(between: Tensor, within: Tensor) -> float:
+    """Return the share of the variance that lies between classes, all experts together; 0 without any variance."""
+    total = (between + within).sum()
+    return float(between.sum() / total) if total > 0 else 0.0
+
+
+def chance_share(examples: Tensor) -> float:
+    """Return the between-class share that classes drawn at random would have on average, `(K - 1) / (N - 1)`.
+
+    Args:
+        examples: Examples of each class, `[K]`; classes that were not seen do not count.
+    """
+    total = int(examples.sum())
+    return (int((examples > 0).sum()) - 1) / (total - 1) if total > 1 else 1.0
+
+
+def mutual_information(examples: Tensor, share_sums: Tensor) -> float:
+    """Return how much of the class the choice of an expert tells, in bits.
+
+    An expert is drawn for each example, each with its share of the mixture. Then `I = H(mean share) - mean over
+    classes of H(mean share in the class)`, with classes weighted by their examples.
+
+    Args:
+        examples: Examples of each class, `[K]`.
+        share_sums: Sum of the shares of each class, `[K, E]`.
+    """
+    seen = examples > 0
+    counts = examples[seen].double()
+    conditional = entropy(share_sums[seen] / counts[:, None])
+    whole = entropy(share_sums.sum(0) / counts.sum())
+    return max(0.0, float(whole - (counts * conditional).sum() / counts.sum()))
+
+
+def extremes(counts: Tensor) -> tuple[float, float]:
+    """Return the shares of the weights that lie below 0.1, and at 0.9 and above, of a histogram `[E, BINS]`."""
+    width = round(NEAR * BINS)
+    return float(counts[:, :width].sum() / counts.sum()), float(counts[:, -width:].sum() / counts.sum())
+
+
+def dead_experts(highest_shares: Tensor) -> tuple[int, ...]:
+    """Return the experts that no example gives a tenth of an equal share of the mixture.
+
+    Args:
+        highest_shares: The highest share that any example gives each expert, `[E]`.
+    """
+    dead = highest_shares < DEAD_SHARE / len(highest_shares)
+    return tuple(dead.nonzero().flatten().tolist())

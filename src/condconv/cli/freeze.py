@@ -1,0 +1,79 @@
+"""`condconv freeze`: makes conditional layers of a trained network ordinary ones."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from condconv.cli.report import add_reading_options, reading_of
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the command to the parser."""
+    parser = subparsers.add_parser(
+        "freeze",
+        help="make layers static whose routing hardly matters",
+        description="Gives each named layer the kernel that its mean routing weights mix, and writes the network to "
+        "a new checkpoint, which evaluate, report and export load. The mean is taken over the training images, "
+        "without augmentation; the accuracy before and after is that on the validation images. 'condconv report' "
+        "says which layers to name.",
+    )
+    parser.add_argument("checkpoint", help="a best.safetensors or last.safetensors, or what condconv freeze wrote")
+    parser.add_argument(
+        "--layers", required=True, help="names of layers or patterns, with commas between: 'blocks.3.*,conv_head'"
+    )
+    parser.add_argument("-o", "--out", required=True, help="file to write, another than the checkpoint")
+    parser.add_argument("--no-evaluate", action="store_true", help="do not measure the accuracy")
+    add_reading_options(parser, max_images=10_000)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the checkpoint, and print what it saves and costs."""
+    from condconv.train import freeze_checkpoint
+
+    done = freeze_checkpoint(
+        arguments.checkpoint,
+        arguments.out,
+        [pattern.strip() for pattern in arguments.layers.split(",") if pattern.strip()],
+        arguments.data,
+        data_dir=arguments.data_dir,
+        reading=reading_of(arguments),
+    )
+    print(f"static now   {', '.join(done.layers)}")
+    print(f"conditional  {done.conditional_left} layers left")
+    print(f"parameters   {done.params_before / 1e6:.2f}M -> {done.params_after / 1e6:.2f}M")
+    print(f"mean over    {done.images} images")
+    if not arguments.no_evaluate:
+        _compare(arguments)
+    print(f"written      {arguments.out}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from condconv.train import evaluate_checkpoint, load_checkpoint
+    from condconv.train.inspection import open_images
+
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    data = arguments.data or checkpoint.config.val_data or checkpoint.config.data
+    if not open_images(checkpoint, data, data_dir=arguments.data_dir, skip=True)[1]:
+        print("top-1        not measured: the images have no classes")
+        return
+    before, after = (
+        evaluate_checkpoint(
+            path,
+            data,
+            data_dir=arguments.data_dir,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            on_bad_image=arguments.on_bad_image,
+            device=arguments.device,
+            progress=not arguments.quiet,
+        )
+        for path in (arguments.checkpoint, arguments.out)
+    )
+    change = 100 * (after.top1 - before.top1)
+    print(
+        f"top-1        {100 * before.top1:.2f} % -> {100 * after.top1:.2f} % ({change:+.2f} points, "
+        f"{after.images} images)"
+    )

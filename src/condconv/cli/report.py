@@ -1,0 +1,101 @@
+"""`condconv report`: what the routing of a trained network learned, as a page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from condconv.errors import UsageError, require_extra
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the command to the parser."""
+    parser = subparsers.add_parser(
+        "report",
+        help="show what the routing of a trained network learned",
+        description="Writes one page, which needs no other file and no network connection: how classes use the "
+        "experts of each layer, the images and classes with the highest weights, what the routing is worth, and "
+        "which layers may be made static (condconv freeze).",
+    )
+    parser.add_argument("checkpoint", help="a best.safetensors or last.safetensors, or what condconv freeze wrote")
+    add_reading_options(parser)
+    parser.add_argument(
+        "--layer-images",
+        type=int,
+        default=2000,
+        help="most images for measuring each single layer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        default="report.html",
+        help="file to write, .html, or .json for RoutingReport.load (default: %(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def add_reading_options(parser: argparse.ArgumentParser, *, max_images: int | None = None) -> None:
+    """Add the options that say which images are read, and how."""
+    parser.add_argument(
+        "--data",
+        help="as for 'condconv evaluate', or a directory of images without class folders (default: the run's)",
+    )
+    parser.add_argument("--data-dir", help="where the files of torch/NAME are, or the cache of hfds/NAME")
+    parser.add_argument(
+        "--max-images",
+        type=int,
+        default=max_images,
+        help=f"most images, a fixed random choice (default: {max_images or 'all'})",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
+    parser.add_argument(
+        "--on-bad-image", choices=("error", "skip"), default="error", help="what to do with an unreadable image"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="where to run (default: %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def reading_of(arguments: argparse.Namespace) -> Any:
+    """Return the `Reading` that the options ask for."""
+    from condconv.train import Reading
+
+    return Reading(
+        max_images=arguments.max_images,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        on_bad_image=arguments.on_bad_image,
+        device=arguments.device,
+        progress=not arguments.quiet,
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the page and print its path, with the figures that matter most."""
+    from condconv.train import inspect_checkpoint
+
+    out = Path(arguments.out)
+    # What would fail at the end is said before the work begins.
+    if out.suffix not in (".html", ".json"):
+        raise UsageError(f"`--out` must end in .html or .json, got {out}: give it one of these suffixes")
+    if not out.resolve().parent.is_dir():
+        raise UsageError(f"`--out` must be in a directory that exists, got {out}: make it first")
+    if out.suffix == ".html":
+        require_extra("plotly", "report")
+    found = inspect_checkpoint(
+        arguments.checkpoint,
+        arguments.data,
+        data_dir=arguments.data_dir,
+        layer_images=arguments.layer_images,
+        reading=reading_of(arguments),
+    )
+    found.save(out)
+    for each in found.report.interventions:
+        if not each.routings:
+            score = f"{100 * each.agreement:6.2f} % predicted as before" if each.top1 is None else f"{each.top1:8.2%}"
+            print(f"{each.name:8} {score}")
+    if found.command is not None:
+        print(f"advised: {found.command}")
+    print(f"report: {out}")
+    return 0

@@ -1,0 +1,79 @@
+"""Making conditional layers ordinary ones: each gets the kernel that constant routing weights mix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.convert.surgery import replace
+from condconv.errors import UsageError
+from condconv.nn import ConditionalLayer
+from condconv.nn.block_routing import ClearSlot, FillSlot
+
+
+def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None]) -> None:
+    """Replace conditional layers by the ordinary layers that constant routing weights make of them, in place.
+
+    A layer gives what it gave with these weights, to rounding, without its experts, routing or mixing. Routing
+    functions of blocks that no layer and no other routing function uses any more are removed.
+
+    Args:
+        model: Network with conditional layers. Nothing is changed if an error is raised.
+        routing_weights: For each layer's name its weights `[E]`, for example their mean over a data set; None for
+            `1 / E` each, where other weights are loaded into the layer anyway.
+
+    Raises:
+        UsageError: There is no conditional layer of that name.
+        ValueError: Weights do not have shape `[E]`, or torch has no such ordinary layer.
+
+    Example:
+        >>> network = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3, num_experts=4))
+        >>> freeze_layers_(network, {"0": torch.tensor([0.1, 0.2, 0.3, 0.4])})
+        >>> network[0]
+        Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ConditionalLayer)}
+    frozen: dict[str, nn.Module] = {}
+    for name, weights in routing_weights.items():
+        if name not in layers:
+            known = ", ".join(layers) or "none"
+            raise UsageError(f"`layers` must be conditional layers of the network, got {name!r}: there are {known}")
+        layer: Any = layers[name]
+        equal = torch.full((layer.num_experts,), 1 / layer.num_experts)
+        frozen[name] = layer.freeze(equal if weights is None else weights)
+    for name, static in frozen.items():
+        replace(model, layers[name], static)
+    while _remove_idle_routing_(model):  # one that only handed its weights on may be idle next
+        pass
+
+
+def _remove_idle_routing_(model: nn.Module) -> bool:
+    """Remove the routing functions of blocks whose weights nothing takes; return whether there were any."""
+    fillers = [
+        (block, key, hook)
+        for block in model.modules()
+        for key, hook in block._forward_pre_hooks.items()
+        if isinstance(hook, FillSlot)
+    ]
+    used: set[nn.Module] = {layer.routing_fn for layer in model.modules() if isinstance(layer, ConditionalLayer)}
+    used |= {hook.previous for _, _, hook in fillers if hook.previous is not None}
+    idle = [filler for filler in fillers if filler[2].slot not in used]
+    for block, key, hook in idle:
+        block._forward_pre_hooks.pop(key)
+        block._forward_pre_hooks_with_kwargs.pop(key, None)
+        del block.routing_fn
+        if hook.previous is not None:  # this block took the weights over, and let go of them
+            block.register_forward_hook(ClearSlot(hook.previous), always_call=True)
+    _remove_clearing_(model, {hook.slot for _, _, hook in idle})
+    return bool(idle)
+
+
+def _remove_clearing_(model: nn.Module, slots: set[nn.Module]) -> None:
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, ClearSlot) and hook.slot in slots:
+                module._forward_hooks.pop(key)
+                module._forward_hooks_always_called.pop(key, None)

@@ -1,0 +1,123 @@
+import pytest
+import torch
+from torch import nn
+
+from condconv import CondConv2d, CondLinear
+from condconv.analysis import changed_routing
+from condconv.convert import freeze_layers_
+from condconv.errors import UsageError
+from condconv.nn import HierarchicalRouting, RoutingSlot, SigmoidRouting, route_block_
+
+WEIGHTS = torch.tensor([0.9, 0.2, 0.4])
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = CondConv2d(4, 4, 3, padding=1, groups=4, num_experts=3)
+        self.second = CondConv2d(4, 4, 1, num_experts=3)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def routed(routing_fn, **options) -> Block:
+    block = Block()
+    route_block_(block, routing_fn, [block.first, block.second], **options)
+    return block
+
+
+def network() -> nn.Sequential:
+    """A layer of its own routing, a block, and a linear layer."""
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), CondLinear(4, 2, num_experts=3))
+    return nn.Sequential(CondConv2d(3, 4, 3, stride=2, padding=1, num_experts=3), routed(SigmoidRouting(4, 3)), head)
+
+
+def frozen_output(model, x, routings):
+    with changed_routing(model, lambda name, weights: WEIGHTS.expand_as(weights), routings):
+        return model(x)
+
+
+@pytest.mark.parametrize(
+    ("layers", "routings"),
+    [
+        (["0"], ["0.routing_fn"]),
+        (["1.first", "1.second"], ["1.routing_fn"]),
+        (["2.2"], ["2.2.routing_fn"]),
+        (["0", "1.first", "1.second", "2.2"], None),
+    ],
+)
+def test_a_frozen_network_gives_what_constant_weights_gave(layers, routings):
+    model = network()
+    x = torch.randn(2, 3, 8, 8)
+    expected = frozen_output(model, x, routings)
+    freeze_layers_(model, dict.fromkeys(layers, WEIGHTS))
+    assert torch.allclose(model(x), expected, atol=1e-6)
+    assert all(type(model.get_submodule(name)) in (nn.Conv2d, nn.Linear) for name in layers)
+
+
+def test_routing_that_nothing_uses_is_removed_with_its_hooks():
+    model = network()
+    freeze_layers_(model, {"1.first": WEIGHTS})
+    assert "1.routing_fn.fc.weight" in model.state_dict()  # the second layer still uses it
+    freeze_layers_(model, {"1.second": WEIGHTS, "0": WEIGHTS})
+    assert not any("routing_fn" in name for name in model.state_dict() if not name.startswith("2."))
+    block = model[1]
+    assert not block._forward_pre_hooks
+    assert not block._forward_pre_hooks_with_kwargs
+    assert not block._forward_hooks
+    assert not hasattr(block, "routing_fn")
+    block.register_forward_pre_hook(lambda *arguments: None)
+    model(torch.randn(1, 3, 8, 8))  # torch's own books of hooks are in order too
+
+
+def chain() -> tuple[nn.Sequential, RoutingSlot]:
+    slot = RoutingSlot("the first", 3)
+    first = routed(HierarchicalRouting(4, 3), slot=slot, hand_over=True)
+    second = routed(HierarchicalRouting(4, 3, previous_experts=3), previous=slot)
+    return nn.Sequential(first, second), slot
+
+
+def test_a_routing_that_hands_its_weights_on_stays():
+    model, _ = chain()
+    x = torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        weights = model[0].routing_fn(x)[0]
+    expected = model(x)[0]
+    freeze_layers_(model, {"0.first": weights, "0.second": weights})
+    assert "0.routing_fn.fc.weight" in model.state_dict()
+    assert torch.allclose(model(x)[0], expected, atol=1e-6)
+
+
+def test_the_end_of_a_chain_is_removed_and_the_slot_before_it_is_emptied():
+    model, slot = chain()
+    freeze_layers_(model, {"1.first": WEIGHTS, "1.second": WEIGHTS})
+    assert not hasattr(model[1], "routing_fn")
+    model(torch.randn(2, 4, 6, 6))
+    with pytest.raises(RuntimeError, match="which is not running"):
+        slot(torch.zeros(1))
+
+
+def test_a_whole_chain_is_removed():
+    model, _ = chain()
+    freeze_layers_(model, dict.fromkeys(["0.first", "0.second", "1.first", "1.second"], WEIGHTS))
+    assert not any("routing_fn" in name for name in model.state_dict())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model)
+    assert model(torch.randn(2, 4, 6, 6)).shape == (2, 4, 6, 6)
+
+
+def test_none_takes_equal_weights():
+    model = nn.Sequential(CondLinear(2, 2, num_experts=4))
+    mean = model[0].weight.mean(0)
+    freeze_layers_(model, {"0": None})
+    assert torch.allclose(model[0].weight, mean)
+
+
+def test_wrong_names_and_shapes_change_nothing():
+    model = network()
+    before = model.state_dict()
+    with pytest.raises(UsageError, match="`layers` must be conditional layers of the network, got '1': there are 0, "):
+        freeze_layers_(model, {"0": WEIGHTS, "1": WEIGHTS})
+    with pytest.raises(ValueError, match=r"routing_weights must have shape \[E\]"):
+        freeze_layers_(model, {"0": WEIGHTS, "2.2": WEIGHTS[:2]})
+    assert list(model.state_dict()) == list(before)
