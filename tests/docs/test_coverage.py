@@ -9,6 +9,7 @@ from types import ModuleType
 import condconv
 import condconv.analysis
 import condconv.convert
+import condconv.export
 import condconv.models
 import condconv.nn
 import condconv.ops
@@ -25,6 +26,7 @@ def public_names() -> set[str]:
         condconv,
         condconv.analysis,
         condconv.convert,
+        condconv.export,
         condconv.models,
         condconv.nn,
         condconv.ops,

@@ -46,7 +46,7 @@ def test_a_layer_takes_options_of_its_routing_as_text():
     assert float(softmax.temperature) == 30.0
     hidden = CondConv2d(8, 4, 1, num_experts=3, routing="hidden(hidden_ratio=0.5)").routing_fn
     assert isinstance(hidden, HiddenRouting)
-    assert [parameter.shape[0] for parameter in hidden.parameters()][0] == 4  # half of 8 channels
+    assert next(hidden.parameters()).shape[0] == 4  # half of 8 channels
 
 
 def test_an_option_the_routing_does_not_have():

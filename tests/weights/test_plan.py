@@ -116,7 +116,8 @@ def test_networks_that_cannot_be_loaded_into_are_refused() -> None:
     with pytest.raises(UsageError, match="`model` must have its parameters, '0.weight' waits for a first input"):
         load_state_dict(lazy, {"0.weight": torch.zeros(3, 3, 1, 1)})
     sharded = nn.Conv2d(3, 3, 1, bias=False)
-    sharded.weight.device_mesh = "two devices"
+    weight: Any = sharded.weight
+    weight.device_mesh = "two devices"
     with pytest.raises(UsageError, match="`model` must not be sharded, 'weight' is: load the weights first"):
         load_state_dict(sharded, {"weight": torch.zeros(3, 3, 1, 1)})
 

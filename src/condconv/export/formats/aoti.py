@@ -1,0 +1,47 @@
+"""A `.pt2` package of AOTInductor: compiled for this machine's CPU, run from Python or C++."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from condconv.export.formats.request import Inspection, Request, export_program
+from condconv.export.verification import Run
+
+SUFFIX, EXTRA, PACKAGES, RUNTIME = ".pt2", None, (), "AOTInductor"
+_METADATA = "condconv"
+
+
+def why_not(request: Request) -> str | None:
+    """Return `None`: all requests can be met."""
+    return None
+
+
+def why_not_run() -> str | None:
+    """Return `None`: a file runs where it is written."""
+    return None
+
+
+def write(model: nn.Module, path: Path, request: Request) -> None:
+    """Compile the graph; the metadata goes into the package's own."""
+    program = export_program(model, request)
+    batch = json.dumps(request.batch)
+    metadata = {_METADATA: json.dumps(dict(request.metadata)), "batch": batch}
+    torch._inductor.aoti_compile_and_package(
+        program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
+    )
+
+
+def inspect(path: Path) -> Inspection:
+    """Read the metadata. A package does not tell its batch axis: only running it does."""
+    metadata: Any = torch._inductor.aoti_load_package(str(path)).get_metadata()
+    return Inspection(json.loads(metadata["batch"]), None, json.loads(metadata[_METADATA]))
+
+
+def load(path: Path) -> Run:
+    """Return the package as a function."""
+    return torch._inductor.aoti_load_package(str(path))

@@ -1,0 +1,101 @@
+"""An ONNX file, run in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.errors import require_extra
+from condconv.export.formats.request import INPUT, OUTPUT, Inspection, Request, export_program
+from condconv.export.verification import Run
+
+SUFFIX, EXTRA, PACKAGES, RUNTIME = ".onnx", "onnx", ("onnx", "onnxscript", "onnxruntime"), "ONNX Runtime"
+OPSETS = range(18, 24)
+"""Opsets that torch's exporter honours; asked for a lower one it writes 18 all the same."""
+_LARGEST = 1_500_000_000  # bytes of weights in the file itself; protobuf's limit is 2 GiB
+_ERRORS_ONLY = 3
+
+
+def why_not(request: Request) -> str | None:
+    """Return why an opset would not be honoured, or `None`."""
+    if request.opset is None or request.opset in OPSETS:
+        return None
+    return (
+        f"`opset` must lie between {OPSETS[0]} and {OPSETS[-1]}, got {request.opset}: torch writes no other; "
+        "leave it out, or convert the file with onnx.version_converter"
+    )
+
+
+def why_not_run() -> str | None:
+    """Return `None`: a file runs where it is written."""
+    return None
+
+
+def write(model: nn.Module, path: Path, request: Request) -> None:
+    """Write the file, with the metadata as its `metadata_props`.
+
+    Weights of more than 1.5 GB go into a second file, `<name>.onnx.data`.
+    """
+    onnx = require_extra("onnx", "onnx")
+    program = export_program(model, request)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    written: Any = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=request.opset or OPSETS[0],
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        verbose=False,
+        optimize=request.weights == "float32",  # it would widen stored weights in the file
+    )
+    written.save(path, external_data=size > _LARGEST)
+    proto = onnx.load(path, load_external_data=False)
+    _name_batch(proto.graph)
+    _forget_origin(proto.graph)
+    onnx.helper.set_model_props(proto, dict(request.metadata))
+    onnx.save(proto, path)
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the symbolic batch axis "batch", where the exporter numbers it."""
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if symbol and axis.dim_param == symbol:
+                axis.dim_param = "batch"
+
+
+def _forget_origin(graph: Any) -> None:
+    """Drop what the exporter notes of each node: lines and paths of the source, many times the size of the graph."""
+    for each in (graph, *graph.node, *graph.value_info, *graph.initializer):
+        del each.metadata_props[:]
+        each.doc_string = ""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _forget_origin(attribute.g)
+
+
+def inspect(path: Path) -> Inspection:
+    """Read the batch axis, the opset and the metadata."""
+    proto = require_extra("onnx", "onnx").load(path, load_external_data=False)
+    axis = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    opset = next(each.version for each in proto.opset_import if each.domain == "")
+    metadata = {each.key: each.value for each in proto.metadata_props}
+    return Inspection(None if axis.dim_param else axis.dim_value, opset, metadata)
+
+
+def load(path: Path) -> Run:
+    """Return the file as a function."""
+    onnxruntime = require_extra("onnxruntime", "onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
+
+    return run

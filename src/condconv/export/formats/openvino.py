@@ -1,0 +1,61 @@
+"""OpenVINO's `.xml` and `.bin`, made from an ONNX file: of the two ways there, it alone keeps loops over the batch."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.errors import require_extra
+from condconv.export.formats import onnx
+from condconv.export.formats.request import Inspection, Request
+from condconv.export.verification import Run
+
+SUFFIX, EXTRA, PACKAGES, RUNTIME = ".xml", "openvino", ("onnx", "onnxscript", "openvino"), "OpenVINO"
+_KEY = "condconv"
+
+
+def why_not(request: Request) -> str | None:
+    """Return why weights cannot be stored so, or an opset is of no use; or `None`."""
+    if request.weights == "bfloat16":
+        return '`weights` must not be "bfloat16" for OpenVINO, which widens them as it saves a file: take "int8"'
+    return None if request.opset is None else "`opset` must be None for OpenVINO, which has opsets of its own: leave it"
+
+
+def why_not_run() -> str | None:
+    """Return `None`: a file runs where it is written."""
+    return None
+
+
+def write(model: nn.Module, path: Path, request: Request) -> None:
+    """Write the two files; the metadata goes into `rt_info`, under `condconv`."""
+    openvino = require_extra("openvino", "openvino")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        onnx.write(model, source, request)
+        converted = openvino.convert_model(source)
+        for key, value in request.metadata.items():
+            converted.set_rt_info(value, [_KEY, key])
+        openvino.save_model(converted, path, compress_to_fp16=False)
+
+
+def inspect(path: Path) -> Inspection:
+    """Read the batch axis and the metadata."""
+    model: Any = require_extra("openvino", "openvino").Core().read_model(path)
+    axis = model.inputs[0].partial_shape[0]
+    metadata = model.get_rt_info(_KEY).value if model.has_rt_info(_KEY) else {}
+    return Inspection(None if axis.is_dynamic else axis.get_length(), None, {k: str(v) for k, v in metadata.items()})
+
+
+def load(path: Path) -> Run:
+    """Return the file as a function that computes in fp32; without the hint some CPUs compute in bf16."""
+    openvino = require_extra("openvino", "openvino")
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(compiled(x.numpy())[0])
+
+    return run

@@ -1,0 +1,149 @@
+"""What the formats are asked for, and what each of them is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from condconv.errors import UsageError
+from condconv.export.storage import WEIGHTS
+from condconv.export.verification import Run, varied_inputs
+from condconv.tracing import default_example
+
+INPUT, OUTPUT = "image", "output"
+"""Names of the file's input and output, where the format has names."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to write.
+
+    Attributes:
+        example: `[B, C, H, W]`, fp32: of the fixed batch size, or of at least two for a dynamic one, since exporters
+            take a batch of one for a constant.
+        batch: The fixed batch size, or `None` for a dynamic one.
+        max_batch: The largest dynamic batch, or `None` for no limit.
+        opset: Of an ONNX file; `None` for the exporter's own.
+        weights: How weights are stored.
+        metadata: To go into the file, where it has a place.
+    """
+
+    example: Tensor
+    batch: int | None
+    max_batch: int | None
+    opset: int | None
+    weights: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a written file says of itself.
+
+    Attributes:
+        batch: Its fixed batch size, or `None` if the batch axis is symbolic.
+        opset: Of an ONNX file.
+        metadata: As in the request; empty where the format has no place for it.
+    """
+
+    batch: int | None
+    opset: int | None
+    metadata: Mapping[str, str]
+
+
+class Format(Protocol):
+    """A module of this package. Packages other than torch are imported in its functions."""
+
+    @property
+    def SUFFIX(self) -> str:  # noqa: N802 (a constant of a module)
+        """Of the file's name, with the point."""
+
+    @property
+    def EXTRA(self) -> str | None:  # noqa: N802
+        """Of this package, that installs what is needed; `None` where torch is enough."""
+
+    @property
+    def PACKAGES(self) -> tuple[str, ...]:  # noqa: N802
+        """Modules to import, besides torch."""
+
+    @property
+    def RUNTIME(self) -> str:  # noqa: N802
+        """Its name, for messages."""
+
+    def why_not(self, request: Request) -> str | None:
+        """Return why a request cannot be met, with the remedy, or `None`."""
+
+    def why_not_run(self) -> str | None:
+        """Return why a file cannot be run here, or `None`."""
+
+    def write(self, model: nn.Module, path: Path, request: Request) -> tuple[str, ...] | None:
+        """Write a rewritten model; return the operators outside a delegate, or `None` where there is no such thing."""
+
+    def inspect(self, path: Path) -> Inspection:
+        """Read back what a file says of itself."""
+
+    def load(self, path: Path) -> Run:
+        """Return a function that runs a file, `[B, C, H, W]` to `[B, ...]`, fp32 on the CPU."""
+
+
+def make_request(
+    model: nn.Module,
+    example: Tensor | None,
+    dynamic_batch: bool,
+    max_batch: int | None,
+    opset: int | None,
+    weights: str,
+    class_names: Sequence[str] | None,
+    preprocessing: Mapping[str, Any] | None,
+) -> Request:
+    """Return what `condconv.export.export` was asked for; arguments as its own.
+
+    Raises:
+        UsageError: An argument is out of range.
+    """
+    dtypes = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()} - {torch.float32}
+    if dtypes:
+        raise UsageError(f"`model` must be in torch.float32, got {dtypes.pop()}: give model.float()")
+    if weights not in WEIGHTS:
+        raise UsageError(f"`weights` must be one of {', '.join(WEIGHTS)}, got {weights!r}: take one of them")
+    if max_batch is not None and (max_batch < 2 or not dynamic_batch):
+        raise UsageError(
+            f"`max_batch` must be at least 2, with a dynamic batch, got {max_batch}: for a fixed one give an example "
+            "of that size and dynamic_batch=False"
+        )
+    given = (default_example(model) if example is None else example).detach().cpu()
+    if given.dim() < 2 or given.dtype != torch.float32 or len(given) < 1:
+        raise UsageError(
+            f"`example` must be a torch.float32 tensor [B, C, ...], got {given.dtype} {tuple(given.shape)}: "
+            "convert it, and add a batch dimension"
+        )
+    metadata = {"condconv": version("condconv")}
+    if class_names is not None:
+        metadata["class_names"] = json.dumps(list(class_names))
+    if preprocessing is not None:
+        metadata["preprocessing"] = json.dumps(dict(preprocessing))
+    # Two examples or more, also where one was given: exporters take a batch of one for a constant.
+    traced = varied_inputs(given, 2 if dynamic_batch else len(given))
+    return Request(traced, None if dynamic_batch else len(given), max_batch, opset, weights, metadata)
+
+
+def export_program(model: nn.Module, request: Request) -> ExportedProgram:
+    """Return the graph of a rewritten model, with the batch axis symbolic where it is to be."""
+    axes = {} if request.batch is not None else {0: Dim("batch", max=request.max_batch)}
+    with torch.no_grad():
+        return torch.export.export(model, (request.example,), dynamic_shapes=(axes,))
+
+
+def fixed_batch(program: ExportedProgram) -> int | None:
+    """Return the batch size that a graph is fixed to, or `None`."""
+    node = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    size = node.meta["val"].shape[0]
+    return size if isinstance(size, int) else None

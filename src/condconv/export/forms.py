@@ -1,0 +1,201 @@
+"""Forms of a conditional layer: ways to write it in the operators that a runtime has.
+
+A form is made from one layer in evaluation mode and called as `form(x, routing_weights)`. It computes what the layer
+does, for given weights, and holds its experts as the static weights of ordinary `torch.nn` layers, in the order in
+which the graph reads them: some runtimes take no other, and none has to rearrange them when a file is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
+
+from condconv.export.geometry import Geometry
+from condconv.nn import CondConv2d, ConditionalLayer, CondLinear
+
+
+class Mixer(nn.Linear):
+    """A linear map from routing weights `[B, E]` to mixed kernels `[B, N]`; its weight holds the experts, `[N, E]`.
+
+    Attributes:
+        rows: Number of equal parts of N that share a scale when the weight is stored in few bits: the output channels.
+    """
+
+    def __init__(self, experts: Tensor, rows: int) -> None:
+        super().__init__(experts.shape[0], experts[0].numel(), bias=False, device="meta")
+        self.weight = nn.Parameter(experts.detach().flatten(1).T.contiguous())
+        self.rows = rows
+
+
+class MixedBias(nn.Module):
+    """What a layer adds to its output `[B, O]`: the mixed biases of its experts, and the shift of a folded norm."""
+
+    def __init__(self, layer: ConditionalLayer) -> None:
+        super().__init__()
+        self.mixer = None if layer.bias is None else Mixer(layer.bias, layer.num_outputs)
+        self.shift = None if layer.shift is None else nn.Parameter(layer.shift.detach().clone())
+
+    def forward(self, y: Tensor, routing_weights: Tensor) -> Tensor:
+        """Add to y, `[B, O, *S]`."""
+        trailing = (None,) * (y.dim() - 2)
+        if self.mixer is not None:
+            y = y + self.mixer(routing_weights)[(..., *trailing)]
+        return y if self.shift is None else y + self.shift[(..., *trailing)]
+
+
+def add(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tensors, one after the other."""
+    return functools.reduce(operator.add, terms)
+
+
+class Convolution(nn.Module):
+    """The base of the forms that mix the kernels of a two-dimensional layer."""
+
+    def __init__(self, layer: CondConv2d) -> None:
+        super().__init__()
+        self.geometry = Geometry.of(layer)
+        self.experts = self.make_mixer(layer.weight.detach())
+        self.bias = MixedBias(layer)
+
+    def make_mixer(self, experts: Tensor) -> Mixer:
+        """Return the mixer of experts `[E, O, C/G, KH, KW]`, in the order in which `convolve` reads them."""
+        return Mixer(experts, self.geometry.out_channels)
+
+    def forward(self, x: Tensor, routing_weights: Tensor) -> Tensor:
+        """Convolve x `[B, C, H, W]` with the experts mixed by `[B, E]`."""
+        return self.bias(self.convolve(x, self.experts(routing_weights)), routing_weights)
+
+    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """Convolve each example with its own mixed kernel, `[B, N]`."""
+        raise NotImplementedError
+
+    def multiply(self, kernels: Tensor, columns: Tensor) -> Tensor:
+        """Return `[B, O, L]`, the product of `[B, O * K]` and `[B, G * K, L]` within each group."""
+        groups, out_channels = self.geometry.groups, self.geometry.out_channels
+        inner = columns.shape[1] // groups
+        if groups == 1:
+            return torch.bmm(kernels.view(-1, out_channels, inner), columns)
+        grouped = kernels.view(-1, groups, out_channels // groups, inner)
+        return torch.matmul(grouped, columns.unflatten(1, (groups, inner))).flatten(1, 2)
+
+
+class Bmm(Convolution):
+    """A 1 x 1 convolution as a product of matrices, one an example."""
+
+    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """See the base."""
+        (pixels,) = self.geometry.slices(self.geometry.pad_fully(x))
+        return self.multiply(kernels, pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+
+
+class Unfold(Convolution):
+    """Patches as columns, then a product of matrices, one an example."""
+
+    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """See the base."""
+        shape = self.geometry
+        padded = shape.pad_fully(x)
+        columns = F.unfold(padded, shape.kernel_size, shape.dilation, 0, shape.stride)
+        return self.multiply(kernels, columns).unflatten(2, shape.output_size(padded))
+
+
+class Shift(Convolution):
+    """One product a tap of the kernel, with the input shifted to meet it; their sum."""
+
+    def make_mixer(self, experts: Tensor) -> Mixer:
+        """Return a mixer with the taps outermost."""
+        taps_first = experts.flatten(3).permute(0, 3, 1, 2)  # [E, KH*KW, O, C/G]
+        return Mixer(taps_first, taps_first[0, ..., 0].numel())
+
+    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """See the base."""
+        pixels = self.geometry.slices(self.geometry.pad_fully(x))
+        size = kernels.shape[1] // len(pixels)
+        # Slices: of a split, ExecuTorch's lowering would fix the batch to the example's.
+        taps = [kernels[:, start : start + size] for start in range(0, kernels.shape[1], size)]
+        if self.geometry.is_depthwise:
+            return add(tap[..., None, None] * each for tap, each in zip(taps, pixels, strict=True))
+        products = (self.multiply(tap, each.flatten(2)) for tap, each in zip(taps, pixels, strict=True))
+        return add(products).unflatten(2, pixels[0].shape[2:])
+
+
+class Grouped(Convolution):
+    """One convolution with the batch folded into its groups; at batch 1 an ordinary one with a computed kernel."""
+
+    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """See the base."""
+        shape = self.geometry
+        out_channels, *rest = shape.kernel_shape
+        batch = x.shape[0]
+        padded, zeros = shape.pad(x)
+        folded = padded.reshape(1, batch * shape.in_channels, *padded.shape[2:])
+        weight = kernels.reshape(batch * out_channels, *rest)
+        y = F.conv2d(folded, weight, None, shape.stride, zeros, shape.dilation, batch * shape.groups)
+        return y.reshape(batch, out_channels, *y.shape[2:])
+
+
+class Scan(Convolution):
+    """A loop over the batch that the graph keeps as a loop, with a convolution inside."""
+
+    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """See the base."""
+        shape = self.geometry
+        padded, zeros = shape.pad(x)
+
+        def convolve_one(example: Tensor, kernel: Tensor) -> Tensor:
+            weight = kernel.view(shape.kernel_shape)
+            return F.conv2d(example[None], weight, None, shape.stride, zeros, shape.dilation, shape.groups)[0]
+
+        def step(carry: Tensor, one: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return carry.clone(), convolve_one(*one)
+
+        if not torch.compiler.is_compiling():  # torch would compile the step for each batch size first
+            return torch.stack([convolve_one(*one) for one in zip(padded, kernels, strict=True)])
+        # The loop must carry something from step to step.
+        return scan(step, x.new_zeros(1), (padded, kernels))[1]
+
+
+class Esum(nn.Module):
+    """One static layer an expert, and the weighted sum of their outputs; for every kind of layer."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        unshifted = copy.deepcopy(layer, {id(layer.routing_fn): layer.routing_fn})
+        unshifted.shift = None
+        self.experts = nn.ModuleList(unshifted.freeze(one) for one in torch.eye(layer.num_experts))
+        self.shift = None if layer.shift is None else nn.Parameter(layer.shift.detach().clone())
+        self.channels_last = isinstance(layer, CondLinear)
+
+    def forward(self, x: Tensor, routing_weights: Tensor) -> Tensor:
+        """Apply every expert to x, and add up by `[B, E]`."""
+        weights = routing_weights[(..., *(None,) * (x.dim() - 2))]
+        total = add(expert(x) * weights[:, e : e + 1] for e, expert in enumerate(self.experts))
+        if self.shift is None:
+            return total
+        return total + (self.shift if self.channels_last else self.shift[(..., *(None,) * (total.dim() - 2))])
+
+
+class BmmLinear(nn.Module):
+    """A conditional linear layer as a product of matrices, one an example."""
+
+    def __init__(self, layer: CondLinear) -> None:
+        super().__init__()
+        self.sizes = layer.out_features, layer.in_features
+        self.experts = Mixer(layer.weight, layer.out_features)
+        self.bias = MixedBias(layer)
+
+    def forward(self, x: Tensor, routing_weights: Tensor) -> Tensor:
+        """Map x `[B, ..., C]` with the experts mixed by `[B, E]`."""
+        kernels = self.experts(routing_weights).view(-1, *self.sizes)
+        if x.dim() == 2:
+            return self.bias(torch.bmm(kernels, x[..., None])[..., 0], routing_weights)
+        y = self.bias(torch.bmm(kernels, x.flatten(1, -2).mT), routing_weights)  # [B, O, rows]
+        return y.mT.unflatten(1, x.shape[1:-1])

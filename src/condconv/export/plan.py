@@ -1,0 +1,190 @@
+"""Which form each layer takes in which runtime: one table a runtime, and what a form cannot do."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from condconv.errors import UsageError
+from condconv.export import forms
+from condconv.export.geometry import Geometry
+from condconv.nn import CondConv2d, ConditionalLayer, CondLinear, ConstantRouting
+from condconv.nn.block_routing import routing_functions
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of a runtime's table; the first that fits a layer is taken.
+
+    Attributes:
+        kind: Of layers, as `kind_of` names them; `"any"` for all.
+        form: A key of `FORMS`.
+        why: In a few words, for the report.
+        when: A further condition.
+    """
+
+    kind: str
+    form: str
+    why: str
+    when: Callable[[Any], bool] = lambda layer: True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form of one layer.
+
+    Attributes:
+        layer: Its name in the model.
+        kind: As `kind_of` names it.
+        form: A key of `FORMS`, or `"static"` where the routing weights are the same for every input.
+        why: The reason, in a few words.
+    """
+
+    layer: str
+    kind: str
+    form: str
+    why: str
+
+
+def kind_of(layer: nn.Module) -> str:
+    """Return `"1x1"`, `"depthwise"`, `"dense"` (grouped ones too), `"linear"` or `"other"`."""
+    if isinstance(layer, CondLinear):
+        return "linear"
+    if not isinstance(layer, CondConv2d):
+        return "other"
+    if layer.kernel_size == (1, 1):
+        return "1x1"
+    return "depthwise" if Geometry.of(layer).is_depthwise else "dense"
+
+
+FORMS: dict[str, Callable[[Any], nn.Module]] = {
+    "bmm": lambda layer: forms.BmmLinear(layer) if isinstance(layer, CondLinear) else forms.Bmm(layer),
+    "esum": forms.Esum,
+    "grouped": forms.Grouped,
+    "scan": forms.Scan,
+    "shift": forms.Shift,
+    "unfold": forms.Unfold,
+}
+
+# Times beside are those of whole layers or networks over their static twins in the same runtime, on one x86 thread.
+_PRODUCTS = Rule("1x1", "bmm", "a product of matrices is all a 1 x 1 convolution is")
+_LINEAR = Rule("linear", "bmm", "a product of matrices")
+_OTHER = Rule("other", "esum", "the form that every kind of layer has")
+_STATIC_KERNELS = Rule("depthwise", "esum", "static kernels are fast, computed ones fall back")
+_COMPILED = (
+    _PRODUCTS,
+    Rule("depthwise", "shift", "the compiler makes one loop of all taps"),
+    Rule("dense", "unfold", "patches and one product; the compiler fuses the copy"),
+    _LINEAR,
+    _OTHER,
+)
+_SHIFTED = (
+    _PRODUCTS,
+    _STATIC_KERNELS,
+    # ExecuTorch: 1.5 to 1.6 times the static layer; unfold: 19 to 87 times.
+    Rule("dense", "shift", "products run in the delegate, patches and computed kernels do not"),
+    _LINEAR,
+    _OTHER,
+)
+TABLES: dict[str, tuple[Rule, ...]] = {
+    "torch-export": _COMPILED,
+    "aoti": _COMPILED,
+    "onnx": (
+        _PRODUCTS,
+        Rule("depthwise", "esum", "few experts: static kernels are faster than a loop", lambda x: x.num_experts <= 4),
+        Rule("depthwise", "esum", "a large kernel is slow if computed", lambda x: max(x.kernel_size) >= 5),
+        Rule("depthwise", "scan", "many experts: a loop costs less than a convolution each"),
+        Rule("dense", "scan", "a loop of real convolutions; patches are 19 times slower or more"),
+        _LINEAR,
+        _OTHER,
+    ),
+    "openvino": (
+        _PRODUCTS,
+        Rule("depthwise", "scan", "a loop of real convolutions"),
+        Rule("dense", "scan", "a loop of real convolutions"),
+        _LINEAR,
+        _OTHER,
+    ),
+    "executorch": _SHIFTED,
+    "litert": _SHIFTED,
+    "coreml": _SHIFTED,
+}
+
+
+ROUTED_IN_4D = ("executorch", "litert", "coreml")
+"""Runtimes whose delegates take a routing function in four dimensions only."""
+
+
+def why_not_form(form: str, layer: nn.Module, batch: int | None) -> str | None:
+    """Return why a layer cannot be written in a form, or `None`.
+
+    Args:
+        form: A key of `FORMS`.
+        layer: A conditional layer.
+        batch: The fixed batch size of the file, or `None` where it is dynamic.
+    """
+    if form == "esum":
+        return None
+    kind = kind_of(layer)
+    if kind == "other":
+        return "layers that are not two-dimensional convolutions or linear have the form 'esum' only"
+    if kind == "linear":
+        return None if form == "bmm" else "a linear layer has the forms 'bmm' and 'esum' only"
+    if form == "bmm" and kind != "1x1":
+        return "only a 1 x 1 kernel is a product of matrices: take 'unfold' or 'shift'"
+    if form == "grouped" and batch is None:
+        return "the number of groups would hold the example's batch size: take another form or dynamic_batch=False"
+    return None
+
+
+def choose(
+    model: nn.Module, format: str, batch: int | None, overrides: Mapping[str, str] | None = None
+) -> dict[str, Choice]:
+    """Return the form of each conditional layer of a model, by its name.
+
+    Args:
+        model: In evaluation mode.
+        format: A key of `TABLES`.
+        batch: The fixed batch size of the file, or `None` where it is dynamic.
+        overrides: Forms by pattern of the layers' names (`fnmatch`); the last that fits is taken.
+
+    Raises:
+        UsageError: A pattern fits no layer, a form is unknown, or the layer cannot be written in it.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}
+    for pattern, form in (overrides or {}).items():
+        if form not in FORMS:
+            raise UsageError(f"`forms` must name one of {', '.join(FORMS)}, got {form!r} for {pattern!r}: take one")
+        if not fnmatch.filter(layers, pattern):
+            raise UsageError(f"`forms` must name conditional layers, got {pattern!r}, which fits none: {_some(layers)}")
+    routings = routing_functions(model)
+    choices = {}
+    for name, layer in layers.items():
+        if isinstance(routings.get(layer.routing_fn), ConstantRouting):
+            choices[name] = Choice(name, kind_of(layer), "static", "its routing weights are constant")
+            continue
+        choices[name] = _choice(name, layer, format, overrides or {})
+        reason = why_not_form(choices[name].form, layer, batch)
+        if reason is not None:
+            raise UsageError(f"`forms` must fit the layers, got {choices[name].form!r} for {name}: {reason}")
+    return choices
+
+
+def _choice(name: str, layer: ConditionalLayer, format: str, overrides: Mapping[str, str]) -> Choice:
+    kind = kind_of(layer)
+    asked = [form for pattern, form in overrides.items() if fnmatch.fnmatchcase(name, pattern)]
+    if asked:
+        return Choice(name, kind, asked[-1], "as asked")
+    if layer.num_experts == 1:
+        return Choice(name, kind, "esum", "one expert: a static layer and a factor")
+    rule = next(rule for rule in TABLES[format] if rule.kind == kind and rule.when(layer))
+    return Choice(name, kind, rule.form, rule.why)
+
+
+def _some(names: Mapping[str, Any], most: int = 4) -> str:
+    listed = ", ".join([*names][:most]) or "none"
+    return f"its conditional layers are {listed}{' and more' if len(names) > most else ''}"

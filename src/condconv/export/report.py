@@ -1,0 +1,80 @@
+"""What an export did, and how well the file was seen to compute what the network does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from condconv.export.plan import Choice
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A written file. Printed, it is a table.
+
+    Attributes:
+        path: The file, or the directory that is the file in some formats.
+        format: As asked.
+        batch: The fixed batch size, or `None` where the file takes any up to `max_batch`.
+        max_batch: The largest batch, or `None` for no limit.
+        versions: Of the packages that wrote and ran the file.
+        opset: Of an ONNX file, read from it; `None` elsewhere.
+        layers: The form of each conditional layer, and why.
+        weights: How weights are stored.
+        weights_error: Error of the network with such weights against the network as it was, worst example, norm of
+            the difference over the norm of the output; `None` for `"float32"`.
+        bytes: Of all files together.
+        errors: For each batch size that was run, the error of the worst example, measured in the same way, against
+            the network in fp64 (with the weights as stored).
+        allowed: The largest error that passes: ten times that of the network itself in fp32, or 256 roundings.
+        verified: Whether the file was run and passed.
+        notes: What a reader has to know: why it is not verified, what the check cannot see.
+        outside_delegate: Operators that the runtime runs in its slow, portable form; `None` where it does not tell.
+    """
+
+    path: Path
+    format: str
+    batch: int | None
+    max_batch: int | None
+    versions: Mapping[str, str]
+    opset: int | None
+    layers: tuple[Choice, ...]
+    weights: str
+    weights_error: float | None
+    bytes: int
+    errors: Mapping[int, float]
+    allowed: float
+    verified: bool
+    notes: tuple[str, ...] = ()
+    outside_delegate: tuple[str, ...] | None = field(default=None)
+
+    def __str__(self) -> str:
+        """Return the facts, a line each, and a table of the layers."""
+        facts = {
+            "file": f"{self.path} ({self.bytes / 1e6:.3g} MB)",
+            "format": f"{self.format}, {', '.join(f'{name} {version}' for name, version in self.versions.items())}",
+            "batch": self._batch(),
+            "opset": None if self.opset is None else str(self.opset),
+            "weights": self.weights
+            if self.weights_error is None
+            else f"{self.weights}, error {self.weights_error:.1e} against float32",
+            "portable": None if self.outside_delegate is None else ", ".join(self.outside_delegate) or "no operators",
+            "verified": self._verified(),
+        }
+        lines = [f"{name:9}{value}" for name, value in facts.items() if value is not None]
+        lines += [f"{'note':9}{note}" for note in self.notes]
+        width = max((len(choice.layer) for choice in self.layers), default=0)
+        lines += [f"{each.layer:{width}}  {each.kind:9} {each.form:8} {each.why}" for each in self.layers]
+        return "\n".join(lines)
+
+    def _batch(self) -> str:
+        if self.batch is not None:
+            return f"{self.batch}, fixed"
+        return "any" if self.max_batch is None else f"1 to {self.max_batch}"
+
+    def _verified(self) -> str:
+        if not self.verified:
+            return "no"
+        errors = ", ".join(f"{error:.1e} at batch {batch}" for batch, error in self.errors.items())
+        return f"yes: error {errors}; allowed {self.allowed:.1e}"

@@ -1,0 +1,98 @@
+"""A copy of a network, rewritten for a runtime: norms folded, each conditional layer in its form."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.convert import fold_batch_norms_
+from condconv.convert.surgery import replace
+from condconv.export.plan import FORMS, ROUTED_IN_4D, Choice, choose
+from condconv.export.routers import use_4d_routers_
+from condconv.nn import ConditionalLayer, CondLinear
+from condconv.nn.block_routing import routing_functions
+
+
+class Formed(nn.Module):
+    """A conditional layer in one of its forms, with the routing function it had."""
+
+    def __init__(self, layer: Any, form: nn.Module) -> None:
+        super().__init__()
+        self.form = form
+        self.routing_fn = layer.routing_fn
+        self.num_experts = layer.num_experts
+        self.is_linear = isinstance(layer, CondLinear)
+
+    def forward(self, x: Tensor, routing_weights: Tensor | None = None) -> Tensor:
+        """Compute what the layer does, arguments as the layer's."""
+        if routing_weights is None:
+            rows_last = x.flatten(1, -2).mT if self.is_linear and x.dim() > 2 else x
+            routing_weights = self.routing_fn(rows_last)
+        return self.form(x, routing_weights)
+
+
+def rewrite(
+    model: nn.Module,
+    format: str,
+    example: Tensor,
+    *,
+    batch: int | None = None,
+    forms: Mapping[str, str] | None = None,
+) -> tuple[nn.Module, tuple[Choice, ...]]:
+    """Return a copy of a network that computes the same with operators a runtime is good at.
+
+    The copy is on the CPU, in evaluation mode and without gradients; the network is left as it was. Batch norms after
+    conditional layers are folded into their experts, and each conditional layer is exchanged for a form of it.
+
+    Args:
+        model: With conditional layers, or without any.
+        format: A key of `condconv.export.FORMATS`; its table names the form of each kind of layer.
+        example: `[B, C, H, W]`, a batch the network takes, on the CPU.
+        batch: The batch size the copy is for; `None` for any.
+        forms: Other forms than the table's, by pattern of layers' names.
+
+    Returns:
+        The copy, and the form of each layer in the order of the model's modules.
+
+    Raises:
+        UsageError: `forms` does not fit the network.
+        RuntimeError: The copy with folded norms does not compute what the network does.
+
+    Example:
+        >>> net = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3, num_experts=4), torch.nn.BatchNorm2d(8))
+        >>> copy, choices = rewrite(net, "onnx", torch.randn(2, 3, 8, 8))
+        >>> choices[0].form, copy[1]
+        ('scan', Identity())
+    """
+    copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    if isinstance(copied, ConditionalLayer):
+        copied = nn.Sequential(copied)  # a layer is exchanged in the module that holds it
+    choices = choose(copied, format, batch, forms)
+    with torch.no_grad():
+        fold_batch_norms_(copied, example)
+        routings = routing_functions(copied)
+        for name, choice in choices.items():
+            layer: Any = copied.get_submodule(name)
+            if choice.form == "static":
+                constant: Any = routings[layer.routing_fn]
+                replace(copied, layer, _Static(layer.freeze(constant.weights)))
+            else:
+                replace(copied, layer, Formed(layer, FORMS[choice.form](layer)))
+        if format in ROUTED_IN_4D:
+            use_4d_routers_(copied)
+    return copied.eval().requires_grad_(False), tuple(choices.values())
+
+
+class _Static(nn.Module):
+    """A static layer that can be called as a conditional one."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, routing_weights: Tensor | None = None) -> Tensor:
+        return self.layer(x)

@@ -1,0 +1,51 @@
+"""Routing functions in four dimensions, as delegates on phones want them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from condconv.convert.surgery import replace
+from condconv.nn import HiddenRouting, SigmoidRouting, SoftmaxRouting, TopKRouting
+from condconv.nn.block_routing import routing_functions
+
+_ALONG_CHANNELS = (SigmoidRouting, SoftmaxRouting, HiddenRouting)
+"""Routing functions that work along dimension 1 only, whatever follows it."""
+
+
+class Router4d(nn.Module):
+    """A routing function whose pooled input keeps height and width, 1 x 1, and whose linear layers are convolutions.
+
+    A delegate that knows images takes the mean over height and width and the convolution, but not the two-dimensional
+    mean, which would split its graph. Top-k routing gets such a mean only.
+    """
+
+    def __init__(self, routing_fn: Any) -> None:
+        super().__init__()
+        self.weighing = routing_fn
+        self.num_experts = routing_fn.num_experts
+        self.is_flat = type(routing_fn) not in _ALONG_CHANNELS
+        for name in () if self.is_flat else ("hidden", "fc"):
+            if hasattr(routing_fn, name):
+                setattr(routing_fn, name, _as_convolution(getattr(routing_fn, name)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the routing weights `[B, E]` of x `[B, C, *S]`."""
+        image = x if x.dim() == 4 else x.reshape(x.shape[0], x.shape[1], 1, -1)
+        pooled = image.mean((2, 3), keepdim=True)
+        return self.weighing.weigh(pooled.flatten(1) if self.is_flat else pooled).flatten(1)
+
+
+def _as_convolution(linear: nn.Linear) -> nn.Conv2d:
+    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, device="meta")
+    conv.weight = nn.Parameter(linear.weight.detach()[..., None, None].clone())
+    conv.bias = nn.Parameter(linear.bias.detach().clone())
+    return conv
+
+
+def use_4d_routers_(model: nn.Module) -> None:
+    """Exchange the routing functions that can be for `Router4d`, in place; the others stay."""
+    for routing_fn in set(routing_functions(model).values()):
+        if type(routing_fn) in (*_ALONG_CHANNELS, TopKRouting):
+            replace(model, routing_fn, Router4d(routing_fn))

@@ -1,0 +1,172 @@
+"""Running a written file, and comparing it with the network it was made from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.errors import ExportError, UsageError
+from condconv.nn import ConstantRouting
+from condconv.nn.block_routing import routing_functions
+
+_TIMES_EAGER = 10.0
+_ROUNDINGS = (
+    256  # runtimes approximate exp and tanh: ONNX Runtime's tanh was seen 60 off; wrong routing is 1e4 and more
+)
+_VISIBLE = 10.0
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a file has to compute.
+
+    Attributes:
+        inputs: `[N, ...]`, all the examples that are tried; they differ in contrast and brightness, so that routing
+            tells them apart.
+        outputs: `[N, ...]`, of the network in fp64.
+        allowed: The largest error of an example, norm of the difference over norm of the output: ten times that of
+            the network in fp32, or 256 roundings.
+        blind: Why a wrong routing would pass, or `None` where it would not.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    allowed: float
+    blind: str | None = None
+
+
+def worst_error(found: Tensor, exact: Tensor) -> float:
+    """Return the largest error of an example, or infinity where a value is not finite.
+
+    Args:
+        found: `[B, ...]`.
+        exact: The same shape, fp64.
+    """
+    return float(_errors(found, exact).max())
+
+
+def _errors(found: Tensor, exact: Tensor) -> Tensor:
+    difference = (found.double() - exact).flatten(1).norm(dim=1)
+    size = exact.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.where(difference.isfinite(), difference / size, torch.inf)
+
+
+def varied_inputs(example: Tensor, count: int) -> Tensor:
+    """Return `[count, ...]`: noise, each example with a contrast, a brightness and a colour of its own.
+
+    Args:
+        example: `[B, ...]`; its shape without the batch, and its dtype, are taken.
+        count: Number of examples.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    ones = (1,) * (example.dim() - 2)
+    contrast = draw(count, *(1,) * (example.dim() - 1)).exp()
+    return (draw(count, *example.shape[1:]) * contrast + draw(count, example.shape[1], *ones)).to(example.dtype)
+
+
+@torch.no_grad()
+def make_reference(model: nn.Module, inputs: Tensor) -> Reference:
+    """Run a network in fp32 and fp64, and with its routing averaged to see whether that would be noticed.
+
+    Args:
+        model: In evaluation mode, fp32, on the CPU; left as it is.
+        inputs: `[N, ...]`.
+
+    Raises:
+        UsageError: The network does not return one tensor with the batch in front.
+    """
+    rounded = model(inputs)
+    if not isinstance(rounded, Tensor) or rounded.dim() < 2 or len(rounded) != len(inputs):
+        kind = tuple(rounded.shape) if isinstance(rounded, Tensor) else type(rounded).__name__
+        raise UsageError(
+            f"`model` must return one tensor [B, ...], got {kind}: wrap it in a module that returns the one you need"
+        )
+    exact = copy.deepcopy(model).double()(inputs.double())
+    if not exact.isfinite().all():
+        raise UsageError("`model` must give finite outputs, got inf or nan for noise: check its weights")
+    allowed = max(_TIMES_EAGER * worst_error(rounded, exact), _ROUNDINGS * torch.finfo(torch.float32).eps)
+    return Reference(inputs, exact, allowed, _why_blind(model, inputs, exact, allowed))
+
+
+def _why_blind(model: nn.Module, inputs: Tensor, exact: Tensor, allowed: float) -> str | None:
+    routings = {each for each in routing_functions(model).values() if not isinstance(each, ConstantRouting)}
+    if not routings:
+        return None
+    seen = float(_errors(with_routing(model, lambda weights: weights.mean(0, keepdim=True).expand_as(weights))(inputs),
+                         exact).median())  # fmt: skip
+    if seen >= _VISIBLE * allowed:
+        return None
+    return (
+        f"averaging the routing weights over the examples changes the output by {seen:.1e} only: the "
+        f"{len(routings)} routing functions give nearly the same weights to all, as before training, and the check "
+        "could not tell a file that mixes examples up"
+    )
+
+
+def with_routing(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Run:
+    """Return a function that runs a model with its routing weights `[B, E]` changed; the model is left as it is."""
+
+    @torch.no_grad()
+    def run(x: Tensor) -> Tensor:
+        with ExitStack() as hooks:
+            for routing in set(routing_functions(model).values()):
+                handle = routing.register_forward_hook(lambda module, arguments, weights: change(weights))
+                hooks.callback(handle.remove)
+            return model(x)
+
+    return run
+
+
+def verify(run: Run, reference: Reference, batches: Sequence[int], what: str) -> Mapping[int, float]:
+    """Run a file at several batch sizes and compare shapes, then values.
+
+    Args:
+        run: From `[B, ...]` to `[B, ...]`, fp32 on the CPU.
+        reference: Has as many examples as the largest batch, at least.
+        batches: Sizes to run; each starts where the one before ended, so that all examples are used.
+        what: For messages, such as "the file in ONNX Runtime".
+
+    Returns:
+        The worst error for each size.
+
+    Raises:
+        ExportError: A shape or a value is wrong, or the runtime fails.
+    """
+    errors: dict[int, float] = {}
+    start = 0
+    for batch in batches:
+        start = start if start + batch <= len(reference.inputs) else 0
+        chosen = slice(start, start + batch)
+        start += batch
+        expected = reference.outputs[chosen]
+        found = _run(run, reference.inputs[chosen].contiguous(), what)
+        if tuple(found.shape) != tuple(expected.shape):
+            raise ExportError(f"{what} must give {tuple(expected.shape)} for batch {batch}, got {tuple(found.shape)}")
+        error = worst_error(found, expected)
+        if not error <= reference.allowed:
+            raise ExportError(
+                f"{what} must compute what the network does, got an error of {error:.2g} at batch {batch}, "
+                f"{reference.allowed:.2g} allowed"
+            )
+        errors[batch] = max(error, errors.get(batch, 0.0))
+    return errors
+
+
+def _run(run: Run, x: Tensor, what: str) -> Any:
+    try:
+        return run(x)
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise ExportError(f"{what} must run at batch {len(x)}, got {reason[0] if reason else error!r}") from error
