@@ -53,7 +53,7 @@ def check_environment(folder: Path) -> None:
 
 
 def check_library() -> None:
-    """Use a layer, convert a network, count it, and build one of the zoo."""
+    """Use a layer, convert a network, and count it."""
     import torch
     from torch import nn
 
@@ -70,25 +70,21 @@ def check_library() -> None:
     expect(torch.allclose(model(images), before, atol=1e-5), "conversion changed the output")
     expect(bool(str(report)), "the report prints nothing")
     expect(condconv.count(model, images).total.params > 0, "nothing was counted")
-
-    name = condconv.list_models()[0]
-    condconv.create_model(name, num_classes=3).eval()
+    expect("mobilenet_v1_050" in condconv.list_models(), "the networks have no names")
 
 
 def check_command(folder: Path) -> None:
-    """Check the console command: what the core can do works, and what it cannot names the extra.
+    """Check the console command: what the core cannot do names the extra.
 
     Args:
         folder: Root of the clean environment.
     """
     command = next(folder.glob("[bS]*/condconv*"))
-    models = subprocess.run([command, "models"], capture_output=True, text=True)
-    expect(models.returncode == 0, f"`condconv models` must work with the core alone, got {models.stderr}")
-    expect("mobilenet_v1" in models.stdout, f"`condconv models` must list the networks, got {models.stdout}")
-    demo = subprocess.run([command, "demo"], capture_output=True, text=True)
-    expect(demo.returncode == 2, f"`condconv demo` must exit with 2, got {demo.returncode}: {demo.stderr}")
-    expect("condconv[train]" in demo.stderr, f"the error must name the extra, got {demo.stderr}")
-    expect("Traceback" not in demo.stderr, f"the error must come without a traceback, got {demo.stderr}")
+    for name, extra in (("models", "models"), ("demo", "train")):
+        done = subprocess.run([command, name], capture_output=True, text=True)
+        expect(done.returncode == 2, f"`condconv {name}` must exit with 2, got {done.returncode}: {done.stderr}")
+        expect(f"condconv[{extra}]" in done.stderr, f"the error must name the extra {extra}, got {done.stderr}")
+        expect("Traceback" not in done.stderr, f"the error must come without a traceback, got {done.stderr}")
 
 
 if __name__ == "__main__":

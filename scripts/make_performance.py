@@ -6,7 +6,6 @@ is up to date. Measure again with the command that a file holds, then run this.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,9 @@ from typing import Any
 
 from condconv.benchmark.report import format_ratio, row_from_record
 from condconv.benchmark.run import Row
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
+from scripts.page import write_or_check
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -182,25 +184,12 @@ def _strong(verdict: str | None) -> str:
     return "**miss**" if verdict == "miss" else str(verdict)
 
 
-def main() -> int:
-    """Write or check the page; pictures are written only.
-
-    Returns:
-        0 when it is written or up to date, 1 otherwise.
-    """
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
-    text = page()
-    if not parser.parse_args().check:
-        PAGE.write_text(text, encoding="utf-8")
-        for source in sources():
-            timed = [row for row in rows_of(read(source)) if row.refused is None]
-            draw(timed, ROOT / "docs" / "assets" / f"{source.stem}.svg")
-    elif PAGE.read_text(encoding="utf-8") != text:
-        print(f"{PAGE} is out of date: run python scripts/make_performance.py", file=sys.stderr)
-        return 1
-    return 0
+def draw_all() -> None:
+    """Draw the picture of each file."""
+    for source in sources():
+        timed = [row for row in rows_of(read(source)) if row.refused is None]
+        draw(timed, ROOT / "docs" / "assets" / f"{source.stem}.svg")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page, draw_all))

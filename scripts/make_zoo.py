@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,12 @@ from typing import Any
 
 import torch
 
-from condconv import Scope, count, create_model, get_model_info, list_models
+from condconv import count, create_model, get_model_info, list_models
 from condconv.models import TABLE_3, TABLE_4, Ablation, PaperRow, profiler_madds
 from condconv.models.families import FAMILIES
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
+from scripts.page import write_or_check
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "zoo.md"
 
@@ -27,7 +29,8 @@ This page is written by `scripts/make_zoo.py` from the registry; a test compares
 
 `condconv.create_model(name)` makes a network. A static one is called `<family>_<size>`, its conditional form with E
 experts `<family>_cc_<size>_<E>e`. Any number of experts will do, and so will any width in percent where the size is
-one: `mobilenet_v2_cc_060_6e`. All but MobileNetV1 are based on timm's networks and need the extra `models`.
+one: `mobilenet_v2_cc_060_6e`. All are timm's networks with experts put in, and need the extra `models`. Channels at a
+width are rounded as timm does, to multiples of 8; ResNet is v1.5, which strides in the 3 × 3 convolutions.
 
 ```python
 import condconv
@@ -47,7 +50,8 @@ Multiply-adds (MADDs) for one image of 224 × 224 pixels and 1000 classes, count
   not depend on any tool; `condconv.count` gives it.
 - **as the paper**: the paper's figures are half of what TensorFlow 1's profiler reports, which adds element-wise
   operations, poolings and biases; `condconv.models.profiler_madds` gives it, and agrees with the profiler itself to
-  the operation on MobileNetV1 and EfficientNet-B0.
+  the operation on MobileNetV1 and EfficientNet-B0. This count is compared with the printed figure here; `condconv
+  models` compares the first.
 
 Top-1 is ImageNet accuracy as published; we have not trained these networks on ImageNet.
 """
@@ -65,7 +69,8 @@ MOBILENET_V2 = """\
 ### MobileNetV2
 
 The sources do not say which of its layers have experts. The paper prints 329M for 8 experts. Multiply-adds (as the
-paper counts them) and parameters of each choice; the default is layer 8 with head and classifier:
+paper counts them) and parameters of each choice; the default is layer 8 with head and classifier. Layers 6, 7 and 8
+all make 329M, so the figure does not tell them apart:
 
 """
 
@@ -82,7 +87,12 @@ TIMM = """\
 
 `condconv.register_timm_models()` puts the networks into timm's registry, as `condconv_` and the name: timm has a
 `resnet50` and an `efficientnet_cc_b0_4e` of its own, and takes no slash in a name. Number of classes, channels of the
-input and `features_only` work as with timm's networks, and what `condconv.create_model` takes can be given too.
+input, `features_only`, tags of weights and `timm.models.save_for_hf` work as with timm's networks, and what
+`condconv.create_model` takes can be given too. `*_b0_depth` is set up for images of 224 pixels, as the paper's; timm's
+static B1, whose weights `pretrained=True` brings, was trained on 240 or more.
+
+`torch.compile(model, dynamic=True)` takes minutes with an EfficientNet, and once more at the next size of batch;
+`torch._dynamo.mark_dynamic(images, 0)` before the first call leaves the batch alone open and takes a third of the time.
 
 ```python
 import timm
@@ -102,12 +112,11 @@ torchrun --nproc_per_node 8 -m condconv.models.with_timm train.py --data-dir ima
 
 @functools.cache
 def measure(name: str, num_classes: int, batched_products: bool, options: tuple[tuple[str, Any], ...] = ()) -> Any:
-    """Return parameters, MADDs, and MADDs as the paper counts, of a network on the meta device."""
-    with torch.device("meta"):
-        model = create_model(name, num_classes=num_classes, **dict(options))
-        image = torch.zeros(1, 3, 224, 224)
-        total = count(model, image).total
-        return total.params, total.madds, profiler_madds(model, image, batched_products=batched_products)
+    """Return parameters, MADDs, and MADDs as the paper counts, of a network."""
+    model = create_model(name, num_classes=num_classes, **dict(options))
+    image = torch.zeros(1, 3, 224, 224)  # computed: on the meta device most layers are slower
+    total = count(model, image).total
+    return total.params, total.madds, profiler_madds(model, image, batched_products=batched_products)
 
 
 def measure_row(name: str, row: PaperRow, options: Mapping[str, Any] | None = None) -> Any:
@@ -140,7 +149,16 @@ def costs() -> str:
                 row.source,
             ]
         )
-    header = ["name", "params (printed)", "MADDs", "as the paper", "printed", "difference", "top-1", "source"]
+    header = [
+        "name",
+        "params (printed)",
+        "MADDs",
+        "as the paper",
+        "printed",
+        "as the paper / printed",
+        "top-1",
+        "source",
+    ]
     return table(header, rows)
 
 
@@ -164,16 +182,7 @@ def ablations(title: str, ablation: Sequence[Ablation]) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, functools.partial):
-        keywords = ", ".join(f"{key}={_fraction(given)}" for key, given in value.keywords.items())
-        return f"partial({value.func.__name__}, {keywords})"
-    if isinstance(value, Scope):
-        return f'Scope("{value.kind}", every={value.every})'
     return f'"{value}"' if isinstance(value, str) else repr(value)
-
-
-def _fraction(value: float) -> str:
-    return f"1 / {1 / value:.0f}" if value < 1 else f"{value}"
 
 
 def misses() -> str:
@@ -199,8 +208,7 @@ def placements() -> str:
     rows = []
     for family in FAMILIES.values():
         size = next(iter(family.listed))
-        with torch.device("meta"):
-            layers = family.layers(create_model(f"{family.name}_{size}"))
+        layers = family.layers(create_model(f"{family.name}_{size}"))
         first = layers.index(family.first_block)
         blocks = [name for name in layers if name not in (family.stem, family.head, family.classifier)]
         head = "-" if family.head is None else "experts" if family.conditional_head else "static"
@@ -225,12 +233,29 @@ def mobilenet_v2_choices() -> str:
     for first in (6, 7, 8, 9, 10, 13):
         cells = []
         for head, classifier in ((True, True), (False, True), (True, False), (False, False)):
-            options = (("first_layer", first), ("conditional_head", head), ("conditional_classifier", classifier))
-            params, _, profiled = measure("mobilenet_v2_cc_100_8e", 1000, True, options)
+            params, profiled = mobilenet_v2_costs(first, head, classifier)
             cells.append(f"{profiled / 1e6:.1f}M, {params / 1e6:.1f}M")
         rows.append([f"{first} (block {first - 1})", *cells])
     header = ["first layer", "head and classifier", "classifier", "head", "blocks alone"]
     return MOBILENET_V2 + table(header, rows)
+
+
+def mobilenet_v2_costs(first: int, head: bool, classifier: bool) -> tuple[int, int]:
+    """Return parameters and MADDs as the paper counts of a choice of layers of CC-MobileNetV2.
+
+    What the experts of head and classifier cost does not depend on the first layer: it is measured once.
+    """
+
+    def costs_of(**options: Any) -> tuple[int, int]:
+        params, _, profiled = measure("mobilenet_v2_cc_100_8e", 1000, True, tuple(options.items()))
+        return params, profiled
+
+    params, profiled = costs_of(first_layer=first)
+    for argument, conditional in (("conditional_head", head), ("conditional_classifier", classifier)):
+        if not conditional:
+            of_all, without = costs_of(first_layer=8), costs_of(first_layer=8, **{argument: False})
+            params, profiled = params - of_all[0] + without[0], profiled - of_all[1] + without[1]
+    return params, profiled
 
 
 def page() -> str:
@@ -249,22 +274,5 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def main() -> int:
-    """Write or check the page.
-
-    Returns:
-        0 when it is written or up to date, 1 otherwise.
-    """
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
-    text = page()
-    if not parser.parse_args().check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != text:
-        print(f"{PAGE} is out of date: run python scripts/make_zoo.py", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page))

@@ -2,7 +2,15 @@
 
 from condconv import nn as nn
 from condconv import ops as ops
-from condconv.convert import ConversionReport, Scope, convert_, fold_batch_norms_, select
+from condconv.convert import (
+    ConversionReport,
+    QuantizationReport,
+    Scope,
+    convert_,
+    fold_batch_norms_,
+    quantize_experts_,
+    select,
+)
 from condconv.counting import CostReport, count
 from condconv.models import create_model, get_model_info, list_models, register_timm_models
 from condconv.nn import (
@@ -29,6 +37,7 @@ __all__ = [
     "ConversionReport",
     "CostReport",
     "LoadReport",
+    "QuantizationReport",
     "Scope",
     "convert_",
     "count",
@@ -37,6 +46,7 @@ __all__ = [
     "get_model_info",
     "list_models",
     "load_pretrained",
+    "quantize_experts_",
     "register_timm_models",
     "select",
     "to_timm_state_dict",

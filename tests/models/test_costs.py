@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from condconv import count, create_model, get_model_info, list_models
+from condconv import get_model_info, list_models
 from condconv.models import TABLE_3, TABLE_4, PaperRow
-from scripts.make_zoo import PAGE, measure_row, page
-
-pytest.importorskip("timm")
+from scripts.make_zoo import PAGE, measure, measure_row, mobilenet_v2_costs, page
+from scripts.page import write_or_check
 
 ROWS: list[Any] = [
     pytest.param(name, {}, row, id=name)
@@ -75,9 +74,32 @@ def test_the_grid_of_figure_2_by_hand(name: str) -> None:
     last = channels[-1]
     params += (experts or 1) * 1000 * (last + 1) + (experts * (last + 1) if experts else 0)
     madds += 1000 * last + (experts * (1000 * (last + 1) + last) if experts else 0)
-    with torch.device("meta"):
-        total = count(create_model(name), torch.zeros(1, 3, 224, 224)).total
-    assert (total.params, total.madds) == (params, madds)
+    assert measure(name, 1000, True)[:2] == (params, madds)
+
+
+def test_a_choice_of_layers_that_is_added_up_is_what_it_costs() -> None:
+    """MobileNetV2 with experts in its last six blocks and the classifier."""
+    options = (("first_layer", 13), ("conditional_head", False))
+    params, _, profiled = measure("mobilenet_v2_cc_100_8e", 1000, True, options)
+    found = mobilenet_v2_costs(13, head=False, classifier=True)
+    assert found[0] == params
+    assert abs(found[1] - profiled) <= 2  # halves are cut off at each count
+
+
+def test_a_page_is_written_or_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, drawn = tmp_path / "page.md", []
+    page.write_text("old", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["make_it.py", "--check"])
+    assert write_or_check(page, lambda: "new", lambda: drawn.append(1)) == 1
+    assert capsys.readouterr().err == f"{page} is out of date: run python make_it.py\n"
+    assert page.read_text(encoding="utf-8") == "old"
+    monkeypatch.setattr("sys.argv", ["make_it.py"])
+    assert write_or_check(page, lambda: "new", lambda: drawn.append(2)) == 0
+    monkeypatch.setattr("sys.argv", ["make_it.py", "--check"])
+    assert write_or_check(page, lambda: "new", lambda: drawn.append(3)) == 0
+    assert (page.read_text(encoding="utf-8"), drawn, capsys.readouterr().err) == ("new", [2], "")
 
 
 def test_the_page_of_the_networks_is_up_to_date() -> None:

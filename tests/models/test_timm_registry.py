@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import condconv
+from condconv.models import with_timm
 from condconv.nn import ConditionalLayer
 
 timm = pytest.importorskip("timm")
@@ -42,7 +43,6 @@ def test_classes_and_channels(name: str) -> None:
     model = timm.create_model(f"condconv_{name}", num_classes=7, in_chans=1, drop_rate=0.1)
     assert model(torch.randn(2, 1, 64, 64)).shape == (2, 7)
     assert model.pretrained_cfg["architecture"] == f"condconv_{name}"
-    assert model.pretrained_cfg["num_classes"] == 7
     first, last = (model.get_submodule(model.pretrained_cfg[key]) for key in ("first_conv", "classifier"))
     assert first.in_channels == 1
     assert getattr(last, "out_features", None) == 7
@@ -61,62 +61,66 @@ def test_features(name: str) -> None:
     ]
     assert model.feature_info.reduction() == [2, 4, 8, 16, 32]
     assert any(isinstance(module, ConditionalLayer) for module in model.modules()) == ("_cc_" in name)
-    torch.manual_seed(0)
-    full = timm.create_model(f"condconv_{name}", in_chans=1, num_classes=0).eval()
-    torch.manual_seed(0)
-    two = timm.create_model(f"condconv_{name}", features_only=True, in_chans=1, out_indices=(1, -1)).eval()
-    assert len(two(x)) == 2
-    assert sum(p.numel() for p in two.parameters()) <= sum(p.numel() for p in full.parameters())
-
-
-def test_features_are_those_of_the_whole_network() -> None:
-    model = condconv.create_model("mobilenet_v1_cc_025_4e", num_classes=10).eval()
-    x = torch.randn(2, 3, 64, 64)
-    last, maps = model.forward_intermediates(x, indices=[-2, -1])
-    assert torch.equal(last, model.forward_features(x))
-    assert torch.equal(maps[-1], last)
-    assert torch.equal(model.blocks[11:](maps[0]), last)
-    assert torch.equal(model.forward_intermediates(x, indices=1, intermediates_only=True)[0], last)
-    with pytest.raises(ValueError, match="output_fmt must be \"NCHW\", got 'NLC'"):
-        model.forward_intermediates(x, output_fmt="NLC")
+    assert len(timm.create_model(f"condconv_{name}", features_only=True, in_chans=1, out_indices=(1, -1))(x)) == 2
 
 
 def test_features_without_experts_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"out_indices must reach a layer with experts: .* ends with 'layer1.2'"):
+    with pytest.raises(
+        ValueError, match="`out_indices` must reach a layer with experts, got a network that ends with 'layer1.2'"
+    ):
         timm.create_model("condconv_resnet_cc_50_8e", features_only=True, out_indices=(0, 1))
 
 
 def test_our_arguments_pass_through() -> None:
     model = timm.create_model("condconv_mobilenet_v1_cc_025_4e", routing="softmax", first_layer=13)
-    assert type(model.blocks[11].routing_fn).__name__ == "SoftmaxRouting"
-    assert not hasattr(model.blocks[10], "routing_fn")
+    assert type(model.blocks[4][0].routing_fn).__name__ == "SoftmaxRouting"
+    assert not hasattr(model.blocks[3][5], "routing_fn")
 
 
-def test_pretrained_weights_of_the_static_network_are_kept() -> None:
-    """timm's own way to load, from memory here; the classifier and the stem are adapted by timm."""
-    static = timm.create_model("resnet50").eval()
-    overlay = {"state_dict": static.state_dict()}
-    model = timm.create_model("condconv_resnet_cc_50_8e", pretrained=True, pretrained_cfg_overlay=overlay).eval()
-    x = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        expected = static(x)
-        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
-    assert any(isinstance(module, ConditionalLayer) for module in model.modules())
+def test_an_init_of_none_is_that_of_timm() -> None:
+    """timm leaves out what is None, for the network's own value."""
+    assert timm.create_model("condconv_mobilenet_v1_cc_025_4e", drop_rate=None, init=None).drop_rate == 0.0
 
 
-def test_pretrained_weights_of_the_authors_are_taken_where_timm_has_them() -> None:
-    source = timm.create_model("tf_efficientnet_cc_b0_4e").eval()
-    with torch.no_grad():
-        for name, parameter in source.named_parameters():
-            if "routing_fn" in name:
-                parameter.normal_()
-    overlay = {"state_dict": source.state_dict()}
-    model = condconv.create_model("tf_efficientnet_cc_b0_4e", pretrained=True, pretrained_cfg_overlay=overlay).eval()
-    x = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        expected = source(x)
-        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
-    assert model.pretrained_cfg["mean"] == source.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+def test_descriptions_have_the_weights_that_pretrained_starts_from() -> None:
+    """With their tags, as timm's own networks have them; a network without weights has a plain one."""
+    tags = {name.partition(".")[2] for name in timm.list_pretrained("condconv_resnet_cc_50_8e*")}
+    assert tags == {name.partition(".")[2] for name in timm.list_pretrained("resnet50.*")}
+    cfg = timm.get_pretrained_cfg("condconv_resnet_cc_50_8e")
+    assert (cfg.tag, cfg.hf_hub_id) == ("a1_in1k", "timm/resnet50.a1_in1k")
+    assert (cfg.architecture, cfg.first_conv, cfg.classifier) == ("condconv_resnet_cc_50_8e", "conv1", "fc")
+    cfg = timm.get_pretrained_cfg("condconv_mobilenet_v1_cc_025_4e")
+    assert (cfg.has_weights, cfg.first_conv, cfg.classifier) == (None, "conv_stem", "classifier")
+    assert not timm.models.is_model_pretrained("condconv_mobilenet_v1_cc_025_4e")
+    assert timm.models.is_model_pretrained("condconv_mobilenet_v1_cc_100_4e")
+    assert timm.get_pretrained_cfg("condconv_tf_efficientnet_cc_b0_depth_8e.in1k").input_size == (3, 224, 224)
+
+
+def test_a_tag_without_pretrained_is_described_as_timm_does() -> None:
+    model = timm.create_model("condconv_resnet_cc_50_8e.a2_in1k", num_classes=2)
+    assert model.pretrained_cfg["tag"] == "a2_in1k"
+    with pytest.raises(RuntimeError, match=r"Invalid pretrained tag \(nope\)"):
+        timm.create_model("condconv_resnet_cc_50_8e.nope")
+
+
+def test_what_scripts_of_timm_ask_for_can_be_created() -> None:
+    arguments = timm.models.resolve_model_input_args("condconv_mobilenet_v1_cc_025_4e", in_chans=1)
+    assert timm.create_model(arguments.pop("model_name"), **arguments).conv_stem.in_channels == 1
+
+
+def test_a_description_has_classes_and_channels_as_for_timms_networks() -> None:
+    described = {"pretrained_cfg": {"num_classes": 4, "input_size": (1, 64, 64)}}
+    for name in ("condconv_mobilenet_v1_cc_025_4e", "mobilenetv2_035"):
+        model = timm.create_model(name, **described)
+        assert (model.num_classes, model.conv_stem.in_channels) == (4, 1)
+    assert timm.create_model("condconv_mobilenet_v1_025", num_classes=5, **described).num_classes == 5
+
+
+def test_the_module_claims_no_functions_of_timms() -> None:
+    from condconv.models import timm_registry
+
+    assert timm_registry.__all__ == ["register_timm_models"]
+    assert len(timm_registry.default_cfgs) == len(condconv.list_models())
 
 
 def test_a_script_of_timms_kind_finds_them(tmp_path: Path) -> None:
@@ -133,6 +137,10 @@ def test_a_script_of_timms_kind_finds_them(tmp_path: Path) -> None:
     name = "condconv_mobilenet_v1_cc_025_2e"
     done = subprocess.run([*command, str(script), name], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "2 5\n", "")
-    done = subprocess.run([*command, "missing.py"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "SCRIPT.py must be a file, got missing.py" in done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "got"), [(["missing.py"], "missing.py"), ([], "nothing")])
+def test_a_script_that_is_missing(monkeypatch: pytest.MonkeyPatch, arguments: list[str], got: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["with_timm", *arguments])
+    with pytest.raises(SystemExit, match=f"SCRIPT.py must be a file, got {got}"):
+        with_timm.main()

@@ -1,6 +1,5 @@
 """The paper's networks by name."""
 
-from condconv.models.mobilenet_v1 import MobileNetV1, SeparableBlock
 from condconv.models.names import list_models
 from condconv.models.paper import TABLE_3, TABLE_4, Ablation, PaperRow
 from condconv.models.registry import ModelInfo, create_model, get_model_info
@@ -11,10 +10,8 @@ __all__ = [
     "TABLE_3",
     "TABLE_4",
     "Ablation",
-    "MobileNetV1",
     "ModelInfo",
     "PaperRow",
-    "SeparableBlock",
     "create_model",
     "get_model_info",
     "list_models",

@@ -14,8 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from condconv.errors import require_extra
-from condconv.models.mobilenet_v1 import MobileNetV1
+from condconv.errors import UsageError, require_extra
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Family:
     Attributes:
         name: First part of its networks' names.
         sizes: Pattern of the sizes a name may have.
-        build: Makes the static network of a size; further arguments are the base's.
-        timm_name: From a size to timm's name of the same network; `None` where timm has none.
+        build: Makes timm's network of a size, without trained weights; further arguments are timm's.
+        name_in_timm: From a size to the name that timm has, or would have.
         stem: Name of layer 1.
         blocks: Pattern of the names of the blocks.
         head: Name of the 1x1 convolution after the blocks; `None` where there is none.
@@ -42,7 +41,7 @@ class Family:
     name: str
     sizes: str
     build: Callable[..., nn.Module]
-    timm_name: Callable[[str], str | None]
+    name_in_timm: Callable[[str], str]
     stem: str
     blocks: str
     head: str | None
@@ -54,6 +53,15 @@ class Family:
     listed: dict[str, tuple[int, ...]]
     output_strides: tuple[int, ...] = (8, 16, 32)
 
+    def timm_name(self, size: str) -> str | None:
+        """Return what timm calls the static network of a size; `None` where timm has none.
+
+        Raises:
+            MissingExtraError: timm is not installed.
+        """
+        name = self.name_in_timm(size)
+        return name if require_extra("timm", "models").is_model(name) else None
+
     def layers(self, model: nn.Module) -> list[str]:
         """Return the names of the layers of a network of the family, as the paper counts them."""
         modules = dict(model.named_modules())
@@ -63,61 +71,63 @@ class Family:
         return [self.stem, *blocks, *(name for name in last if hasattr(modules.get(name), "weight"))]
 
 
-def _mobilenet_v1(size: str, **options: Any) -> nn.Module:
-    return MobileNetV1(int(size) / 100, **options)
+def _by_name(name_in_timm: Callable[[str], str]) -> dict[str, Any]:
+    def build(size: str, **options: Any) -> nn.Module:
+        network: nn.Module = require_extra("timm", "models").create_model(name_in_timm(size), **options)
+        return network
+
+    return {"build": build, "name_in_timm": name_in_timm}
 
 
-def _from_timm(timm_name: Callable[[str], str | None], generator: str | None = None) -> Callable[..., nn.Module]:
-    """Return a builder: timm's network by its name or, at a width that timm has no name for, its generator."""
+def _by_width(prefix: str, generator: str) -> dict[str, Any]:
+    """Take a network at any width in percent: timm has names for a few, all made by a generator that has none."""
 
     def build(size: str, **options: Any) -> nn.Module:
-        timm = require_extra("timm", "models")
-        name = timm_name(size)
-        if name is not None and timm.is_model(name):
-            network: nn.Module = timm.create_model(name, **options)
-            return network
-        if options.pop("pretrained", False):
-            raise ValueError(f"pretrained must be False for this width: timm has no network {name!r}")
-        generate = getattr(require_extra("timm.models.efficientnet", "models"), str(generator))
-        generated: nn.Module = generate(timm_name("100"), int(size) / 100, **options)
-        return generated
+        generate = getattr(require_extra("timm.models.efficientnet", "models"), generator)
+        network: nn.Module = generate(f"{prefix}_100", int(size) / 100, **options)
+        return network
 
-    return build
+    return {"build": build, "name_in_timm": lambda size: f"{prefix}_{size}"}
 
 
-def _mobilenet_v2_name(size: str) -> str:
-    return f"mobilenetv2_{size}"
+def _leave_out_halvings_(network: nn.Module, surplus: int) -> None:
+    """Leave out the earliest halvings, in place, so that the last feature map is larger by a factor."""
+    feature_info: Any = network.feature_info
+    for each in getattr(feature_info, "info", feature_info):
+        each["reduction"] = max(1, each["reduction"] // surplus)
+    for module in network.modules():
+        if surplus > 1 and isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride, surplus = (1, 1), surplus // 2
+    if surplus > 1:
+        raise UsageError("`output_stride` must be 32 where other layers than convolutions halve: leave out `aa_layer`")
 
 
-def _mnasnet_name(size: str) -> str:
-    return f"semnasnet_{size}"  # timm calls MnasNet-A1, which has squeeze-and-excitation, so
+_MOBILENET_V1 = _by_width("mobilenetv1", "_gen_mobilenet_v1")
 
 
-def _resnet_name(size: str) -> str:
-    return f"resnet{size}"
-
-
-def _efficientnet_name(prefix: str) -> Callable[[str], str]:
-    # B0 at depth 1.1 is what B1 is, apart from the size of its images.
-    return lambda size: f"{prefix}_{'b1' if size == 'b0_depth' else size}"
+def _mobilenet_v1(size: str, output_stride: int = 32, **options: Any) -> nn.Module:
+    # timm would dilate the late layers, whose kernels then see nothing of a small map but their own pixel.
+    network: nn.Module = _MOBILENET_V1["build"](size, **options)
+    _leave_out_halvings_(network, 32 // output_stride)
+    return network
 
 
 # What timm calls the layers of every network that it builds as an EfficientNet.
 _EFFICIENTNET_LAYERS: dict[str, Any] = {
     "stem": "conv_stem",
-    "blocks": r"blocks\.\d+\.\d+",
+    "blocks": r"blocks\.[0-9]+\.[0-9]+",
     "head": "conv_head",
     "classifier": "classifier",
 }
+_PAPER = "CondConv, section 4.1"
 
 
 def _efficientnet(prefix: str, source: str) -> Family:
-    timm_name = _efficientnet_name(prefix)
     return Family(
         name=prefix,
         sizes=r"b[0-8]|b0_depth",
-        build=_from_timm(timm_name),
-        timm_name=timm_name,
+        # B0 at depth 1.1 is what B1 is, apart from the size of its images.
+        **_by_name(lambda size: f"{prefix}_{'b1' if size == 'b0_depth' else size}"),
         **_EFFICIENTNET_LAYERS,
         first_block="blocks.4.0",
         conditional_head=False,
@@ -127,20 +137,14 @@ def _efficientnet(prefix: str, source: str) -> Family:
     )
 
 
-_PAPER = "CondConv, section 4.1"
 FAMILIES = {
     family.name: family
     for family in (
         Family(
             name="mobilenet_v1",
-            sizes=r"\d{3}",
-            build=_mobilenet_v1,
-            timm_name=lambda size: None,
-            stem="stem",
-            blocks=r"blocks\.\d+",
-            head=None,
-            classifier="classifier",
-            first_block="blocks.5",
+            sizes=r"[0-9]{3}",
+            **_MOBILENET_V1 | _EFFICIENTNET_LAYERS | {"build": _mobilenet_v1, "head": None},
+            first_block="blocks.3.0",
             conditional_head=False,
             conditional_classifier=True,
             source=_PAPER,
@@ -149,9 +153,8 @@ FAMILIES = {
         ),
         Family(
             name="mobilenet_v2",
-            sizes=r"\d{3}",
-            build=_from_timm(_mobilenet_v2_name, "_gen_mobilenet_v2"),
-            timm_name=_mobilenet_v2_name,
+            sizes=r"[0-9]{3}",
+            **_by_width("mobilenetv2", "_gen_mobilenet_v2"),
             **_EFFICIENTNET_LAYERS,
             first_block="blocks.3.0",
             conditional_head=True,
@@ -161,9 +164,8 @@ FAMILIES = {
         ),
         Family(
             name="mnasnet_a1",
-            sizes=r"\d{3}",
-            build=_from_timm(_mnasnet_name, "_gen_mnasnet_a1"),
-            timm_name=_mnasnet_name,
+            sizes=r"[0-9]{3}",
+            **_by_width("semnasnet", "_gen_mnasnet_a1"),  # MnasNet-A1 has squeeze-and-excitation, hence timm's name
             **_EFFICIENTNET_LAYERS,
             first_block="blocks.4.0",
             conditional_head=False,
@@ -174,16 +176,15 @@ FAMILIES = {
         Family(
             name="resnet",
             sizes="18|34|50|101|152",
-            build=_from_timm(_resnet_name),
-            timm_name=_resnet_name,
+            **_by_name(lambda size: f"resnet{size}"),
             stem="conv1",
-            blocks=r"layer\d\.\d+",
+            blocks=r"layer[0-9]\.[0-9]+",
             head=None,
             classifier="fc",
             first_block="layer4.0",
             conditional_head=False,
             conditional_classifier=False,
-            source=_PAPER,
+            source=f"{_PAPER}; v1.5, which strides in its 3 x 3 convolutions",
             listed={"50": (8,)},
         ),
         _efficientnet("efficientnet", f"{_PAPER}; padding and batch norm as torch's"),

@@ -6,6 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
+from condconv.errors import UsageError
 from condconv.models.families import FAMILIES, Family
 
 
@@ -44,13 +45,15 @@ def parse_name(name: str) -> Name:
     """Take a name apart.
 
     Raises:
-        ValueError: No network can be made of the name; the message has names that are near.
+        UsageError: No network can be made of the name; the message has names that are near.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"`name` must be a text, got {name!r}: condconv.list_models() has the names")
     for family in FAMILIES.values():
-        pattern = rf"{family.name}_(?:(?P<static>{family.sizes})|cc_(?P<size>{family.sizes})_(?P<experts>[1-9]\d*)e)"
+        pattern = rf"{family.name}_(?:(?P<static>{family.sizes})|cc_(?P<size>{family.sizes})_(?P<experts>[1-9][0-9]*)e)"
         match = re.fullmatch(pattern, name)
         if match is not None and match["static"] != "000" and match["size"] != "000":
             experts = match["experts"]
             return Name(family, match["static"] or match["size"], None if experts is None else int(experts))
     near = difflib.get_close_matches(name, list_models(), n=4, cutoff=0.5) or list_models()[:4]
-    raise ValueError(f"name must be one of condconv.list_models(), such as {', '.join(near)}, got {name!r}")
+    raise UsageError(f"`name` must be one of condconv.list_models(), such as {', '.join(near)}, got {name!r}")

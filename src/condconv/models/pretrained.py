@@ -1,15 +1,22 @@
-"""Where a network's first weights come from: random, timm's static network, or timm's conditional one."""
+"""Trained weights: where timm keeps them, and how they get into a network that has its experts already."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from condconv.errors import require_extra
+from condconv.errors import UsageError, require_extra
+from condconv.models.families import Family
 from condconv.models.names import Name
+from condconv.models.recipe import Recipe
 from condconv.weights import load_state_dict
+
+PREFIX = "condconv_"
+"""Before each name in timm. It has names such as `resnet50` and `efficientnet_cc_b0_4e` itself, and takes no slash."""
 
 CONDITIONAL = {
     "tf_efficientnet_cc_b0_4e": "tf_efficientnet_cc_b0_4e",
@@ -18,57 +25,112 @@ CONDITIONAL = {
 }
 """Networks whose conditional weights timm has, the authors' release, and what timm calls them."""
 
-# Arguments of timm's that say where weights come from.
-_SOURCES = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+# timm's B1 takes images of 240 pixels and more; the paper's B0 of more depth takes those of B0.
+_IMAGES_OF_B0 = {"input_size": (3, 224, 224), "pool_size": (7, 7), "crop_pct": 0.875}
+_IMAGES_OF_B0 |= dict.fromkeys(("test_input_size", "test_crop_pct"))
 
 
-@dataclass(frozen=True)
-class Start:
-    """The start of a network.
-
-    Attributes:
-        init: How experts start: `"independent"` or `"preserve"`, see `condconv.convert_`.
-        conditional: timm's conditional network to copy; `None` for none.
-        options: Further arguments to create it with.
-    """
-
-    init: str
-    conditional: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def load_(self, model: nn.Module, in_chans: int) -> None:
-        """Copy the weights of the conditional network, if there is one, in place."""
-        if self.conditional is None:
-            return
-        timm = require_extra("timm", "models")
-        source = timm.create_model(self.conditional, pretrained=True, in_chans=in_chans, **self.options)
-        load_state_dict(model, source.state_dict(), source=f"timm's {self.conditional}")
-        # These were trained on images normalised in another way than those of the static network.
-        model.pretrained_cfg = model.default_cfg = dict(source.pretrained_cfg)  # type: ignore[assignment]
+def source_in_timm(name: Name) -> str | None:
+    """Return timm's name of the network whose weights fit a network best: conditional, static, or `None` for none."""
+    return CONDITIONAL.get(str(name)) or name.family.timm_name(name.size)
 
 
-def start_from(name: Name, pretrained: bool, options: dict[str, Any]) -> tuple[Start, dict[str, Any]]:
-    """Return the start of a network, and the arguments of its static base.
+def describe_weights(
+    name: Name, pretrained_cfg: Any = None, pretrained_cfg_overlay: Mapping[str, Any] | None = None
+) -> Any:
+    """Return timm's `PretrainedCfg` of a network: its weights, and the images it takes.
 
     Args:
         name: Of the network.
-        pretrained: Whether to start from trained weights.
-        options: Arguments of the static base as far as they are known.
+        pretrained_cfg: As in `timm.create_model`: a tag, or a description of its own; `None` for timm's default.
+        pretrained_cfg_overlay: What is to be another.
 
     Raises:
-        ValueError: No weights are published.
+        UsageError: A tag for a network of which timm has no weights.
     """
-    if not pretrained:
-        return Start("independent"), options
-    if name.family.timm_name(name.size) is None:
-        raise ValueError(
-            f"pretrained must be False for {str(name)!r}: no weights are published for this network; "
+    source = source_in_timm(name)
+    if source is None and isinstance(pretrained_cfg, str) and pretrained_cfg:
+        raise UsageError(f"`pretrained_cfg` must not be a tag for {str(name)!r}, got {pretrained_cfg!r}: timm has none")
+    if source is None:
+        pretrained_cfg = pretrained_cfg or {"first_conv": name.family.stem, "classifier": name.family.classifier}
+    timms = pretrained_cfg is None or isinstance(pretrained_cfg, str)
+    images = _IMAGES_OF_B0 if timms and name.size == "b0_depth" else {}
+    architecture = PREFIX + str(name)
+    overlay = {**images, **(pretrained_cfg_overlay or {}), "architecture": architecture}
+    return require_extra("timm.models", "models").resolve_pretrained_cfg(
+        source or architecture, pretrained_cfg, overlay
+    )
+
+
+def check_weights(name: Name, cfg: Any, recipe: Recipe) -> None:
+    """Check that there are weights, and that nothing asked for would lose or falsify them.
+
+    Raises:
+        UsageError: There are none, or the recipe is for others.
+    """
+    own = cfg.file or cfg.state_dict or cfg.source
+    if not (own or cfg.has_weights):
+        raise UsageError(
+            f"`pretrained` must be False for {str(name)!r}, got True: no weights are published for this network; "
             "condconv.load_pretrained reads your own"
         )
-    if str(name) not in CONDITIONAL:
-        return Start("preserve"), {**options, "pretrained": True}
-    sources = {
-        key: options[key] for key in (*_SOURCES, "num_classes", "features_only", "out_indices") if key in options
-    }
-    static = {key: value for key, value in options.items() if key not in _SOURCES}
-    return Start("independent", CONDITIONAL[str(name)], sources), static
+    conditional = str(name) in CONDITIONAL and not own
+    if conditional and recipe.routing != "sigmoid":
+        raise UsageError(
+            f'`routing` must be "sigmoid" with the weights of {str(name)!r}, which were trained with it, got '
+            f"{recipe.routing!r}: leave one of the two out"
+        )
+    if recipe.init not in ((None,) if conditional else (None, "preserve")):
+        raise UsageError(
+            f"`init` must be None with pretrained, got {recipe.init!r}: experts start from the trained weights"
+        )
+
+
+def load_weights_(model: nn.Module, name: Name, cfg: Any, start: Mapping[str, Tensor], cache_dir: Any = None) -> None:
+    """Load the weights that timm describes into a network, in place.
+
+    timm finds and downloads the file, and adapts it to other numbers of channels and classes. A static kernel becomes
+    all experts of its layer, so that the network computes what the static one does.
+
+    Args:
+        model: The network, conditional or static, whole or for features.
+        name: Of the network.
+        cfg: From `describe_weights`.
+        start: State dict of its static base: what layers begin with that are for other channels or classes.
+        cache_dir: Where timm keeps downloads; `None` for its usual place.
+
+    Raises:
+        UsageError: The weights do not fit.
+    """
+    require_extra("timm.models", "models").load_pretrained(
+        _Target(model, name.family, start, "a state dict" if cfg.state_dict else cfg.file or cfg.hf_hub_id or cfg.url),
+        cfg.to_dict(),
+        num_classes=getattr(model, "num_classes", 0),
+        in_chans=start[f"{name.family.stem}.weight"].shape[1],
+        cache_dir=cache_dir,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """A network as timm's `load_pretrained` sees one, filled by `condconv.weights`, which knows experts."""
+
+    model: nn.Module
+    family: Family
+    start: Mapping[str, Tensor]
+    source: str
+
+    def get_submodule(self, name: str) -> nn.Module:
+        return self.model.get_submodule(name)
+
+    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool) -> SimpleNamespace:
+        """Load what timm adapted; where that is not strict, it dropped layers for other channels or classes."""
+        layers = (self.family.stem, self.family.classifier)
+        dropped = tuple(f"{layer}." for layer in layers if not strict and f"{layer}.weight" not in state)
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
+        kept |= {name: tensor for name, tensor in self.start.items() if name.startswith(dropped)}
+        if not hasattr(self.model, self.family.classifier):  # for features: it ends earlier
+            children = {name.partition(".")[0] for name in self.start}
+            kept = {name: tensor for name, tensor in kept.items() if name.partition(".")[0] in children}
+        load_state_dict(self.model, kept, source=self.source)
+        return SimpleNamespace(missing_keys=[], unexpected_keys=[])

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from condconv.convert import Scope, convert_, select
-from condconv.errors import require_extra
-from condconv.models.families import Family
+from condconv.convert import Scope
+from condconv.errors import UsageError
 from condconv.models.names import Name, parse_name
 from condconv.models.paper import ROWS, PaperRow
-from condconv.models.pretrained import start_from
-
-_EXAMPLE_SIZE = 64
+from condconv.models.pretrained import check_weights, describe_weights, load_weights_
+from condconv.models.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,8 @@ def get_model_info(name: str) -> ModelInfo:
     """Return what is known of a network.
 
     Raises:
-        ValueError: No network can be made of the name.
+        UsageError: No network can be made of the name.
+        MissingExtraError: timm is not installed.
     """
     parsed = parse_name(name)
     family = parsed.family
@@ -81,16 +77,17 @@ def create_model(
     init: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Return a network by name.
+    """Return a network by name: timm's, whose later layers get experts where the name says so.
 
     Args:
         name: `mobilenet_v1_050` is static, `mobilenet_v1_cc_050_8e` its form with 8 experts; any number of experts,
             and any width in percent where the size is a width.
         num_classes: Outputs of the classifier; 0 for none.
         in_chans: Channels of the input.
-        pretrained: Start from timm's ImageNet weights of the static network (downloaded by timm): the conditional
-            network then computes what that one does until it is trained further. For weights of your own, or the
-            authors', see `condconv.load_pretrained`.
+        pretrained: Start from timm's ImageNet weights (downloaded by timm): of the static network, which the
+            conditional one then computes until it is trained further, or the authors' conditional ones of
+            `tf_efficientnet_cc_*`. timm's arguments `pretrained_cfg`, `pretrained_cfg_overlay` and `cache_dir` say
+            which or where. For other files see `condconv.load_pretrained`.
         features_only: Return a network that gives a list of feature maps, as timm's do; takes timm's `out_indices`.
         routing: Of conditional networks; see `condconv.convert_`.
         scope: Of conditional networks; the paper's is one routing a block.
@@ -99,19 +96,27 @@ def create_model(
         conditional_head: Whether the 1x1 convolution after the blocks has experts; `None` for the paper's choice.
         conditional_classifier: Whether the classifier has experts; `None` for the paper's choice.
         init: Of conditional networks: `"independent"` draws each expert on its own, as the paper does; `"preserve"`
-            starts as the static network of the same seed, with experts that differ a little. `None` for the first, or
-            the second with `pretrained`.
-        **options: Of the static network: `drop_rate`, `output_stride` and what else `condconv.models.MobileNetV1` or
-            timm's network takes.
+            starts as the static network of the same seed, with experts that differ a little, as `pretrained` does.
+            `None` for the first.
+        **options: Of timm's network: `drop_rate`, `drop_path_rate`, `bn_eps` and so on. `output_stride` is the size of
+            the image over that of the last feature map, 32 as in the paper or less (`ModelInfo.output_strides`): timm
+            then replaces late halvings by dilation; of MobileNetV1 the earliest halvings are left out instead, which
+            serves small images, at more cost.
 
     Returns:
         The network, in training mode. A static network and its conditional form made with the same seed share the
         initial parameters of all layers that are static in both.
 
     Raises:
-        ValueError: No network can be made of the name, or an option is out of range.
+        UsageError: No network can be made of the name, an argument is out of range, of a wrong type or not for this
+            network, or weights do not fit.
         TypeError: An option the network does not have.
-        MissingExtraError: timm is not installed; all networks but MobileNetV1 are based on its.
+        MissingExtraError: timm is not installed.
+
+    Source:
+        CondConv, section 4.1. Deviation: MobileNetV1 and V2, MnasNet, ResNet and `efficientnet_*` pad as torch, where
+        TensorFlow pads as SAME; timm rounds channels to multiples of 8 and to 8 at least, where TF-Slim cuts
+        MobileNetV1's off to an int of 8 at least: the same at the paper's widths.
 
     Example:
         >>> model = create_model("mobilenet_v1_cc_025_4e", num_classes=10, output_stride=8)
@@ -119,92 +124,36 @@ def create_model(
         torch.Size([2, 10])
     """
     parsed = parse_name(name)
-    family = parsed.family
-    if parsed.num_experts is not None and "checkpoint_path" in options:
-        # timm would load it into the static base, whose conditional layers are drawn anew after that.
-        raise ValueError(
-            f"checkpoint_path must not be given for {name!r}: create it, then call condconv.load_pretrained, which "
-            "also takes weights of the static network"
-        )
-    if pretrained and init == "independent":
-        raise ValueError(
-            'init must not be "independent" with pretrained: the weights of conditional layers would be lost'
-        )
-    if num_classes < 0 or in_chans < 1:
-        raise ValueError(f"num_classes and in_chans must be counts, got {num_classes!r} and {in_chans!r}")
-    ours = family.timm_name(parsed.size) is None
-    out_indices = options.pop("out_indices", None) if features_only and ours else None
-    if features_only and not ours:
-        options["features_only"] = True
-    else:
-        options["num_classes"] = 0 if features_only else num_classes
-    start, options = start_from(parsed, pretrained, options)
-    model = family.build(parsed.size, in_chans=in_chans, **options)
+    recipe = Recipe(routing, scope, first_layer, conditional_head, conditional_classifier, init)
+    _check_sizes(parsed, num_classes, in_chans, options)
+    recipe.check(parsed)
+    places = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+    given, overlay, cache_dir = (options.pop(place, None) for place in places)
+    cfg = describe_weights(parsed, given, overlay)
+    if pretrained:
+        check_weights(parsed, cfg, recipe)
+    last: dict[str, Any] = {"features_only": True} if features_only else {"num_classes": num_classes}
+    model = parsed.family.build(parsed.size, in_chans=in_chans, **last, **options)
+    start = model.state_dict()
     if parsed.num_experts is not None:
-        layers = family.layers(model)
-        chosen = _conditional_layers(family, layers, first_layer, conditional_head, conditional_classifier)
-        _convert_(model, parsed, chosen, layers, in_chans, routing, scope, init or start.init)
-    start.load_(model, in_chans)
-    if features_only and ours:
-        getter = require_extra("timm.models._features", "models").FeatureGetterNet
-        maps: Any = model.feature_info
-        # All of them unless some are asked for, as timm's other networks do.
-        model = getter(model, out_indices=tuple(range(len(maps))) if out_indices is None else out_indices)
+        recipe.convert_(model, parsed, in_chans)
+    if pretrained:
+        load_weights_(model, parsed, cfg, start, cache_dir)
+    model.pretrained_cfg = model.default_cfg = cfg.to_dict()
     return model
 
 
-def _conditional_layers(
-    family: Family, layers: Sequence[str], first_layer: int | None, head: bool | None, classifier: bool | None
-) -> list[str]:
-    """Return the names of the layers with experts."""
-    if first_layer is None:
-        if family.first_block not in layers:
-            raise ValueError(
-                f"out_indices must reach a layer with experts: this network ends with {layers[-1]!r}, "
-                f"they start with {family.first_block!r}"
-            )
-        first = layers.index(family.first_block)
-    elif 1 <= first_layer <= len(layers):
-        first = first_layer - 1
-    else:
-        raise ValueError(f"first_layer must lie between 1 and {len(layers)}, got {first_layer!r}")
-    left_out = set()
-    if not (family.conditional_head if head is None else head):
-        left_out.add(family.head)
-    if not (family.conditional_classifier if classifier is None else classifier):
-        left_out.add(family.classifier)
-    chosen = [name for name in layers[first:] if name not in left_out]
-    if not chosen:
-        raise ValueError(
-            f"first_layer must leave a layer with experts, got {first_layer!r} with only {', '.join(layers[first:])} "
-            "after it: take an earlier one, or make the head or the classifier conditional"
+def _check_sizes(name: Name, num_classes: int, in_chans: int, options: Mapping[str, Any]) -> None:
+    for argument, value, least in (("num_classes", num_classes, 0), ("in_chans", in_chans, 1)):
+        if type(value) is not int or value < least:
+            raise UsageError(f"`{argument}` must be a whole number of at least {least}, got {value!r}")
+    strides = name.family.output_strides
+    if options.get("output_stride", strides[-1]) not in strides:
+        known = ", ".join(map(str, strides))
+        raise UsageError(f"`output_stride` must be one of {known} for {str(name)!r}, got {options['output_stride']!r}")
+    if "checkpoint_path" in options:
+        # timm would load it into the static base, whose conditional layers are drawn anew after that.
+        raise UsageError(
+            f"`checkpoint_path` must not be given for {str(name)!r}: create it, then call condconv.load_pretrained, "
+            "which also takes weights of the static network"
         )
-    return chosen
-
-
-def _convert_(
-    model: nn.Module,
-    name: Name,
-    chosen: Sequence[str],
-    layers: Sequence[str],
-    in_chans: int,
-    routing: str | Callable[..., nn.Module],
-    scope: str | Scope,
-    init: str,
-) -> None:
-    """Give the chosen layers experts; convolutions of squeeze-and-excitation inside a block stay static."""
-    blocks = {layer for layer in layers if re.fullmatch(name.family.blocks, layer)}
-    scope = Scope.parse(scope) if isinstance(scope, str) else scope
-    if scope.is_block is None and scope.kind != "layer":
-        scope = dataclasses.replace(scope, is_block=lambda module_name, module: module_name in blocks)
-    patterns = [f"{layer}.*" if layer in blocks else layer for layer in chosen]
-    convert_(
-        model,
-        int(name.num_experts or 0),
-        where=select.name(*patterns) & ~select.name("*.se.*"),
-        routing=routing,
-        scope=scope,
-        classifier=name.family.classifier in chosen,
-        example_input=torch.zeros(1, in_chans, _EXAMPLE_SIZE, _EXAMPLE_SIZE),
-        init=init,
-    )

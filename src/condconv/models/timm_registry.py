@@ -10,11 +10,10 @@ from torch import nn
 
 from condconv.errors import require_extra
 from condconv.models.names import list_models, parse_name
-from condconv.models.pretrained import CONDITIONAL
+from condconv.models.pretrained import PREFIX, describe_weights, source_in_timm
 from condconv.models.registry import create_model
 
-PREFIX = "condconv_"
-"""Before each name. timm has names such as `resnet50` and `efficientnet_cc_b0_4e` itself, and takes no slash in one."""
+__all__ = ["register_timm_models"]
 
 default_cfgs: dict[str, Any] = {}
 """What timm keeps of each network: size and normalisation of its images, names of its first and last layer."""
@@ -43,32 +42,32 @@ def register_timm_models() -> list[str]:
     names = [PREFIX + name for name in list_models()]
     for name in names:
         if not registry.is_model(name):
-            default_cfgs[name] = _default_cfg(name)
+            default_cfgs[name] = _default_cfg(name.removeprefix(PREFIX))
             registry.register_model(_entry_point(name))
+    del __all__[1:]  # timm adds each name, as if it were a function of this module
     return names
 
 
 def _default_cfg(name: str) -> Any:
+    """Return what timm keeps: the weights of the network that `pretrained` starts from, by their tags."""
     models = require_extra("timm.models", "models")
-    parsed = parse_name(name.removeprefix(PREFIX))
-    timm_name = CONDITIONAL.get(str(parsed)) or parsed.family.timm_name(parsed.size)
-    base = models.get_pretrained_cfg(timm_name) if timm_name is not None else models.PretrainedCfg()
-    known = base.to_dict(remove_source=True) if base is not None else {}
-    kept = ("input_size", "pool_size", "crop_pct", "interpolation", "mean", "std")
-    layers = {"first_conv": parsed.family.stem, "classifier": parsed.family.classifier}
-    cfg = models.PretrainedCfg(**{key: known[key] for key in kept if known.get(key) is not None}, **layers)
-    return models.DefaultCfg(tags=deque([""]), cfgs={"": cfg})
+    parsed = parse_name(name)
+    source = source_in_timm(parsed)
+    tags = [each.partition(".")[2] for each in models.get_arch_pretrained_cfgs(source)] if source else [""]
+    cfgs = {tag: describe_weights(parsed, tag) for tag in tags}
+    return models.DefaultCfg(tags=deque(tags), cfgs=cfgs)
 
 
 def _entry_point(name: str) -> Callable[..., nn.Module]:
-    def build(pretrained: bool = False, **options: Any) -> nn.Module:
-        given = {key: value for key, value in options.items() if value is not None}
-        model = create_model(name.removeprefix(PREFIX), pretrained=pretrained, **given)
-        cfg = default_cfgs[name].default.to_dict() if not pretrained else dict(model.pretrained_cfg)  # type: ignore[arg-type]
-        shape = {"num_classes": getattr(model, "num_classes", 0), "architecture": name}
-        model.pretrained_cfg = model.default_cfg = cfg | shape  # type: ignore[assignment]
-        return model
+    def build(**options: Any) -> nn.Module:
+        if isinstance(options.get("pretrained_cfg"), dict):  # of a checkpoint, which may be of other classes, channels
+            cfg = models.PretrainedCfg(**options["pretrained_cfg"])
+            options = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0], **options}
+        if options.get("pretrained") and "pretrained_model_args" in options:
+            options.pop("init", None)  # how a saved network started before it was trained
+        return create_model(name.removeprefix(PREFIX), **options)
 
+    models = require_extra("timm.models", "models")
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"Return the network {name.removeprefix(PREFIX)!r}; see `condconv.create_model`."
     return build

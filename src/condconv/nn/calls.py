@@ -23,10 +23,10 @@ def parse_call(text: str, argument: str) -> tuple[str, dict[str, Any]]:
         >>> parse_call("softmax(temperature=30)", "routing")
         ('softmax', {'temperature': 30})
     """
+    if text.strip().isidentifier():
+        return text.strip(), {}
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        if isinstance(call, ast.Name):
-            return call.id, {}
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
             options = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords if each.arg}
             if len(options) == len(call.keywords):

@@ -1,0 +1,124 @@
+"""From a static network to its conditional form: which layers get experts, and how they are routed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from condconv.convert import Scope, convert_, select
+from condconv.errors import UsageError
+from condconv.models.families import Family
+from condconv.models.names import Name
+
+_EXAMPLE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is asked of a conditional network; the attributes are arguments of `create_model`, as documented there."""
+
+    routing: str | Callable[..., nn.Module] = "sigmoid"
+    scope: str | Scope = "block"
+    first_layer: int | None = None
+    conditional_head: bool | None = None
+    conditional_classifier: bool | None = None
+    init: str | None = None
+
+    def check(self, name: Name) -> None:
+        """Check all that can be checked before there is a network.
+
+        Raises:
+            UsageError: An argument is of a wrong type, or given for a static network.
+        """
+        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        if name.num_experts is None and given:
+            twin = dataclasses.replace(name, num_experts=8)
+            raise UsageError(
+                f"`{given[0]}` must not be given for {str(name)!r}, which has no experts, got "
+                f"{getattr(self, given[0])!r}: leave it out, or take a conditional network such as {twin}"
+            )
+        if not isinstance(self.scope, (str, Scope)):
+            raise UsageError(f'`scope` must be "layer", "block", "single" or a Scope, got {self.scope!r}')
+        if self.routing == "external":
+            raise UsageError(
+                "`routing` must take its weights from the input, got 'external': nobody could hand them in"
+            )
+        if self.first_layer is not None and type(self.first_layer) is not int:
+            raise UsageError(f"`first_layer` must be a whole number or None, got {self.first_layer!r}")
+
+    def convert_(self, model: nn.Module, name: Name, in_chans: int) -> None:
+        """Give a static network experts, in place; convolutions of squeeze-and-excitation stay static.
+
+        Raises:
+            UsageError: The network lacks a layer that is to have experts, one cannot have any, or a block not route.
+        """
+        layers = name.family.layers(model)
+        chosen = self._choose(name.family, layers)
+        blocks = {layer for layer in layers if re.fullmatch(name.family.blocks, layer)}
+        weight = next(model.parameters())
+        # Drawn apart, so that the network's own numbers stay those of the seed.
+        noise = torch.Generator().manual_seed(0)
+        example = torch.randn(1, in_chans, _EXAMPLE_SIZE, _EXAMPLE_SIZE, generator=noise, device="cpu").to(weight)
+        report = convert_(
+            model,
+            int(name.num_experts or 0),
+            where=select.name(*(f"{layer}.*" if layer in blocks else layer for layer in chosen))
+            & ~select.name("*.se.*"),
+            routing=self.routing,
+            scope=self._scope(chosen, blocks),
+            classifier=name.family.classifier in chosen,
+            example_input=example,
+            init=self.init or "independent",
+        )
+        refused = [f"{layer!r} cannot have experts, {reason}" for layer, reason in report.refused.items()]
+        for problem in (*refused, *report.notes):
+            raise UsageError(f"`name` must be a network that can be made as asked, got {str(name)!r}: {problem}")
+
+    def _choose(self, family: Family, layers: Sequence[str]) -> list[str]:
+        """Return the names of the layers with experts."""
+        first = self._first(family, layers)
+        left_out = set()
+        for argument in ("head", "classifier"):
+            layer, asked = getattr(family, argument), getattr(self, f"conditional_{argument}")
+            if layer not in layers and (asked or (layer is None and asked is not None)):
+                raise UsageError(
+                    f"`conditional_{argument}` must be None for a network without a {argument}, got {asked!r}: "
+                    "leave it out"
+                )
+            if not (getattr(family, f"conditional_{argument}") if asked is None else asked):
+                left_out.add(layer)
+        chosen = [layer for layer in layers[first:] if layer not in left_out]
+        if not chosen:
+            raise UsageError(
+                f"`first_layer` must leave a layer with experts, got {self.first_layer!r} with only "
+                f"{', '.join(layers[first:])} from there: take an earlier one, or make the head or the classifier "
+                "conditional"
+            )
+        return chosen
+
+    def _first(self, family: Family, layers: Sequence[str]) -> int:
+        """Return the position of the first layer that may have experts."""
+        if self.first_layer is None:
+            if family.first_block in layers:
+                return layers.index(family.first_block)
+            raise UsageError(
+                f"`out_indices` must reach a layer with experts, got a network that ends with {layers[-1]!r}: "
+                f"they start with {family.first_block!r}, ask for a later map or give an earlier first_layer"
+            )
+        if not 1 <= self.first_layer <= len(layers):
+            raise UsageError(f"`first_layer` must lie between 1 and {len(layers)}, got {self.first_layer!r}")
+        return self.first_layer - 1
+
+    def _scope(self, chosen: Sequence[str], blocks: set[str]) -> Scope:
+        scope = Scope.parse(self.scope) if isinstance(self.scope, str) else self.scope
+        if scope.kind == "single" and scope.is_block is None and chosen[0] not in blocks:
+            raise UsageError(
+                f'`first_layer` must be a block with scope="single", whose one routing takes that block\'s input, got '
+                f"{chosen[0]!r}: take one of the layers from {min(blocks)!r} on"
+            )
+        return scope
