@@ -116,11 +116,13 @@ def stale_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer
     """
     ids = {id(parameter) for parameter in parameters}
     for attempt in range(2):
+        # Millions of objects live, of some thousand types: the types are asked, once each.
+        kinds = {each for each in set(map(type, gc.get_objects())) if issubclass(each, torch.optim.Optimizer)}
         found = next(
             (
                 obj
-                for obj in gc.get_objects()
-                if issubclass(type(obj), torch.optim.Optimizer)
+                for obj in (gc.get_objects() if kinds else ())
+                if type(obj) in kinds
                 and any(id(p) in ids for group in getattr(obj, "param_groups", []) for p in group["params"])
             ),
             None,

@@ -18,7 +18,7 @@ from condconv.errors import UsageError
 from condconv.train import network as networks
 from condconv.train.checkpoint import Checkpoint, load_checkpoint
 from condconv.train.data import open_validation
-from condconv.train.images import IGNORED
+from condconv.train.images import IGNORED, Images
 from condconv.train.launch import create_accelerator
 from condconv.train.loading import batches, create_loader
 
@@ -111,6 +111,32 @@ def load_network(
     return network.eval()
 
 
+def open_images_of(checkpoint: Checkpoint, data: str, *, data_dir: str | None, skip: bool) -> Images:
+    """Open validation images as the network of a checkpoint takes them.
+
+    Args:
+        checkpoint: As `load_checkpoint` returned it.
+        data: As in `evaluate_checkpoint`; for the checkpoint's own data the options of its reader are used too.
+        data_dir: Where the files of a named set are; `None` for where the checkpoint's own were.
+        skip: Whether unreadable images are left out and counted.
+
+    Raises:
+        UsageError: The data cannot be used, or has other classes.
+    """
+    config = checkpoint.config
+    own = data in (config.data, config.val_data)
+    return open_validation(
+        data,
+        checkpoint.class_names,
+        size=checkpoint.image_size,
+        in_chans=checkpoint.in_chans,
+        skip=skip,
+        normalization=checkpoint.normalization,
+        data_dir=data_dir or (config.data_dir if own else None),
+        options=config.data_options if own else None,
+    )
+
+
 def evaluate_checkpoint(
     path: str | Path,
     data: str,
@@ -144,20 +170,9 @@ def evaluate_checkpoint(
         if value < least:
             raise UsageError(f"`{name}` must be a whole number of at least {least}, got {value}")
     checkpoint = load_checkpoint(path)
-    config = checkpoint.config
-    own = data in (config.data, config.val_data)
-    images = open_validation(
-        data,
-        checkpoint.class_names,
-        size=checkpoint.image_size,
-        in_chans=checkpoint.in_chans,
-        skip=on_bad_image == "skip",
-        normalization=checkpoint.normalization,
-        data_dir=data_dir or (config.data_dir if own else None),
-        options=config.data_options if own else None,
-    )
+    images = open_images_of(checkpoint, data, data_dir=data_dir, skip=on_bad_image == "skip")
     accelerator = create_accelerator(
-        replace(config, device=device, mixed_precision="no", log_with=None, sync_bn=False, compile=False)
+        replace(checkpoint.config, device=device, mixed_precision="no", log_with=None, sync_bn=False, compile=False)
     )
     network = load_network(checkpoint, path, build=build).to(accelerator.device)
     loader = accelerator.prepare(create_loader(images, batch_size, workers=workers))

@@ -27,8 +27,8 @@ from condconv.errors import UsageError
 from condconv.train import network as networks
 from condconv.train.atomic import write_atomic
 from condconv.train.checkpoint import Checkpoint, load_checkpoint
-from condconv.train.data import open_validation, val_transform
-from condconv.train.evaluate import load_network
+from condconv.train.data import val_transform
+from condconv.train.evaluate import load_network, open_images_of
 from condconv.train.folder import find_split
 from condconv.train.images import Images
 from condconv.train.loading import batches, create_loader
@@ -210,19 +210,7 @@ def open_images(
             images = Images(LooseReader(folder), ("",), in_chans=checkpoint.in_chans, skip_unreadable=skip)
             images.transform = val_transform(checkpoint.image_size, checkpoint.in_chans, checkpoint.normalization)
             return images, False
-    config = checkpoint.config
-    own = data in (config.data, config.val_data)
-    images = open_validation(
-        data,
-        checkpoint.class_names,
-        size=checkpoint.image_size,
-        in_chans=checkpoint.in_chans,
-        skip=skip,
-        normalization=checkpoint.normalization,
-        data_dir=data_dir or (config.data_dir if own else None),
-        options=config.data_options if own else None,
-    )
-    return images, True
+    return open_images_of(checkpoint, data, data_dir=data_dir, skip=skip), True
 
 
 def _picture(images: Images, index: int, labelled: bool) -> Picture:

@@ -23,7 +23,6 @@ _SIGNS = (
     (r"(.*\.)?features\.0\.0\.weight", "a MobileNet or EfficientNet of torchvision's"),
     (r"(.*\.)?stages\.0\.blocks?\.0\..+", "a ConvNeXt or RegNet of timm's"),
     (r"(.*\.)?_conv_stem\.weight", "an EfficientNet of the package efficientnet_pytorch"),
-    (r"(.*\.)?blocks\.0\.depthwise\.weight", "a MobileNetV1 of this package"),
 )
 
 
