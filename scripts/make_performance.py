@@ -70,6 +70,16 @@ What is known to bound them:
   timm's layer, which calls torch's kernels with one group an example, shows how little of that reaches such a call.
 """
 
+GPU = """\
+## On a GPU
+
+`impl="triton"` computes two-dimensional layers on CUDA GPUs in fp32, bf16 and fp16: kernels are mixed where they are used
+when an example has at most 128 output pixels, else for a few examples at a time, and gradients of single kernels are
+never stored. It is tested against the reference under Triton's interpreter, and its kernels compile for compute
+capabilities 8.0 and 9.0. It has not been timed, so "auto" does not take it: `condconv bench --device cuda --impl triton`
+times it.
+"""
+
 
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table of rows that were timed."""
@@ -129,7 +139,7 @@ def section(source: Path) -> str:
 
 def page() -> str:
     """Return the page."""
-    return "\n".join((INTRO, *(section(source) for source in sources())))
+    return "\n".join((INTRO, *(section(source) for source in sources()), GPU))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
