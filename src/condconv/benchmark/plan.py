@@ -50,7 +50,7 @@ def full_tasks(
     if layers is not None or neither:
         cases += _layers(layers or "")
     if networks is not None or neither:
-        cases += _networks(networks or "")
+        cases += networks_of(networks or "")
     tasks = [Task(case, batch, each) for case in cases for each in conditions for batch in batches or BATCHES]
     if batches is None:
         training = [each for each in conditions if each.mode == "training"]
@@ -68,7 +68,12 @@ def _layers(pattern: str) -> list[LayerCase]:
     return chosen
 
 
-def _networks(pattern: str) -> list[NetworkCase]:
+def networks_of(pattern: str) -> list[NetworkCase]:
+    """Return the networks that a pattern chooses, as `full_tasks` reads it.
+
+    Raises:
+        UsageError: It fits none.
+    """
     chosen = [NetworkCase(name) for name in NETWORKS if pattern == ALL or _fits(name, pattern)]
     if not chosen:
         names = ", ".join(NETWORKS)

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 import condconv
 from condconv.benchmark.contender import Conditions
 from condconv.benchmark.run import Row
+from condconv.benchmark.runtimes import RuntimeRow
 from condconv.benchmark.timing import Ratio
 from condconv.errors import MissingExtraError, require_extra
+from condconv.export.formats import FORMATS
 from condconv.ops.native import library
 
 _WIDTHS = (27, 5, 13, 9, 18, 18, 6, 13, 17, 13)
@@ -77,12 +80,31 @@ def record(
     """Return what was measured, where and how, in types that JSON has; `conditions` may be those of any row."""
     return {
         "command": command,
+        **_where(conditions.device),
+        "kernels": kernels_in_use(conditions),
+        "keeps_freed_memory": keeps_memory,
+        "repetitions": repetitions,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def runtime_record(rows: Sequence[RuntimeRow], command: str, repetitions: int) -> dict[str, Any]:
+    """Return what was measured in another runtime, as JSON takes it."""
+    packages = dict.fromkeys(package for row in rows for package in FORMATS[row.runtime].PACKAGES)
+    where = _where("cpu")
+    where["versions"] |= {package: version(package) for package in packages}
+    return {"command": command, **where, "repetitions": repetitions, "rows": [asdict(row) for row in rows]}
+
+
+def _where(device: str) -> dict[str, Any]:
+    """Return the machine, and the versions of what ran on it."""
+    return {
         "machine": {
             "processor": _processor(),
             "architecture": platform.machine(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "gpu": None if conditions.device == "cpu" else torch.cuda.get_device_name(conditions.device),
+            "gpu": None if device == "cpu" else torch.cuda.get_device_name(device),
         },
         "versions": {
             "condconv": condconv.__version__,
@@ -90,10 +112,6 @@ def record(
             "torch": torch.__version__,
             "timm": _timm_version(),
         },
-        "kernels": kernels_in_use(conditions),
-        "keeps_freed_memory": keeps_memory,
-        "repetitions": repetitions,
-        "rows": [asdict(row) for row in rows],
     }
 
 

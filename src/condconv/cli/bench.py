@@ -13,6 +13,7 @@ from condconv.errors import MissingExtraError, UsageError
 
 _REPETITIONS = 15
 _QUICK_REPETITIONS = 5
+_RUNTIMES = ("torch-export", "aoti", "onnx", "openvino")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -33,6 +34,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--mode", choices=("inference", "training"), help="one of the two only")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision (default: %(default)s)")
     parser.add_argument("--impl", metavar="NAME", help="of the layers with experts, as in cond_conv2d (default: auto)")
+    parser.add_argument(
+        "--runtime", choices=_RUNTIMES, help="networks as exported files, beside their static twins in the same runtime"
+    )
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda with or without an index (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads on the CPU (default: torch's)")
@@ -51,10 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
     from condconv.benchmark.run import Row, measure_task
 
     _check(arguments)
-    tasks = _tasks(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     repetitions = arguments.repetitions or (_QUICK_REPETITIONS if arguments.quick else _REPETITIONS)
+    if arguments.runtime is not None:
+        return _run_runtime(arguments, repetitions)
+    tasks = _tasks(arguments)
     keeps_memory = timing.keep_freed_memory()
     conditions = tasks[0].conditions
     print(f"{report.kernels_in_use(conditions)}; threads: {torch.get_num_threads()}; rows: {len(tasks)}\n")
@@ -73,6 +79,23 @@ def run(arguments: argparse.Namespace) -> int:
             Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"\n{report.summary(rows)}")
     return int(any(row.refused is not None for row in rows))
+
+
+def _run_runtime(arguments: argparse.Namespace, repetitions: int) -> int:
+    """Time exported networks, print a line a row, and write them if asked to."""
+    from condconv.benchmark import report, runtimes
+    from condconv.benchmark.plan import BATCHES, networks_of
+
+    print(runtimes.header(), flush=True)
+    rows = []
+    for case in networks_of(arguments.networks or ""):
+        for row in runtimes.measure_runtime(case, arguments.runtime, arguments.batch or BATCHES, repetitions):
+            print(runtimes.line(row), flush=True)
+            rows.append(row)
+    if arguments.out is not None:
+        record = report.runtime_record(rows, shlex.join(["condconv", *sys.argv[1:]]), repetitions)
+        Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0
 
 
 def _tasks(arguments: argparse.Namespace) -> list[Any]:
@@ -105,6 +128,9 @@ def _check(arguments: argparse.Namespace) -> None:
     chosen = [name for name in ("layers", "networks", "batch", "mode") if getattr(arguments, name) is not None]
     if arguments.quick and chosen:
         raise UsageError(f"`--quick` must be alone in choosing rows, got --{chosen[0]} too: leave one of them out")
+    unused = [name for name in ("quick", "layers", "mode", "impl", "compile") if getattr(arguments, name)]
+    if arguments.runtime is not None and unused:
+        raise UsageError(f"`--runtime` times exported networks in inference, got --{unused[0]} too: leave it out")
     try:
         device = torch.device(arguments.device)
     except RuntimeError:

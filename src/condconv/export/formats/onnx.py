@@ -89,10 +89,11 @@ def inspect(path: Path) -> Inspection:
 
 
 def load(path: Path) -> Run:
-    """Return the file as a function."""
+    """Return the file as a function, which uses as many threads as torch does."""
     onnxruntime = require_extra("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(x: Tensor) -> Tensor:

@@ -51,9 +51,13 @@ def inspect(path: Path) -> Inspection:
 
 
 def load(path: Path) -> Run:
-    """Return the file as a function that computes in fp32; without the hint some CPUs compute in bf16."""
+    """Return the file as a function that computes in fp32 with as many threads as torch uses.
+
+    Without the hint some CPUs compute in bf16.
+    """
     openvino = require_extra("openvino", "openvino")
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(path, "CPU", hints)
 
     def run(x: Tensor) -> Tensor:
         return torch.from_numpy(compiled(x.numpy())[0])
