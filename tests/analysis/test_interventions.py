@@ -117,3 +117,22 @@ def test_keeping_the_top_keeps_the_sum():
     assert kept[1].tolist() == [0, 0, 0]
     assert kept.sum(1).tolist() == pytest.approx([1, 0, 0.6])
     assert (kept > 0).sum(1).tolist() == [2, 0, 2]
+
+
+def test_one_image_has_none_to_change_weights_with():
+    network = classifier()
+    report = recorded(network, INPUTS, TARGETS)
+    alone = [(INPUTS[index : index + 1], TARGETS[index : index + 1]) for index in range(len(INPUTS))]
+    assert "shuffled" not in by_name(measure_interventions(network, alone, report))
+    three = [(INPUTS[:2], TARGETS[:2]), (INPUTS[2:3], TARGETS[2:3])]
+    found = by_name(measure_interventions(network, three, report))
+    assert (found["shuffled", ()].images, found["learned", ()].images) == (2, 3)
+
+
+def test_a_network_that_is_no_classifier():
+    network = nn.Sequential(layer())
+    report = recorded(network, torch.ones(2, 2), torch.tensor([0, 0]))
+    with pytest.raises(UsageError, match=r"`network` must give one number a class, \[B, classes\]"):
+        measure_interventions(
+            nn.Sequential(*network, nn.Unflatten(1, (-1, 1))), [(torch.ones(2, 2), TARGETS[:2])], report
+        )

@@ -172,13 +172,13 @@ def test_a_forgotten_update_is_noticed():
     with RoutingRecorder(network, CLASSES) as recorder:
         network(torch.ones(2, 2))
         network(torch.ones(3, 2))
-        with pytest.raises(UsageError, match=r"got 3 for weights of \[2, 3\] examples: call update once"):
+        with pytest.raises(UsageError, match="update must be called after each forward pass, got 2 passes"):
             recorder.update(torch.tensor([0, 0, 0]))
 
 
 def test_an_update_without_a_forward_pass_is_refused():
     with RoutingRecorder(nn.Sequential(layer()), CLASSES) as recorder:
-        with pytest.raises(UsageError, match="weights of no examples"):
+        with pytest.raises(UsageError, match="the network must run before update is called"):
             recorder.update(torch.tensor([0]))
         with pytest.raises(UsageError, match="must see an example first"):
             recorder.report()
@@ -215,3 +215,37 @@ def test_one_routing_function_in_two_layers_counts_each_time_it_runs():
     (record,) = report.routings
     assert record.layers == ("0", "1")
     assert int(record.examples) == 6
+
+
+def test_a_pass_that_fails_leaves_nothing():
+    network = nn.Sequential(layer(), nn.Linear(4, 4))
+    with RoutingRecorder(network, CLASSES) as recorder:
+        with pytest.raises(RuntimeError, match="shape"):
+            network(torch.ones(5, 2))  # the second layer takes other channels
+        network[1] = nn.Identity()
+        network(torch.ones(2, 2))
+        recorder.update(torch.tensor([0, 0]))
+    assert recorder.report().routings[0].examples.sum() == 2
+
+
+def test_what_an_earlier_block_left_is_forgotten():
+    network = nn.Sequential(layer())
+    recorder = RoutingRecorder(network, CLASSES)
+    with recorder:
+        network(torch.ones(3, 2))
+    with recorder:
+        with pytest.raises(UsageError, match="entered once at a time"), recorder:
+            pass
+        network(torch.ones(2, 2))
+        recorder.update(torch.tensor([0, 0]))
+    assert recorder.report().routings[0].examples.sum() == 2
+
+
+def test_a_network_that_has_diverged_is_named():
+    network = nn.Sequential(layer())
+    with RoutingRecorder(network, CLASSES) as recorder:
+        network(torch.full((2, 2), float("nan")))
+        with pytest.raises(
+            UsageError, match="`network` must give finite routing weights, got others in '0.routing_fn'"
+        ):
+            recorder.update(torch.tensor([0, 0]))

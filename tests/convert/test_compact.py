@@ -265,3 +265,10 @@ def test_a_parametrized_layer_is_refused() -> None:
     nn.utils.parametrizations.weight_norm(layer)
     with pytest.raises(UsageError, match="its experts are computed from other tensors"):
         quantize_experts_(nn.Sequential(layer))
+
+
+@pytest.mark.parametrize("where", [[], [None], lambda module: True])
+def test_where_is_patterns_of_names(where):
+    model = nn.Sequential(CondConv2d(2, 2, 1, num_experts=2))
+    with pytest.raises(UsageError, match="`where` must be a pattern of layers' names, or several"):
+        quantize_experts_(model, where=where)

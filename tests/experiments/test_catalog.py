@@ -53,6 +53,13 @@ def test_an_option_the_experiment_does_not_have():
         create_experiment("plug-in", width="025")
     with pytest.raises(UsageError, match="`name` must be one of experts-width"):
         create_experiment("figure-2")
+    for name, option in (
+        ("routing", {"width": "0.25"}),
+        ("experts-width", {"widths": ["25"]}),
+        ("ensembles", {"width": "x"}),
+    ):
+        with pytest.raises(UsageError, match="`width` must be three digits, in percent, such as 025"):
+            create_experiment(name, **option)
 
 
 def test_branches_are_averaged_or_weighted():
@@ -94,7 +101,7 @@ def test_branches_that_cannot_be(options):
 
 @pytest.fixture(scope="module")
 def rungs():
-    return ladder.arms("100", 2, image_size=32)
+    return ladder.arms("mobilenet_v1_100", 2, image_size=32)
 
 
 def test_rungs_of_the_ladder_cost_what_the_first_does(rungs):

@@ -94,7 +94,8 @@ def test_a_record_counts_for_its_own_settings_wherever_the_data_lies(tmp_path):
     assert run.record() is None
     _save(run)
     assert run.record() is not None
-    assert replace(run, settings=replace(SETTINGS, data="/elsewhere", workers=3)).record() is not None
+    assert replace(run, settings=replace(SETTINGS, data="/elsewhere/digits", workers=3)).record() is not None
+    assert replace(run, settings=replace(SETTINGS, data="/elsewhere/pets")).record() is None
     assert replace(run, settings=replace(SETTINGS, lr=0.1)).record() is None
 
 
@@ -123,6 +124,20 @@ def test_finished_runs_are_kept_and_a_failed_one_loses_no_other(tmp_path):
     again = run_all(runs, lambda run: _saving(run, 0.5), progress=False)
     assert [record.score for record in again.records] == [0.25, 0.5, 0.75, 0.75]
     assert not again.failures
+
+
+def test_data_that_cannot_be_used_starts_no_process(tmp_path):
+    runs = list_runs(EXPERIMENT, replace(SETTINGS, data=str(tmp_path / "none")), tmp_path, 1)
+    with pytest.raises(UsageError, match="`data` must be"):
+        run_all(runs, lambda run: pytest.fail("a process was started"), progress=False)
+
+
+def test_without_a_terminal_each_run_is_a_line(tmp_path, capsys):
+    runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)
+    run_all(runs, lambda run: _saving(run, 0.5) if run is runs[0] else [sys.executable, "-c", "raise SystemExit('no')"])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "/0: " in line]
+    assert sorted(lines)[0].startswith("2 experts/0: exit status 1: no")
+    assert sorted(lines)[1] == "plain/0: finished"
 
 
 def test_a_process_that_ends_well_and_leaves_nothing_has_failed(tmp_path):

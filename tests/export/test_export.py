@@ -213,3 +213,20 @@ def test_metadata_of_other_runtimes(tmp_path, format):
     found = FORMATS[format].inspect(report.path).metadata
     assert json.loads(found["class_names"]) == ["ä", "b, c"]
     assert json.loads(found["preprocessing"]) == {"size": 9}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_names": ["a"]}, "`class_names` must have one name for each output, 3, got 1"),
+        ({"class_names": "abc"}, "`class_names` must be a sequence of names, got the text 'abc'"),
+        ({"example": torch.zeros(1, 5, 8, 8)}, "`example` must be a batch that the model takes, got [B, 5, 8, 8]"),
+        ({"example": (1, 2, 8, 8)}, "`example` must be a tensor [B, C, ...], got tuple"),
+    ],
+)
+def test_what_the_network_cannot_take_or_give(tmp_path, arguments, message):
+    network = nn.Sequential(condconv.CondConv2d(2, 3, 1, num_experts=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(UsageError) as error:
+        export(network, tmp_path / "x.pt2", format="torch-export", **{"example": torch.zeros(1, 2, 8, 8), **arguments})
+    assert message in str(error.value)
+    assert not list(tmp_path.iterdir())

@@ -72,22 +72,21 @@ def _describe(cost: Intervention) -> str:
     return f"Its mean weights {'cost' if cost.cost >= 0 else 'gain'} {abs(cost.cost):.2f} {error} points."
 
 
-def freeze_command(report: RoutingReport, checkpoint: str, data: str) -> str | None:
+def freeze_command(report: RoutingReport, checkpoint: str, data: str | None = None) -> str | None:
     """Return the shell command that makes the advised layers static; None if none is advised.
 
     Args:
         report: With interventions.
         checkpoint: Path of the network's checkpoint.
-        data: Path of the images.
+        data: Path of other images than the network's own training images; None for those.
     """
     advised = [verdict for verdict in verdicts(report) if verdict.kind == "static"]
     if not advised:
         return None
     every = [layer for record in report.routings for layer in record.layers]
     patterns = ",".join(_pattern(verdict.layers, every) for verdict in advised)
-    return shlex.join(
-        ["condconv", "freeze", checkpoint, "--data", data, "--layers", patterns, "-o", "frozen.safetensors"]
-    )
+    given = [] if data is None else ["--data", data]
+    return shlex.join(["condconv", "freeze", checkpoint, *given, "--layers", patterns, "-o", "frozen.safetensors"])
 
 
 def _pattern(layers: tuple[str, ...], every: list[str]) -> str:

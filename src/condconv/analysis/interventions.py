@@ -80,6 +80,7 @@ class _Variant:
     routings: tuple[str, ...]
     change: Change
     most_images: int | None = None
+    least_batch: int = 1
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("images", "agree", "right", "gained", "lost"), 0)
     )
@@ -106,7 +107,8 @@ def measure_interventions(
 
     - `"learned"`: nothing is changed.
     - `"mean"`: every image gets the mean weights of the report, so the network is static.
-    - `"shuffled"`: every image gets the weights of the image before it in its batch (the first, those of the last).
+    - `"shuffled"`: every image gets the weights of the image before it in its batch (the first, those of the last);
+      a batch of one image is left out, and the intervention where there is no other.
     - `"top-1"`, `"top-2"`, `"top-4"`: only the largest weights are kept (`keep_top`), as far as there are more experts.
     - `"mean"` once more for each routing function alone, on the first `layer_images` images.
 
@@ -122,7 +124,7 @@ def measure_interventions(
         The interventions on all routing functions, then those on each.
 
     Raises:
-        UsageError: There is no readable image.
+        UsageError: There is no readable image, or the network is no classifier.
     """
     means = {record.name: record.mean for record in report.routings}
     every = tuple(means)
@@ -131,7 +133,7 @@ def measure_interventions(
     variants = [
         _Variant("learned", (), lambda name, weights: weights),
         _Variant("mean", (), static),
-        _Variant("shuffled", (), lambda name, weights: weights.roll(1, 0)),
+        _Variant("shuffled", (), lambda name, weights: weights.roll(1, 0), least_batch=2),
         *(_Variant(f"top-{k}", (), _top(k)) for k in (1, 2, 4) if k < experts),
         *(_Variant("mean", (name,), static, layer_images) for name in every),
     ]
@@ -180,16 +182,19 @@ def _measure(
         images, targets = images.to(device)[readable], targets.to(device)[readable]
         if len(images) == 0:
             continue
-        before = network(images).argmax(1)
+        logits = network(images)
+        if logits.dim() != 2:
+            raise UsageError(f"`network` must give one number a class, [B, classes], got {list(logits.shape)}")
+        before = logits.argmax(1)
         for variant in variants:
             left = len(images)
             if variant.most_images is not None:
                 left = min(left, variant.most_images - variant.counts["images"])
-            if left <= 0:
+            if left < variant.least_batch:
                 continue
             with changed_routing(network, variant.change, variant.routings or every):
                 now = network(images[:left]).argmax(1)
             variant.add(before[:left], now, targets[:left] if labelled else None)
     if variants[0].counts["images"] == 0:
         raise UsageError("`batches` must hold a readable image, got none: check the files")
-    return tuple(variant.result(labelled) for variant in variants)
+    return tuple(variant.result(labelled) for variant in variants if variant.counts["images"])

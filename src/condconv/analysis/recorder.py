@@ -85,8 +85,14 @@ class RoutingRecorder:
         self._accumulators: dict[str, Accumulator] = {}
         self._images = 0
         self._handles: list[RemovableHandle] = []
+        self._passes: list[bool] = []  # of the network since the last update: whether each came to its end
 
     def __enter__(self) -> RoutingRecorder:
+        if self._handles:
+            raise UsageError("the recorder must be entered once at a time: leave its with block first")
+        self._forget()
+        self._handles.append(self._network.register_forward_pre_hook(self._begin))
+        self._handles.append(self._network.register_forward_hook(self._end))
         for name in self._layers:
             routing_fn = self._network.get_submodule(name)
             self._handles.append(routing_fn.register_forward_hook(partial(self._store, name)))
@@ -98,6 +104,19 @@ class RoutingRecorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def _forget(self) -> None:
+        self._passes.clear()
+        for calls in self._pending.values():
+            calls.clear()
+
+    def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self._passes and not self._passes[-1]:
+            self._forget()  # that pass failed: what it left belongs to no example
+        self._passes.append(False)
+
+    def _end(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._passes[-1] = True
 
     def _store(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self._pending[name].append(output.detach())
@@ -112,8 +131,8 @@ class RoutingRecorder:
                 examples in the order in which they come, from 0.
 
         Raises:
-            UsageError: There was no forward pass since the last update, or it had another number of examples; or
-                targets are missing, or name a class that there is not.
+            UsageError: There was not one forward pass since the last update, or it had another number of examples or
+                weights that are not finite; or targets are missing, or name a class that there is not.
         """
         count = self._check_pending(targets)
         seen = torch.ones(count, dtype=torch.bool) if targets is None else targets.detach().cpu() >= 0
@@ -127,9 +146,21 @@ class RoutingRecorder:
         for name, calls in self._pending.items():
             for weights in calls:
                 self._accumulator(name, weights.shape[1]).add(weights.double().cpu()[seen], known, numbers[seen])
-            calls.clear()
+        self._forget()
 
     def _check_pending(self, targets: Tensor | None) -> int:
+        if len(self._passes) > 1:
+            raise UsageError(
+                f"update must be called after each forward pass, got {len(self._passes)} passes since the last one"
+            )
+        if not any(self._pending.values()):
+            raise UsageError(
+                "the network must run before update is called, inside the with block, and not be compiled before it: "
+                "no routing function has run"
+            )
+        for name, calls in self._pending.items():
+            if not all(bool(weights.isfinite().all()) for weights in calls):
+                raise UsageError(f"`network` must give finite routing weights, got others in {name!r}: it has diverged")
         sizes = {len(weights) for calls in self._pending.values() for weights in calls}
         if len(sizes) != 1 or (targets is not None and sizes != {len(targets)}):
             given = "none" if targets is None else len(targets)

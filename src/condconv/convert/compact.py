@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,7 +126,9 @@ def _choose(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, Co
         )
     if where is None:
         return layers
-    patterns = (where,) if isinstance(where, str) else tuple(where)
+    patterns = (where,) if isinstance(where, str) else tuple(where) if isinstance(where, Iterable) else (where,)
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise UsageError(f"`where` must be a pattern of layers' names, or several, got {where!r}: or None for all")
     for pattern in patterns:
         if not fnmatch.filter(layers, pattern):
             names = ", ".join(list(layers)[:8]) + (", ..." if len(layers) > 8 else "")

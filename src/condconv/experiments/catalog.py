@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -95,7 +96,7 @@ def ensembles(width: str = "050", num_experts: int = 4) -> Experiment:
         "ensembles",
         f"From {num_experts} networks to {num_experts} experts in every layer, at equal multiply-adds",
         "no table of the paper; its sections 1 and 5",
-        ladder.arms(width, num_experts),
+        ladder.arms(_v1(width, None), num_experts),
         note=f"Each row but the first has {num_experts} networks, branches or experts. Rows have the widths whose "
         "multiply-adds come nearest to the first row's.",
     )
@@ -165,6 +166,8 @@ def create_experiment(name: str, **options: Any) -> Experiment:
 
 
 def _v1(width: str, experts: int | None) -> str:
+    if not re.fullmatch(r"[0-9]{3}", width):
+        raise UsageError(f"`width` must be three digits, in percent, such as 025 for 0.25x, got {width!r}")
     return f"mobilenet_v1_{width}" if experts is None else f"mobilenet_v1_cc_{width}_{experts}e"
 
 

@@ -15,24 +15,24 @@ from condconv.experiments.design import Arm
 from condconv.models import create_model
 
 
-def arms(width: str, number: int, image_size: int = 224, output_stride: int = 32) -> tuple[Arm, ...]:
+def arms(network: str, number: int, image_size: int = 224, output_stride: int = 32) -> tuple[Arm, ...]:
     """Return the ladder.
 
     Args:
-        width: Of the static MobileNetV1 that sets the cost, in percent with three digits.
+        network: Name of the static MobileNetV1 that sets the cost.
         number: K, of networks, branches or experts.
         image_size: Where multiply-adds are counted; what share of them the last stage has depends on it.
         output_stride: The same.
     """
     size = (image_size, output_stride)
-    target = _madds(f"mobilenet_v1_{width}", (), size)
+    target = _madds(network, (), size)
 
     def static(each: int) -> str:
         return f"mobilenet_v1_{each:03d}"
 
     single = static(_width(static, {}, target // number, size))
     rows = [
-        Arm("one network", f"mobilenet_v1_{width}"),
+        Arm("one network", network),
         Arm(f"{number} networks", single, members=number),
         Arm(f"{number} snapshots of one run", single, members=number, chained=True),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from condconv.errors import TrainingInterrupted, UsageError
 from condconv.experiments.design import Experiment
-from condconv.experiments.runs import Run, RunRecord
+from condconv.experiments.runs import Run, RunRecord, check_data
 from condconv.train import TrainConfig
 
 
@@ -58,23 +59,27 @@ def run_all(
         runs: As `list_runs` returns them.
         command: Gives the command that does one run and leaves its record.
         jobs: Processes at once; each does one run.
-        progress: Whether to show a bar, which only a terminal gets.
+        progress: Whether to show a bar on a terminal, or else a line for each run that ends.
 
     Raises:
-        UsageError: `jobs` is not a count.
+        UsageError: `jobs` is not a count, or the data cannot be used.
         TrainingInterrupted: Ctrl-C; finished runs and epochs are kept.
     """
     if jobs < 1:
         raise UsageError(f"`jobs` must be a whole number of at least 1, got {jobs}")
     left = [run for run in runs if run.record() is None]
+    if left:
+        check_data(left[0])
     failures: dict[str, str] = {}
     pool = ThreadPoolExecutor(jobs)
     waiting = {pool.submit(_do, run, command(run)): run for run in left}
     try:
         for future in tqdm(as_completed(waiting), "runs", len(left), unit="run", disable=None if progress else True):
-            reason = future.result()
+            reason, name = future.result(), waiting[future].name
             if reason is not None:
-                failures[waiting[future].name] = reason
+                failures[name] = reason
+            if progress and not sys.stderr.isatty():  # where a bar is not shown
+                print(f"{name}: {reason or 'finished'}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         pool.shutdown(cancel_futures=True)  # waits for the runs at work: the same key has told them to save and stop
         done = sum(run.record() is not None for run in runs)

@@ -119,10 +119,11 @@ class Run:
         return tuple(members)
 
     def fingerprint(self) -> str:
-        """Return the settings as text."""
-        fixed = ("data", "out", "workers", "device")  # where it runs is no part of what runs
+        """Return the settings as text: the data by its name, not by where it lies."""
+        fixed = ("out", "workers", "device", "data_dir")  # where it runs is no part of what runs
         plain = [{key: value for key, value in asdict(each).items() if key not in fixed} for each in self.configs()]
         for each in plain:
+            each |= {key: each[key] and Path(each[key]).name for key in ("data", "val_data")}
             each.pop("init_from", None)  # a path of this machine; that members are chained shows in their epochs
         return json.dumps({"members": plain, "chained": self.arm.chained}, sort_keys=True)
 
@@ -138,6 +139,21 @@ class Run:
                 f"`out` must hold records of this version, {self.path} is none ({error}): remove it"
             ) from error
         return record if record.settings == self.fingerprint() else None
+
+
+def check_data(run: Run) -> None:
+    """Open the data of a run, to see that it can be used before many processes do.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if run.experiment.task == "classification":
+        open_data(run.configs()[0])
+        return
+    from condconv.experiments.detection.coco import CocoImages
+
+    for split in ("train", "val"):
+        CocoImages(Path(run.settings.data), split, augment=False)
 
 
 def execute(run: Run, *, progress: bool = True) -> RunRecord:

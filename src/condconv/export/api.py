@@ -85,6 +85,7 @@ def export(
         raise UsageError(reason)
     for package in writer.PACKAGES:
         require_extra(package, writer.EXTRA or "")
+    _check_outputs(model, request.example, class_names)
     rewritten, choices = rewrite(model, format, request.example, batch=request.batch, forms=forms)
     reference, weights_error, notes = _reference(model, rewritten, request)
     unverified = "not verified: verify=False" if not verify else writer.why_not_run()
@@ -127,6 +128,27 @@ def _format(name: str, path: Path) -> Format:
     if not path.resolve().parent.is_dir():
         raise UsageError(f"`path` must be in a directory that exists, got {path}: make it first")
     return writer
+
+
+def _check_outputs(model: nn.Module, example: Tensor, class_names: Sequence[str] | None) -> None:
+    """Run the network once on the example.
+
+    Raises:
+        UsageError: It cannot take it, or has another number of outputs than there are names.
+    """
+    try:
+        with torch.no_grad():
+            output = copy.deepcopy(model).cpu().eval()(example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0]
+        shape = ", ".join(map(str, example.shape[1:]))
+        raise UsageError(f"`example` must be a batch that the model takes, got [B, {shape}]: {reason}") from error
+    scores = class_names is not None and isinstance(output, Tensor) and output.dim() == 2
+    if class_names is not None and scores and len(class_names) != output.shape[1]:
+        raise UsageError(
+            f"`class_names` must have one name for each output, {output.shape[1]}, got {len(class_names)}: give "
+            "the names in the order of the outputs"
+        )
 
 
 def _batches(request: Request) -> tuple[int, ...]:

@@ -148,8 +148,8 @@ def inspect_checkpoint(
         raise UsageError(f"`layer_images` must be a whole number of at least 1, got {layer_images}")
     reading = reading or Reading()
     checkpoint = load_checkpoint(path)
-    data = data or checkpoint.config.val_data or checkpoint.config.data
-    images, labelled = open_images(checkpoint, data, data_dir=data_dir, skip=reading.on_bad_image == "skip")
+    shown = data or checkpoint.config.val_data or checkpoint.config.data
+    images, labelled = open_images(checkpoint, shown, data_dir=data_dir, skip=reading.on_bad_image == "skip")
     network = reading.place(load_network(checkpoint, path, build=build))
     order = reading.choose(images)
     names = checkpoint.class_names if labelled else None
@@ -166,7 +166,7 @@ def inspect_checkpoint(
         report,
         {number: _picture(images, order[number], labelled) for number in choose_pictures(report)},
         checkpoint.config.model,
-        f"{path} on {len(order)} of {len(images)} images of {data}",
+        f"{path} on {len(order)} of {len(images)} images of {shown}",
         freeze_command(report, str(path), data),
     )
 

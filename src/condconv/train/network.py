@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -24,8 +23,12 @@ def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.M
     Raises:
         UsageError: The name or an option is unknown.
     """
-    from condconv.models import create_model, list_models
+    from condconv.models import create_model, get_model_info
 
+    try:
+        get_model_info(config.model)
+    except ValueError as error:
+        raise UsageError(f"`model` cannot be built: {error}; 'condconv models' lists the names") from error
     try:
         return create_model(
             config.model,
@@ -35,9 +38,12 @@ def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.M
             **config.model_options,
         )
     except (ValueError, TypeError, LookupError) as error:
-        near = difflib.get_close_matches(config.model, list_models(), n=3, cutoff=0.4)
-        hint = f" (near: {', '.join(near)})" if near and config.model not in near else ""
-        raise UsageError(f"`model` cannot be built: {error}{hint}; 'condconv models' lists the names") from error
+        raise UsageError(f"`model` {config.model} cannot be built with {_given(config)}: {error}") from error
+
+
+def _given(config: TrainConfig) -> str:
+    options = [f"{name}={value!r}" for name, value in config.model_options.items()]
+    return ", ".join((*options, *(["pretrained"] if config.pretrained else ()))) or "these classes"
 
 
 def start_(network: nn.Module, config: TrainConfig) -> None:

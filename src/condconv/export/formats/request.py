@@ -109,6 +109,14 @@ def make_request(
     Raises:
         UsageError: An argument is out of range.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"`model` must be a torch.nn.Module, got {type(model).__name__}: give the network itself")
+    if example is not None and not isinstance(example, Tensor):
+        raise UsageError(
+            f"`example` must be a tensor [B, C, ...], got {type(example).__name__}: torch.zeros(...) is one"
+        )
+    if isinstance(class_names, str):
+        raise UsageError(f"`class_names` must be a sequence of names, got the text {class_names!r}: give a list")
     dtypes = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()} - {torch.float32}
     if dtypes:
         raise UsageError(f"`model` must be in torch.float32, got {dtypes.pop()}: give model.float()")
