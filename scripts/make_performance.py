@@ -73,11 +73,11 @@ What is known to bound them:
 GPU = """\
 ## On a GPU
 
-`impl="triton"` computes two-dimensional layers on CUDA GPUs in fp32, bf16 and fp16: kernels are mixed where they are used
-when an example has at most 128 output pixels, else for a few examples at a time, and gradients of single kernels are
-never stored. It is tested against the reference under Triton's interpreter, and its kernels compile for compute
-capabilities 8.0 and 9.0. It has not been timed, so "auto" does not take it: `condconv bench --device cuda --impl triton`
-times it.
+`impl="triton"` computes two-dimensional layers on CUDA GPUs in fp32, bf16 and fp16: kernels are mixed where they are
+used when an example has at most 128 output pixels, else for a few examples at a time, and gradients of single kernels
+are never stored. It is tested against the reference under Triton's interpreter, and its kernels compile for compute
+capabilities 8.0 and 9.0. It has not been timed, so "auto" does not take it:
+`condconv bench --device cuda --impl triton` times it.
 """
 
 

@@ -68,12 +68,14 @@ def rewrite(
         >>> choices[0].form, copy[1]
         ('scan', Identity())
     """
-    copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    # Folded in fp64, and rounded once: with random weights a network can make much of the rounding of a fold.
+    copied = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     if isinstance(copied, ConditionalLayer):
         copied = nn.Sequential(copied)  # a layer is exchanged in the module that holds it
     choices = choose(copied, format, batch, forms)
     with torch.no_grad():
-        fold_batch_norms_(copied, example)
+        fold_batch_norms_(copied, example.double())
+        copied.float()
         routings = routing_functions(copied)
         for name, choice in choices.items():
             layer: Any = copied.get_submodule(name)
