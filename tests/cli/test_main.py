@@ -67,7 +67,7 @@ def test_wrong_arguments_get_one_line_and_status_2(capsys, argv, message):
 
 def test_a_name_nearly_right_gets_a_hint(tmp_path, capsys):
     argv = ["train", "--data", "digits", "--model", "mobilenet_v1_25", "-o", str(tmp_path)]
-    assert "near: mobilenet_v1_" in fails(capsys, argv)
+    assert "such as mobilenet_v1_" in fails(capsys, argv)
 
 
 def test_an_unreadable_image_is_fatal_or_counted_as_asked(tmp_path, capsys):
