@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from condconv.analysis import RoutingRecord, plot_learning_curves, plot_routing
 from condconv.experiments.comparison import NetworkNumbers
 from condconv.experiments.demo_config import DemoConfig
+from condconv.experiments.machine import describe_machine
 from condconv.train import ImageData, TrainResult
 from condconv.train.atomic import write_atomic
 
@@ -26,13 +24,7 @@ def write_numbers(
         "config": asdict(config),
         "networks": {name: asdict(each) for name, each in numbers.items()},
         "verdict": verdict,
-        "machine": {
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "machine": describe_machine(),
     }
     note = (
         f"Digits, {config.epochs} epochs, {config.seeds} seed(s). Accuracy: mean ± standard deviation over seeds, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,7 @@ from condconv.counting import count
 from condconv.errors import UsageError
 from condconv.experiments.branches import build
 from condconv.experiments.design import Arm, Experiment
+from condconv.experiments.machine import describe_machine
 from condconv.train import TrainConfig, load_checkpoint, load_network, open_data, train
 from condconv.train.atomic import write_atomic
 from condconv.train.images import IGNORED
@@ -178,7 +178,7 @@ def execute(run: Run, *, progress: bool = True) -> RunRecord:
         settings=run.fingerprint(),
         **measured,
         seconds=round(time.perf_counter() - start, 1),
-        machine=_machine(),
+        machine=describe_machine(),
     )
     run.path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(run.path, json.dumps(asdict(record), indent=2) + "\n")
@@ -234,13 +234,3 @@ def _averaged_accuracy(networks: list[nn.Module], images: Any) -> float:
         right += int((probabilities.argmax(dim=1).cpu() == targets)[counted].sum())
         seen += int(counted.sum())
     return right / seen
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }

@@ -8,11 +8,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 from condconv.errors import require_extra
-from condconv.experiments.comparison import as_markdown
+from condconv.experiments.comparison import as_markdown, spread
 from condconv.experiments.design import Experiment
 from condconv.experiments.runner import Outcome
 from condconv.experiments.runs import RunRecord
@@ -75,21 +75,17 @@ def summarise(experiment: Experiment, records: Sequence[RunRecord]) -> list[Row]
                 params=one.params,
                 madds=one.madds,
                 score=mean(scores),
-                spread=_spread(scores),
+                spread=spread(scores),
                 seeds=len(scores),
                 against=None if reference is None else reference.label,
                 difference=mean(differences) if differences else None,
-                difference_spread=_spread(differences),
+                difference_spread=spread(differences),
                 minutes=median(record.seconds for record in found.values()) / 60,
                 paper=arm.paper,
                 paper_difference=None if printed is None or arm.paper is None else arm.paper - printed,
             )
         )
     return rows
-
-
-def _spread(values: Sequence[float]) -> float | None:
-    return stdev(values) if len(values) > 1 else None
 
 
 def table(rows: Sequence[Row], metric: str) -> str:
