@@ -20,13 +20,18 @@ pytestmark = pytest.mark.skipif(library.LOADED is None, reason="built without a 
 
 # Batch, experts, groups, channels and outputs of a group, height, width, kernel, stride, padding, dilation. Sizes stand
 # on both sides of what the kernels take at a time: 4 to 16 lanes, panels of 8 to 64 outputs, 6 pixels, 4 examples,
-# 256 numbers turned around, 1024 mixed, 256 channels of a depthwise chunk.
+# 256 numbers turned around, 1024 or 2400 mixed, 256 channels of a depthwise chunk; experts are laid out first where
+# there are few pixels and a large batch.
 SHAPES = {
     "one-of-everything": (1, 1, 1, 1, 1, 1, 1, (1, 1), 1, 0, 1),
     "pointwise-exact": (4, 8, 1, 64, 64, 6, 4, (1, 1), 1, 0, 1),
     "pointwise-tails": (5, 3, 1, 19, 67, 7, 7, (1, 1), 1, 0, 1),
     "pointwise-deep": (9, 4, 1, 1600, 20, 3, 3, (1, 1), 1, 0, 1),
     "pointwise-nearly-deep": (2, 2, 1, 1500, 9, 2, 3, (1, 1), 1, 0, 1),
+    "pointwise-laid-out": (9, 3, 1, 3700, 70, 2, 3, (1, 1), 1, 0, 1),
+    "pointwise-one-laid-out": (3, 1, 1, 3700, 20, 2, 2, (1, 1), 1, 0, 1),
+    "dense-laid-out": (7, 3, 2, 40, 70, 3, 4, (3, 3), 1, 1, 1),
+    "dense-laid-out-stride": (5, 2, 1, 7, 270, 5, 4, (3, 3), 2, 1, 1),
     "dense-deep": (6, 5, 1, 130, 70, 5, 6, (3, 3), 1, 1, 1),
     "dense-stride-dilation": (3, 4, 2, 5, 66, 11, 9, (3, 2), 2, 2, 2),
     "dense-eight-taps-square": (2, 3, 1, 3, 5, 9, 9, (8, 8), 1, 3, 1),
@@ -124,7 +129,7 @@ def test_only_the_gradients_asked_for(needed: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("name", ["pointwise-tails", "dense-deep", "depthwise-chunks", "grouped"])
+@pytest.mark.parametrize("name", ["pointwise-tails", "pointwise-laid-out", "dense-deep", "depthwise-chunks", "grouped"])
 def test_the_number_of_threads_does_not_matter(name: str, threads: int) -> None:
     (x, weight, routing, _), options = tensors(name)  # the bias is mixed by torch
     arguments = (x, weight, routing)

@@ -24,6 +24,9 @@ INLINE void multiply(
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) x[i] = block->x[tap][i];
         for (int64_t c = 0; c < channels; c++, panel += PANEL) {
+            if (block->ahead && c % LINE_NUMBERS == 0)
+#pragma GCC unroll 6
+                for (int i = 0; i < rows; i++) __builtin_prefetch(x[i] + block->ahead + c);
             vector kernel[COLUMNS];
 #pragma GCC unroll 4
             for (int j = 0; j < columns; j++) kernel[j] = load(panel + j * VECTOR);
@@ -80,26 +83,37 @@ static void convolve(
     for (int64_t first = 0; first < pixels; first += ROWS) {
         const int count = (int)least(pixels - first, ROWS);
         find_pixels(p, back, x, y, first, count, &block);
+        /* Where there is one tap no pixel has been read before, and each row of x is too short to be seen coming. */
+        block.ahead = taps == 1 ? ROWS * p->groups * (back ? p->outputs : p->channels) : 0;
         MULTIPLY[count - 1][columns - 1](taps, k1 - k0, &block, panel, k0 > 0, channels % VECTOR);
     }
 }
 
 /* How the channels of a result are shared out: panels of a group's channels, and parts of the batch where there are too
- * few panels to go around. */
+ * few panels to go around. Kernels are mixed `depth` channels at a time. Where they are `packed`, so much of all experts
+ * is laid out once for all examples of a part: that reads the experts once, and turns them around once. */
 struct tasks {
     int64_t panels, parts, number, depth;
+    int packed;
 };
 
 static struct tasks dense_tasks(const struct problem *p, int back) {
     const int64_t channels = back ? p->channels : p->outputs, deep = back ? p->outputs : p->channels;
     const int64_t taps = p->kernel_height * p->kernel_width;
+    const int64_t pixels = back ? p->height * p->width : p->out_height * p->out_width;
     struct tasks t = {.panels = (channels + PANEL - 1) / PANEL, .parts = 1};
     if (p->threads > 1) {
         const int64_t wanted = (2 * p->threads + p->groups * t.panels - 1) / (p->groups * t.panels);
         t.parts = least(wanted, (p->batch + EXAMPLES - 1) / EXAMPLES);
     }
     t.number = p->groups * t.panels * t.parts;
-    t.depth = DEPTH / taps > 0 ? DEPTH / taps : 1;
+    const int few = pixels <= FEW_PIXELS * p->experts;
+    const int64_t tile = least(TILE / p->experts, DEPTH);
+    /* With scales each output channel has routing weights of its own, which a row of a tile cannot take. */
+    const int many = few && p->batch >= 2 * p->experts && tile >= LEAST_TILE && p->routing_output == 0;
+    t.packed = many && p->batch / t.parts >= p->experts;
+    t.depth = (many ? tile : few ? SHALLOW : DEPTH) / taps; /* not by `parts`: a result is the same for any threads */
+    if (t.depth < 1) t.depth = 1;
     if (deep <= t.depth + t.depth / 2) t.depth = deep; /* rather one long piece than a long and a short one */
     return t;
 }
@@ -127,12 +141,54 @@ INLINE void mix_some(
     else mix_panel(count, kind, p, at, routing, channels, k0, k1, panels, stride);
 }
 
+/* Lay out a tile of the experts: tile[e] is the panel that expert e alone, with weight one, would be mixed to. */
+INLINE void pack(
+    int kind, const struct problem *p, int back, int64_t at, int64_t channels, int64_t k0, int64_t k1, float *tile,
+    int64_t stride
+) {
+    const float one = 1;
+    struct problem alone = *p;
+    alone.experts = 1;
+    for (int64_t e = 0; e < p->experts; e++)
+        mix_some(1, kind, &alone, back, at + e * p->expert_numbers, &one, channels, k0, k1, tile + e * stride, 0);
+}
+
+/* Mix `rows` rows of a tile for `count` examples: panels[b][row][:] = sum over e of routing[b][e] * tile[e][row][:]. */
+INLINE void mix_tile(
+    int count, const struct problem *p, const float *routing, int64_t rows, const float *tile, int64_t stride,
+    float *panels
+) {
+    for (int64_t at = 0; at < rows * PANEL; at += PANEL) {
+        vector sum[EXAMPLES][COLUMNS];
+#pragma GCC unroll 4
+        for (int b = 0; b < count; b++)
+#pragma GCC unroll 4
+            for (int j = 0; j < COLUMNS; j++) sum[b][j] = (vector){0};
+        for (int64_t e = 0; e < p->experts; e++) {
+            vector expert[COLUMNS];
+#pragma GCC unroll 4
+            for (int j = 0; j < COLUMNS; j++) expert[j] = load(tile + e * stride + at + j * VECTOR);
+#pragma GCC unroll 4
+            for (int b = 0; b < count; b++) {
+                const float weight = routing[b * p->routing_example + e * p->routing_expert];
+#pragma GCC unroll 4
+                for (int j = 0; j < COLUMNS; j++) sum[b][j] += expert[j] * weight;
+            }
+        }
+#pragma GCC unroll 4
+        for (int b = 0; b < count; b++)
+#pragma GCC unroll 4
+            for (int j = 0; j < COLUMNS; j++) store(panels + b * stride + at + j * VECTOR, sum[b][j]);
+    }
+}
+
 INLINE void dense(const struct problem *p, int back, int kind, int64_t begin, int64_t end) {
     const int64_t taps = p->kernel_height * p->kernel_width;
     const int64_t all = back ? p->channels : p->outputs, deep = back ? p->outputs : p->channels;
     const struct tasks t = dense_tasks(p, back);
-    const int64_t stride = t.depth * taps * PANEL;
-    float *panel = scratch(EXAMPLES * stride);
+    /* Not a power of two apart: a cache would have places for a few panels only. */
+    const int64_t stride = t.depth * taps * PANEL + 5 * VECTOR;
+    float *panel = scratch((EXAMPLES + (t.packed ? p->experts : 0)) * stride), *tile = panel + EXAMPLES * stride;
     if (panel == NULL) {
         *p->failed = 1;
         return;
@@ -144,16 +200,21 @@ INLINE void dense(const struct problem *p, int back, int kind, int64_t begin, in
         const int64_t at = group * p->outputs * p->channels * taps + (back ? start : start * p->channels * taps);
         const float *weights = p->routing + (back ? 0 : (group * p->outputs + start) * p->routing_output);
         for (int64_t k0 = 0; k0 < deep; k0 += t.depth) {
-            const int64_t k1 = least(k0 + t.depth, deep);
+            const int64_t k1 = least(k0 + t.depth, deep), rows = (k1 - k0) * taps;
+            if (t.packed) pack(kind, p, back, at, channels, k0, k1, tile, stride);
             for (int64_t b = from; b < to; b += EXAMPLES) {
                 const float *routing = weights + b * p->routing_example;
                 const int count = (int)least(to - b, EXAMPLES);
+#define MIX(n) \
+    if (t.packed) mix_tile(n, p, routing, rows, tile, stride, panel); \
+    else mix_some(n, kind, p, back, at, routing, channels, k0, k1, panel, stride)
                 switch (count) {
-                    case 1: mix_some(1, kind, p, back, at, routing, channels, k0, k1, panel, stride); break;
-                    case 2: mix_some(2, kind, p, back, at, routing, channels, k0, k1, panel, stride); break;
-                    case 3: mix_some(3, kind, p, back, at, routing, channels, k0, k1, panel, stride); break;
-                    default: mix_some(4, kind, p, back, at, routing, channels, k0, k1, panel, stride); break;
+                    case 1: MIX(1); break;
+                    case 2: MIX(2); break;
+                    case 3: MIX(3); break;
+                    default: MIX(4); break;
                 }
+#undef MIX
                 for (int i = 0; i < count; i++)
                     convolve(p, back, b + i, group, start, channels, k0, k1, panel + i * stride);
             }

@@ -95,6 +95,9 @@ INLINE void depthwise(const struct problem *p, int back, int kind, int64_t begin
         *p->failed = 1;
         return;
     }
+    /* A pixel's channels are too short a row to be seen coming: fetch those that the next block is the first to meet. */
+    const int64_t sources = back ? outer : inner, ahead = 2 * (back ? p->out_width : p->width) + ROWS;
+    const int near = p->stride_height == 1 && p->stride_width == 1;
     struct block block;
     for (int64_t task = begin; task < end; task++) {
         const int64_t example = task / chunks, first = task % chunks * CHUNK;
@@ -107,6 +110,8 @@ INLINE void depthwise(const struct problem *p, int back, int kind, int64_t begin
         for (int64_t pixel = 0; pixel < pixels; pixel += ROWS) {
             const int count = (int)least(pixels - pixel, ROWS);
             find_pixels(p, back, x, y, pixel, count, &block);
+            for (int64_t i = pixel + ahead; near && i < least(pixel + ahead + ROWS, sources); i++)
+                for (int64_t c = 0; c < channels; c += LINE_NUMBERS) __builtin_prefetch(x + i * p->groups + c);
             int64_t c = 0;
             for (; c + PANEL <= channels; c += PANEL) PANELS[count - 1](taps, &block, kernel, c, 0);
             for (; c < channels; c += VECTOR)

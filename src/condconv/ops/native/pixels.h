@@ -8,8 +8,9 @@ static const float ZEROS[2 * DEPTH]; /* more than a task takes of the channels a
 
 /* Where some pixels of a result lie, and for each tap what it multiplies there; taps outside point to zeros. */
 struct block {
-    const float *x[MOST_TAPS][ROWS];
+    const float *x[MOST_TAPS][PLACES] __attribute__((aligned(64)));
     float *y[ROWS];
+    int64_t ahead; /* from these to the sources of the next pixels, to be fetched meanwhile; 0 for none */
 };
 
 /* Where the source of a result's pixel lies along one dimension for one tap of a convolution, or of the way back through
@@ -37,28 +38,57 @@ INLINE const float *source_pixel(
     return h < 0 || w < 0 ? ZEROS : x + (h * p->width + w) * channels;
 }
 
+/* The same as `find_pixels` for the way back through a convolution with a stride, where most taps meet nothing. */
+INLINE void find_strided(
+    const struct problem *p, places rows, places columns, const float *x, int64_t from, int count, struct block *block
+) {
+    for (int i = 0; i < count; i++)
+        for (int64_t kh = 0, tap = 0; kh < p->kernel_height; kh++) {
+            const int64_t h = source_place(
+                1, rows[i], kh, p->stride_height, p->pad_height, p->dilation_height, p->out_height
+            );
+            for (int64_t kw = 0; kw < p->kernel_width; kw++, tap++) {
+                const int64_t w = source_place(
+                    1, columns[i], kw, p->stride_width, p->pad_width, p->dilation_width, p->out_width
+                );
+                block->x[tap][i] = h < 0 || w < 0 ? ZEROS : x + (h * p->out_width + w) * from;
+            }
+        }
+}
+
+/* Along one dimension, the places that one tap of a convolution multiplies for the results at `at`; the same, or of the
+ * way back through a convolution of stride 1. */
+INLINE places source_places(int back, places at, int64_t tap, int64_t stride, int64_t pad, int64_t dilation) {
+    return back ? at + (pad - tap * dilation) : at * stride + (tap * dilation - pad);
+}
+
 /* Find `count` pixels from `first` on; x and y start at an example's first pixel, at the channel of the task. */
 INLINE void find_pixels(
     const struct problem *p, int back, const float *x, float *y, int64_t first, int count, struct block *block
 ) {
     const int64_t inputs = p->groups * p->channels, outputs = p->groups * p->outputs;
-    const int64_t width = back ? p->width : p->out_width, there = back ? p->out_width : p->width;
+    const int64_t width = back ? p->width : p->out_width;
     const int64_t from = back ? outputs : inputs, to = back ? inputs : outputs;
-    int64_t row = first / width, column = first % width;
-    for (int i = 0; i < count; i++) {
-        int64_t tap = 0, columns[MOST_TAPS];
-        for (int64_t kw = 0; kw < p->kernel_width; kw++)
-            columns[kw] = source_place(back, column, kw, p->stride_width, p->pad_width, p->dilation_width, there);
-        for (int64_t kh = 0; kh < p->kernel_height; kh++) {
-            const int64_t h = source_place(
-                back, row, kh, p->stride_height, p->pad_height, p->dilation_height, back ? p->out_height : p->height
-            );
-            const float *line = x + (h < 0 ? 0 : h) * there * from;
-            for (int64_t kw = 0; kw < p->kernel_width; kw++, tap++)
-                block->x[tap][i] = h < 0 || columns[kw] < 0 ? ZEROS : line + columns[kw] * from;
-        }
+    const int64_t high = back ? p->out_height : p->height, wide = back ? p->out_width : p->width;
+    places rows = {0}, columns = {0}; /* eight pixels at a time: one by one this takes as long as the product */
+    for (int64_t i = 0, row = first / width, column = first % width; i < count; i++) {
+        rows[i] = row, columns[i] = column;
         block->y[i] = y + (first + i) * to;
         if (++column == width) column = 0, row++;
+    }
+    if (back && (p->stride_height > 1 || p->stride_width > 1)) {
+        find_strided(p, rows, columns, x, from, count, block);
+        return;
+    }
+    int64_t tap = 0;
+    for (int64_t kh = 0; kh < p->kernel_height; kh++) {
+        const places h = source_places(back, rows, kh, p->stride_height, p->pad_height, p->dilation_height);
+        const places line = (int64_t)x + h * (wide * from * 4), inside = (h >= 0) & (h < high);
+        for (int64_t kw = 0; kw < p->kernel_width; kw++, tap++) {
+            const places w = source_places(back, columns, kw, p->stride_width, p->pad_width, p->dilation_width);
+            const places here = inside & (w >= 0) & (w < wide);
+            *(places *)block->x[tap] = (here & (line + w * (from * 4))) | (~here & (int64_t)ZEROS);
+        }
     }
 }
 

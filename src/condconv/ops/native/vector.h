@@ -13,6 +13,7 @@
 
 typedef float vector __attribute__((vector_size(VECTOR * 4)));
 typedef float unaligned __attribute__((vector_size(VECTOR * 4), aligned(4)));
+typedef int64_t places __attribute__((vector_size(64))); /* of PLACES pixels */
 typedef int32_t lanes __attribute__((vector_size(VECTOR * 4)));
 typedef uint16_t halves __attribute__((vector_size(VECTOR * 2)));
 typedef uint16_t unaligned_halves __attribute__((vector_size(VECTOR * 2), aligned(2)));
@@ -25,11 +26,17 @@ enum {
     COLUMNS = VECTORS,         /* registers a row of the product takes */
     PANEL = COLUMNS * VECTOR,  /* output channels of a task */
     ROWS = 6,                  /* pixels of the product's block */
+    PLACES = 8,                /* pixels whose sources are found at a time: ROWS, and what fills a vector */
     EXAMPLES = 4,              /* examples an expert is mixed for at a time */
-    DEPTH = 1024,              /* kernel numbers of an output channel that are mixed at a time, about */
+    DEPTH = 2400,              /* kernel numbers of an output channel that are mixed at a time, about */
+    SHALLOW = 1024,            /* the same for few pixels: mixed kernels stay in the cache, sums are fetched again */
+    FEW_PIXELS = 8,            /* few pixels are at most so many for each expert: mixing is an eighth of the product */
+    TILE = (1 << 17) / PANEL,  /* rows of PANEL numbers of all experts that are laid out at a time, half a megabyte */
+    LEAST_TILE = 64,           /* of one expert; fewer would not outweigh the product's start and end */
     RUN = 256,                 /* of these, as many as are turned around at a time */
     CHUNK = 256,               /* channels of a depthwise task */
     LINE = 64,                 /* bytes that memory gives at a time */
+    LINE_NUMBERS = LINE / 4,
 };
 
 INLINE vector load(const float *p) { return *(const unaligned *)p; }
