@@ -99,17 +99,20 @@ def test_branches_that_cannot_be(options):
         create_branches("mobilenet_v1_025", **options)
 
 
+SMALL = ladder.Size(image_size=32, output_stride=32, num_classes=10)
+
+
 @pytest.fixture(scope="module")
 def rungs():
-    return ladder.arms("mobilenet_v1_100", 2, image_size=32)
+    return ladder.arms("mobilenet_v1_100", 2, SMALL)
 
 
 def test_rungs_of_the_ladder_cost_what_the_first_does(rungs):
-    target = ladder._madds("mobilenet_v1_100", (), (32, 32))
+    target = ladder._madds("mobilenet_v1_100", (), SMALL)
     for arm in rungs:
         options = dict(arm.options)
         name = options.pop("base", arm.model)
-        madds = arm.members * ladder._madds(name, tuple(sorted(options.items())), (32, 32))
+        madds = arm.members * ladder._madds(name, tuple(sorted(options.items())), SMALL)
         assert madds == pytest.approx(target, rel=0.04)  # widths come in steps of 8 channels
     assert [arm.members for arm in rungs] == [1, 2, 2, 1, 1, 1, 1]
     assert rungs[2].chained

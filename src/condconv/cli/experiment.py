@@ -15,6 +15,7 @@ from condconv.train import TrainConfig
 
 if TYPE_CHECKING:
     from condconv.experiments.design import Experiment
+    from condconv.experiments.ladder import Size
 
 _OWN = ("model", "out", "seed")  # settings of a run that the experiment decides
 _NAMES = ("experts-width", "plug-in", "begin-layer", "routing", "ensembles", "detection")
@@ -71,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     from condconv.experiments.runs import execute
     from condconv.experiments.tables import summarise, table, write
 
-    settings, experiment = _settings(arguments), _experiment(arguments)
+    settings = _settings(arguments)
+    experiment = _experiment(arguments, settings)
     runs = list_runs(experiment, settings, arguments.out, arguments.seeds)
     if arguments.one is not None:
         names = {each.name: each for each in runs}
@@ -109,11 +111,23 @@ def _settings(arguments: argparse.Namespace) -> TrainConfig:
     return replace(recipe, **{**over_recipe(recipe, given), **own})
 
 
-def _experiment(arguments: argparse.Namespace) -> Experiment:
+def _experiment(arguments: argparse.Namespace, settings: TrainConfig) -> Experiment:
     from condconv.experiments.catalog import create_experiment
 
     options = {name: getattr(arguments, name) for name in ("width", "num_experts", "widths", "experts", "networks")}
+    if arguments.name == "ensembles":  # whose networks are as wide as their cost on these images allows
+        options["size"] = _size(settings)
     return create_experiment(arguments.name, **options)
+
+
+def _size(settings: TrainConfig) -> Size:
+    from condconv.experiments.ladder import Size
+    from condconv.train import open_data
+    from condconv.train.network import default_options
+
+    data = open_data(settings)
+    options = default_options(replace(settings, model="mobilenet_v1_100"), data.image_size)
+    return Size(data.image_size, int(options.get("output_stride", 32)), len(data.class_names))
 
 
 def _conditions(settings: TrainConfig) -> str:

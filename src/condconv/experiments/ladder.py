@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,16 +15,31 @@ from condconv.experiments.design import Arm
 from condconv.models import create_model
 
 
-def arms(network: str, number: int, image_size: int = 224, output_stride: int = 32) -> tuple[Arm, ...]:
+class Size(NamedTuple):
+    """What the multiply-adds of a network depend on besides its width.
+
+    Attributes:
+        image_size: Side of the square input in pixels.
+        output_stride: Image size over that of the last feature map.
+        num_classes: Outputs of the classifier.
+    """
+
+    image_size: int
+    output_stride: int
+    num_classes: int
+
+
+IMAGENET = Size(224, 32, 1000)
+
+
+def arms(network: str, number: int, size: Size = IMAGENET) -> tuple[Arm, ...]:
     """Return the ladder.
 
     Args:
         network: Name of the static MobileNetV1 that sets the cost.
         number: K, of networks, branches or experts.
-        image_size: Where multiply-adds are counted; what share of them the last stage has depends on it.
-        output_stride: The same.
+        size: Where multiply-adds are counted; what share of them the last stage has depends on it.
     """
-    size = (image_size, output_stride)
     target = _madds(network, (), size)
 
     def static(each: int) -> str:
@@ -52,7 +67,7 @@ def arms(network: str, number: int, image_size: int = 224, output_stride: int = 
     return (*rows, Arm(f"{number} experts in every layer", name, every))
 
 
-def _width(name: Callable[[int], str], options: Mapping[str, Any], target: int, size: tuple[int, int]) -> int:
+def _width(name: Callable[[int], str], options: Mapping[str, Any], target: int, size: Size) -> int:
     """Return the width in percent whose multiply-adds come nearest to a target, the narrowest of equals."""
     key = tuple(sorted(options.items()))
     low, high = 1, 100
@@ -65,9 +80,8 @@ def _width(name: Callable[[int], str], options: Mapping[str, Any], target: int, 
 
 
 @cache
-def _madds(name: str, options: tuple[tuple[str, Any], ...], size: tuple[int, int]) -> int:
-    image_size, output_stride = size
-    given: dict[str, Any] = {"output_stride": output_stride, **dict(options)}
+def _madds(name: str, options: tuple[tuple[str, Any], ...], size: Size) -> int:
+    given: dict[str, Any] = {"output_stride": size.output_stride, "num_classes": size.num_classes, **dict(options)}
     with torch.device("meta"):
         network: nn.Module = create_branches(name, **given) if "branches" in given else create_model(name, **given)
-    return count(network.eval(), torch.zeros(1, 3, image_size, image_size, device="meta")).total.madds
+    return count(network.eval(), torch.zeros(1, 3, size.image_size, size.image_size, device="meta")).total.madds
