@@ -10,7 +10,7 @@ from condconv.errors import UsageError
 from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.runner import Outcome, list_runs, run_all
 from condconv.experiments.runs import RunRecord, _averaged_accuracy, execute
-from condconv.experiments.tables import plot, summarise, table, write
+from condconv.experiments.tables import plot, read, summarise, table, write
 from condconv.models import create_model
 from condconv.train import TrainConfig
 from condconv.train.images import IGNORED
@@ -170,14 +170,25 @@ def test_rows_are_means_and_paired_differences(tmp_path):
 def test_files_of_what_is_finished(tmp_path):
     runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)
     outcome = Outcome((_record(runs[0], 0.5),), {"2 experts/0": "exit status 1: no luck"})
-    files = write(EXPERIMENT, outcome, "Under these conditions.", tmp_path / "pair")
+    command = ["condconv", "experiment", "pair", "--data", "my images"]
+    files = write(EXPERIMENT, outcome, "Under these conditions.", tmp_path / "pair", command)
     assert [path.name for path in files] == ["table.md", "table.csv", "records.json", "plot.png"]
     text = files[0].read_text()
     assert "Failed: 2 experts/0, exit status 1: no luck" in text
     assert "Under these conditions. A note." in text
     assert files[1].read_text().splitlines()[1].startswith("plain,2000000,3000000,50.0,,1,,")
-    assert json.loads(files[2].read_text())["records"][0]["label"] == "plain"
+    assert read(files[2]) == (EXPERIMENT, outcome.records)
+    assert json.loads(files[2].read_text())["command"] == "condconv experiment pair --data 'my images'"
     assert files[3].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"experiment": {"name": "pair"}}', '{"experiment": "pair", "records": []}']
+)
+def test_a_file_that_holds_no_experiment(tmp_path, text):
+    (tmp_path / "records.json").write_text(text)
+    with pytest.raises(UsageError, match=r"`path` must be a records.json of this version, got .*records.json \("):
+        read(tmp_path / "records.json")
 
 
 def test_a_run_trains_measures_and_leaves_its_record(tmp_path):

@@ -90,7 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     outcome = run_all(
         runs, lambda each: [*program, *given, "--run", each.name], jobs=arguments.jobs, progress=not arguments.quiet
     )
-    files = write(experiment, outcome, _conditions(settings), Path(arguments.out) / experiment.name)
+    out = Path(arguments.out) / experiment.name
+    files = write(experiment, outcome, _conditions(settings), out, ["condconv", *given])
     print(f"\n{table(summarise(experiment, outcome.records), experiment.metric)}\n")
     for path in files:
         print(f"  {path}")
@@ -126,8 +127,8 @@ def _size(settings: TrainConfig) -> Size:
     from condconv.train.network import default_options
 
     data = open_data(settings)
-    options = default_options(replace(settings, model="mobilenet_v1_100"), data.image_size)
-    return Size(data.image_size, int(options.get("output_stride", 32)), len(data.class_names))
+    options: dict[str, Any] = default_options(replace(settings, model="mobilenet_v1_100"), data.image_size)
+    return Size(data.image_size, options.get("output_stride", 32), len(data.class_names))
 
 
 def _conditions(settings: TrainConfig) -> str:

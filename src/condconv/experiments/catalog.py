@@ -83,13 +83,11 @@ def routing(width: str = "025", num_experts: int = 32) -> Experiment:
     return Experiment("routing", "Routing functions", "CondConv, Table 3", rows)
 
 
-def ensembles(
-    width: str = "050", num_experts: int = 4, size: ladder.Size = ladder.IMAGENET
-) -> Experiment:
+def ensembles(width: str = "050", num_experts: int = 4, size: ladder.Size = ladder.IMAGENET) -> Experiment:
     """The ladder from several networks to experts in every layer, at equal multiply-adds.
 
-    Multiply-adds are counted for the images at hand: mixing costs the same for any image, so on small ones experts leave
-    less for the width.
+    Multiply-adds are counted for the images at hand: mixing costs the same for any image, so on small ones experts
+    leave less for the width.
 
     Source: CondConv, sections 1 and 5, which set the method among mixtures of ever finer grain; the paper has no table
     of it. Every rung is a MobileNetV1 whose width is chosen so that the whole costs what the static network does.

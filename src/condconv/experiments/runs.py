@@ -59,6 +59,17 @@ class RunRecord:
     seconds: float
     machine: Mapping[str, Any]
 
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> RunRecord:
+        """Return the record that JSON gave back, where a tuple has become a list.
+
+        Raises:
+            TypeError: It has other fields.
+            LookupError: It lacks one.
+        """
+        curve = tuple(tuple(each) for each in values["curve"])
+        return cls(**{**values, "member_scores": tuple(values["member_scores"]), "curve": curve})
+
 
 @dataclass(frozen=True)
 class Run:
@@ -130,11 +141,10 @@ class Run:
     def record(self) -> RunRecord | None:
         """Return what the run has left, or `None` if it is not finished, or was one of other settings."""
         try:
-            values = json.loads(self.path.read_text())
-            record = RunRecord(**values)
+            record = RunRecord.from_plain(json.loads(self.path.read_text()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, LookupError) as error:
             raise UsageError(
                 f"`out` must hold records of this version, {self.path} is none ({error}): remove it"
             ) from error

@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from condconv.errors import require_extra
+from condconv.errors import UsageError, require_extra
 from condconv.experiments.comparison import as_markdown, spread
-from condconv.experiments.design import Experiment
+from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.runner import Outcome
 from condconv.experiments.runs import RunRecord
 from condconv.train.atomic import write_atomic
@@ -114,7 +115,9 @@ def _plus_minus(value: float | None, spread: float | None, form: str) -> str:
     return format(value, form) + ("" if spread is None else f" ± {spread:.2f}")
 
 
-def write(experiment: Experiment, outcome: Outcome, conditions: str, out: Path) -> tuple[Path, ...]:
+def write(
+    experiment: Experiment, outcome: Outcome, conditions: str, out: Path, command: Sequence[str] = ()
+) -> tuple[Path, ...]:
     """Write table, numbers and plot of what is finished.
 
     Args:
@@ -122,6 +125,7 @@ def write(experiment: Experiment, outcome: Outcome, conditions: str, out: Path) 
         outcome: Its runs.
         conditions: Data, epochs and what else the table was made under, in one sentence.
         out: Directory; made if it is not there.
+        command: What was typed, word by word; kept beside the numbers.
 
     Returns:
         The files.
@@ -145,7 +149,8 @@ def write(experiment: Experiment, outcome: Outcome, conditions: str, out: Path) 
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     numbers = {
-        "experiment": experiment.name,
+        "command": shlex.join(command),
+        "experiment": asdict(experiment),
         "conditions": conditions,
         "records": [asdict(each) for each in outcome.records],
     }
@@ -154,6 +159,24 @@ def write(experiment: Experiment, outcome: Outcome, conditions: str, out: Path) 
         write_atomic(out / name, content)
     plot(experiment, rows, out / "plot.png")
     return (*(out / name for name in files), out / "plot.png")
+
+
+def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:
+    """Return the experiment and the runs that `write` put into a `records.json`.
+
+    Raises:
+        UsageError: The file cannot be read, or is none of this version.
+    """
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        arms = tuple(Arm(**each) for each in numbers["experiment"].pop("arms"))
+        experiment = Experiment(**numbers["experiment"], arms=arms)
+        return experiment, tuple(map(RunRecord.from_plain, numbers["records"]))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"`path` must be a records.json of this version, got {path} ({error}): run the experiment's command again, "
+            "which keeps what is trained"
+        ) from error
 
 
 def plot(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
