@@ -175,47 +175,97 @@ def must_be_plain(problem: Problem, impl: str) -> bool:
     return problem.exporting or problem.transforming
 
 
-def choose(problem: Problem) -> str:
-    """Return the implementation "auto" stands for.
+class Rule(NamedTuple):
+    """One line of the table behind "auto".
 
-    The rules, in order; those for the CPU were measured with 8 experts on one x86 core
-    (`benchmarks/results/selection-cpu.json`), the rest follows from counting memory traffic:
-
-    1. One output pixel or one expert: convolving E times costs what mixing would, and stores no kernel. Not for compact
-       experts where native can run: alone it reads them as they are.
-    2. Exporting, compiling without gradients, or inside `torch.func` transforms: matmul, which all see through.
-    3. On a CPU native, where it was compiled and can run.
-    4. Else as `choose_library`. Not yet triton, which no GPU has been seen to run faster or slower than that.
+    Attributes:
+        impl: The implementation it takes.
+        where: What calls it is for, in words.
+        holds: The same as a predicate; it is asked only where no rule before it holds.
+        because: The reason, or what measured it; `docs/performance.md` has the figures.
     """
-    compact = problem.compact is not None and why_not_native(problem) is None
-    if not compact and (problem.num_experts == 1 or problem.output_pixels == 1):
-        return "mix_outputs"
-    if must_be_plain(problem, "matmul"):
-        return "matmul"
-    return "native" if why_not_native(problem) is None else choose_library(problem)
+
+    impl: str
+    where: str
+    holds: Callable[[Problem], bool]
+    because: str
 
 
-def choose_library(problem: Problem) -> str:
-    """Return the best of the implementations that call torch's own convolutions and products.
+_MEASURED = "measured"
+"""The reason of a rule that stands on `benchmarks/results/selection-cpu.json`."""
 
-    1. Pointwise: matmul; on a CPU per_example where the batch's kernels outgrow its caches.
-    2. CPU, dense: per_example, whose one kernel stays in cache; but grouped where gradients are needed and the experts
-       outgrow the caches, since every example would go through all of them again.
-    3. CPU, depthwise: per_example in channels_last, which it keeps, or where the batch's output outgrows the caches.
-    4. Else grouped.
-    """
-    batch = problem.batch or 1
-    on_cpu = problem.device == "cpu"
-    if problem.taps == 1 and not problem.depthwise:
-        return "per_example" if on_cpu and batch * problem.kernel_numel > _CACHED_NUMBERS else "matmul"
-    if not on_cpu:
-        return "grouped"
-    if not problem.depthwise:
-        large = problem.num_experts * problem.kernel_numel > _CACHED_NUMBERS
-        return "grouped" if problem.needs_grad and large else "per_example"
-    if not problem.channels_last and batch * problem.output_numel <= _CACHED_NUMBERS:
-        return "grouped"
-    return "per_example"
+RULES = (
+    Rule(
+        "mix_outputs",
+        "one output pixel, or one expert",
+        lambda problem: (problem.output_pixels == 1 or problem.num_experts == 1) and not _reads_compact(problem),
+        "convolving E times costs what mixing would, and stores no kernel; but native reads compact experts as such",
+    ),
+    Rule(
+        "matmul",
+        "export, compilation without gradients, torch.func",
+        lambda problem: must_be_plain(problem, "matmul"),
+        "all of them see through it, and it leaves the batch open",
+    ),
+    Rule("native", "CPU, two dimensions, fp32", lambda problem: why_not_native(problem) is None, _MEASURED),
+    Rule(
+        "per_example",
+        "CPU, pointwise, kernels of the batch beyond 32 MB",
+        lambda problem: _pointwise(problem) and _on_cpu(problem) and _kernels(problem) > _CACHED_NUMBERS,
+        _MEASURED,
+    ),
+    Rule("matmul", "pointwise", lambda problem: _pointwise(problem), _MEASURED),
+    Rule(
+        "grouped",
+        "not on a CPU",
+        lambda problem: not _on_cpu(problem),
+        "one call, whose kernels for all groups run at once; triton has not been timed on a GPU yet",
+    ),
+    Rule(
+        "grouped",
+        "CPU, dense, training, experts beyond 32 MB",
+        lambda problem: not problem.depthwise and problem.needs_grad and _experts(problem) > _CACHED_NUMBERS,
+        "each example would go through all experts again",
+    ),
+    Rule("per_example", "CPU, dense", lambda problem: not problem.depthwise, _MEASURED),
+    Rule(
+        "grouped",
+        "CPU, depthwise, contiguous, output of the batch up to 32 MB",
+        lambda problem: not problem.channels_last and _outputs(problem) <= _CACHED_NUMBERS,
+        _MEASURED,
+    ),
+    Rule("per_example", "CPU, depthwise", lambda problem: True, _MEASURED),
+)
+"""What "auto" stands for: the first of these rules that holds. Sizes are those of fp32 numbers."""
+
+
+def _reads_compact(problem: Problem) -> bool:
+    return problem.compact is not None and why_not_native(problem) is None
+
+
+def _on_cpu(problem: Problem) -> bool:
+    return problem.device == "cpu"
+
+
+def _pointwise(problem: Problem) -> bool:
+    return problem.taps == 1 and not problem.depthwise
+
+
+def _kernels(problem: Problem) -> int:
+    return (problem.batch or 1) * problem.kernel_numel
+
+
+def _experts(problem: Problem) -> int:
+    return problem.num_experts * problem.kernel_numel
+
+
+def _outputs(problem: Problem) -> int:
+    return (problem.batch or 1) * problem.output_numel
+
+
+def choose(problem: Problem) -> Rule:
+    """Return the first rule that holds."""
+    return next(rule for rule in RULES if rule.holds(problem))
 
 
 def resolve(impl: str, problem: Problem) -> str:
@@ -226,7 +276,7 @@ def resolve(impl: str, problem: Problem) -> str:
         RuntimeError: The named implementation cannot run this call.
     """
     if impl == "auto":
-        return choose(problem)
+        return choose(problem).impl
     if impl not in WHY_NOT:
         raise ValueError(f"impl must be 'auto' or one of {', '.join(WHY_NOT)}, got {impl!r}")
     reason = WHY_NOT[impl](problem)
