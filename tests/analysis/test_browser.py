@@ -23,8 +23,8 @@ def make_page(path):
     network = nn.Sequential(layer(), routed_block(), nn.Sequential(layer()))
     inputs, targets = torch.rand(30, 2), torch.arange(30) % 3
     report = recorded(network, inputs, targets, CLASSES)
-    each = [Intervention("mean", (record.name,), 30, 30, 20, 0, 0) for record in report.routings]
-    joint = Intervention("mean", tuple(record.name for record in report.routings), 30, 28, 19, 1, 2)
+    each = [Intervention("mean", (record.name,), 3000, 3000, 2000, 0, 0) for record in report.routings]
+    joint = Intervention("mean", tuple(record.name for record in report.routings), 3000, 2800, 1900, 100, 200)
     whole = (Intervention("learned", (), 30, 30, 20, 0, 0), Intervention("mean", (), 30, 20, 18, 1, 3))
     report = replace(report, interventions=(*whole, *each, joint))
     image = Image.new("RGB", (40, 20), "red")
@@ -180,6 +180,6 @@ def test_what_a_screen_reader_gets(open_page):
 def test_advice_and_its_command(open_page):
     page = open_page()
     assert page.inner_text("#advice pre") == "condconv freeze x"
-    assert "All 3 advised together, on 30 images: 63.33 % right, a change of −3.33" in page.inner_text("#advice")
+    assert "All 3 advised together, on 3,000 images: 63.33 % right, a change of −3.33" in page.inner_text("#advice")
     page.locator("#verdict-list a").first.click()
     assert page.locator("#layer").input_value() == "0"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from condconv.analysis import Intervention, RoutingReport, freeze_command, verdicts
+from condconv.analysis import Intervention, RoutingReport, Verdict, freeze_command, verdicts
 from condconv.errors import UsageError
 from tests.analysis.samples import CLASSES, layer, recorded, routed_block
 
@@ -69,40 +69,70 @@ def test_other_files_are_refused(tmp_path, report):
         RoutingReport.load(tmp_path / "missing.json")
 
 
-def judged(inputs, targets, changes) -> str:
-    """The kind of verdict on a layer whose mean weights change so many of 1000 answers to wrong ones."""
-    report = recorded(nn.Sequential(layer()), inputs, targets)
+def verdict_on(inputs, targets, lost, images=1000, gained=0) -> Verdict:
+    """The verdict on a layer whose mean weights turn so many of the images' answers wrong, and so many right."""
+    report = recorded(nn.Sequential(layer()), inputs, targets, [f"{index}" for index in range(200)])
     name = report.routings[0].name
-    counted = {} if targets is None else {"right": 900 - changes, "gained": 0, "lost": changes}
-    measured = Intervention("mean", (name,), 1000, 1000 - changes, **counted)
+    counted = {} if targets is None else {"right": images - lost, "gained": gained, "lost": lost}
+    measured = Intervention("mean", (name,), images, images - lost - gained, **counted)
     (verdict,) = verdicts(replace(report, interventions=(measured,)))
-    return verdict.kind
+    return verdict
+
+
+TARGETS = torch.arange(300) % 3
+BY_CLASS = torch.stack([TARGETS / 2, 1 - TARGETS / 2], 1)  # all of the variance is between classes
 
 
 def test_verdicts_follow_their_two_figures():
-    targets = torch.arange(300) % 3
-    by_class = torch.stack([targets / 2, 1 - targets / 2], 1)  # all of the variance is between classes
-    by_image = torch.rand(300, 2)  # hardly any: 2 / 299 by chance
-    # One of 1000 is 0.1 points, the most that counts as free.
-    assert judged(by_image, targets, 1) == "static"
-    assert judged(by_image, targets, 2) == "needed"
-    assert judged(by_class, targets, 1) == "spare"
-    assert judged(by_class, targets, 2) == "needed"
-    assert judged(by_image, None, 1) == "static"
-    assert judged(by_image, None, 2) == "needed"
+    by_image = torch.rand(300, 2)  # hardly any variance is between classes: 2 / 299 by chance
+    # Two of 2000 are 0.1 points, the most that counts as free.
+    assert verdict_on(by_image, TARGETS, 2, 2000).kind == "static"
+    assert verdict_on(by_image, TARGETS, 3, 2000).kind == "needed"
+    assert verdict_on(BY_CLASS, TARGETS, 2, 2000).kind == "spare"
+    assert verdict_on(BY_CLASS, TARGETS, 3, 2000).kind == "needed"
+    assert verdict_on(by_image, None, 2, 2000).kind == "static"
+    assert verdict_on(by_image, None, 3, 2000).kind == "needed"
+    assert verdict_on(by_image, TARGETS, 2, 2000).images_needed is None
 
 
-def test_chance_is_taken_off():
-    # Three images of three classes: every variance is between classes, and that says nothing.
-    assert judged(torch.rand(3, 2), torch.arange(3), 0) == "static"
+@pytest.mark.parametrize(
+    ("lost", "gained", "images", "kind", "needed"),
+    [
+        (0, 0, 999, "few", 1000),  # one image is more than 0.1 points
+        (0, 0, 1000, "static", None),
+        # Changes both ways cancel in the cost, not in its error: 100 * sqrt(9) / 2000 is 0.15 points.
+        (5, 4, 2000, "few", 4500),
+        (22, 23, 4400, "few", 11000),  # 0.1525 points: (0.1525 / 0.1)^2 of 4400 are 10,228
+        (45, 45, 10000, "static", None),  # 0.095 points
+        # Far from 0.1 points, few images do: 5 of 20 are 25 points, 11.2 for the error.
+        (5, 0, 20, "needed", None),
+        (0, 5, 20, "static", None),
+        (1, 0, 20, "few", 50000),
+    ],
+)
+def test_too_few_images_are_no_grounds_for_advice(lost, gained, images, kind, needed):
+    verdict = verdict_on(torch.rand(300, 2), TARGETS, lost, images, gained)
+    assert (verdict.kind, verdict.images_needed) == (kind, needed)
+    if needed is not None:
+        assert verdict.text.startswith(f"Too few images to judge: use at least {needed:,}. Its mean weights ")
+
+
+def test_too_few_images_a_class_say_nothing_of_the_classes():
+    # Two images of each of 150 classes: chance alone puts 149 / 299 of the variance between them.
+    verdict = verdict_on(torch.rand(300, 2), torch.arange(300) % 150, 0, 5000)
+    assert (verdict.kind, verdict.images_needed) == ("few", 1500)
+    assert verdict_on(torch.rand(300, 2), torch.arange(300) % 30, 0, 5000).kind == "static"  # ten of each
+    # What a layer is needed for does not matter once it is needed.
+    assert verdict_on(torch.rand(300, 2), torch.arange(300) % 150, 100, 5000).kind == "needed"
 
 
 def test_without_measurements_there_is_no_advice(report):
-    assert [verdict.kind for verdict in verdicts(report)] == ["needed", "unknown"]
+    assert [verdict.kind for verdict in verdicts(report)] == ["few", "unknown"]
     assert freeze_command(report, "a.safetensors", "data") is None
 
 
-def test_the_command_names_the_advised_layers(report):
+def test_the_command_names_the_advised_layers():
+    report = recorded(nn.Sequential(layer(), routed_block()), torch.rand(60, 2), torch.arange(60) % 3)
     free = tuple(Intervention("mean", (record.name,), 1000, 1000, 900, 0, 0) for record in report.routings)
     text = freeze_command(replace(report, interventions=free), "my run/best.safetensors", "data")
     assert text == ("condconv freeze 'my run/best.safetensors' --data data --layers '0,1.*' -o frozen.safetensors")

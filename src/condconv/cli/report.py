@@ -73,6 +73,7 @@ def reading_of(arguments: argparse.Namespace) -> Any:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page and print its path, with the figures that matter most."""
+    from condconv.analysis import verdicts
     from condconv.train import inspect_checkpoint
 
     out = Path(arguments.out)
@@ -97,5 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{each.name:8} {score}")
     if found.command is not None:
         print(f"advised: {found.command}")
+    undecided = [each.images_needed for each in verdicts(found.report) if each.images_needed is not None]
+    if undecided:
+        print(
+            f"undecided: {len(undecided)} of {len(found.report.routings)} routing functions, on too few images: "
+            f"--layer-images {max(undecided)} would do"
+        )
     print(f"report: {out}")
     return 0

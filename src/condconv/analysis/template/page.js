@@ -91,7 +91,7 @@
     "top-2": ["top 2", "only the two largest weights, scaled to the same sum"],
     "top-4": ["top 4", "only the four largest weights, scaled to the same sum"],
   };
-  const KINDS = { static: "make static", spare: "spare", needed: "needed", unknown: "not measured" };
+  const KINDS = { static: "make static", spare: "spare", needed: "needed", few: "too few images", unknown: "not measured" };
 
   function showFacts() {
     const learned = report.interventions.find((each) => each.name === "learned");
@@ -104,7 +104,7 @@
     if (mean) {
       facts.push(mean.top1 === null
         ? [percent(1 - mean.agreement), "of the predictions change without input-dependence"]
-        : [mean.cost.toFixed(2), "points lost without input-dependence"]);
+        : [Math.abs(mean.cost).toFixed(2), "points " + (mean.cost < 0 ? "gained" : "lost") + " without input-dependence"]);
     }
     for (const [value, text] of facts) {
       find("facts").append(make("div", { class: "fact" }, make("b", { text: value }), make("span", { text })));
@@ -119,7 +119,8 @@
     const table = make("table", {},
       make("caption", {}, make("b", { text: "What the routing is worth" }),
         "The trained network with other routing weights than its own, on " +
-        report.interventions[0].images.toLocaleString("en") + " images. Change in points, ± one standard error. Unchanged: images whose predicted class stays."),
+        report.interventions[0].images.toLocaleString("en") + " images. " +
+        (labelled ? "Change in points, ± one standard error. " : "") + "Unchanged: images whose predicted class stays."),
       make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col", text })))));
     const body = make("tbody");
     for (const each of report.interventions) {
@@ -217,10 +218,11 @@
   }
 
   function showVerdicts() {
-    find("verdicts-note").textContent =
-      "“Make static”: the between-class share, chance taken off, is below " + report.low_share + " %, and the mean weights cost " +
-      "at most " + report.free_cost + " points. “Spare”: they cost no more, but do tell classes apart. “Needed”: they cost more. " +
-      "Mind the standard error: with few images a small cost cannot be seen.";
+    find("verdicts-note").textContent = (report.classes
+      ? "“Make static”: the between-class share, chance taken off, is below " + report.low_share + " %, and the mean weights cost " +
+        "at most " + report.free_cost + " points. “Spare”: they cost no more, but do tell classes apart. “Needed”: they cost more. "
+      : "“Make static”: with the mean weights at most " + report.free_cost + " % of the predictions change. “Needed”: more do. ") +
+      "“Too few images”: the standard error is too large to tell; condconv report --layer-images takes more.";
     report.layers.forEach((layer, index) => {
       const link = make("a", { href: "#layers", text: (index + 1) + ". " + layer.title });
       link.addEventListener("click", () => { find("layer").value = index; showLayer(index); });
