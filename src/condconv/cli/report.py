@@ -75,13 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page and print its path, with the figures that matter most."""
     from condconv.analysis import verdicts
     from condconv.train import inspect_checkpoint
+    from condconv.train.atomic import check_can_write
 
     out = Path(arguments.out)
     # What would fail at the end is said before the work begins.
     if out.suffix not in (".html", ".json"):
         raise UsageError(f"`--out` must end in .html or .json, got {out}: give it one of these suffixes")
-    if not out.resolve().parent.is_dir():
-        raise UsageError(f"`--out` must be in a directory that exists, got {out}: make it first")
+    check_can_write(out)
     if out.suffix == ".html":
         require_extra("plotly", "report")
     found = inspect_checkpoint(
