@@ -1,5 +1,8 @@
 import csv
 import io
+import json
+import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -61,12 +64,101 @@ def test_other_files_are_refused(tmp_path, report):
         report.save(tmp_path / "a.txt")
     with pytest.raises(UsageError, match="`path` must be a file that can be written"):
         report.save(tmp_path / "no" / "a.json")
-    for text in ("", "[]", "{}", '{"format": 9}', '{"format": 1, "class_names": null}'):
-        (tmp_path / "b.json").write_text(text)
-        with pytest.raises(UsageError, match="`path` must be a JSON file that a report wrote"):
-            RoutingReport.load(tmp_path / "b.json")
-    with pytest.raises(UsageError, match=r"got .*missing\.json"):
+    with pytest.raises(
+        UsageError, match=r"got .*missing\.json, which cannot be read \(No such file or directory\): save"
+    ):
         RoutingReport.load(tmp_path / "missing.json")
+    with pytest.raises(UsageError, match=r"which cannot be read \(Is a directory\)"):
+        RoutingReport.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is no whole JSON text, from line 1, column 1 on"),
+        (b"<!DOCTYPE html>", "is no whole JSON text, from line 1, column 1 on"),
+        (b'{"format": 1, "routings": [{"name"', "is no whole JSON text, from line 1, column 35 on"),
+        (pickle.dumps({"format": 1}), "is no text (a pickle or a checkpoint?)"),
+        (b"[" * 100_000, "is nested too deeply"),
+        (b"[]", "is JSON of something else, without a 'format'"),
+        (b"{}", "is JSON of something else, without a 'format'"),
+        (b'{"format": 9}', "has format 9"),
+        (b'{"format": 1, "class_names": null}', "lacks 'routings', 'interventions'"),
+        (b'{"format": 1, "class_names": null, "routings": [], "interventions": []}', "has no routing function"),
+        (
+            b'{"format": 1, "class_names": null, "routings": [3], "interventions": []}',
+            "has int in the place of a routing",
+        ),
+        (b'{"format": 1, "class_names": null, "routings": {}, "interventions": []}', "has no list as 'routings'"),
+    ],
+)
+def test_files_that_are_no_reports(tmp_path, content, why):
+    path = tmp_path / "b.json"
+    path.write_bytes(content)
+    rule = f"`path` must be a JSON file that RoutingReport.save wrote (format 1), got {path}, which {why}"
+    with pytest.raises(UsageError, match=re.escape(rule)):
+        RoutingReport.load(path)
+
+
+def changed(values, where, value):
+    """Set one entry, or remove it with `...`."""
+    *path, last = where
+    for each in path:
+        values = values[each]
+    if value is ...:
+        del values[last]
+    else:
+        values[last] = value
+
+
+RECORD, INTERVENTION = ("routings", 0), ("interventions", 0)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "why"),
+    [
+        (("class_names",), 3, "has no text as 'class_names'"),
+        (("class_names",), ["cat"], "has 'class_examples' of '0.routing_fn' in shape (3,), not (1,)"),
+        (("class_names",), None, "has 'class_examples' of '0.routing_fn' in shape (3,), not (0,)"),
+        ((*RECORD, "class_sums"), ..., "lacks 'class_sums' of '0.routing_fn'"),
+        ((*RECORD, "name"), ..., "lacks 'name' of a routing function"),
+        ((*RECORD, "more"), 1, "has an unknown 'more' of '0.routing_fn'"),
+        ((*RECORD, "layers"), "0", "has no text as 'layers' of '0.routing_fn'"),
+        ((*RECORD, "layers"), [], "has no examples or no layers of '0.routing_fn'"),
+        ((*RECORD, "kind"), None, "has no text as 'kind' of '0.routing_fn'"),
+        ((*RECORD, "examples"), 0, "has no examples or no layers of '0.routing_fn'"),
+        ((*RECORD, "examples"), [12], "has 'examples' of '0.routing_fn' in shape (1,), not ()"),
+        ((*RECORD, "examples"), 10**30, "has no numbers in even rows as 'examples' of '0.routing_fn'"),
+        ((*RECORD, "class_sums"), [[1.0, 2.0], [3.0]], "has no numbers in even rows as 'class_sums' of '0.routing_fn'"),
+        ((*RECORD, "class_sums"), "much", "has no numbers in even rows as 'class_sums' of '0.routing_fn'"),
+        ((*RECORD, "class_sums"), None, "has no numbers in even rows as 'class_sums' of '0.routing_fn'"),
+        ((*RECORD, "class_sums"), [[1.0, 2.0]], "has 'class_sums' of '0.routing_fn' in shape (1, 2), not (3, 2)"),
+        ((*RECORD, "histogram"), [[1, 2], [3, 4]], "has 'histogram' of '0.routing_fn' in shape (2, 2), not (2, 40)"),
+        ((*RECORD, "top_ids"), 4, "has 'top_weights' of '0.routing_fn' in shape (2, 10), not (2, 0)"),
+        ((*RECORD, "entropy_sum"), float("nan"), "has numbers that are not finite in 'entropy_sum' of '0.routing_fn'"),
+        (("interventions",), 5, "has no list as 'interventions'"),
+        ((*INTERVENTION, "lost"), ..., "lacks 'lost' of 'mean'"),
+        ((*INTERVENTION, "images"), 0, "has 0 as 'images' of 'mean'"),
+        ((*INTERVENTION, "agree"), None, "has None as 'agree' of 'mean'"),
+        ((*INTERVENTION, "right"), 0.5, "has 0.5 as 'right' of 'mean'"),
+        ((*INTERVENTION, "routings"), "x", "has no text as 'routings' of 'mean'"),
+        (INTERVENTION, [], "has list in the place of an intervention"),
+    ],
+)
+def test_reports_that_someone_changed(tmp_path, report, where, value, why):
+    path = tmp_path / "a.json"
+    report.save(path)
+    values = json.loads(path.read_text())
+    changed(values, where, value)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=re.escape(f"got {path}, which {why}: save the report again")):
+        RoutingReport.load(path)
+
+
+def test_a_report_without_remembered_examples(tmp_path):
+    report = recorded(nn.Sequential(layer()), torch.rand(3, 2), top_examples=0)
+    report.save(tmp_path / "a.json")
+    assert RoutingReport.load(tmp_path / "a.json").routings[0].top_ids.shape == (2, 0)
 
 
 def verdict_on(inputs, targets, lost, images=1000, gained=0) -> Verdict:
