@@ -6,6 +6,7 @@ Names are escaped here: plotly reads a part of HTML in every text.
 from __future__ import annotations
 
 import html
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 Figure = dict[str, Any]
 _LONGEST_LABEL = 22
+_LONGEST_LINE = 32
+# On a phone, where a longer one would leave nothing of the heatmap.
+_LONGEST_NARROW_LABEL = 10
 
 
 def overview(report: RoutingReport) -> dict[str, Figure]:
@@ -38,6 +42,8 @@ def overview(report: RoutingReport) -> dict[str, Figure]:
     if any(sum(values) for values in wasted.values()):
         bars = [_bars(records, values, name, f"%{{y}} {name}") for name, values in wasted.items()]
         curves["wasted"] = _figure(bars, "experts, pairs", from_zero=True)
+        if max(map(max, wasted.values())) <= 10:
+            curves["wasted"]["layout"]["yaxis"]["dtick"] = 1  # there are no halves of an expert
     costs = [cost for record in records if (cost := report.static_cost(record)) is not None]
     if len(costs) == len(records):
         curves["cost"] = _costs(records, costs)
@@ -97,7 +103,7 @@ def _heatmap(record: RoutingRecord, class_names: tuple[str, ...]) -> Figure:
     trace = {
         "type": "heatmap",
         "x": _experts(record),
-        "y": [html.escape(class_names[index], quote=False) for index in order],
+        "y": [_wrapped(class_names[index]) for index in order],
         "z": [[_round(value) for value in row] for row in record.class_mean[order].tolist()],
         "coloraxis": "coloraxis",
         "hovertemplate": "%{y}<br>expert %{x}: %{z:.3f}<extra></extra>",
@@ -112,12 +118,13 @@ def _heatmap(record: RoutingRecord, class_names: tuple[str, ...]) -> Figure:
         "coloraxis": {
             "cmin": 0,
             "cmax": highest_mean(record),
-            "colorbar": {"title": {"text": "mean<br>weight"}, "thickness": 10, "len": 1},
+            # At its side: above it, it would lie on the highest number, and be cut off on a phone.
+            "colorbar": {"title": {"text": "mean weight", "side": "right"}, "thickness": 10, "len": 1},
         },
     }
     if len(order) <= 30:
-        short = [html.escape(_shorten(class_names[index]), quote=False) for index in order]
-        figure["layout"]["yaxis"] |= {"tickvals": trace["y"], "ticktext": short}
+        figure["layout"]["yaxis"] |= {"tickvals": trace["y"], "ticktext": _labels(order, class_names, _LONGEST_LABEL)}
+        figure["narrow"] = {"ticktext": _labels(order, class_names, _LONGEST_NARROW_LABEL)}
     else:
         figure["layout"]["yaxis"] |= {"showticklabels": False, "ticks": "", "title": {"text": f"{len(order)} classes"}}
     return figure
@@ -199,15 +206,25 @@ def highest_mean(record: RoutingRecord) -> float:
 
 def title(record: RoutingRecord) -> str:
     """Return a short name of a routing function: the block, or the layer, that it routes."""
-    return record.name.removesuffix(".routing_fn") or record.name
+    if record.name == "routing_fn":
+        return "the whole network"
+    return record.name.removesuffix(".routing_fn")
 
 
 def _experts(record: RoutingRecord) -> list[str]:
     return [str(number) for number in range(1, record.num_experts + 1)]
 
 
-def _shorten(name: str) -> str:
-    return name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…"
+def _wrapped(name: str) -> str:
+    """Return a name in lines that fit on a phone: the text beside the pointer is not broken by itself."""
+    lines = textwrap.wrap(name, _LONGEST_LINE, expand_tabs=False, replace_whitespace=False, drop_whitespace=False)
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
+def _labels(order: list[int], class_names: tuple[str, ...], longest: int) -> list[str]:
+    names = (class_names[index] for index in order)
+    short = (name if len(name) <= longest else f"{name[: longest - 1]}…" for name in names)
+    return [html.escape(name, quote=False) for name in short]
 
 
 def _round(value: float) -> float | None:

@@ -52,6 +52,7 @@ def render_page(
         "style": (folder / "page.css").read_text(encoding="utf-8"),
         "plotly": plotly.get_plotlyjs(),
         "data": _json_for_script(_content(report, title, subtitle, dict(pictures or {}), command)),
+        "charts": (folder / "charts.js").read_text(encoding="utf-8"),
         "script": (folder / "page.js").read_text(encoding="utf-8"),
     }
     template = (folder / "page.html").read_text(encoding="utf-8")

@@ -15,52 +15,18 @@
     return element;
   }
 
-  function colour(name) {
-    return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
-  }
-
-  function themed(figure) {
-    const layout = structuredClone(figure.layout);
-    const axis = { gridcolor: colour("line"), zerolinecolor: colour("line"), linecolor: colour("line"),
-      automargin: true, fixedrange: true };
-    layout.xaxis = { ...axis, ...layout.xaxis };
-    layout.yaxis = { ...axis, ...layout.yaxis };
-    Object.assign(layout, {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
-      font: { color: colour("text"), family: getComputedStyle(document.body).fontFamily, size: 12 },
-      colorway: [colour("first"), colour("second")],
-      margin: { l: 44, r: 8, t: 8, b: 40 },
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-      hoverlabel: { bgcolor: colour("text"), font: { color: colour("card") } },
-    });
-    if (layout.coloraxis) {
-      layout.coloraxis.colorscale = [0, 1, 2, 3].map((step) => [step / 3, colour("scale-" + step)]);
-      layout.coloraxis.colorbar.outlinewidth = 0;
-      // Beside two other charts there is room for taller rows.
-      if (matchMedia("(min-width: 920px)").matches) layout.height = Math.max(layout.height, 640);
-    }
-    return layout;
-  }
-
-  const drawn = new Map(); // element -> figure, to draw again when light and dark change
-
-  function draw(place, figure) {
-    drawn.set(place, figure);
-    const traces = structuredClone(figure.data);
-    for (const trace of traces) if (trace.error_y) trace.error_y.color = colour("text");
-    Plotly.react(place, traces, themed(figure), { displayModeBar: false, responsive: true });
-  }
-
   // All places first, then the charts: each takes the width that its place has when it is drawn.
   function showCharts(parent, descriptions, figures) {
     const present = descriptions.filter(([name]) => figures[name]);
     for (const [name, title, note, extraClass] of present) {
       if (find("chart-" + name)) continue;
-      const plot = make("div", { id: "chart-" + name, role: "img", "aria-label": title + ". " + note });
+      const plot = make("div", { id: "chart-" + name, role: "img", tabindex: "0",
+        "aria-label": title + ". " + note + " The arrow keys say the values." });
+      charts.listen(plot, find("spoken"));
       parent.append(make("figure", { class: "chart " + (extraClass || "") },
         make("figcaption", {}, make("b", { text: title }), note), plot));
     }
-    for (const [name] of present) draw(find("chart-" + name), figures[name]);
+    for (const [name] of present) charts.draw(find("chart-" + name), figures[name]);
   }
 
   const CURVES = [
@@ -248,5 +214,4 @@
   showCharts(find("curves"), CURVES, report.charts);
   showPicker();
   showVerdicts();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach((figure, place) => draw(place, figure)));
 })();
