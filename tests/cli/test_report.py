@@ -32,6 +32,12 @@ def test_a_page_of_the_runs_own_validation_images(untrained, tmp_path, capsys):
     said = capsys.readouterr().out
     assert re.search(r"^learned +\d+\.\d\d%$", said, re.MULTILINE)
     assert f"report: {tmp_path / 'a.html'}" in said
+    # Nine images carry no verdict, and no advice.
+    assert re.search(
+        r"^undecided: \d of 9 routing functions, on too few images: it takes about \d+0 \(--layer", said, re.M
+    )
+    assert "advised" not in said
+    assert {layer["verdict"]["kind"] for layer in content(tmp_path / "a.html")["layers"]} <= {"few", "needed"}
     found = content(tmp_path / "a.html")
     assert (found["images"], found["classes"]) == (9, 3)
     assert [len(layer["layers"]) for layer in found["layers"]] == [2] * 8 + [1]

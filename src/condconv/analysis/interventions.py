@@ -106,7 +106,7 @@ def measure_interventions(
     batches: Iterable[tuple[Tensor, Tensor]],
     report: RoutingReport,
     *,
-    layer_images: int = 2000,
+    layer_images: int = 10_000,
     predictions: Tensor | None = None,
 ) -> tuple[Intervention, ...]:
     """Measure what the routing is worth, in one reading of the data; the network runs once for each intervention.

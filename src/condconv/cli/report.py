@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--layer-images",
         type=int,
-        default=2000,
+        default=10_000,
         help="most images for measuring each single layer (default: %(default)s)",
     )
     parser.add_argument(
@@ -101,8 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
     undecided = [each.images_needed for each in verdicts(found.report) if each.images_needed is not None]
     if undecided:
         print(
-            f"undecided: {len(undecided)} of {len(found.report.routings)} routing functions, on too few images: "
-            f"--layer-images {max(undecided)} would do"
+            f"undecided: {len(undecided)} of {len(found.report.routings)} routing functions, on too few images: it "
+            f"takes about {max(undecided)} (--layer-images, and as many in --data)"
         )
     print(f"report: {out}")
     return 0

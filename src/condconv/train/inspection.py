@@ -130,7 +130,7 @@ def inspect_checkpoint(
     data: str | None = None,
     *,
     data_dir: str | None = None,
-    layer_images: int = 2000,
+    layer_images: int = 10_000,
     reading: Reading | None = None,
     build: networks.Build = networks.build_from_zoo,
 ) -> Inspection:
