@@ -160,7 +160,8 @@ def _line(records: tuple[RoutingRecord, ...], values: list[float], name: str, ho
 
 
 def _bars(records: tuple[RoutingRecord, ...], values: list[float], name: str, hover: str) -> Figure:
-    return {"type": "bar", "name": name, "textposition": "none", **_over_depth(records, values, hover)}
+    bars = {"type": "bar", "name": name, "textposition": "none", **_over_depth(records, values, hover)}
+    return bars if len(records) > 1 else bars | {"width": 0.3}  # one alone would be as wide as the chart
 
 
 def _over_depth(records: tuple[RoutingRecord, ...], values: list[float], hover: str) -> Figure:

@@ -37,14 +37,24 @@ def changed_routing(network: nn.Module, change: Change, routings: Iterable[str] 
         >>> with changed_routing(network, lambda name, weights: keep_top(weights, 1)):
         ...     output = network(torch.randn(2, 3, 8, 8))
     """
+    with _changed(_routing_modules(network, routings), change):
+        yield
+
+
+def _routing_modules(network: nn.Module, routings: Iterable[str] | None) -> dict[str, nn.Module]:
     known = served_layers(network)
     names = known if routings is None else tuple(routings)
     for name in names:
         if name not in known:
             raise UsageError(f"`routings` must name routing functions, got {name!r}: there are {', '.join(known)}")
+    return {name: network.get_submodule(name) for name in names}
+
+
+@contextmanager
+def _changed(modules: Mapping[str, nn.Module], change: Change) -> Iterator[None]:
     handles = [
-        network.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: change(name, out))
-        for name in names
+        module.register_forward_hook(lambda module, args, out, name=name: change(name, out))
+        for name, module in modules.items()
     ]
     try:
         yield
@@ -195,11 +205,13 @@ def _measure(
 ) -> tuple[Intervention, ...]:
     network = known.network
     device = next(network.parameters()).device
+    # Found once, since finding them walks through the network.
+    modules = [_routing_modules(network, variant.routings or every) for variant in variants]
     for images, targets in batches:
         readable = (targets >= 0).to(device)
         images, targets = images.to(device), targets.to(device)[readable]
         before, images = known.of(images)[readable], images[readable]
-        for variant in variants:
+        for variant, changed in zip(variants, modules, strict=True):
             left = len(images)
             if variant.most_images is not None:
                 left = min(left, variant.most_images - variant.counts["images"])
@@ -207,7 +219,7 @@ def _measure(
                 continue
             now = before[:left]
             if variant.change is not None:
-                with changed_routing(network, variant.change, variant.routings or every):
+                with _changed(changed, variant.change):
                     now = predicted_classes(network(images[:left]))
             variant.add(before[:left], now, targets[:left] if labelled else None)
     known.check_all_used()
