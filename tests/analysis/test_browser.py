@@ -23,8 +23,8 @@ def make_page(path):
     network = nn.Sequential(layer(), routed_block(), nn.Sequential(layer()))
     inputs, targets = torch.rand(30, 2), torch.arange(30) % 3
     report = recorded(network, inputs, targets, CLASSES)
-    each = [Intervention("mean", (record.name,), 30, 30, 20, 0, 0) for record in report.routings]
-    joint = Intervention("mean", tuple(record.name for record in report.routings), 30, 28, 19, 1, 2)
+    each = [Intervention("mean", (record.name,), 3000, 3000, 2000, 0, 0) for record in report.routings]
+    joint = Intervention("mean", tuple(record.name for record in report.routings), 3000, 2800, 1900, 100, 200)
     whole = (Intervention("learned", (), 30, 30, 20, 0, 0), Intervention("mean", (), 30, 20, 18, 1, 3))
     report = replace(report, interventions=(*whole, *each, joint))
     image = Image.new("RGB", (40, 20), "red")
@@ -97,7 +97,7 @@ def test_hovering_says_class_expert_and_weight(open_page):
     text = page.locator("#chart-heatmap .hoverlayer").text_content(timeout=5000) or ""
     page.wait_for_function("document.querySelector('#chart-heatmap .hovertext') !== null")
     text = page.locator("#chart-heatmap .hoverlayer").text_content()
-    first = page.evaluate("document.getElementById('chart-heatmap').data[0].y[0]")
+    first = page.evaluate("document.getElementById('chart-heatmap').data[0].y[0]").replace("<br>", "")
     assert f"expert 1: {heatmap(page)[0][0]:.3f}" in text
     shown = first.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&#x27;", "'")
     assert shown in text
@@ -156,17 +156,111 @@ def test_light_and_dark(open_page, scheme, dark):
     assert (other > 0.8) != dark
 
 
+def press_tab_until(page, reached):
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate(reached):
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineWidth") == "3px"
+            return
+    raise AssertionError(f"the keyboard does not reach: {reached}")
+
+
 def test_the_keyboard_reaches_the_selector(open_page):
     page = open_page()
-    for _ in range(8):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.id") == "layer":
-            break
-    assert page.evaluate("document.activeElement.id") == "layer"
+    press_tab_until(page, "document.activeElement.id === 'layer'")
     before = heatmap(page)
     page.keyboard.press("ArrowUp")
     assert page.locator("#layer").input_value() == "1"
     assert heatmap(page) != before
+
+
+SAYS = "text => document.getElementById('spoken').textContent.endsWith(text)"
+
+
+def test_the_keyboard_reads_the_values(open_page):
+    page = open_page()
+    press_tab_until(page, "document.activeElement.id === 'chart-heatmap'")
+    first, second = page.evaluate("document.getElementById('chart-heatmap').data[0].z")[:2]
+    for key, expected in (
+        ("ArrowDown", f"expert 1: {first[0]:.3f}"),
+        ("ArrowUp", f"expert 1: {first[0]:.3f}"),  # there is nothing above
+        ("ArrowRight", f"expert 2: {first[1]:.3f}"),
+        ("ArrowDown", f"expert 2: {second[1]:.3f}"),
+    ):
+        page.keyboard.press(key)
+        page.wait_for_function(SAYS, arg=expected)
+        assert page.locator("#chart-heatmap .hoverlayer").text_content().endswith(expected)
+    page.keyboard.press("Tab")
+    assert page.inner_text("#spoken") == ""
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    within = page.evaluate("document.getElementById('chart-spread').data[1].y[0]")
+    page.wait_for_function(SAYS, arg=f"expert 1: {within:.3f} within a class")
+
+
+def test_the_keyboard_switches_curves(open_page):
+    page = open_page()
+    shown = "document.getElementById('chart-effective').data.map(trace => trace.visible ?? true)"
+    press_tab_until(page, "document.activeElement.getAttribute('aria-label') === 'over all images'")
+    for key, pressed, visible in (("Enter", "false", [True, "legendonly"]), (" ", "true", [True, True])):
+        page.keyboard.press(key)
+        page.wait_for_function(f"() => document.activeElement.getAttribute('aria-pressed') === '{pressed}'")
+        assert page.evaluate(shown) == visible
+
+
+CONTRASTS = """() => {
+  const light = ([r, g, b]) => [r, g, b].map(part => part / 255)
+    .map(part => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+  const parts = colour => colour.match(/[0-9.]+/g).map(Number);
+  const found = [];
+  for (const each of document.querySelectorAll('body *')) {
+    if (!each.getClientRects().length || each.closest('script, .hoverlayer, .spoken, option')) continue;
+    if (![...each.childNodes].some(child => child.nodeType === 3 && child.textContent.trim())) continue;
+    let back = each;
+    while (back && (parts(getComputedStyle(back).backgroundColor)[3] ?? 1) === 0) back = back.parentElement;
+    const style = getComputedStyle(each);
+    const text = each.namespaceURI.endsWith('svg') ? style.fill : style.color;
+    const [low, high] = [text, getComputedStyle(back).backgroundColor].map(parts).map(light).sort((a, b) => a - b);
+    found.push([(high + 0.05) / (low + 0.05), each.textContent.slice(0, 30)]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_told_from_its_background(open_page, scheme):
+    """WCAG 2 asks for a contrast of 4.5."""
+    page = open_page(scheme=scheme)
+    found = page.evaluate(CONTRASTS)
+    assert len(found) > 100
+    assert [each for each in found if each[0] < 4.5] == []
+
+
+def test_long_names_leave_room_on_a_phone(open_page):
+    narrow = open_page(360)
+    labels = narrow.locator("#chart-heatmap .ytick text").all_text_contents()
+    assert max(map(len, labels)) <= 10
+    map_width = narrow.locator("#chart-heatmap .nsewdrag").bounding_box()["width"]
+    assert map_width > 100
+    assert max(map(len, open_page(1280).locator("#chart-heatmap .ytick text").all_text_contents())) == 22
+
+
+def test_paper_is_light_and_not_too_wide(open_page):
+    page = open_page(scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    tick = "getComputedStyle(document.querySelector('#chart-share .xtick text')).fill"
+    width = "document.querySelector('#chart-share .main-svg').getBoundingClientRect().width"
+    assert luminance(page, tick) < 0.2
+    assert page.evaluate(width) == 640
+    page.emulate_media(media="print", color_scheme="dark")
+    assert luminance(page, "getComputedStyle(document.body).color") < 0.2
+    assert not page.locator("nav").is_visible()
+    page.emulate_media(media="screen", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert luminance(page, tick) > 0.8
+    room = page.locator("#chart-share").bounding_box()["width"]
+    page.wait_for_function(f"() => Math.abs({width} - {room}) < 2")
 
 
 def test_what_a_screen_reader_gets(open_page):
@@ -180,6 +274,6 @@ def test_what_a_screen_reader_gets(open_page):
 def test_advice_and_its_command(open_page):
     page = open_page()
     assert page.inner_text("#advice pre") == "condconv freeze x"
-    assert "All 3 advised together, on 30 images: 63.33 % right, a change of −3.33" in page.inner_text("#advice")
+    assert "All 3 advised together, on 3,000 images: 63.33 % right, a change of −3.33" in page.inner_text("#advice")
     page.locator("#verdict-list a").first.click()
     assert page.locator("#layer").input_value() == "0"

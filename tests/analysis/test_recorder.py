@@ -190,6 +190,22 @@ def test_an_update_without_a_forward_pass_is_refused():
         (None, None, "`targets` must be given with class names, got None"),
         (torch.tensor([0, 3]), None, "`targets` must lie below the number of classes, 3, got 3"),
         (torch.tensor([0, 1]), torch.tensor([1]), r"`ids` must have shape \[B\] = \(2,\), got \(1,\)"),
+        (torch.tensor([0, 1]), torch.tensor([1.0, 2.0]), r"`ids` must be a tensor \[B\] of whole .* got torch.float32"),
+        (
+            torch.tensor([0, 1, 2]),
+            None,
+            "`targets` must have one class for each example of one forward pass, got 3 for",
+        ),
+        (
+            torch.tensor([0.0, 1.0]),
+            None,
+            r"`targets` must be a tensor \[B\] of whole numbers, got torch.float32 of shape \(2,\): give the class of",
+        ),
+        (torch.eye(3)[:2], None, r"got torch.float32 of shape \(2, 3\): .* one-hot rows targets.argmax\(1\); .* mixup"),
+        (torch.eye(3).long()[:2], None, r"got torch.int64 of shape \(2, 3\)"),
+        (torch.tensor(1), None, r"got torch.int64 of shape \(\)"),
+        (torch.tensor([True, False]), None, "got torch.bool of shape"),
+        ([0, 1], None, r"`targets` must be a tensor \[B\] of whole numbers, got list: give a tensor"),
     ],
 )
 def test_wrong_updates_are_refused(targets, ids, message):
@@ -198,6 +214,14 @@ def test_wrong_updates_are_refused(targets, ids, message):
         network(torch.ones(2, 2))
         with pytest.raises(UsageError, match=message):
             recorder.update(targets, ids)
+        recorder.update(torch.tensor([0, -1]))  # the pass is still there, and a right call takes it
+    assert recorder.report().routings[0].class_examples.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_whole_numbers_of_any_width(dtype):
+    (record,) = recorded(nn.Sequential(layer()), torch.rand(3, 2), torch.tensor([0, 2, 2], dtype=dtype)).routings
+    assert record.class_examples.tolist() == [1, 0, 2]
 
 
 def test_a_static_network_and_no_classes_are_refused():

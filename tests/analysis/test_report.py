@@ -1,12 +1,15 @@
 import csv
 import io
+import json
+import pickle
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from condconv.analysis import Intervention, RoutingReport, freeze_command, verdicts
+from condconv.analysis import Intervention, RoutingReport, Verdict, freeze_command, verdicts
 from condconv.errors import UsageError
 from tests.analysis.samples import CLASSES, layer, recorded, routed_block
 
@@ -61,48 +64,167 @@ def test_other_files_are_refused(tmp_path, report):
         report.save(tmp_path / "a.txt")
     with pytest.raises(UsageError, match="`path` must be a file that can be written"):
         report.save(tmp_path / "no" / "a.json")
-    for text in ("", "[]", "{}", '{"format": 9}', '{"format": 1, "class_names": null}'):
-        (tmp_path / "b.json").write_text(text)
-        with pytest.raises(UsageError, match="`path` must be a JSON file that a report wrote"):
-            RoutingReport.load(tmp_path / "b.json")
-    with pytest.raises(UsageError, match=r"got .*missing\.json"):
+    with pytest.raises(
+        UsageError, match=r"got .*missing\.json, which cannot be read \(No such file or directory\): save"
+    ):
         RoutingReport.load(tmp_path / "missing.json")
+    with pytest.raises(UsageError, match=r"which cannot be read \(Is a directory\)"):
+        RoutingReport.load(tmp_path)
 
 
-def judged(inputs, targets, changes) -> str:
-    """The kind of verdict on a layer whose mean weights change so many of 1000 answers to wrong ones."""
-    report = recorded(nn.Sequential(layer()), inputs, targets)
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is no whole JSON text, from line 1, column 1 on"),
+        (b"<!DOCTYPE html>", "is no whole JSON text, from line 1, column 1 on"),
+        (b'{"format": 1, "routings": [{"name"', "is no whole JSON text, from line 1, column 35 on"),
+        (pickle.dumps({"format": 1}), "is no text (a pickle or a checkpoint?)"),
+        (b"[" * 100_000, "is nested too deeply"),
+        (b"[]", "is JSON of something else, without a 'format'"),
+        (b"{}", "is JSON of something else, without a 'format'"),
+        (b'{"format": 9}', "has format 9"),
+        (b'{"format": 1, "class_names": null}', "lacks 'routings', 'interventions'"),
+        (b'{"format": 1, "class_names": null, "routings": [], "interventions": []}', "has no routing function"),
+        (
+            b'{"format": 1, "class_names": null, "routings": [3], "interventions": []}',
+            "has int in the place of a routing",
+        ),
+        (b'{"format": 1, "class_names": null, "routings": {}, "interventions": []}', "has no list as 'routings'"),
+    ],
+)
+def test_files_that_are_no_reports(tmp_path, content, why):
+    path = tmp_path / "b.json"
+    path.write_bytes(content)
+    rule = f"`path` must be a JSON file that RoutingReport.save wrote (format 1), got {path}, which {why}"
+    with pytest.raises(UsageError, match=re.escape(rule)):
+        RoutingReport.load(path)
+
+
+def changed(values, where, value):
+    """Set one entry, or remove it with `...`."""
+    *path, last = where
+    for each in path:
+        values = values[each]
+    if value is ...:
+        del values[last]
+    else:
+        values[last] = value
+
+
+RECORD, INTERVENTION = ("routings", 0), ("interventions", 0)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "why"),
+    [
+        (("class_names",), 3, "has no text as 'class_names'"),
+        (("class_names",), ["cat"], "has 'class_examples' of '0.routing_fn' in shape (3,), not (1,)"),
+        (("class_names",), None, "has 'class_examples' of '0.routing_fn' in shape (3,), not (0,)"),
+        ((*RECORD, "class_sums"), ..., "lacks 'class_sums' of '0.routing_fn'"),
+        ((*RECORD, "name"), ..., "lacks 'name' of a routing function"),
+        ((*RECORD, "more"), 1, "has an unknown 'more' of '0.routing_fn'"),
+        ((*RECORD, "layers"), "0", "has no text as 'layers' of '0.routing_fn'"),
+        ((*RECORD, "layers"), [], "has no examples or no layers of '0.routing_fn'"),
+        ((*RECORD, "kind"), None, "has no text as 'kind' of '0.routing_fn'"),
+        ((*RECORD, "examples"), 0, "has no examples or no layers of '0.routing_fn'"),
+        ((*RECORD, "examples"), [12], "has 'examples' of '0.routing_fn' in shape (1,), not ()"),
+        ((*RECORD, "examples"), 10**30, "has no numbers in even rows as 'examples' of '0.routing_fn'"),
+        ((*RECORD, "class_sums"), [[1.0, 2.0], [3.0]], "has no numbers in even rows as 'class_sums' of '0.routing_fn'"),
+        ((*RECORD, "class_sums"), "much", "has no numbers in even rows as 'class_sums' of '0.routing_fn'"),
+        ((*RECORD, "class_sums"), None, "has no numbers in even rows as 'class_sums' of '0.routing_fn'"),
+        ((*RECORD, "class_sums"), [[1.0, 2.0]], "has 'class_sums' of '0.routing_fn' in shape (1, 2), not (3, 2)"),
+        ((*RECORD, "histogram"), [[1, 2], [3, 4]], "has 'histogram' of '0.routing_fn' in shape (2, 2), not (2, 40)"),
+        ((*RECORD, "top_ids"), 4, "has 'top_weights' of '0.routing_fn' in shape (2, 10), not (2, 0)"),
+        ((*RECORD, "entropy_sum"), float("nan"), "has numbers that are not finite in 'entropy_sum' of '0.routing_fn'"),
+        (("interventions",), 5, "has no list as 'interventions'"),
+        ((*INTERVENTION, "lost"), ..., "lacks 'lost' of 'mean'"),
+        ((*INTERVENTION, "images"), 0, "has 0 as 'images' of 'mean'"),
+        ((*INTERVENTION, "agree"), None, "has None as 'agree' of 'mean'"),
+        ((*INTERVENTION, "right"), 0.5, "has 0.5 as 'right' of 'mean'"),
+        ((*INTERVENTION, "routings"), "x", "has no text as 'routings' of 'mean'"),
+        (INTERVENTION, [], "has list in the place of an intervention"),
+    ],
+)
+def test_reports_that_someone_changed(tmp_path, report, where, value, why):
+    path = tmp_path / "a.json"
+    report.save(path)
+    values = json.loads(path.read_text())
+    changed(values, where, value)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=re.escape(f"got {path}, which {why}: save the report again")):
+        RoutingReport.load(path)
+
+
+def test_a_report_without_remembered_examples(tmp_path):
+    report = recorded(nn.Sequential(layer()), torch.rand(3, 2), top_examples=0)
+    report.save(tmp_path / "a.json")
+    assert RoutingReport.load(tmp_path / "a.json").routings[0].top_ids.shape == (2, 0)
+
+
+def verdict_on(inputs, targets, lost, images=1000, gained=0) -> Verdict:
+    """The verdict on a layer whose mean weights turn so many of the images' answers wrong, and so many right."""
+    report = recorded(nn.Sequential(layer()), inputs, targets, [f"{index}" for index in range(200)])
     name = report.routings[0].name
-    counted = {} if targets is None else {"right": 900 - changes, "gained": 0, "lost": changes}
-    measured = Intervention("mean", (name,), 1000, 1000 - changes, **counted)
+    counted = {} if targets is None else {"right": images - lost, "gained": gained, "lost": lost}
+    measured = Intervention("mean", (name,), images, images - lost - gained, **counted)
     (verdict,) = verdicts(replace(report, interventions=(measured,)))
-    return verdict.kind
+    return verdict
+
+
+TARGETS = torch.arange(300) % 3
+BY_CLASS = torch.stack([TARGETS / 2, 1 - TARGETS / 2], 1)  # all of the variance is between classes
 
 
 def test_verdicts_follow_their_two_figures():
-    targets = torch.arange(300) % 3
-    by_class = torch.stack([targets / 2, 1 - targets / 2], 1)  # all of the variance is between classes
-    by_image = torch.rand(300, 2)  # hardly any: 2 / 299 by chance
-    # One of 1000 is 0.1 points, the most that counts as free.
-    assert judged(by_image, targets, 1) == "static"
-    assert judged(by_image, targets, 2) == "needed"
-    assert judged(by_class, targets, 1) == "spare"
-    assert judged(by_class, targets, 2) == "needed"
-    assert judged(by_image, None, 1) == "static"
-    assert judged(by_image, None, 2) == "needed"
+    by_image = torch.rand(300, 2)  # hardly any variance is between classes: 2 / 299 by chance
+    # Two of 2000 are 0.1 points, the most that counts as free.
+    assert verdict_on(by_image, TARGETS, 2, 2000).kind == "static"
+    assert verdict_on(by_image, TARGETS, 3, 2000).kind == "needed"
+    assert verdict_on(BY_CLASS, TARGETS, 2, 2000).kind == "spare"
+    assert verdict_on(BY_CLASS, TARGETS, 3, 2000).kind == "needed"
+    assert verdict_on(by_image, None, 2, 2000).kind == "static"
+    assert verdict_on(by_image, None, 3, 2000).kind == "needed"
+    assert verdict_on(by_image, TARGETS, 2, 2000).images_needed is None
 
 
-def test_chance_is_taken_off():
-    # Three images of three classes: every variance is between classes, and that says nothing.
-    assert judged(torch.rand(3, 2), torch.arange(3), 0) == "static"
+@pytest.mark.parametrize(
+    ("lost", "gained", "images", "kind", "needed"),
+    [
+        (0, 0, 999, "few", 1000),  # one image is more than 0.1 points
+        (0, 0, 1000, "static", None),
+        # Changes both ways cancel in the cost, not in its error: 100 * sqrt(9) / 2000 is 0.15 points.
+        (5, 4, 2000, "few", 4500),
+        (22, 23, 4400, "few", 11000),  # 0.1525 points: (0.1525 / 0.1)^2 of 4400 are 10,228
+        (45, 45, 10000, "static", None),  # 0.095 points
+        # Far from 0.1 points, few images do: 5 of 20 are 25 points, 11.2 for the error.
+        (5, 0, 20, "needed", None),
+        (0, 5, 20, "static", None),
+        (1, 0, 20, "few", 50000),
+    ],
+)
+def test_too_few_images_are_no_grounds_for_advice(lost, gained, images, kind, needed):
+    verdict = verdict_on(torch.rand(300, 2), TARGETS, lost, images, gained)
+    assert (verdict.kind, verdict.images_needed) == (kind, needed)
+    if needed is not None:
+        assert verdict.text.startswith(f"Too few images to judge: use at least {needed:,}. Its mean weights ")
+
+
+def test_too_few_images_a_class_say_nothing_of_the_classes():
+    # Two images of each of 150 classes: chance alone puts 149 / 299 of the variance between them.
+    verdict = verdict_on(torch.rand(300, 2), torch.arange(300) % 150, 0, 5000)
+    assert (verdict.kind, verdict.images_needed) == ("few", 1500)
+    assert verdict_on(torch.rand(300, 2), torch.arange(300) % 30, 0, 5000).kind == "static"  # ten of each
+    # What a layer is needed for does not matter once it is needed.
+    assert verdict_on(torch.rand(300, 2), torch.arange(300) % 150, 100, 5000).kind == "needed"
 
 
 def test_without_measurements_there_is_no_advice(report):
-    assert [verdict.kind for verdict in verdicts(report)] == ["needed", "unknown"]
+    assert [verdict.kind for verdict in verdicts(report)] == ["few", "unknown"]
     assert freeze_command(report, "a.safetensors", "data") is None
 
 
-def test_the_command_names_the_advised_layers(report):
+def test_the_command_names_the_advised_layers():
+    report = recorded(nn.Sequential(layer(), routed_block()), torch.rand(60, 2), torch.arange(60) % 3)
     free = tuple(Intervention("mean", (record.name,), 1000, 1000, 900, 0, 0) for record in report.routings)
     text = freeze_command(replace(report, interventions=free), "my run/best.safetensors", "data")
     assert text == ("condconv freeze 'my run/best.safetensors' --data data --layers '0,1.*' -o frozen.safetensors")

@@ -1,3 +1,4 @@
+import os
 import re
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ from condconv.analysis import changed_routing
 from condconv.cli.main import main
 from condconv.models import create_model
 from condconv.nn import ConditionalLayer
-from condconv.train import load_checkpoint, load_network
+from condconv.train import freezing, load_checkpoint, load_network
 from condconv.train.checkpoint import save_checkpoint
 from condconv.train.freezing import match_layers
 from condconv.train.inspection import Reading, open_images, record
@@ -100,10 +101,39 @@ def test_wrong_layers_and_outputs_are_refused(untrained, tmp_path, capsys):
         capsys, [*start, "classifier,x*", *end]
     )
     assert "`layers` must name at least one layer" in fails(capsys, [*start, ",", *end])
-    assert "`out` must be another file than the checkpoint" in fails(
-        capsys, [*start, "classifier", "-o", path, "--device", "cpu"]
-    )
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_the_output_is_checked_before_any_work(untrained, tmp_path, capsys, monkeypatch):
+    def work(*arguments, **options):
+        raise AssertionError("the checkpoint was read")
+
+    monkeypatch.setattr(freezing, "load_checkpoint", work)
+    path, _ = untrained
+    link, other, readonly = tmp_path / "link", tmp_path / "other.safetensors", tmp_path / "readonly"
+    link.symlink_to(path)
+    other.write_bytes(b"a network of days")
+    readonly.mkdir()
+    for out, message in (
+        (path, "`out` must be another file than the checkpoint"),
+        (link, "`out` must be another file than the checkpoint"),
+        (other, f"`out` must be a new file, got {other}, which exists: give a new name, or --force to replace it"),
+        (tmp_path, f"`out` must be a file, got {tmp_path}, which is a directory"),
+        (tmp_path / "no" / "a.safetensors", "`out` must be in a directory that exists"),
+    ):
+        assert message in fails(capsys, ["freeze", path, "--layers", "classifier", "-o", out])
+    assert "another file than the checkpoint" in fails(capsys, ["freeze", path, "--layers", "*", "-o", link, "--force"])
+    monkeypatch.setattr(os, "access", lambda path, mode: path != readonly)  # root may write anywhere
+    argv = ["freeze", path, "--layers", "classifier", "-o", readonly / "a.safetensors"]
+    assert "`out` must be in a directory that can be written to" in fails(capsys, argv)
+    assert other.read_bytes() == b"a network of days"
+
+
+def test_an_existing_file_is_replaced_by_force(untrained, tmp_path):
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"not needed any more")
+    assert freeze(untrained[0], other, "classifier", "--no-evaluate", "--force") == 0
+    assert load_checkpoint(other).static_layers == ("classifier",)
 
 
 def test_patterns_match_in_the_networks_order(untrained):

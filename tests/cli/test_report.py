@@ -32,6 +32,12 @@ def test_a_page_of_the_runs_own_validation_images(untrained, tmp_path, capsys):
     said = capsys.readouterr().out
     assert re.search(r"^learned +\d+\.\d\d%$", said, re.MULTILINE)
     assert f"report: {tmp_path / 'a.html'}" in said
+    # Nine images carry no verdict, and no advice.
+    assert re.search(
+        r"^undecided: \d of 9 routing functions, on too few images: it takes about \d+0 \(--layer", said, re.M
+    )
+    assert "advised" not in said
+    assert {layer["verdict"]["kind"] for layer in content(tmp_path / "a.html")["layers"]} <= {"few", "needed"}
     found = content(tmp_path / "a.html")
     assert (found["images"], found["classes"]) == (9, 3)
     assert [len(layer["layers"]) for layer in found["layers"]] == [2] * 8 + [1]
@@ -108,7 +114,7 @@ def test_an_unreadable_image_is_fatal_or_left_out(untrained, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["-o", "a.pdf"], "`--out` must end in .html or .json, got a.pdf"),
-        (["-o", "no/such/a.html"], "`--out` must be in a directory that exists"),
+        (["-o", "no/such/a.html"], "`out` must be in a directory that exists, got no/such/a.html: make "),
         (["--max-images", "0"], "`max_images` must be a whole number of at least 1, got 0"),
         (["--layer-images", "0"], "`layer_images` must be a whole number of at least 1, got 0"),
         (["--data", "no/such"], "got no/such"),

@@ -118,6 +118,34 @@ def test_wrong_names_and_shapes_change_nothing():
     before = model.state_dict()
     with pytest.raises(UsageError, match="`layers` must be conditional layers of the network, got '1': there are 0, "):
         freeze_layers_(model, {"0": WEIGHTS, "1": WEIGHTS})
-    with pytest.raises(ValueError, match=r"routing_weights must have shape \[E\]"):
+    with pytest.raises(UsageError, match=r"`routing_weights` must have one finite float for each of the 3 experts"):
         freeze_layers_(model, {"0": WEIGHTS, "2.2": WEIGHTS[:2]})
     assert list(model.state_dict()) == list(before)
+
+
+@pytest.mark.parametrize(
+    ("weights", "got"),
+    [
+        ([0.1, 0.2, 0.7], "got list: give a tensor"),
+        (torch.ones(2, 3), r"got shape \(2, 3\): give the mean over the examples"),
+        (torch.tensor(1.0), r"got shape \(\): give the mean"),
+        (torch.tensor([1, 0, 0]), "got torch.int64: give weights.float()"),
+        (torch.ones(3, dtype=torch.complex64), "got torch.complex64: give weights.float()"),
+        (torch.ones(3, device="meta"), "got a tensor on the meta device, which has no values"),
+        (torch.tensor([0.5, float("nan"), 0.5]), r"got \[0.5, nan, 0.5\]: the network or the mean has gone wrong"),
+        (torch.tensor([0.5, float("inf"), 0.5]), r"got \[0.5, inf, 0.5\]: the network or the mean has gone wrong"),
+    ],
+)
+def test_weights_that_are_no_finite_floats_change_nothing(weights, got):
+    model = network()
+    before = list(model.state_dict())
+    with pytest.raises(UsageError, match=rf"`routing_weights` must have .* of the 3 experts of '2.2', {got}"):
+        freeze_layers_(model, {"0": WEIGHTS, "2.2": weights})
+    assert list(model.state_dict()) == before
+
+
+def test_weights_of_any_width_are_taken():
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        model = network()
+        freeze_layers_(model, {"0": WEIGHTS.to(dtype)})
+        assert model[0].weight.dtype == torch.float32

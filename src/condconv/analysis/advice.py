@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ LOW_SHARE = 0.1
 """Below this between-class share, what chance would give taken off, a routing hardly tells classes apart."""
 FREE_COST = 0.1
 """Points of accuracy that a static layer may cost and still count as free."""
+FEWEST_IMAGES = round(100 / FREE_COST)
+"""With fewer images a single one is more than `FREE_COST` points, so that nothing found free would be known to be."""
 
 _REASONS = {
     "static": "Make it static: the weights hardly depend on the class.",
@@ -33,14 +36,16 @@ class Verdict:
         routing: Its name.
         layers: The layers that it routes.
         kind: `"static"` (make its layers static), `"spare"` (it tells classes apart, yet this routing alone is not
-            missed), `"needed"`, or `"unknown"` (the cost was not measured).
+            missed), `"needed"`, `"few"` (too few images to judge), or `"unknown"` (the cost was not measured).
         text: The reason.
+        images_needed: With `"few"`, about how many images would do; else None.
     """
 
     routing: str
     layers: tuple[str, ...]
     kind: str
     text: str
+    images_needed: int | None = None
 
 
 def verdicts(report: RoutingReport) -> tuple[Verdict, ...]:
@@ -49,6 +54,10 @@ def verdicts(report: RoutingReport) -> tuple[Verdict, ...]:
     Its layers are advised to be static if the share, less what chance would give, is below 0.1 and the mean weights
     cost at most 0.1 points of accuracy. Without classes the share is unknown and taken as low, and the percentage of
     predictions that change is the cost.
+
+    Nothing is advised on too few images: the cost needs 1000, and as many more as bring its standard error down to 0.1
+    points; the share needs ten images a class, with which chance alone gives 0.1. A cost that lies more than two
+    standard errors away from 0.1 points is plain enough on fewer.
 
     Args:
         report: With interventions, else every verdict is `"unknown"`.
@@ -59,10 +68,33 @@ def verdicts(report: RoutingReport) -> tuple[Verdict, ...]:
 def _judge(record: RoutingRecord, cost: Intervention | None) -> Verdict:
     if cost is None:
         return Verdict(record.name, record.layers, "unknown", _REASONS["unknown"])
+    if (needed := _images_needed(record, cost)) is not None:
+        text = f"Too few images to judge: use at least {needed:,}. {_describe(cost)}"
+        return Verdict(record.name, record.layers, "few", text, needed)
     share = record.between_class_share
     low = share is None or share - chance_share(record.class_examples) < LOW_SHARE
     kind = "needed" if cost.cost > FREE_COST else "static" if low else "spare"
     return Verdict(record.name, record.layers, kind, f"{_REASONS[kind]} {_describe(cost)}")
+
+
+def _images_needed(record: RoutingRecord, cost: Intervention) -> int | None:
+    """Return how many images a verdict would take; None if there are enough."""
+    plain = cost.cost_error > 0 and abs(cost.cost - FREE_COST) > 2 * cost.cost_error
+    if plain and cost.cost > FREE_COST:
+        return None
+    # The error falls with the root of the images, as long as the same part of them changes sides.
+    for_cost = 0 if plain else max(FEWEST_IMAGES, math.ceil(cost.images * (cost.cost_error / FREE_COST) ** 2))
+    classes = int((record.class_examples > 0).sum())
+    for_share = math.ceil((classes - 1) / LOW_SHARE) + 1 if classes else 0
+    if cost.images >= for_cost and int(record.examples) >= for_share:
+        return None
+    return _round_up(max(for_cost, for_share))
+
+
+def _round_up(number: int) -> int:
+    """Return a number rounded up to two digits: it is an estimate, and more digits would say otherwise."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return math.ceil(number / unit) * unit
 
 
 def _describe(cost: Intervention) -> str:

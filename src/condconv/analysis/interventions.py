@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condconv.analysis.predictions import Predictions, predicted_classes
 from condconv.analysis.recorder import served_layers
 from condconv.analysis.records import Intervention
 from condconv.analysis.report import RoutingReport
@@ -36,14 +37,24 @@ def changed_routing(network: nn.Module, change: Change, routings: Iterable[str] 
         >>> with changed_routing(network, lambda name, weights: keep_top(weights, 1)):
         ...     output = network(torch.randn(2, 3, 8, 8))
     """
+    with _changed(_routing_modules(network, routings), change):
+        yield
+
+
+def _routing_modules(network: nn.Module, routings: Iterable[str] | None) -> dict[str, nn.Module]:
     known = served_layers(network)
     names = known if routings is None else tuple(routings)
     for name in names:
         if name not in known:
             raise UsageError(f"`routings` must name routing functions, got {name!r}: there are {', '.join(known)}")
+    return {name: network.get_submodule(name) for name in names}
+
+
+@contextmanager
+def _changed(modules: Mapping[str, nn.Module], change: Change) -> Iterator[None]:
     handles = [
-        network.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: change(name, out))
-        for name in names
+        module.register_forward_hook(lambda module, args, out, name=name: change(name, out))
+        for name, module in modules.items()
     ]
     try:
         yield
@@ -74,11 +85,11 @@ def keep_top(weights: Tensor, k: int) -> Tensor:
 
 @dataclass
 class _Variant:
-    """One intervention and its counts so far."""
+    """One intervention and its counts so far; without a change the network is left as it is."""
 
     name: str
     routings: tuple[str, ...]
-    change: Change
+    change: Change | None
     most_images: int | None = None
     least_batch: int = 1
     counts: dict[str, int] = field(
@@ -101,7 +112,12 @@ class _Variant:
 
 
 def measure_interventions(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], report: RoutingReport, *, layer_images: int = 2000
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    report: RoutingReport,
+    *,
+    layer_images: int = 10_000,
+    predictions: Tensor | None = None,
 ) -> tuple[Intervention, ...]:
     """Measure what the routing is worth, in one reading of the data; the network runs once for each intervention.
 
@@ -119,29 +135,38 @@ def measure_interventions(
             read) do not count. Without class names in the report only the sign of the classes matters.
         report: What was recorded of the network.
         layer_images: Most images for the interventions on one routing function.
+        predictions: The class that the unchanged network gives each image of `batches`, `[N]`, if it is known; None
+            to run it once more.
 
     Returns:
         The interventions on all routing functions, then those on each.
 
     Raises:
-        UsageError: There is no readable image, or the network is no classifier.
+        UsageError: There is no readable image, the network is no classifier, or the predictions are not as many as
+            the images.
     """
     means = {record.name: record.mean for record in report.routings}
     every = tuple(means)
     static = _constant(means)
     experts = max(record.num_experts for record in report.routings)
     variants = [
-        _Variant("learned", (), lambda name, weights: weights),
+        _Variant("learned", (), None),
         _Variant("mean", (), static),
         _Variant("shuffled", (), lambda name, weights: weights.roll(1, 0), least_batch=2),
         *(_Variant(f"top-{k}", (), _top(k)) for k in (1, 2, 4) if k < experts),
         *(_Variant("mean", (name,), static, layer_images) for name in every),
     ]
-    return _measure(network, batches, variants, every, labelled=report.class_names is not None)
+    known = Predictions(network, predictions)
+    return _measure(known, batches, variants, every, labelled=report.class_names is not None)
 
 
 def measure_static(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], report: RoutingReport, routings: Iterable[str]
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    report: RoutingReport,
+    routings: Iterable[str],
+    *,
+    predictions: Tensor | None = None,
 ) -> Intervention:
     """Measure the network with the mean weights in the named routing functions together.
 
@@ -150,13 +175,15 @@ def measure_static(
         batches: As in `measure_interventions`.
         report: As in `measure_interventions`.
         routings: Names of routing functions.
+        predictions: As in `measure_interventions`.
 
     Raises:
-        UsageError: There is no readable image, or no routing function of that name.
+        UsageError: As in `measure_interventions`; or there is no routing function of that name.
     """
     means = {name: report.routing(name).mean for name in routings}
     variant = _Variant("mean", tuple(means), _constant(means))
-    return _measure(network, batches, [variant], (), labelled=report.class_names is not None)[0]
+    known = Predictions(network, predictions)
+    return _measure(known, batches, [variant], (), labelled=report.class_names is not None)[0]
 
 
 def _constant(means: Mapping[str, Tensor]) -> Change:
@@ -169,32 +196,33 @@ def _top(k: int) -> Change:
 
 @torch.inference_mode()
 def _measure(
-    network: nn.Module,
+    known: Predictions,
     batches: Iterable[tuple[Tensor, Tensor]],
     variants: list[_Variant],
     every: tuple[str, ...],
     *,
     labelled: bool,
 ) -> tuple[Intervention, ...]:
+    network = known.network
     device = next(network.parameters()).device
+    # Found once, since finding them walks through the network.
+    modules = [_routing_modules(network, variant.routings or every) for variant in variants]
     for images, targets in batches:
         readable = (targets >= 0).to(device)
-        images, targets = images.to(device)[readable], targets.to(device)[readable]
-        if len(images) == 0:
-            continue
-        logits = network(images)
-        if logits.dim() != 2:
-            raise UsageError(f"`network` must give one number a class, [B, classes], got {list(logits.shape)}")
-        before = logits.argmax(1)
-        for variant in variants:
+        images, targets = images.to(device), targets.to(device)[readable]
+        before, images = known.of(images)[readable], images[readable]
+        for variant, changed in zip(variants, modules, strict=True):
             left = len(images)
             if variant.most_images is not None:
                 left = min(left, variant.most_images - variant.counts["images"])
             if left < variant.least_batch:
                 continue
-            with changed_routing(network, variant.change, variant.routings or every):
-                now = network(images[:left]).argmax(1)
+            now = before[:left]
+            if variant.change is not None:
+                with _changed(changed, variant.change):
+                    now = predicted_classes(network(images[:left]))
             variant.add(before[:left], now, targets[:left] if labelled else None)
-    if variants[0].counts["images"] == 0:
+    known.check_all_used()
+    if all(variant.counts["images"] == 0 for variant in variants):
         raise UsageError("`batches` must hold a readable image, got none: check the files")
     return tuple(variant.result(labelled) for variant in variants if variant.counts["images"])

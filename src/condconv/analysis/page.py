@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from condconv.analysis import advice, charts
+from condconv.analysis import advice, charts, depth
+from condconv.analysis.figure import routing_title
 from condconv.analysis.pictures import LONGEST_SIDE, MOST_PICTURES, Picture, shown
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.errors import require_extra
@@ -52,6 +53,7 @@ def render_page(
         "style": (folder / "page.css").read_text(encoding="utf-8"),
         "plotly": plotly.get_plotlyjs(),
         "data": _json_for_script(_content(report, title, subtitle, dict(pictures or {}), command)),
+        "charts": (folder / "charts.js").read_text(encoding="utf-8"),
         "script": (folder / "page.js").read_text(encoding="utf-8"),
     }
     template = (folder / "page.html").read_text(encoding="utf-8")
@@ -79,7 +81,7 @@ def _content(
         "dead": sum(len(record.dead) for record in report.routings),
         "duplicates": sum(len(record.duplicates) for record in report.routings),
         "classes": None if report.class_names is None else len(report.class_names),
-        "charts": charts.overview(report),
+        "charts": depth.overview(report),
         "interventions": [_intervention(each) for each in whole],
         "layers": layers,
         "together": _together(report, verdicts),
@@ -115,7 +117,7 @@ def _layer(
 ) -> dict[str, Any]:
     cost = report.static_cost(record)
     return {
-        "title": charts.title(record),
+        "title": routing_title(record),
         "layers": list(record.layers),
         "kind": record.kind,
         "experts": [_expert(record, expert, report.class_names, pictures) for expert in range(record.num_experts)],

@@ -15,6 +15,7 @@ from condconv.analysis.accumulator import Accumulator
 from condconv.analysis.experts import expert_similarity
 from condconv.analysis.records import RoutingRecord
 from condconv.analysis.report import RoutingReport
+from condconv.analysis.targets import check_whole_numbers, known_classes
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer
 from condconv.nn.block_routing import routing_functions
@@ -132,12 +133,14 @@ class RoutingRecorder:
 
         Raises:
             UsageError: There was not one forward pass since the last update, or it had another number of examples or
-                weights that are not finite; or targets are missing, or name a class that there is not.
+                weights that are not finite; or targets are missing, no whole numbers (as mixup's are), or name a
+                class that there is not.
         """
+        check_whole_numbers(targets=targets, ids=ids)
         count = self._check_pending(targets)
         seen = torch.ones(count, dtype=torch.bool) if targets is None else targets.detach().cpu() >= 0
-        known = self._known_classes(targets, seen)
-        numbers = torch.arange(self._images, self._images + count) if ids is None else ids.detach().cpu()
+        known = known_classes(targets, seen, self.class_names)
+        numbers = torch.arange(self._images, self._images + count) if ids is None else ids.detach().cpu().long()
         if numbers.shape != (count,):
             raise UsageError(
                 f"`ids` must have shape [B] = {(count,)}, got {tuple(numbers.shape)}: one for each example"
@@ -169,19 +172,6 @@ class RoutingRecorder:
                 f"{sorted(sizes) or 'no'} examples: call update once after each forward pass"
             )
         return sizes.pop()
-
-    def _known_classes(self, targets: Tensor | None, seen: Tensor) -> Tensor | None:
-        if self.class_names is None:
-            return None
-        if targets is None:
-            raise UsageError("`targets` must be given with class names, got None: give class_names=None for no classes")
-        known = targets.detach().cpu()[seen]
-        if len(known) and int(known.max()) >= len(self.class_names):
-            raise UsageError(
-                f"`targets` must lie below the number of classes, {len(self.class_names)}, got {int(known.max())}: "
-                "name all the classes"
-            )
-        return known
 
     def _accumulator(self, name: str, num_experts: int) -> Accumulator:
         if name not in self._accumulators:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from condconv.analysis import statistics
@@ -179,27 +177,3 @@ class Intervention:
         """Standard error of `cost`, in points: `sqrt(changed) / images`, of the images that changed sides."""
         changed = self.images - self.agree if self.gained is None or self.lost is None else self.lost + self.gained
         return 100 * math.sqrt(changed) / self.images
-
-
-def record_from_lists(fields: dict[str, Any]) -> RoutingRecord:
-    """Return the record whose fields, as `record_to_lists` gives them, were read from JSON."""
-    tensors: dict[str, Any] = {name: _tensor(name, fields) for name in fields.keys() - {"name", "layers", "kind"}}
-    return RoutingRecord(fields["name"], tuple(fields["layers"]), fields["kind"], **tensors)
-
-
-_COUNTS = ("examples", "histogram", "outside", "class_examples", "top_ids")
-_BY_CLASS = ("class_sums", "class_squares", "class_share_sums")
-
-
-def _tensor(name: str, fields: dict[str, Any]) -> Tensor:
-    tensor = torch.tensor(fields[name], dtype=torch.long if name in _COUNTS else torch.float64)
-    # Without classes the list is empty and has lost its columns.
-    return tensor.reshape(len(fields[name]), len(fields["weight_sums"])) if name in _BY_CLASS else tensor
-
-
-def record_to_lists(record: RoutingRecord) -> dict[str, Any]:
-    """Return the fields of a record as text, numbers and lists."""
-    return {
-        name: value.tolist() if isinstance(value, Tensor) else list(value) if isinstance(value, tuple) else value
-        for name, value in vars(record).items()
-    }

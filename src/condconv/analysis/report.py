@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from condconv.analysis.lists import (
+    FORMAT,
+    intervention_from_lists,
+    intervention_to_lists,
+    read_lists,
+    record_from_lists,
+    record_to_lists,
+    texts,
+)
 from condconv.analysis.page import render_page
-from condconv.analysis.records import Intervention, RoutingRecord, record_from_lists, record_to_lists
+from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.errors import UsageError
-
-FORMAT = 1
-"""Version of the JSON file's layout."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class RoutingReport:
             "format": FORMAT,
             "class_names": self.class_names,
             "routings": [record_to_lists(record) for record in self.routings],
-            "interventions": [asdict(each) for each in self.interventions],
+            "interventions": [intervention_to_lists(each) for each in self.interventions],
         }
 
     @classmethod
@@ -105,21 +111,17 @@ class RoutingReport:
         """Read what `save` wrote to a `.json` file.
 
         Raises:
-            UsageError: The file is missing, or is no report of this version.
+            UsageError: The file is missing, cut off, or no report of this version.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            if values["format"] != FORMAT:
-                raise ValueError(f"format {FORMAT} (it has format {values['format']})")
-            names = values["class_names"]
-            return cls(
-                tuple(record_from_lists(fields) for fields in values["routings"]),
-                None if names is None else tuple(names),
-                tuple(Intervention(**each | {"routings": tuple(each["routings"])}) for each in values["interventions"]),
-            )
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            values = read_lists(Path(path))
+            names = None if values["class_names"] is None else texts(values["class_names"], "'class_names'")
+            routings = [record_from_lists(each, len(names or ())) for each in values["routings"]]
+            return cls(tuple(routings), names, tuple(map(intervention_from_lists, values["interventions"])))
+        except ValueError as error:
             raise UsageError(
-                f"`path` must be a JSON file that a report wrote (format {FORMAT}), got {path} ({error}): save it again"
+                f"`path` must be a JSON file that RoutingReport.save wrote (format {FORMAT}), got {path}, which "
+                f"{error}: save the report again, under a name in .json"
             ) from error
 
 

@@ -23,6 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--layers", required=True, help="names of layers or patterns, with commas between: 'blocks.3.*,conv_head'"
     )
     parser.add_argument("-o", "--out", required=True, help="file to write, another than the checkpoint")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     parser.add_argument("--no-evaluate", action="store_true", help="do not measure the accuracy")
     add_reading_options(parser, max_images=10_000)
     parser.set_defaults(run=run)
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.data,
         data_dir=arguments.data_dir,
         reading=reading_of(arguments),
+        force=arguments.force,
     )
     print(f"static now   {', '.join(done.layers)}")
     print(f"conditional  {done.conditional_left} layers left")

@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--layer-images",
         type=int,
-        default=2000,
+        default=10_000,
         help="most images for measuring each single layer (default: %(default)s)",
     )
     parser.add_argument(
@@ -73,14 +73,15 @@ def reading_of(arguments: argparse.Namespace) -> Any:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page and print its path, with the figures that matter most."""
+    from condconv.analysis import verdicts
     from condconv.train import inspect_checkpoint
+    from condconv.train.atomic import check_can_write
 
     out = Path(arguments.out)
     # What would fail at the end is said before the work begins.
     if out.suffix not in (".html", ".json"):
         raise UsageError(f"`--out` must end in .html or .json, got {out}: give it one of these suffixes")
-    if not out.resolve().parent.is_dir():
-        raise UsageError(f"`--out` must be in a directory that exists, got {out}: make it first")
+    check_can_write(out)
     if out.suffix == ".html":
         require_extra("plotly", "report")
     found = inspect_checkpoint(
@@ -97,5 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{each.name:8} {score}")
     if found.command is not None:
         print(f"advised: {found.command}")
+    undecided = [each.images_needed for each in verdicts(found.report) if each.images_needed is not None]
+    if undecided:
+        print(
+            f"undecided: {len(undecided)} of {len(found.report.routings)} routing functions, on too few images: it "
+            f"takes about {max(undecided)} (--layer-images, and as many in --data)"
+        )
     print(f"report: {out}")
     return 0

@@ -22,12 +22,12 @@ def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None
 
     Args:
         model: Network with conditional layers. Nothing is changed if an error is raised.
-        routing_weights: For each layer's name its weights `[E]`, for example their mean over a data set; None for
-            `1 / E` each, where other weights are loaded into the layer anyway.
+        routing_weights: For each layer's name its weights `[E]`, floats on any device, for example their mean over a
+            data set; None for `1 / E` each, where other weights are loaded into the layer anyway.
 
     Raises:
-        UsageError: There is no conditional layer of that name.
-        ValueError: Weights do not have shape `[E]`, or torch has no such ordinary layer.
+        UsageError: There is no conditional layer of that name, or weights are no finite floats `[E]`.
+        ValueError: Torch has no such ordinary layer.
 
     Example:
         >>> network = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3, num_experts=4))
@@ -43,11 +43,31 @@ def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None
             raise UsageError(f"`layers` must be conditional layers of the network, got {name!r}: there are {known}")
         layer: Any = layers[name]
         equal = torch.full((layer.num_experts,), 1 / layer.num_experts)
-        frozen[name] = layer.freeze(equal if weights is None else weights)
+        frozen[name] = layer.freeze(equal if weights is None else _checked(name, weights, layer.num_experts))
     for name, static in frozen.items():
         replace(model, layers[name], static)
     while _remove_idle_routing_(model):  # one that only handed its weights on may be idle next
         pass
+
+
+def _checked(name: str, weights: Tensor, num_experts: int) -> Tensor:
+    """Return the weights of a layer.
+
+    Raises:
+        UsageError: They are no finite floats `[E]` with values.
+    """
+    rule = f"`routing_weights` must have one finite float for each of the {num_experts} experts of {name!r}, got "
+    if not isinstance(weights, Tensor):
+        raise UsageError(f"{rule}{type(weights).__name__}: give a tensor, such as torch.tensor([...])")
+    if tuple(weights.shape) != (num_experts,):
+        raise UsageError(f"{rule}shape {tuple(weights.shape)}: give the mean over the examples, weights.mean(0)")
+    if not weights.is_floating_point():
+        raise UsageError(f"{rule}{weights.dtype}: give weights.float()")
+    if weights.is_meta:
+        raise UsageError(f"{rule}a tensor on the meta device, which has no values: record the weights first")
+    if not bool(weights.isfinite().all()):
+        raise UsageError(f"{rule}{weights.tolist()}: the network or the mean has gone wrong, record the weights again")
+    return weights
 
 
 def _remove_idle_routing_(model: nn.Module) -> bool:

@@ -9,6 +9,24 @@ from pathlib import Path
 from condconv.errors import UsageError
 
 
+def check_can_write(path: Path) -> None:
+    """Check that a file can be written here: said before the work begins, not after it.
+
+    Args:
+        path: File to write; one of that name may be there.
+
+    Raises:
+        UsageError: There is no such directory, it cannot be written to, or a directory has the name.
+    """
+    if path.is_dir():
+        raise UsageError(f"`out` must be a file, got {path}, which is a directory: name a file in it")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UsageError(f"`out` must be in a directory that exists, got {path}: make {folder} first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"`out` must be in a directory that can be written to, got {path}: take another")
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file so that a crash at any moment leaves the previous file, or the new one, whole.
 

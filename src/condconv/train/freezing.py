@@ -14,6 +14,7 @@ from condconv.convert import freeze_layers_
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer
 from condconv.train import network as networks
+from condconv.train.atomic import check_can_write
 from condconv.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from condconv.train.data import open_data
 from condconv.train.evaluate import load_network
@@ -49,6 +50,7 @@ def freeze_checkpoint(
     *,
     data_dir: str | None = None,
     reading: Reading | None = None,
+    force: bool = False,
     build: networks.Build = networks.build_from_zoo,
 ) -> FrozenCheckpoint:
     """Make conditional layers of a trained network ordinary ones and write the network to a new checkpoint.
@@ -58,20 +60,20 @@ def freeze_checkpoint(
 
     Args:
         path: A checkpoint of `train`, or of this function.
-        out: File to write.
+        out: File to write; never the checkpoint itself, whose experts would be lost.
         patterns: Names of layers, or shell-style patterns such as `"blocks.3.*"`.
         data: Images to average over: the training images of a directory that has them apart, else all that are
             there, with classes or without; None for the run's own.
         data_dir: Where the files of a named dataset are.
         reading: How images are read; None for all of them, on the GPU if there is one.
+        force: Whether a file of the name `out` is replaced; else it is an error, said before the work begins.
         build: Builds the network; for networks of your own.
 
     Raises:
         UsageError: The checkpoint or the data cannot be used, a pattern matches no conditional layer, or the file
-            cannot be written.
+            cannot be written or is there already.
     """
-    if Path(out).resolve() == Path(path).resolve():
-        raise UsageError(f"`out` must be another file than the checkpoint, got {out}: the experts would be lost")
+    _check_out(Path(out), Path(path), force)
     reading = reading or Reading()
     checkpoint = load_checkpoint(path)
     network = reading.place(load_network(checkpoint, path, build=build))
@@ -87,6 +89,21 @@ def freeze_checkpoint(
     )
     left = sum(isinstance(module, ConditionalLayer) for module in network.modules())
     return FrozenCheckpoint(chosen, left, int(report.routings[0].examples), params_before, _count(network))
+
+
+def _check_out(out: Path, checkpoint: Path, force: bool) -> None:
+    check_can_write(out)
+    if not out.exists():
+        return
+    if checkpoint.exists() and out.samefile(checkpoint):  # by whatever name
+        raise UsageError(
+            f"`out` must be another file than the checkpoint, got {out}: its experts would be lost, give a new name"
+        )
+    # Unlike a page, it may be the only copy of a network that took days to train.
+    if not force:
+        raise UsageError(
+            f"`out` must be a new file, got {out}, which exists: give a new name, or --force to replace it"
+        )
 
 
 def match_layers(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:

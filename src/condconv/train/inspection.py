@@ -23,6 +23,7 @@ from condconv.analysis import (
     render_page,
     verdicts,
 )
+from condconv.analysis.predictions import predicted_classes
 from condconv.errors import UsageError
 from condconv.train import network as networks
 from condconv.train.atomic import write_atomic
@@ -68,9 +69,13 @@ class Reading:
                 raise UsageError(f"`{name}` must be a whole number of at least {least}, got {value}")
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to the GPU if there is one and the device is `"auto"`."""
-        on_gpu = self.device == "auto" and torch.cuda.is_available()
-        return network.to("cuda" if on_gpu else "cpu")
+        """Move a network to the GPU if there is one and the device is `"auto"`; else lay it out for the CPU.
+
+        Channels last is how the compiled kernels read images; in the other layout each layer copies its input first.
+        """
+        if self.device == "auto" and torch.cuda.is_available():
+            return network.to("cuda")
+        return network.cpu().to(memory_format=torch.channels_last)
 
     def choose(self, images: Images) -> list[int]:
         """Return the numbers of the images to read, mixed, always the same."""
@@ -125,7 +130,7 @@ def inspect_checkpoint(
     data: str | None = None,
     *,
     data_dir: str | None = None,
-    layer_images: int = 2000,
+    layer_images: int = 10_000,
     reading: Reading | None = None,
     build: networks.Build = networks.build_from_zoo,
 ) -> Inspection:
@@ -153,14 +158,22 @@ def inspect_checkpoint(
     network = reading.place(load_network(checkpoint, path, build=build))
     order = reading.choose(images)
     names = checkpoint.class_names if labelled else None
-    report = record(network, reading.read(images, order, "routing"), names)
+    found: list[Tensor] = []  # what the unchanged network predicts is the same in each reading
+    with network.register_forward_hook(lambda module, args, logits: found.append(predicted_classes(logits).cpu())):
+        report = record(network, reading.read(images, order, "routing"), names)
+    predictions = torch.cat(found)
     measured = measure_interventions(
-        network, reading.read(images, order, "interventions"), report, layer_images=layer_images
+        network,
+        reading.read(images, order, "interventions"),
+        report,
+        layer_images=layer_images,
+        predictions=predictions,
     )
     report = replace(report, interventions=measured)
     advised = [verdict.routing for verdict in verdicts(report) if verdict.kind == "static"]
     if advised:
-        together = measure_static(network, reading.read(images, order, "advice"), report, advised)
+        batches_again = reading.read(images, order, "advice")
+        together = measure_static(network, batches_again, report, advised, predictions=predictions)
         report = replace(report, interventions=(*measured, together))
     return Inspection(
         report,

@@ -15,52 +15,18 @@
     return element;
   }
 
-  function colour(name) {
-    return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
-  }
-
-  function themed(figure) {
-    const layout = structuredClone(figure.layout);
-    const axis = { gridcolor: colour("line"), zerolinecolor: colour("line"), linecolor: colour("line"),
-      automargin: true, fixedrange: true };
-    layout.xaxis = { ...axis, ...layout.xaxis };
-    layout.yaxis = { ...axis, ...layout.yaxis };
-    Object.assign(layout, {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
-      font: { color: colour("text"), family: getComputedStyle(document.body).fontFamily, size: 12 },
-      colorway: [colour("first"), colour("second")],
-      margin: { l: 44, r: 8, t: 8, b: 40 },
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-      hoverlabel: { bgcolor: colour("text"), font: { color: colour("card") } },
-    });
-    if (layout.coloraxis) {
-      layout.coloraxis.colorscale = [0, 1, 2, 3].map((step) => [step / 3, colour("scale-" + step)]);
-      layout.coloraxis.colorbar.outlinewidth = 0;
-      // Beside two other charts there is room for taller rows.
-      if (matchMedia("(min-width: 920px)").matches) layout.height = Math.max(layout.height, 640);
-    }
-    return layout;
-  }
-
-  const drawn = new Map(); // element -> figure, to draw again when light and dark change
-
-  function draw(place, figure) {
-    drawn.set(place, figure);
-    const traces = structuredClone(figure.data);
-    for (const trace of traces) if (trace.error_y) trace.error_y.color = colour("text");
-    Plotly.react(place, traces, themed(figure), { displayModeBar: false, responsive: true });
-  }
-
   // All places first, then the charts: each takes the width that its place has when it is drawn.
   function showCharts(parent, descriptions, figures) {
     const present = descriptions.filter(([name]) => figures[name]);
     for (const [name, title, note, extraClass] of present) {
       if (find("chart-" + name)) continue;
-      const plot = make("div", { id: "chart-" + name, role: "img", "aria-label": title + ". " + note });
+      const plot = make("div", { id: "chart-" + name, role: "img", tabindex: "0",
+        "aria-label": title + ". " + note + " The arrow keys say the values." });
+      charts.listen(plot, find("spoken"));
       parent.append(make("figure", { class: "chart " + (extraClass || "") },
         make("figcaption", {}, make("b", { text: title }), note), plot));
     }
-    for (const [name] of present) draw(find("chart-" + name), figures[name]);
+    for (const [name] of present) charts.draw(find("chart-" + name), figures[name]);
   }
 
   const CURVES = [
@@ -91,7 +57,7 @@
     "top-2": ["top 2", "only the two largest weights, scaled to the same sum"],
     "top-4": ["top 4", "only the four largest weights, scaled to the same sum"],
   };
-  const KINDS = { static: "make static", spare: "spare", needed: "needed", unknown: "not measured" };
+  const KINDS = { static: "make static", spare: "spare", needed: "needed", few: "too few images", unknown: "not measured" };
 
   function showFacts() {
     const learned = report.interventions.find((each) => each.name === "learned");
@@ -104,7 +70,7 @@
     if (mean) {
       facts.push(mean.top1 === null
         ? [percent(1 - mean.agreement), "of the predictions change without input-dependence"]
-        : [mean.cost.toFixed(2), "points lost without input-dependence"]);
+        : [Math.abs(mean.cost).toFixed(2), "points " + (mean.cost < 0 ? "gained" : "lost") + " without input-dependence"]);
     }
     for (const [value, text] of facts) {
       find("facts").append(make("div", { class: "fact" }, make("b", { text: value }), make("span", { text })));
@@ -119,7 +85,8 @@
     const table = make("table", {},
       make("caption", {}, make("b", { text: "What the routing is worth" }),
         "The trained network with other routing weights than its own, on " +
-        report.interventions[0].images.toLocaleString("en") + " images. Change in points, ± one standard error. Unchanged: images whose predicted class stays."),
+        report.interventions[0].images.toLocaleString("en") + " images. " +
+        (labelled ? "Change in points, ± one standard error. " : "") + "Unchanged: images whose predicted class stays."),
       make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col", text })))));
     const body = make("tbody");
     for (const each of report.interventions) {
@@ -217,10 +184,11 @@
   }
 
   function showVerdicts() {
-    find("verdicts-note").textContent =
-      "“Make static”: the between-class share, chance taken off, is below " + report.low_share + " %, and the mean weights cost " +
-      "at most " + report.free_cost + " points. “Spare”: they cost no more, but do tell classes apart. “Needed”: they cost more. " +
-      "Mind the standard error: with few images a small cost cannot be seen.";
+    find("verdicts-note").textContent = (report.classes
+      ? "“Make static”: the between-class share, chance taken off, is below " + report.low_share + " %, and the mean weights cost " +
+        "at most " + report.free_cost + " points. “Spare”: they cost no more, but do tell classes apart. “Needed”: they cost more. "
+      : "“Make static”: with the mean weights at most " + report.free_cost + " % of the predictions change. “Needed”: more do. ") +
+      "“Too few images”: the standard error is too large to tell; condconv report --layer-images takes more.";
     report.layers.forEach((layer, index) => {
       const link = make("a", { href: "#layers", text: (index + 1) + ". " + layer.title });
       link.addEventListener("click", () => { find("layer").value = index; showLayer(index); });
@@ -246,5 +214,4 @@
   showCharts(find("curves"), CURVES, report.charts);
   showPicker();
   showVerdicts();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach((figure, place) => draw(place, figure)));
 })();
