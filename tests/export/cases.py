@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import condconv
+from condconv.export.verification import varied_inputs, worst_error
 from condconv.nn import (
     CondConv1d,
     CondConv2d,
@@ -19,6 +22,7 @@ from condconv.nn import (
     SoftmaxRouting,
     route_block_,
 )
+from condconv.tracing import default_example
 
 IMAGE = (6, 9, 10)
 
@@ -106,10 +110,52 @@ class AllLayers(nn.Module):
         self.branches = nn.ModuleDict({name: layer_case(name)[0] for name in LAYERS})
 
     def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(self.parts(x), 1)
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        """Return the output of each layer, `[B, N]`, in the order of `LAYERS`."""
         inputs = {"linear": x.mean((2, 3)), "linear-rows": x.flatten(2).mT, "one-dimensional": x.flatten(2)}
-        return torch.cat([branch(inputs.get(name, x)).flatten(1) for name, branch in self.branches.items()], 1)
+        return [branch(inputs.get(name, x)).flatten(1) for name, branch in self.branches.items()]
 
 
-def all_layers() -> tuple[nn.Module, Tensor]:
+def all_layers() -> tuple[AllLayers, Tensor]:
     """Return a network of all layers, in evaluation mode, and two images for it."""
     return AllLayers().eval(), torch.randn(2, *IMAGE)
+
+
+@torch.no_grad()
+def errors_by_layer(run: Callable[[Tensor], Tensor], network: AllLayers, batches: Sequence[int]) -> dict[str, float]:
+    """Return the worst error of each layer in a file that holds them all.
+
+    Args:
+        run: The file, `[B, ...]` to `[B, N]`.
+        network: What it was made from.
+        batches: Sizes to run.
+    """
+    exact = copy.deepcopy(network).double()
+    errors = dict.fromkeys(LAYERS, 0.0)
+    for batch in batches:
+        x = varied_inputs(torch.zeros(1, *IMAGE), batch)
+        expected = exact.parts(x.double())
+        found = run(x).split([each.shape[1] for each in expected], 1)
+        for name, one, other in zip(LAYERS, found, expected, strict=True):
+            errors[name] = max(errors[name], worst_error(one, other))
+    return errors
+
+
+def paper_network(name: str) -> nn.Module:
+    """Return a network of the paper at its full size, in evaluation mode, as if it were trained.
+
+    Routing tells images apart, and norms hold the statistics of some images: where activations grow or vanish from
+    layer to layer, rounding hides everything else.
+    """
+    torch.manual_seed(0)
+    network = condconv.create_model(name).train()
+    for module in network.modules():
+        if isinstance(module, SigmoidRouting):
+            sharpen_(module)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain mean
+    with torch.no_grad():
+        network(varied_inputs(default_example(network), 8))
+    return network.eval()

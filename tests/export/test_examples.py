@@ -1,6 +1,7 @@
 """The examples load files where this package is not, and say the class that the network does."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def say(script: str, *arguments: Path) -> str:
     [
         "onnx",
         "executorch",
+        "litert",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("torch-export", "aoti", "openvino")),
     ],
 )
@@ -58,10 +60,14 @@ def test_an_example_says_the_class(tmp_path, format):
     network, _ = small_network()
     path, image = tmp_path / f"n{FORMATS[format].SUFFIX}", tmp_path / "picture.png"
     save_picture(image)
-    options: dict[str, Any] = {"max_batch": 4} if format == "executorch" else {}
+    options: dict[str, Any] = {"executorch": {"max_batch": 4}, "litert": {"dynamic_batch": False}}.get(format, {})
     options |= {"class_names": NAMES, "preprocessing": FACTS, "verify": False}
     export(network, path, format=format, example=torch.zeros(1, 3, 12, 12), **options)
-    said = say(f"run_{format.replace('-', '_')}.py", path, image)
+    arguments = [path, image]
+    if format == "litert":  # its files hold no facts
+        arguments.append(tmp_path / "facts.json")
+        arguments[-1].write_text(json.dumps({"class_names": NAMES, "preprocessing": FACTS}), encoding="utf-8")
+    said = say(f"run_{format.replace('-', '_')}.py", *arguments)
     assert said.splitlines()[-1] == NAMES[int(network(prepare(image)).argmax())]
 
 

@@ -1,6 +1,7 @@
 """Every kind of layer in every runtime that is installed, at batch sizes 1, 2, 3 and 8."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from condconv.errors import ExportError
 from condconv.export import FORMATS, export, rewrite, verification
 from condconv.nn.block_routing import routing_functions
-from tests.export.cases import LAYERS, all_layers, layer_case, small_network
+from tests.export.cases import LAYERS, all_layers, errors_by_layer, layer_case, small_network
 
 # aoti compiles C++, half a minute a network: it has tests of its own.
 RUN_HERE = [
@@ -69,6 +70,20 @@ def test_every_layer_in_every_runtime(tmp_path, format, name):
     check(export(network, suffixed(tmp_path, format), format=format, example=example, **options(format)), format)
 
 
+@pytest.mark.slow  # compiles C++: one package of all layers takes less than a package each
+def test_every_layer_of_a_compiled_package_and_its_mutants(tmp_path):
+    """Each layer is compared by itself, and so is what it gives with its routing weights mixed up."""
+    network, example = all_layers()
+    report = export(network, tmp_path / "n.pt2", format="aoti", example=example)
+    assert set(report.errors) == {1, 2, 3, 8}
+    run = FORMATS["aoti"].load(report.path)
+    errors = errors_by_layer(run, network, (1, 2, 3, 8))
+    assert max(errors.values()) < report.allowed
+    for change in (roll, average):
+        wrong = errors_by_layer(verification.with_routing(network, change), network, (2, 3, 8))
+        assert min(error for name, error in wrong.items() if name != "constant") > report.allowed
+
+
 @pytest.mark.parametrize("change", [roll, average])
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "constant"])
 def test_the_check_sees_wrong_routing_of_every_layer(name, change):
@@ -103,13 +118,13 @@ def test_a_file_with_wrong_routing_is_not_kept(tmp_path, monkeypatch, format, ch
 @pytest.mark.parametrize("name", ["dense-3", pytest.param("net", marks=pytest.mark.slow)])
 def test_a_compiled_package_gives_as_many_rows_as_it_gets(tmp_path, name):
     network, example = small_network() if name == "net" else layer_case(name)
-    path = tmp_path / "n.pt2"
-    report = export(network, path, format="aoti", example=example, class_names=["a", "b"])
+    path, names = tmp_path / "n.pt2", ["a", "b", "c", "d"]
+    report = export(network, path, format="aoti", example=example, class_names=names)
     assert report.verified
     run = FORMATS["aoti"].load(path)
     for batch in (1, 2, 5):
         assert len(run(torch.randn(batch, *example.shape[1:]))) == batch
-    assert FORMATS["aoti"].inspect(path).metadata["class_names"] == '["a", "b"]'
+    assert json.loads(FORMATS["aoti"].inspect(path).metadata["class_names"]) == names
 
 
 def test_the_page_has_the_tables_of_the_plan_and_the_results():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import ExportError, UsageError, require_extra
+from condconv.errors import ExportError, MissingExtraError, UsageError, require_extra
 from condconv.export import verification
+from condconv.export.arguments import check_outputs
 from condconv.export.formats import FORMATS
 from condconv.export.formats.request import Format, Inspection, Request, make_request
 from condconv.export.report import ExportReport
 from condconv.export.rewrite import rewrite
 from condconv.export.storage import store_weights_, widened
+from condconv.export.target import check_path, folder_beside, move
 from condconv.export.verification import Reference, varied_inputs
 
 _LARGEST_TRIED = 8
@@ -60,7 +60,8 @@ def export(
             functions keep their weights.
         class_names: To go into the file, in the order of the outputs.
         preprocessing: To go into the file as JSON: what images must go through, for example `{"size": 224, "mean":
-            [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic"}`.
+            [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}`. `"crop"`, 1.0 unless given, and `"interpolation"`,
+            `"bicubic"` unless given, are the other keys; the file also gets `"channels"`.
         verify: Whether to run the file before it is kept.
 
     Returns:
@@ -69,7 +70,8 @@ def export(
     Raises:
         UsageError: Something cannot be had; the message says what and what to do.
         MissingExtraError: A package is not installed.
-        ExportError: The file does not compute what the network does; it is not kept.
+        ExportError: The exporter cannot write the network, or the file does not compute what the network does. It is
+            not kept.
 
     Example:
         >>> net = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3, num_experts=4), torch.nn.ReLU())
@@ -78,26 +80,29 @@ def export(
         >>> report.verified, report.layers[0].form
         (True, 'unfold')
     """
+    if not isinstance(path, str | Path):
+        raise UsageError(f"`path` must be a text or a Path, got {type(path).__name__}: give the file's name")
     path = Path(path)
-    writer = _format(format, path)
+    writer = _format(format)
+    check_path(path, format, writer.SUFFIX)
     request = make_request(model, example, dynamic_batch, max_batch, opset, weights, class_names, preprocessing)
     if (reason := writer.why_not(request)) is not None:
         raise UsageError(reason)
     for package in writer.PACKAGES:
         require_extra(package, writer.EXTRA or "")
-    _check_outputs(model, request.example, class_names)
+    check_outputs(model, request.example, class_names)
     rewritten, choices = rewrite(model, format, request.example, batch=request.batch, forms=forms)
     reference, weights_error, notes = _reference(model, rewritten, request)
     unverified = "not verified: verify=False" if not verify else writer.why_not_run()
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
-        outside = writer.write(rewritten, temporary, request)
+    with folder_beside(path) as folder:
+        temporary = folder / path.name
+        outside = _write(writer, rewritten, temporary, request)
         inspection = writer.inspect(temporary)
         _check(inspection, request)
         what = f"the file in {writer.RUNTIME}"
         errors = {} if unverified else verification.verify(writer.load(temporary), reference, _batches(request), what)
-        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-        _move(Path(folder), path.parent)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        move(folder, path.parent)
     return ExportReport(
         path=path,
         format=format,
@@ -117,38 +122,28 @@ def export(
     )
 
 
-def _format(name: str, path: Path) -> Format:
+def _format(name: str) -> Format:
     if name not in FORMATS:
         raise UsageError(f"`format` must be one of {', '.join(FORMATS)}, got {name!r}: take one of them")
-    writer = FORMATS[name]
-    if path.suffix != writer.SUFFIX:
-        raise UsageError(
-            f"`path` must end in {writer.SUFFIX} for {name}, got {path}: name it {path.stem}{writer.SUFFIX}"
-        )
-    if not path.resolve().parent.is_dir():
-        raise UsageError(f"`path` must be in a directory that exists, got {path}: make it first")
-    return writer
+    return FORMATS[name]
 
 
-def _check_outputs(model: nn.Module, example: Tensor, class_names: Sequence[str] | None) -> None:
-    """Run the network once on the example.
+def _write(writer: Format, rewritten: nn.Module, path: Path, request: Request) -> tuple[str, ...] | None:
+    """Write the file; an exporter raises errors of any kind for what it does not know.
 
     Raises:
-        UsageError: It cannot take it, or has another number of outputs than there are names.
+        ExportError: It cannot write the network.
     """
     try:
-        with torch.no_grad():
-            output = copy.deepcopy(model).cpu().eval()(example)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0]
-        shape = ", ".join(map(str, example.shape[1:]))
-        raise UsageError(f"`example` must be a batch that the model takes, got [B, {shape}]: {reason}") from error
-    scores = class_names is not None and isinstance(output, Tensor) and output.dim() == 2
-    if class_names is not None and scores and len(class_names) != output.shape[1]:
-        raise UsageError(
-            f"`class_names` must have one name for each output, {output.shape[1]}, got {len(class_names)}: give "
-            "the names in the order of the outputs"
-        )
+        return writer.write(rewritten, path, request)
+    except (UsageError, MissingExtraError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(
+            f"`model` must be made of what the exporter for {writer.RUNTIME} knows, got {type(error).__name__} "
+            f"({reason}): try another format, or other forms for its layers"
+        ) from error
 
 
 def _batches(request: Request) -> tuple[int, ...]:
@@ -187,11 +182,3 @@ def _check(inspection: Inspection, request: Request) -> None:
         raise ExportError(f"the file must take {asked}, its own says {inspection.batch or 'any'}: the exporter lost it")
     if request.opset is not None and inspection.opset != request.opset:
         raise ExportError(f"the file must have opset {request.opset}, its own says {inspection.opset}")
-
-
-def _move(folder: Path, target: Path) -> None:
-    """Move everything in a folder to another one of the same disk, over what is there."""
-    for file in [*folder.iterdir()]:
-        if file.is_dir():
-            shutil.rmtree(target / file.name, ignore_errors=True)
-        file.replace(target / file.name)

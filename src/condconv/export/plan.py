@@ -153,8 +153,12 @@ def choose(
         overrides: Forms by pattern of the layers' names (`fnmatch`); the last that fits is taken.
 
     Raises:
-        UsageError: A pattern fits no layer, a form is unknown, or the layer cannot be written in it.
+        UsageError: `overrides` is no mapping, a pattern fits no layer, a form is unknown, or the layer cannot be
+            written in it.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        kind = type(overrides).__name__
+        raise UsageError(f"`forms` must map patterns of layers' names to forms, got {kind}: give a dictionary")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}
     for pattern, form in (overrides or {}).items():
         if form not in FORMS:

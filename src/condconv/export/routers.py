@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from condconv.convert.surgery import replace
@@ -34,7 +35,16 @@ class Router4d(nn.Module):
         """Return the routing weights `[B, E]` of x `[B, C, *S]`."""
         image = x if x.dim() == 4 else x.reshape(x.shape[0], x.shape[1], 1, -1)
         pooled = image.mean((2, 3), keepdim=True)
-        return self.weighing.weigh(pooled.flatten(1) if self.is_flat else pooled).flatten(1)
+        return (
+            _weigh_top_k(self.weighing, pooled.flatten(1)) if self.is_flat else self.weighing.weigh(pooled).flatten(1)
+        )
+
+
+def _weigh_top_k(routing_fn: TopKRouting, pooled: Tensor) -> Tensor:
+    """Return the weights `[B, E]` that `routing_fn.weigh` does, without a scatter: CoreML's converter knows none."""
+    top = routing_fn.fc(pooled).topk(routing_fn.k, dim=1)
+    chosen = top.indices[..., None] == torch.arange(routing_fn.num_experts)
+    return (chosen * top.values.softmax(1)[..., None]).sum(1)
 
 
 def _as_convolution(linear: nn.Linear) -> nn.Conv2d:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from condconv.errors import UsageError
-from condconv.export.storage import WEIGHTS
+from condconv.export.arguments import check_class_names, check_example, check_model, check_options
+from condconv.export.preprocessing import complete_preprocessing
 from condconv.export.verification import Run, varied_inputs
 from condconv.tracing import default_example
 
@@ -109,35 +109,17 @@ def make_request(
     Raises:
         UsageError: An argument is out of range.
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"`model` must be a torch.nn.Module, got {type(model).__name__}: give the network itself")
-    if example is not None and not isinstance(example, Tensor):
-        raise UsageError(
-            f"`example` must be a tensor [B, C, ...], got {type(example).__name__}: torch.zeros(...) is one"
-        )
-    if isinstance(class_names, str):
-        raise UsageError(f"`class_names` must be a sequence of names, got the text {class_names!r}: give a list")
-    dtypes = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()} - {torch.float32}
-    if dtypes:
-        raise UsageError(f"`model` must be in torch.float32, got {dtypes.pop()}: give model.float()")
-    if weights not in WEIGHTS:
-        raise UsageError(f"`weights` must be one of {', '.join(WEIGHTS)}, got {weights!r}: take one of them")
-    if max_batch is not None and (max_batch < 2 or not dynamic_batch):
-        raise UsageError(
-            f"`max_batch` must be at least 2, with a dynamic batch, got {max_batch}: for a fixed one give an example "
-            "of that size and dynamic_batch=False"
-        )
-    given = (default_example(model) if example is None else example).detach().cpu()
-    if given.dim() < 2 or given.dtype != torch.float32 or len(given) < 1:
-        raise UsageError(
-            f"`example` must be a torch.float32 tensor [B, C, ...], got {given.dtype} {tuple(given.shape)}: "
-            "convert it, and add a batch dimension"
-        )
+    check_model(model)
+    check_options(dynamic_batch, max_batch, opset, weights)
+    given = default_example(model) if example is None else example
+    check_example(given)
+    given = given.detach().cpu()
     metadata = {"condconv": version("condconv")}
     if class_names is not None:
+        check_class_names(class_names)
         metadata["class_names"] = json.dumps(list(class_names))
     if preprocessing is not None:
-        metadata["preprocessing"] = json.dumps(dict(preprocessing))
+        metadata["preprocessing"] = json.dumps(complete_preprocessing(preprocessing, given))
     # Two examples or more, also where one was given: exporters take a batch of one for a constant.
     traced = varied_inputs(given, 2 if dynamic_batch else len(given))
     return Request(traced, None if dynamic_batch else len(given), max_batch, opset, weights, metadata)

@@ -1,0 +1,108 @@
+"""What can be wrong with the arguments of an export, whatever the format is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.errors import UsageError
+from condconv.export.storage import WEIGHTS
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no plain network in fp32.
+
+    Raises:
+        UsageError: With the reason and the remedy.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"`model` must be a torch.nn.Module, got {type(model).__name__}: give the network itself")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise UsageError("`model` must not be compiled, got what torch.compile returns: give the network itself")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise UsageError(f"`model` must not be wrapped, got a {type(model).__name__}: give model.module")
+    if isinstance(model, torch.jit.ScriptModule | torch.fx.GraphModule):
+        raise UsageError("`model` must be as written, got a scripted or traced one: give the network before that")
+    tensors = [*model.parameters(), *model.buffers()]
+    unset = nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer
+    if any(tensor.is_meta or isinstance(tensor, unset) for tensor in tensors):
+        raise UsageError("`model` must have values in its weights, got some without: load them, or run it once")
+    dtypes = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()} - {torch.float32}
+    if dtypes:
+        raise UsageError(f"`model` must be in torch.float32, got {dtypes.pop()}: give model.float()")
+
+
+def check_example(example: Tensor) -> None:
+    """Refuse what is no batch of fp32 examples.
+
+    Raises:
+        UsageError: With the reason and the remedy.
+    """
+    if not isinstance(example, Tensor):
+        raise UsageError(
+            f"`example` must be a tensor [B, C, ...], got {type(example).__name__}: torch.zeros(...) is one"
+        )
+    if example.dim() < 2 or example.dtype != torch.float32 or len(example) < 1:
+        raise UsageError(
+            f"`example` must be a torch.float32 tensor [B, C, ...], got {example.dtype} {tuple(example.shape)}: "
+            "convert it, and give one example or more"
+        )
+
+
+def check_options(dynamic_batch: Any, max_batch: Any, opset: Any, weights: Any) -> None:
+    """Refuse options out of range; arguments as those of `condconv.export.export`.
+
+    Raises:
+        UsageError: With the reason and the remedy.
+    """
+    if not isinstance(dynamic_batch, bool):
+        raise UsageError(f"`dynamic_batch` must be True or False, got {dynamic_batch!r}: give one of them")
+    for name, number in (("max_batch", max_batch), ("opset", opset)):
+        if number is not None and type(number) is not int:
+            raise UsageError(f"`{name}` must be a whole number or None, got {number!r}: give one of them")
+    if weights not in WEIGHTS:
+        raise UsageError(f"`weights` must be one of {', '.join(WEIGHTS)}, got {weights!r}: take one of them")
+    if max_batch is not None and (max_batch < 2 or not dynamic_batch):
+        raise UsageError(
+            f"`max_batch` must be at least 2, with a dynamic batch, got {max_batch}: for a fixed one give an example "
+            "of that size and dynamic_batch=False"
+        )
+
+
+def check_class_names(names: Any) -> None:
+    """Refuse what is no sequence of texts.
+
+    Raises:
+        UsageError: With the reason and the remedy.
+    """
+    if isinstance(names, str):
+        raise UsageError(f"`class_names` must be a sequence of names, got the text {names!r}: give a list")
+    if not isinstance(names, Sequence):
+        raise UsageError(f"`class_names` must be a sequence of names, got {type(names).__name__}: give a list")
+    if wrong := [each for each in names if not isinstance(each, str)]:
+        raise UsageError(f"`class_names` must be texts, got {wrong[0]!r}: give str(...) of it")
+
+
+def check_outputs(model: nn.Module, example: Tensor, class_names: Sequence[str] | None) -> None:
+    """Run the network once on the example.
+
+    Raises:
+        UsageError: It cannot take it, or has another number of outputs than there are names.
+    """
+    try:
+        with torch.no_grad():
+            output = copy.deepcopy(model).cpu().eval()(example)
+    except Exception as error:  # of any kind: it is the model's own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        shape = ", ".join(map(str, example.shape[1:]))
+        raise UsageError(f"`example` must be a batch that the model takes, got [B, {shape}]: {reason}") from error
+    scores = class_names is not None and isinstance(output, Tensor) and output.dim() == 2
+    if class_names is not None and scores and len(class_names) != output.shape[1]:
+        raise UsageError(
+            f"`class_names` must have one name for each output, {output.shape[1]}, got {len(class_names)}: give "
+            "the names in the order of the outputs"
+        )

@@ -1,0 +1,74 @@
+"""What images must go through before an exported network sees them: the facts that travel in its file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from condconv.errors import UsageError
+
+REQUIRED = ("size", "mean", "std")
+DEFAULTS = {"crop": 1.0, "interpolation": "bicubic"}
+KEYS = (*REQUIRED, "channels", *DEFAULTS)
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+"""Pillow's names for them."""
+
+
+def complete_preprocessing(given: Mapping[str, Any], example: Tensor) -> dict[str, Any]:
+    """Return all the facts of preprocessing, so that who reads a file has nothing to guess.
+
+    The shorter side of a picture is scaled to `size / crop` pixels, the middle `size` x `size` pixels are cut out, and
+    values from 0 to 1 have `mean` subtracted and are divided by `std`.
+
+    Args:
+        given: `size` in pixels, and `mean` and `std` with a number for each channel, must be there. `channels` is their
+            number. `crop`, from above 0 to 1, is 1 where it is left out, and `interpolation` is `"bicubic"`.
+        example: `[B, C, S, S]`: what the network takes.
+
+    Raises:
+        UsageError: A fact is missing, unknown, or not what the network takes.
+    """
+    if not isinstance(given, Mapping):
+        raise _error(f"be a dictionary with {', '.join(REQUIRED)}", type(given).__name__, "give one")
+    if unknown := [key for key in given if key not in KEYS]:
+        raise _error(f"have no keys but {', '.join(KEYS)}", repr(unknown[0]), "leave it out")
+    if missing := [key for key in REQUIRED if key not in given]:
+        raise _error(f"have {', '.join(REQUIRED)}", f"no {missing[0]!r}", "add it")
+    if example.dim() != 4 or example.shape[2] != example.shape[3]:
+        shape = ", ".join(map(str, example.shape[1:]))
+        raise _error("go with square images", f"an example [B, {shape}]", "leave it out, or give another example")
+    channels, size = example.shape[1:3]
+    facts = {**DEFAULTS, "channels": channels, **given}
+    for key, expected in (("size", size), ("channels", channels)):
+        if facts[key] != expected:
+            raise _error(f"have the example's {key}, {expected}", repr(facts[key]), "change one of them")
+    for key in ("mean", "std"):
+        facts[key] = _numbers(key, facts[key], channels)
+    if not _is_number(facts["crop"]) or not 0 < facts["crop"] <= 1:
+        raise _error("have a crop above 0 and up to 1", repr(facts["crop"]), "1 keeps the whole shorter side")
+    if facts["interpolation"] not in INTERPOLATIONS:
+        allowed = f"have an interpolation of {', '.join(INTERPOLATIONS)}"
+        raise _error(allowed, repr(facts["interpolation"]), "take one of them")
+    return facts
+
+
+def _numbers(key: str, values: Any, count: int) -> list[float]:
+    if (
+        not isinstance(values, Sequence)
+        or len(values) != count
+        or not all(_is_number(each) and (key == "mean" or each > 0) for each in values)
+    ):
+        kind = "numbers" if key == "mean" else "positive numbers"
+        raise _error(f"have a {key} of {count} {kind}, one a channel", repr(values), "give a list of them")
+    return [float(each) for each in values]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _error(rule: str, got: str, remedy: str) -> UsageError:
+    return UsageError(f"`preprocessing` must {rule}, got {got}: {remedy}")
