@@ -25,11 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from condconv.benchmark.timing import keep_freed_memory
 from condconv.ops import cond_conv2d
+from condconv.ops.geometry import Geometry
+from condconv.ops.selection import RULES, describe
 
 NUM_EXPERTS = 8
-# Not mix_outputs: with 8 experts and 49 pixels or more it took 4 to 100 times the static convolution in every trial.
-IMPLS = ("grouped", "matmul", "per_example", "auto")
+# mix_outputs only where there is one pixel: with 49 pixels or more it took 4 to 100 times the static convolution.
+IMPLS = ("grouped", "matmul", "per_example", "native")
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,27 @@ LAYERS = (
     Layer(64, 64, 3, 56),
     Layer(256, 256, 3, 14),
     Layer(512, 512, 3, 7),
+    Layer(1280, 1000, 1, 1),
 )
 
 
-def make_calls(layer: Layer, batch: int, channels_last: bool, training: bool) -> dict[str, Callable[[], object]]:
-    """Return what is timed, by name: the static convolution in both layouts, and each implementation in one."""
+def impls_for(layer: Layer) -> tuple[str, ...]:
+    """Return the implementations that are timed on a layer."""
+    return (*IMPLS, "mix_outputs") if layer.size == 1 else IMPLS
+
+
+def find_rule(layer: Layer, conditional: tuple[Tensor, Tensor, Tensor], training: bool) -> str:
+    """Return which rule of "auto" decides where there are no compiled kernels, as its table puts it."""
+    x, experts, routing = conditional
+    geometry = Geometry((1, 1), (layer.kernel // 2,) * 2, (1, 1), layer.in_channels if layer.depthwise else 1)
+    problem = describe(x.requires_grad_(training), experts, routing, None, geometry, layer.size**2)
+    return next(rule.where for rule in RULES if rule.impl != "native" and rule.holds(problem))
+
+
+def make_calls(
+    layer: Layer, batch: int, channels_last: bool, training: bool
+) -> tuple[dict[str, Callable[[], object]], str]:
+    """Return what is timed, by name: the static layer in both layouts, implementations in one; and "auto"'s rule."""
     groups = layer.in_channels if layer.depthwise else 1
     options: dict[str, Any] = {"padding": layer.kernel // 2, "groups": groups}
     shape = (layer.out_channels, layer.in_channels // groups, layer.kernel, layer.kernel)
@@ -89,12 +108,12 @@ def make_calls(layer: Layer, batch: int, channels_last: bool, training: bool) ->
 
     expected = cond_conv2d(*conditional, **options, impl="reference")
     calls = {name: call(F.conv2d, tensors) for name, tensors in inputs.items()}
-    for impl in IMPLS:
+    for impl in impls_for(layer):
         error = (cond_conv2d(*conditional, **options, impl=impl) - expected).abs().max() / expected.abs().max()
         if error > 1e-4:
             sys.exit(f"{impl} differs from the reference by {error:.1e} on {layer.name}: not timed")
         calls[impl] = call(cond_conv2d, conditional, impl=impl)
-    return calls
+    return calls, find_rule(layer, conditional, training)
 
 
 def time_alternately(
@@ -120,17 +139,19 @@ def time_alternately(
 def measure(layer: Layer, batch: int, channels_last: bool, training: bool, repetitions: int) -> dict[str, Any]:
     """Return one row: milliseconds of the static convolution, and ratio and quartiles of each implementation."""
     with torch.set_grad_enabled(training):
-        times = time_alternately(make_calls(layer, batch, channels_last, training), repetitions, 0.01)
+        calls, rule = make_calls(layer, batch, channels_last, training)
+        times = time_alternately(calls, repetitions, 0.01)
     static = min(times["static"], times["static channels_last"], key=statistics.median)
     row: dict[str, Any] = {
         "layer": layer.name,
         "batch": batch,
         "channels_last": channels_last,
         "training": training,
+        "rule": rule,
         "static_ms": 1e3 * statistics.median(static),
         "bound": (layer.size**2 + NUM_EXPERTS) / layer.size**2,
     }
-    for impl in IMPLS:
+    for impl in impls_for(layer):
         ratios = [own / base for own, base in zip(times[impl], static, strict=True)]
         low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
         row[impl] = {"median": round(median, 3), "quartiles": [round(low, 3), round(high, 3)]}
@@ -147,6 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    keep_freed_memory()
     rows = []
     for layer in LAYERS:
         for batch in arguments.batches:
@@ -154,7 +176,7 @@ def main() -> None:
                 for channels_last in (False, True):
                     row = measure(layer, batch, channels_last, training, arguments.repetitions)
                     rows.append(row)
-                    ratios = "  ".join(f"{impl} {row[impl]['median']:6.2f}" for impl in IMPLS)
+                    ratios = "  ".join(f"{impl} {row[impl]['median']:6.2f}" for impl in impls_for(layer))
                     print(
                         f"{layer.name:24} B={batch:<3} {'train' if training else 'infer'} "
                         f"{'cl' if channels_last else '  '}  static {row['static_ms']:8.2f} ms  {ratios}",

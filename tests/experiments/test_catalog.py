@@ -10,7 +10,7 @@ from condconv.models import create_model, get_model_info
 from condconv.nn import ConditionalLayer
 
 
-@pytest.mark.parametrize("name", [name for name in CATALOG if name != "ensembles"])
+@pytest.mark.parametrize("name", [name for name in CATALOG if name not in ("ensembles", "starts")])
 def test_every_arm_is_a_network_of_the_zoo_with_the_figure_of_the_paper(name):
     experiment = create_experiment(name)
     labels = [arm.label for arm in experiment.arms]
@@ -46,6 +46,13 @@ def test_an_ablation_at_another_size_keeps_the_options_and_the_figures_of_the_pa
     assert {arm.model for arm in arms.values()} == {"mobilenet_v1_cc_050_4e"}
     assert arms["partially shared, one for two blocks"].options == {"scope": "block(every=2)"}
     assert arms["hierarchical"].paper == 60.3  # Table 3
+
+
+def test_ways_to_start_are_of_one_network():
+    arms = create_experiment("starts", num_experts=4).arms
+    assert [arm.model for arm in arms] == ["mobilenet_v1_025", *4 * ["mobilenet_v1_cc_025_4e"]]
+    assert arms[2].options == {"init": "preserve"}
+    assert arms[4].options == {**arms[2].options, **arms[3].options}
 
 
 def test_an_option_the_experiment_does_not_have():

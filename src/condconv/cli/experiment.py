@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from condconv.experiments.ladder import Size
 
 _OWN = ("model", "out", "seed")  # settings of a run that the experiment decides
-_NAMES = ("experts-width", "plug-in", "begin-layer", "routing", "ensembles", "detection")
+_NAMES = ("experts-width", "plug-in", "begin-layer", "routing", "ensembles", "starts", "detection")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:

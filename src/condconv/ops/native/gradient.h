@@ -5,17 +5,18 @@
 #include "pixels.h"
 
 /* Gradients of the experts and the routing weights, of `count` examples' kernel gradients g[b][k] over n numbers:
- * grads[e][k] (+)= sum over b of routing[b][e] * g[b][k], partial[b][e] += sum over k of g[b][k] * experts[e][k]. */
+ * grads[e][k] (+)= sum over b of routing[b][e] * g[b][k], dots[e][b] += sum over k of g[b][k] * experts[e][k], which stays
+ * spread over the lanes of a vector until `sum_dots`. */
 INLINE void spread(
     int count, const struct problem *p, const float *g, int64_t stride, const float *routing, int64_t n, int64_t at,
-    int add, float *partial
+    int add, vector *dots
 ) {
-    for (int64_t e = 0; e < p->experts; e++) {
+    for (int64_t e = 0; e < p->experts; e++, dots += EXAMPLES) {
         const float *expert = (const float *)p->weight + e * p->expert_numbers + at;
         float *grad = p->grad_weight + e * p->expert_numbers + at;
         vector dot[EXAMPLES];
 #pragma GCC unroll 4
-        for (int b = 0; b < count; b++) dot[b] = (vector){0};
+        for (int b = 0; b < count; b++) dot[b] = dots[b];
         for (int64_t k = 0; k < n; k += VECTOR) {
             const int64_t width = least(n - k, VECTOR);
             const vector kernel = width == VECTOR ? load(expert + k) : load_some(expert + k, width);
@@ -29,23 +30,31 @@ INLINE void spread(
             if (width == VECTOR) store(grad + k, sum);
             else store_some(grad + k, sum, width);
         }
-        for (int b = 0; b < count; b++) {
-            float total = 0;
-            for (int j = 0; j < VECTOR; j++) total += dot[b][j];
-            partial[b * p->experts + e] += total;
-        }
+#pragma GCC unroll 4
+        for (int b = 0; b < count; b++) dots[b] = dot[b];
     }
+}
+
+/* partial[b][e] += the lanes of dots[e][b], which are zero afterwards. */
+INLINE void sum_dots(const struct problem *p, int64_t count, vector *dots, float *partial) {
+    for (int64_t e = 0; e < p->experts; e++)
+        for (int64_t b = 0; b < count; b++) {
+            float total = 0;
+            for (int j = 0; j < VECTOR; j++) total += dots[e * EXAMPLES + b][j];
+            partial[b * p->experts + e] += total;
+            dots[e * EXAMPLES + b] = (vector){0};
+        }
 }
 
 INLINE void spread_some(
     int64_t count, const struct problem *p, const float *g, int64_t stride, const float *routing, int64_t n, int64_t at,
-    int add, float *partial
+    int add, vector *dots
 ) {
     switch (count) {
-        case 1: spread(1, p, g, stride, routing, n, at, add, partial); break;
-        case 2: spread(2, p, g, stride, routing, n, at, add, partial); break;
-        case 3: spread(3, p, g, stride, routing, n, at, add, partial); break;
-        default: spread(4, p, g, stride, routing, n, at, add, partial); break;
+        case 1: spread(1, p, g, stride, routing, n, at, add, dots); break;
+        case 2: spread(2, p, g, stride, routing, n, at, add, dots); break;
+        case 3: spread(3, p, g, stride, routing, n, at, add, dots); break;
+        default: spread(4, p, g, stride, routing, n, at, add, dots); break;
     }
 }
 
@@ -107,12 +116,14 @@ static void weight_range(int64_t begin, int64_t end, void *context) {
     const int64_t taps = p->kernel_height * p->kernel_width, pixels = p->out_height * p->out_width;
     const int64_t tall = (p->outputs + TALL - 1) / TALL, wide = (p->channels + PANEL - 1) / PANEL;
     const int64_t inputs = p->groups * p->channels, outputs = p->groups * p->outputs, size = TALL * PANEL;
-    float *g = scratch(EXAMPLES * size + 2 * pixels);
-    if (g == NULL) {
+    const int64_t dot_numbers = EXAMPLES * p->experts * VECTOR;
+    float *dots = scratch(dot_numbers + EXAMPLES * size + 2 * (pixels + PLACES)), *g = dots + dot_numbers;
+    if (dots == NULL) {
         *p->failed = 1;
         return;
     }
-    const float **places = (const float **)(g + EXAMPLES * size);
+    memset(dots, 0, (size_t)dot_numbers * 4);
+    const float **sources = (const float **)(g + EXAMPLES * size);
     for (int64_t task = begin; task < end; task++) {
         const int64_t c0 = task % wide * PANEL, m0 = task / wide % tall * TALL, group = task / wide / tall;
         const int64_t channels = least(p->channels - c0, PANEL), rows = least(p->outputs - m0, TALL);
@@ -125,40 +136,56 @@ static void weight_range(int64_t begin, int64_t end, void *context) {
                 for (int64_t i = 0; i < count; i++) {
                     const float *x = p->x + (b + i) * p->height * p->width * inputs + group * p->channels + c0;
                     const float *dy = p->grad_output + (b + i) * pixels * outputs + group * p->outputs + m0;
-                    int64_t n = 0;
-                    for (int64_t row = 0; row < p->out_height; row++)
-                        for (int64_t column = 0; column < p->out_width; column++)
-                            places[n++] = source_pixel(
-                                p, row, column, tap / p->kernel_width, tap % p->kernel_width, x, inputs
-                            );
+                    find_tap(p, tap, x, sources);
                     for (int64_t m = 0; m < rows; m += ROWS)
                         CORRELATIONS[least(rows - m, ROWS) - 1][columns - 1](
-                            pixels, dy + m, outputs, places, g + i * size + m * PANEL, channels % VECTOR
+                            pixels, dy + m, outputs, sources, g + i * size + m * PANEL, channels % VECTOR
                         );
                 }
                 for (int64_t m = 0; m < rows; m++)
                     spread_some(
                         count, p, g + m * PANEL, size, p->routing + b * p->experts, channels,
-                        ((group * p->outputs + m0 + m) * taps + tap) * p->channels + c0, b > 0,
-                        partial + b * p->experts
+                        ((group * p->outputs + m0 + m) * taps + tap) * p->channels + c0, b > 0, (vector *)dots
                     );
+                sum_dots(p, count, (vector *)dots, partial + b * p->experts);
             }
     }
 }
 
 static int64_t depthwise_weight_tasks(const struct problem *p) { return (p->groups + PANEL - 1) / PANEL; }
 
+/* g[:] = sum over pixels of dy[pixel][:] * x[pixel][:], for `columns` vectors of channels from `c` on, or for one of
+ * `some` lanes. */
+INLINE void correlate_channels(
+    int columns, int64_t pixels, const float *dy, int64_t apart, const float *const *x, float *g, int64_t c, int64_t some
+) {
+    vector sum[COLUMNS];
+#pragma GCC unroll 4
+    for (int j = 0; j < columns; j++) sum[j] = (vector){0};
+    for (int64_t n = 0; n < pixels; n++)
+#pragma GCC unroll 4
+        for (int j = 0; j < columns; j++) {
+            const float *one = x[n] + c + j * VECTOR, *other = dy + n * apart + c + j * VECTOR;
+            sum[j] += some ? load_some(one, some) * load_some(other, some) : load(one) * load(other);
+        }
+#pragma GCC unroll 4
+    for (int j = 0; j < columns; j++) store(g + c + j * VECTOR, sum[j]);
+}
+
 /* A task owns the experts' gradients of PANEL channels over the whole batch. */
 static void depthwise_weight_range(int64_t begin, int64_t end, void *context) {
     const struct problem *p = context;
     const int64_t taps = p->kernel_height * p->kernel_width, pixels = p->out_height * p->out_width;
     const int64_t size = (taps * PANEL + VECTOR - 1) / VECTOR * VECTOR;
-    float *turned = scratch((EXAMPLES + 1) * size);
-    if (turned == NULL) {
+    const int64_t dot_numbers = EXAMPLES * p->experts * VECTOR;
+    float *dots = scratch(dot_numbers + (EXAMPLES + 1) * size + 2 * (pixels + PLACES)), *turned = dots + dot_numbers;
+    if (dots == NULL) {
         *p->failed = 1;
         return;
     }
+    memset(dots, 0, (size_t)dot_numbers * 4);
     float *g = turned + EXAMPLES * size;
+    const float **sources = (const float **)(g + size);
     for (int64_t task = begin; task < end; task++) {
         const int64_t c0 = task * PANEL, channels = least(p->groups - c0, PANEL);
         float *partial = p->partial + task * p->batch * p->experts;
@@ -168,30 +195,25 @@ static void depthwise_weight_range(int64_t begin, int64_t end, void *context) {
             for (int64_t i = 0; i < count; i++) {
                 const float *x = p->x + (b + i) * p->height * p->width * p->groups + c0;
                 const float *dy = p->grad_output + (b + i) * pixels * p->groups + c0;
-                memset(g, 0, (size_t)size * 4);
-                for (int64_t row = 0, n = 0; row < p->out_height; row++)
-                    for (int64_t column = 0; column < p->out_width; column++, n++)
-                        for (int64_t tap = 0; tap < taps; tap++) {
-                            const float *place = source_pixel(
-                                p, row, column, tap / p->kernel_width, tap % p->kernel_width, x, p->groups
+                for (int64_t tap = 0; tap < taps; tap++) {
+                    find_tap(p, tap, x, sources);
+                    if (channels == PANEL)
+                        correlate_channels(COLUMNS, pixels, dy, p->groups, sources, g + tap * PANEL, 0, 0);
+                    else
+                        for (int64_t c = 0; c < channels; c += VECTOR)
+                            correlate_channels(
+                                1, pixels, dy, p->groups, sources, g + tap * PANEL, c,
+                                channels - c < VECTOR ? channels - c : 0
                             );
-                            float *sum = g + tap * PANEL;
-                            for (int64_t c = 0; c < channels; c += VECTOR) {
-                                const int64_t width = least(channels - c, VECTOR);
-                                const float *here = place + c, *there = dy + n * p->groups + c;
-                                const vector one = width == VECTOR ? load(here) : load_some(here, width);
-                                const vector other = width == VECTOR ? load(there) : load_some(there, width);
-                                store(sum + c, load(sum + c) + one * other);
-                            }
-                        }
+                }
                 for (int64_t tap = 0; tap < taps; tap++)
                     for (int64_t c = 0; c < channels; c++) turned[i * size + c * taps + tap] = g[tap * PANEL + c];
                 for (int64_t k = channels * taps; k < size; k++) turned[i * size + k] = 0;
             }
             spread_some(
-                count, p, turned, size, p->routing + b * p->experts, channels * taps, c0 * taps, b > 0,
-                partial + b * p->experts
+                count, p, turned, size, p->routing + b * p->experts, channels * taps, c0 * taps, b > 0, (vector *)dots
             );
+            sum_dots(p, count, (vector *)dots, partial + b * p->experts);
         }
     }
 }

@@ -29,15 +29,6 @@ INLINE int64_t source_place(
     return place < 0 || place >= size ? -1 : place;
 }
 
-/* The pixel of x that one tap of the convolution multiplies for a pixel of the output. */
-INLINE const float *source_pixel(
-    const struct problem *p, int64_t row, int64_t column, int64_t kh, int64_t kw, const float *x, int64_t channels
-) {
-    const int64_t h = source_place(0, row, kh, p->stride_height, p->pad_height, p->dilation_height, p->height);
-    const int64_t w = source_place(0, column, kw, p->stride_width, p->pad_width, p->dilation_width, p->width);
-    return h < 0 || w < 0 ? ZEROS : x + (h * p->width + w) * channels;
-}
-
 /* The same as `find_pixels` for the way back through a convolution with a stride, where most taps meet nothing. */
 INLINE void find_strided(
     const struct problem *p, places rows, places columns, const float *x, int64_t from, int count, struct block *block
@@ -88,6 +79,23 @@ INLINE void find_pixels(
             const places w = source_places(back, columns, kw, p->stride_width, p->pad_width, p->dilation_width);
             const places here = inside & (w >= 0) & (w < wide);
             *(places *)block->x[tap] = (here & (line + w * (from * 4))) | (~here & (int64_t)ZEROS);
+        }
+    }
+}
+
+/* Find what one tap multiplies for every pixel of the output; x starts at an example's first pixel. `found` has room for
+ * PLACES more than there are pixels. */
+INLINE void find_tap(const struct problem *p, int64_t tap, const float *x, const float **found) {
+    const int64_t from = p->groups * p->channels, kh = tap / p->kernel_width, kw = tap % p->kernel_width;
+    const places lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    for (int64_t row = 0; row < p->out_height; row++, found += p->out_width) {
+        const int64_t h = source_place(0, row, kh, p->stride_height, p->pad_height, p->dilation_height, p->height);
+        const int64_t line = (int64_t)(x + (h < 0 ? 0 : h) * p->width * from);
+        for (int64_t column = 0; column < p->out_width; column += PLACES) {
+            const places w = source_places(0, lane + column, kw, p->stride_width, p->pad_width, p->dilation_width);
+            const places inside = (w >= 0) & (w < p->width) & -(int64_t)(h >= 0);
+            const places here = (inside & (line + w * (from * 4))) | (~inside & (int64_t)ZEROS);
+            memcpy(found + column, &here, sizeof(here));
         }
     }
 }
