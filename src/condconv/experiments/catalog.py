@@ -108,12 +108,11 @@ def ensembles(width: str = "050", num_experts: int = 4, size: ladder.Size = ladd
 def starts(width: str = "025", num_experts: int = 8) -> Experiment:
     """How experts start, and whether the classifier has any.
 
-    Source: none; the paper starts each expert from random numbers of its own, and gives MobileNetV1's classifier experts
-    as well.
+    Source: none; the paper starts each expert from random numbers of its own, and gives the classifier experts too.
     Command: `condconv experiment starts --data cifar10 --seeds 3 --epochs 6 --image-size 32`, and the settings that
     `docs/results.md` has besides.
     Size: 5 networks a seed; half an hour a seed and core for 50,000 images of 32 pixels.
-    Expected: with short training and SGD, experts that start alike or a static classifier are ahead of the paper's start.
+    Expected: with short training and SGD, experts that start alike or a static classifier are ahead.
     """
     network = _v1(width, num_experts)
     arms = (

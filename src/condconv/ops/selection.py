@@ -202,12 +202,17 @@ RULES = (
         "convolving E times costs what mixing would, and stores no kernel; but native reads compact experts as such",
     ),
     Rule(
+        "native",
+        "CPU, two dimensions, fp32; not in an exported graph or torch.func",
+        lambda problem: why_not_native(problem) is None,
+        _MEASURED,
+    ),
+    Rule(
         "matmul",
-        "export, compilation without gradients, torch.func",
+        "export, torch.func, and what else is compiled without gradients",
         lambda problem: must_be_plain(problem, "matmul"),
         "all of them see through it, and it leaves the batch open",
     ),
-    Rule("native", "CPU, two dimensions, fp32", lambda problem: why_not_native(problem) is None, _MEASURED),
     Rule(
         "per_example",
         "CPU, pointwise, kernels of the batch beyond 32 MB",
