@@ -7,6 +7,7 @@ is up to date. Measure again with the command that a file holds, then run this.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from condconv.benchmark.report import format_ratio, row_from_record
 from condconv.benchmark.run import Row
+from condconv.ops.selection import MEASURED, RULES, WHY_NOT
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 from scripts.page import write_or_check
@@ -21,6 +23,7 @@ from scripts.page import write_or_check
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 SOURCES = ROOT / "benchmarks" / "results"
+SELECTION = SOURCES / "selection-cpu.json"
 
 INTRO = """\
 # Performance
@@ -81,6 +84,14 @@ capabilities 8.0 and 9.0. It has not been timed, so "auto" does not take it:
 """
 
 
+AUTO = """\
+## How "auto" chooses
+
+The first line that fits decides. Times are medians over the cases that the line decides, with the least and the
+largest. The lines after `native` decide where no compiled kernel can run, so it is not among their others.
+"""
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table of rows that were timed."""
     header = ("case", "batch", "static", "ours / static", "timm / static", "bound", "target", "memory, ours / static")
@@ -137,9 +148,43 @@ def section(source: Path) -> str:
     )
 
 
+def rules() -> str:
+    """Return the table of "auto", with what each rule's implementation took where it decides."""
+    record = read(SELECTION)
+    lines: list[tuple[str, ...]] = [("where", "takes", "time / static", "best of the others", "why"), ("---",) * 5]
+    for rule in RULES:
+        # A row names the rule that decides where nothing is compiled; native decides all but those of the first one.
+        native = rule.impl == "native"
+        governed = [
+            row for row in record["rows"] if (row["rule"] != RULES[0].where if native else row["rule"] == rule.where)
+        ]
+        own = [row[rule.impl]["median"] for row in governed]
+        others = [
+            min(each["median"] for name, each in row.items() if name in WHY_NOT and name not in (rule.impl, "native"))
+            for row in governed
+        ]
+        why = f"{len(own)} cases" if rule.because == MEASURED else rule.because
+        lines.append((rule.where, f"`{rule.impl}`", _range(own), _range(others), why))
+    return "\n".join(
+        (
+            AUTO,
+            *(f"| {' | '.join(line)} |" for line in lines),
+            f"\nMeasured with {record['num_experts']} experts, {record['threads']} thread, torch {record['torch']}, "
+            f"{record['repetitions']} repetitions, batch 1, 8 and 32, inference and training, both layouts of x: "
+            f"`{record['command']}`.\n",
+        )
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{statistics.median(values):.2f} [{min(values):.2f} {max(values):.2f}]"
+
+
 def page() -> str:
     """Return the page."""
-    return "\n".join((INTRO, *(section(source) for source in sources()), GPU))
+    return "\n".join((INTRO, *(section(source) for source in sources()), rules(), GPU))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

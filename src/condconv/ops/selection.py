@@ -191,7 +191,7 @@ class Rule(NamedTuple):
     because: str
 
 
-_MEASURED = "measured"
+MEASURED = "measured"
 """The reason of a rule that stands on `benchmarks/results/selection-cpu.json`."""
 
 RULES = (
@@ -205,7 +205,7 @@ RULES = (
         "native",
         "CPU, two dimensions, fp32; not in an exported graph or torch.func",
         lambda problem: why_not_native(problem) is None,
-        _MEASURED,
+        MEASURED,
     ),
     Rule(
         "matmul",
@@ -217,9 +217,9 @@ RULES = (
         "per_example",
         "CPU, pointwise, kernels of the batch beyond 32 MB",
         lambda problem: _pointwise(problem) and _on_cpu(problem) and _kernels(problem) > _CACHED_NUMBERS,
-        _MEASURED,
+        MEASURED,
     ),
-    Rule("matmul", "pointwise", lambda problem: _pointwise(problem), _MEASURED),
+    Rule("matmul", "pointwise", lambda problem: _pointwise(problem), MEASURED),
     Rule(
         "grouped",
         "not on a CPU",
@@ -232,14 +232,14 @@ RULES = (
         lambda problem: not problem.depthwise and problem.needs_grad and _experts(problem) > _CACHED_NUMBERS,
         "each example would go through all experts again",
     ),
-    Rule("per_example", "CPU, dense", lambda problem: not problem.depthwise, _MEASURED),
+    Rule("per_example", "CPU, dense", lambda problem: not problem.depthwise, MEASURED),
     Rule(
         "grouped",
         "CPU, depthwise, contiguous, output of the batch up to 32 MB",
         lambda problem: not problem.channels_last and _outputs(problem) <= _CACHED_NUMBERS,
-        _MEASURED,
+        MEASURED,
     ),
-    Rule("per_example", "CPU, depthwise", lambda problem: True, _MEASURED),
+    Rule("per_example", "CPU, depthwise", lambda problem: True, MEASURED),
 )
 """What "auto" stands for: the first of these rules that holds. Sizes are those of fp32 numbers."""
 

@@ -12,7 +12,7 @@ from timm.utils.distributed import distribute_bn
 from torch import Tensor
 from tqdm import tqdm
 
-from condconv.errors import TrainingError, TrainingInterrupted, UsageError
+from condconv.errors import TrainingError, TrainingInterrupted
 from condconv.nn import anneal_
 from condconv.train import network as networks
 from condconv.train.atomic import remove_leftovers, write_atomic
@@ -22,6 +22,7 @@ from condconv.train.evaluate import evaluate
 from condconv.train.images import IGNORED
 from condconv.train.launch import seed_everything
 from condconv.train.loading import batches
+from condconv.train.lock import only_here
 from condconv.train.loss import mean_loss, mix
 from condconv.train.metrics import EpochMetrics, TrainResult, no_better_for
 from condconv.train.run import Run, last_path, previous_checkpoint, save, set_up
@@ -56,15 +57,16 @@ def train(
         TrainingError: The loss is no longer a finite number. What was saved stays.
         TrainingInterrupted: Ctrl-C; the finished epochs are saved.
     """
-    run = set_up(config, build, previous_checkpoint(config))
-    _write_settings(run)
-    start_logs(run)
-    try:
-        _train_epochs(run, progress=progress, title=title)
-    except KeyboardInterrupt:
-        raise TrainingInterrupted(_what_is_saved(run)) from None
-    finally:
-        finish_logs(run)
+    with only_here(Path(config.out)):
+        run = set_up(config, build, previous_checkpoint(config))
+        _write_settings(run)
+        start_logs(run)
+        try:
+            _train_epochs(run, progress=progress, title=title)
+        except KeyboardInterrupt:
+            raise TrainingInterrupted(_what_is_saved(run)) from None
+        finally:
+            finish_logs(run)
     params = sum(each.numel() for each in run.network.parameters())
     return TrainResult(run.metrics, run.out, last_path(run.out), run.out / "best.safetensors", params)
 
@@ -72,10 +74,6 @@ def train(
 def _write_settings(run: Run) -> None:
     if not run.accelerator.is_main_process:
         return
-    try:
-        run.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"`out` must be a directory that can be made, got {run.out} ({error.strerror})") from error
     remove_leftovers(run.out)
     write_atomic(run.out / "config.json", run.config.to_json() + "\n")
 

@@ -1,0 +1,51 @@
+"""One process, or one group of them, at a time in a run's directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from condconv.errors import UsageError
+
+NAME = ".lock"
+
+
+@contextmanager
+def only_here(out: Path) -> Iterator[None]:
+    """Hold a run's directory, which is made if it is not there, against other runs.
+
+    The operating system lets go of it when the process ends, however it does. Of several processes of one run the
+    first holds it. A directory in which nothing was left is removed.
+
+    Args:
+        out: The directory.
+
+    Raises:
+        UsageError: It cannot be made, or another run is at work in it.
+    """
+    if os.environ.get("RANK", "0") != "0":  # torchrun's and accelerate's number of this process
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / NAME, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UsageError(
+            f"`out` must be a directory that no other run is at work in, got {out}: wait for that run, or give another "
+            "--out"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"`out` must be a directory that can be made, got {out} ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if [each.name for each in out.iterdir()] == [NAME]:
+            with suppress(OSError):  # another run may have taken it this moment
+                (out / NAME).unlink()
+                out.rmdir()
