@@ -83,6 +83,7 @@ def test_a_run_learns_and_leaves_its_files(whole):
     assert losses[-1] < losses[0]
     assert [each.epoch for each in whole.metrics] == [1, 2, 3, 4]
     assert sorted(path.name for path in whole.out.iterdir()) == [
+        ".lock",
         "best.safetensors",
         "config.json",
         "last.safetensors",
@@ -325,7 +326,7 @@ def test_a_full_disk_stops_the_run_and_the_next_goes_on(tmp_path, monkeypatch, w
         train(config, build=build)
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "last.safetensors").epoch == 1
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] == [".lock"]  # no half of a file
     assert_same_run(whole, train(config, build=build))
 
 
