@@ -276,6 +276,17 @@ def test_fold_batch_norm_refuses_a_norm_that_does_more() -> None:
         fold_batch_norm(CondConv2d(3, 6, 1), Activated(6))
 
 
+@pytest.mark.parametrize(("spread", "expected"), [(0.5, 0.1), (0.02, 0.02)])
+def test_experts_of_a_classifier_start_no_wider_than_torch_would(spread: float, expected: float) -> None:
+    static = nn.Linear(100 // 3, 60)  # 1 / sqrt(3 * 33) is a tenth
+    with torch.no_grad():
+        static.weight.normal_(std=spread)
+    layer = CondLinear.from_linear(static, 8, init="independent")
+    assert layer.weight.std().item() == pytest.approx(expected, rel=0.05)
+    kept = CondLinear.from_linear(static, 8, noise=0.0)
+    assert torch.equal(kept.weight[0] * 4, static.weight)  # a start that keeps the output keeps its weights
+
+
 def test_independent_start_keeps_layout_and_flags() -> None:
     static = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last).requires_grad_(False)
     layer = CondConv2d.from_conv(static, 4, init="independent")

@@ -169,8 +169,8 @@ class ConditionalLayer(nn.Module):
             num_experts: E.
             routing: As in the layer.
             init: `"preserve"`, or `"independent"` to train from scratch as the paper does: each expert is drawn on
-                its own, normal with the spread of the kernel, and the routing function starts at random; the output
-                is then not that of the static layer.
+                its own, normal with the spread of the kernel (`CondLinear`: or less), and the routing function starts
+                at random; the output is then not that of the static layer.
             noise: Difference between the experts, relative to the standard deviation of the kernel; 0 for exact
                 copies. Whatever its size it cancels at the start; at a tenth of the default, experts were seen to be
                 weighted alike, all rising and falling together, after training.
@@ -227,11 +227,15 @@ class ConditionalLayer(nn.Module):
                 biases = spread_experts(bias.detach(), routing_weights, 0.0)
                 self.bias = nn.Parameter(biases, requires_grad=bias.requires_grad)
 
+    def spread_for(self, kernel: Tensor) -> Tensor:
+        """Return the standard deviation, a scalar, of experts that are drawn in place of a static kernel: its own."""
+        return kernel.std(correction=0)
+
     @torch.no_grad()
     def draw_experts_(self, kernel: Tensor, bias: Tensor | None) -> None:
-        """Draw each expert on its own, in place: normal, with the standard deviation of `kernel`; biases are copied."""
+        """Draw each expert on its own, in place: normal, with the spread for `kernel`; biases are copied."""
         # No number leaves the device: the meta device has none.
-        experts = in_layout_of(kernel, self.weight.normal_().mul_(kernel.std(correction=0)))
+        experts = in_layout_of(kernel, self.weight.normal_().mul_(self.spread_for(kernel)))
         self.weight = nn.Parameter(experts, requires_grad=kernel.requires_grad)
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
