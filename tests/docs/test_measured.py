@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from condconv.experiments.comparison import NetworkNumbers, as_markdown, table, verdict
+from scripts import make_results
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "benchmarks/results/demo-digits.json"
@@ -23,3 +24,9 @@ def test_the_table_is_made_from_its_source() -> None:
     assert said == record["verdict"]
     assert said in " ".join(readme.split())
     assert SOURCE in readme
+
+
+def test_the_page_of_results_is_made_from_its_sources() -> None:
+    assert make_results.PAGE.read_text(encoding="utf-8") == make_results.page(), "run python scripts/make_results.py"
+    for name in make_results.TEXTS:
+        assert (make_results.ASSETS / f"results-{name}.png").is_file()

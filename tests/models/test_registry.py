@@ -340,3 +340,12 @@ def test_a_block_that_cannot_route_does_not_leave_it_to_its_layers() -> None:
         UsageError, match="the layers of 'blocks.3' route by their own inputs: it cannot route them, it"
     ):
         create_model(V1, scope=stages)
+
+
+def test_classifiers_for_few_classes_start_as_wide_as_those_for_imagenet() -> None:
+    for name in ("mobilenet_v1_025", "mobilenet_v1_cc_025_8e", "mobilenet_v2_050", "efficientnet_b0"):
+        spreads = [create_model(name, num_classes=number).classifier.weight.std().item() for number in (10, 400, 1000)]
+        assert all(each == pytest.approx(1 / 3000**0.5, rel=0.1) for each in spreads)  # uniform in +-1 / sqrt(1000)
+    wide, narrow = (create_model("resnet_18", num_classes=number).fc.weight.std().item() for number in (1000, 10))
+    assert narrow == pytest.approx(wide, rel=0.1)  # torch's start does not depend on the classes
+    assert isinstance(create_model("mobilenet_v1_025", num_classes=0).classifier, nn.Identity)

@@ -36,6 +36,7 @@ class Family:
         source: Of the placement.
         listed: Sizes and numbers of experts that `list_models` names.
         output_strides: Ratios of the sizes of image and last feature map that the base can be built with.
+        classes_widen: Whether timm starts the classifier between ±1 / sqrt(classes), the wider the fewer there are.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Family:
     source: str
     listed: dict[str, tuple[int, ...]]
     output_strides: tuple[int, ...] = (8, 16, 32)
+    classes_widen: bool = False
 
     def timm_name(self, size: str) -> str | None:
         """Return what timm calls the static network of a size; `None` where timm has none.
@@ -112,12 +114,13 @@ def _mobilenet_v1(size: str, output_stride: int = 32, **options: Any) -> nn.Modu
     return network
 
 
-# What timm calls the layers of every network that it builds as an EfficientNet.
-_EFFICIENTNET_LAYERS: dict[str, Any] = {
+# What every network has in common that timm builds as an EfficientNet, the names of its layers above all.
+_EFFICIENTNET: dict[str, Any] = {
     "stem": "conv_stem",
     "blocks": r"blocks\.[0-9]+\.[0-9]+",
     "head": "conv_head",
     "classifier": "classifier",
+    "classes_widen": True,
 }
 _PAPER = "CondConv, section 4.1"
 
@@ -128,7 +131,7 @@ def _efficientnet(prefix: str, source: str) -> Family:
         sizes=r"b[0-8]|b0_depth",
         # B0 at depth 1.1 is what B1 is, apart from the size of its images.
         **_by_name(lambda size: f"{prefix}_{'b1' if size == 'b0_depth' else size}"),
-        **_EFFICIENTNET_LAYERS,
+        **_EFFICIENTNET,
         first_block="blocks.4.0",
         conditional_head=False,
         conditional_classifier=False,
@@ -143,7 +146,7 @@ FAMILIES = {
         Family(
             name="mobilenet_v1",
             sizes=r"[0-9]{3}",
-            **_MOBILENET_V1 | _EFFICIENTNET_LAYERS | {"build": _mobilenet_v1, "head": None},
+            **_MOBILENET_V1 | _EFFICIENTNET | {"build": _mobilenet_v1, "head": None},
             first_block="blocks.3.0",
             conditional_head=False,
             conditional_classifier=True,
@@ -155,7 +158,7 @@ FAMILIES = {
             name="mobilenet_v2",
             sizes=r"[0-9]{3}",
             **_by_width("mobilenetv2", "_gen_mobilenet_v2"),
-            **_EFFICIENTNET_LAYERS,
+            **_EFFICIENTNET,
             first_block="blocks.3.0",
             conditional_head=True,
             conditional_classifier=True,
@@ -166,7 +169,7 @@ FAMILIES = {
             name="mnasnet_a1",
             sizes=r"[0-9]{3}",
             **_by_width("semnasnet", "_gen_mnasnet_a1"),  # MnasNet-A1 has squeeze-and-excitation, hence timm's name
-            **_EFFICIENTNET_LAYERS,
+            **_EFFICIENTNET,
             first_block="blocks.4.0",
             conditional_head=False,
             conditional_classifier=False,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from condconv.convert import Scope
@@ -14,6 +15,8 @@ from condconv.models.names import Name, parse_name
 from condconv.models.paper import ROWS, PaperRow
 from condconv.models.pretrained import check_weights, describe_weights, load_weights_
 from condconv.models.recipe import Recipe
+
+_IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def create_model(
     Source:
         CondConv, section 4.1. Deviation: MobileNetV1 and V2, MnasNet, ResNet and `efficientnet_*` pad as torch, where
         TensorFlow pads as SAME; timm rounds channels to multiples of 8 and to 8 at least, where TF-Slim cuts
-        MobileNetV1's off to an int of 8 at least: the same at the paper's widths.
+        MobileNetV1's off to an int of 8 at least: the same at the paper's widths. Classifiers for fewer than 1000
+        classes start as wide as one for 1000, where timm's and the authors' start the wider the fewer there are.
 
     Example:
         >>> model = create_model("mobilenet_v1_cc_025_4e", num_classes=10, output_stride=8)
@@ -134,6 +138,8 @@ def create_model(
         check_weights(parsed, cfg, recipe)
     last: dict[str, Any] = {"features_only": True} if features_only else {"num_classes": num_classes}
     model = parsed.family.build(parsed.size, in_chans=in_chans, **last, **options)
+    if parsed.family.classes_widen and not features_only and 0 < num_classes < _IMAGENET_CLASSES:
+        _narrow_classifier_(model.get_submodule(parsed.family.classifier), num_classes)
     start = model.state_dict()
     if parsed.num_experts is not None:
         recipe.convert_(model, parsed, in_chans)
@@ -141,6 +147,16 @@ def create_model(
         load_weights_(model, parsed, cfg, start, cache_dir)
     model.pretrained_cfg = model.default_cfg = cfg.to_dict()
     return model
+
+
+def _narrow_classifier_(classifier: nn.Module, num_classes: int) -> None:
+    """Let a classifier start as wide as one for ImageNet does, in place.
+
+    It has no norm after it. Between ±1 / sqrt(10) the first loss is 2.9 to 5 where equal guesses have 2.3, and with
+    experts, whose sum is wider still, a network may not recover (`docs/results.md`).
+    """
+    with torch.no_grad():
+        classifier.weight.mul_((num_classes / _IMAGENET_CLASSES) ** 0.5)  # type: ignore[operator]
 
 
 def _check_sizes(name: Name, num_classes: int, in_chans: int, options: Mapping[str, Any]) -> None:

@@ -81,9 +81,9 @@ class CondLinear(ConditionalLayer):
     def spread_for(self, kernel: Tensor) -> Tensor:
         """Return the standard deviation of drawn experts: the kernel's, but at most torch's own, 1 / sqrt(3 C).
 
-        Deviation: the authors' classifier starts between ±1 / sqrt(O), made for the 1000 classes of ImageNet. No norm
-        follows it, and the sum over E experts is sqrt(E) / 2 times as wide: with ten classes and eight experts the
-        first loss was 3.4 to 3.9 instead of 2.3, and the network did not recover (`docs/results.md`).
+        Deviation: the paper keeps the layer's own start. No norm follows a classifier, and the sum over E experts is
+        sqrt(E) / 2 times as wide as one of them: where the static layer starts wide, the first loss is far above that
+        of equal guesses, and the network may not recover (`docs/results.md`).
         """
         return super().spread_for(kernel).clamp(max=(3 * self.in_features) ** -0.5)
 
