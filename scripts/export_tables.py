@@ -57,6 +57,24 @@ def weights_table(rows: list[dict[str, Any]]) -> str:
     return _table(lines)
 
 
+def int8_table(record: dict[str, Any]) -> str:
+    """Return the table of trained networks before and after full int8.
+
+    Args:
+        record: What benchmarks/results/export-int8.json holds.
+    """
+    of = f"of {record['images']}"
+    lines: list[tuple[str, ...]] = [
+        ("network", "fp32", "int8", f"right {of} in fp32, by seed", "right in int8", "other answers")
+    ]
+    for name in dict.fromkeys(row["network"] for row in record["networks"]):
+        rows = [row for row in record["networks"] if row["network"] == name]
+        sizes = (f"{size / 1e6:.2f} MB" for size in rows[0]["bytes"])
+        right = (", ".join(str(row["right"][kind]) for row in rows) for kind in (0, 1))
+        lines.append((f"`{name}`", *sizes, *right, ", ".join(str(row["other_answers"]) for row in rows)))
+    return _table(lines)
+
+
 def _measured(row: dict[str, Any]) -> tuple[str, str, str, str]:
     if "failed" in row:
         return "none", "-", "-", "no"

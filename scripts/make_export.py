@@ -18,11 +18,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "export.md"
 RESULTS = ROOT / "benchmarks" / "results" / "export.json"
 NETWORKS = RESULTS.with_name("export-networks.json")
+INT8 = RESULTS.with_name("export-int8.json")
 
 sys.path.insert(0, str(ROOT))
 
 from condconv.export import FORMATS, export  # noqa: E402
-from scripts.export_tables import capability_table, fill, forms_table, networks_table, weights_table  # noqa: E402
+from scripts.export_tables import (  # noqa: E402
+    capability_table,
+    fill,
+    forms_table,
+    int8_table,
+    networks_table,
+    weights_table,
+)
 from tests.export.cases import LAYERS, all_layers, errors_by_layer, layer_case  # noqa: E402
 from tests.export.test_formats import options  # noqa: E402
 
@@ -73,19 +81,19 @@ def run_together(format: str) -> dict[str, Any]:
     return {"versions": dict(report.versions), "layers": layers}
 
 
-def page(text: str, results: dict[str, Any], networks: list[dict[str, Any]]) -> str:
-    """Return the page with its tables written anew.
+def page(text: str) -> str:
+    """Return the page with its tables written anew from the results.
 
     Args:
         text: The page as it is.
-        results: What benchmarks/results/export.json holds.
-        networks: What benchmarks/results/export-networks.json holds.
     """
+    results, networks, int8 = (json.loads(file.read_text(encoding="utf-8")) for file in (RESULTS, NETWORKS, INT8))
     tables = {
         "forms": forms_table(),
         "capabilities": capability_table(results, LAYERS),
         "networks": networks_table(networks),
         "weights": weights_table(networks),
+        "int8": int8_table(int8),
     }
     return fill(text, tables)
 
@@ -105,7 +113,7 @@ def main() -> int:
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         RESULTS.write_text(json.dumps(results | {format: measured}, indent=1) + "\n", encoding="utf-8")
     old = PAGE.read_text(encoding="utf-8")
-    new = page(old, *(json.loads(file.read_text(encoding="utf-8")) for file in (RESULTS, NETWORKS)))
+    new = page(old)
     if arguments.check:
         if old != new:
             print(f"{PAGE} is out of date: run python scripts/make_export.py", file=sys.stderr)
