@@ -169,7 +169,10 @@ class Two(nn.Module):
         ({"format": "aoti", "opset": 18}, "`opset` must be None for .pt2 files, which have none, got 18: leave it out"),
         ({"format": "executorch", "path": "n.pte"}, "`max_batch` must be given for ExecuTorch, got None"),
         ({"format": "coreml", "path": "n.mlpackage"}, "`max_batch` must be given for CoreML, got None"),
-        ({"format": "executorch", "path": "n.pte", "max_batch": 4, "weights": "int8"}, '`weights` must be "float32"'),
+        (
+            {"format": "executorch", "path": "n.pte", "max_batch": 4, "weights": "int8"},
+            "got 'int8': small weights leave XNNPACK, unless activations are in int8 too",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_refused(tmp_path, monkeypatch, options, message):
