@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -19,12 +18,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "export.md"
 RESULTS = ROOT / "benchmarks" / "results" / "export.json"
 NETWORKS = RESULTS.with_name("export-networks.json")
-KINDS = ("1x1", "depthwise", "dense", "linear", "other")
+INT8 = RESULTS.with_name("export-int8.json")
 
 sys.path.insert(0, str(ROOT))
 
 from condconv.export import FORMATS, export  # noqa: E402
-from condconv.export.plan import TABLES  # noqa: E402
+from scripts.export_tables import (  # noqa: E402
+    capability_table,
+    fill,
+    forms_table,
+    int8_table,
+    networks_table,
+    weights_table,
+)
 from tests.export.cases import LAYERS, all_layers, errors_by_layer, layer_case  # noqa: E402
 from tests.export.test_formats import options  # noqa: E402
 
@@ -75,97 +81,21 @@ def run_together(format: str) -> dict[str, Any]:
     return {"versions": dict(report.versions), "layers": layers}
 
 
-def networks_table(rows: list[dict[str, Any]]) -> str:
-    """Return the table of whole networks with fp32 weights.
-
-    Args:
-        rows: What benchmarks/results/export-networks.json holds.
-    """
-    lines: list[tuple[str, ...]] = [("network", "format", "file", "worst error", "allowed", "verified")]
-    for row in rows:
-        if row["weights"] == "float32":
-            lines.append((f"`{row['network']}`", f"`{row['format']}`", *_measured(row)))
-    return _table(lines)
-
-
-def weights_table(rows: list[dict[str, Any]]) -> str:
-    """Return the table of networks that were exported with small weights, beside fp32; argument as above."""
-    small = {(row["network"], row["format"]) for row in rows if row["weights"] != "float32"}
-    lines: list[tuple[str, ...]] = [("network", "format", "weights", "file", "changed by", "verified")]
-    for row in rows:
-        if (row["network"], row["format"]) in small:
-            size, _, _, verified = _measured(row)
-            changed = "-" if row["weights_error"] is None else f"{row['weights_error']:.1%}"
-            lines.append((f"`{row['network']}`", f"`{row['format']}`", row["weights"], size, changed, verified))
-    return _table(lines)
-
-
-def _measured(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    if "failed" in row:
-        return "none", "-", "-", "no"
-    error = f"{max(row['errors'].values()):.0e}" if row["errors"] else "-"
-    return f"{row['bytes'] / 1e6:.1f} MB", error, f"{row['allowed']:.0e}", "yes" if row["verified"] else "no"
-
-
-def forms_table() -> str:
-    """Return the table of forms by runtime and kind of layer."""
-    rows: list[tuple[str, ...]] = [("format", *KINDS)]
-    for format, rules in TABLES.items():
-        forms = [" or ".join(dict.fromkeys(f"`{rule.form}`" for rule in rules if rule.kind == kind)) for kind in KINDS]
-        rows.append((f"`{format}`", *forms))
-    return _table(rows)
-
-
-def capability_table(results: dict[str, Any]) -> str:
-    """Return the table of what was exported and run.
-
-    Args:
-        results: What benchmarks/results/export.json holds.
-    """
-    formats = [format for format in FORMATS if format in results]
-    rows = [("layer", *(f"`{format}`" for format in formats))]
-    for name in LAYERS:
-        rows.append((name, *(_cell(results[format]["layers"].get(name)) for format in formats)))
-    versions = [
-        f"- `{format}`: {', '.join(f'{name} {number}' for name, number in results[format]['versions'].items())}"
-        for format in formats
-    ]
-    return _table(rows) + "\n" + "\n".join(versions) + "\n"
-
-
-def _cell(layer: dict[str, Any] | None) -> str:
-    if layer is None:
-        return "not tried"
-    if "failed" in layer:
-        return "the converter fails"
-    if not layer["verified"]:
-        return f"`{layer['form']}`, not run"
-    return f"`{layer['form']}`, {layer['error']:.0e}"
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def page(text: str, results: dict[str, Any], networks: list[dict[str, Any]]) -> str:
-    """Return the page with its tables written anew.
+def page(text: str) -> str:
+    """Return the page with its tables written anew from the results.
 
     Args:
         text: The page as it is.
-        results: What benchmarks/results/export.json holds.
-        networks: What benchmarks/results/export-networks.json holds.
     """
+    results, networks, int8 = (json.loads(file.read_text(encoding="utf-8")) for file in (RESULTS, NETWORKS, INT8))
     tables = {
         "forms": forms_table(),
-        "capabilities": capability_table(results),
+        "capabilities": capability_table(results, LAYERS),
         "networks": networks_table(networks),
         "weights": weights_table(networks),
+        "int8": int8_table(int8),
     }
-    for name, table in tables.items():
-        between = re.compile(rf"(<!-- {name} -->\n\n).*?(\n<!-- end -->)", re.DOTALL)
-        text = between.sub(lambda match, table=table: match[1] + table + match[2], text)  # type: ignore[misc]
-    return text
+    return fill(text, tables)
 
 
 def main() -> int:
@@ -183,7 +113,7 @@ def main() -> int:
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         RESULTS.write_text(json.dumps(results | {format: measured}, indent=1) + "\n", encoding="utf-8")
     old = PAGE.read_text(encoding="utf-8")
-    new = page(old, *(json.loads(file.read_text(encoding="utf-8")) for file in (RESULTS, NETWORKS)))
+    new = page(old)
     if arguments.check:
         if old != new:
             print(f"{PAGE} is out of date: run python scripts/make_export.py", file=sys.stderr)

@@ -29,4 +29,7 @@ model = onnx.load(source)
 facts = {each.key: each.value for each in model.metadata_props}
 routers = [node.name for node in model.graph.node if any("routing_fn" in name for name in node.input)]
 quant_pre_process(source, target, skip_symbolic_shape=True)
-quantize_static(target, target, Pictures(folder, json.loads(facts["preprocessing"])), nodes_to_exclude=routers)
+pictures = Pictures(folder, json.loads(facts["preprocessing"]))
+# A scale for each channel: folded norms give the channels of a weight sizes of their own, and with one scale for all of
+# them the small ones are lost.
+quantize_static(target, target, pictures, nodes_to_exclude=routers, per_channel=True)

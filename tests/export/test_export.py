@@ -165,9 +165,14 @@ class Two(nn.Module):
         ({"example": torch.zeros(0, 3, 8, 8)}, r"got torch.float32 \(0, 3, 8, 8\): convert it, and give one example"),
         ({"example": torch.zeros(3)}, r"`example` must be a torch.float32 tensor \[B, C, ...\]"),
         ({"format": "openvino", "path": "n.xml", "opset": 18}, "`opset` must be None for OpenVINO"),
+        ({"opset": 18}, "`opset` must be None for .pt2 files, which have none, got 18: leave it out"),
+        ({"format": "aoti", "opset": 18}, "`opset` must be None for .pt2 files, which have none, got 18: leave it out"),
         ({"format": "executorch", "path": "n.pte"}, "`max_batch` must be given for ExecuTorch, got None"),
         ({"format": "coreml", "path": "n.mlpackage"}, "`max_batch` must be given for CoreML, got None"),
-        ({"format": "executorch", "path": "n.pte", "max_batch": 4, "weights": "int8"}, '`weights` must be "float32"'),
+        (
+            {"format": "executorch", "path": "n.pte", "max_batch": 4, "weights": "int8"},
+            "got 'int8': small weights leave XNNPACK, unless activations are in int8 too",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_refused(tmp_path, monkeypatch, options, message):

@@ -131,7 +131,8 @@ def test_rows_of_the_example_for_any_input_are_caught(tmp_path, monkeypatch):
 
 def test_litert_with_a_dynamic_batch_is_refused(tmp_path):
     network, example = small_network()
-    with pytest.raises(UsageError, match="`dynamic_batch` must be False for LiteRT"):
+    message = re.escape("`dynamic_batch` must be False for LiteRT, got True: a resized file gives wrong values")
+    with pytest.raises(UsageError, match=rf"{message}; .* the batch size you need \(`--batch`\), and write"):
         export(network, tmp_path / "n.tflite", format="litert", example=example)
 
 

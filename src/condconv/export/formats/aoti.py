@@ -9,21 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from condconv.export.formats import torch_export
 from condconv.export.formats.request import Inspection, Request, export_program
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".pt2", None, (), "AOTInductor"
 _METADATA = "condconv"
 
-
-def why_not(request: Request) -> str | None:
-    """Return `None`: all requests can be met."""
-    return None
-
-
-def why_not_run() -> str | None:
-    """Return `None`: a file runs where it is written."""
-    return None
+# It compiles the graph of torch.export: what can be had there, can be had here.
+why_not, why_not_run = torch_export.why_not, torch_export.why_not_run
 
 
 def write(model: nn.Module, path: Path, request: Request) -> None:

@@ -26,8 +26,8 @@ def why_not(request: Request) -> str | None:
         )
     if request.weights != "float32":
         return (
-            f'`weights` must be "float32" for ExecuTorch, got {request.weights!r}: XNNPACK takes no weights that are '
-            "widened in the graph; quantise with its own XNNPACKQuantizer"
+            f'`weights` must be "float32" for ExecuTorch, got {request.weights!r}: small weights leave XNNPACK, '
+            "unless activations are in int8 too, which computes something else; XNNPACKQuantizer makes such a program"
         )
     return None if request.opset is None else "`opset` must be None for ExecuTorch, which has none: leave it out"
 

@@ -20,7 +20,7 @@ def why_not(request: Request) -> str | None:
     if request.batch is None:
         return (
             "`dynamic_batch` must be False for LiteRT, got True: a resized file gives wrong values; "
-            "give an example of the batch size you need, and write a file for each size"
+            "give an example of the batch size you need (`--batch`), and write a file for each size"
         )
     if request.weights != "float32":
         return f'`weights` must be "float32" for LiteRT, got {request.weights!r}: quantise with ai_edge_quantizer'

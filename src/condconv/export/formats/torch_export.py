@@ -16,8 +16,10 @@ _METADATA = "condconv.json"
 
 
 def why_not(request: Request) -> str | None:
-    """Return `None`: all requests can be met."""
-    return None
+    """Return why an opset is of no use, or `None`."""
+    if request.opset is None:
+        return None
+    return f"`opset` must be None for .pt2 files, which have none, got {request.opset}: leave it out"
 
 
 def why_not_run() -> str | None:
