@@ -72,18 +72,19 @@ def impls_for(layer: Layer) -> tuple[str, ...]:
     return (*IMPLS, "mix_outputs") if layer.size == 1 else IMPLS
 
 
-def find_rule(layer: Layer, conditional: tuple[Tensor, Tensor, Tensor], training: bool) -> str:
-    """Return which rule of "auto" decides where there are no compiled kernels, as its table puts it."""
+def find_rules(layer: Layer, conditional: tuple[Tensor, Tensor, Tensor], training: bool) -> dict[str, str]:
+    """Return which rule of "auto" decides, as its table puts it, with the compiled kernels and without."""
     x, experts, routing = conditional
     geometry = Geometry((1, 1), (layer.kernel // 2,) * 2, (1, 1), layer.in_channels if layer.depthwise else 1)
     problem = describe(x.requires_grad_(training), experts, routing, None, geometry, layer.size**2)
-    return next(rule.where for rule in RULES if rule.impl != "native" and rule.holds(problem))
+    holding = [rule for rule in RULES if rule.holds(problem)]
+    return {"rule": holding[0].where, "otherwise": next(rule.where for rule in holding if rule.impl != "native")}
 
 
 def make_calls(
     layer: Layer, batch: int, channels_last: bool, training: bool
-) -> tuple[dict[str, Callable[[], object]], str]:
-    """Return what is timed, by name: the static layer in both layouts, implementations in one; and "auto"'s rule."""
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """Return what is timed, by name: the static layer in both layouts, implementations in one; and "auto"'s rules."""
     groups = layer.in_channels if layer.depthwise else 1
     options: dict[str, Any] = {"padding": layer.kernel // 2, "groups": groups}
     shape = (layer.out_channels, layer.in_channels // groups, layer.kernel, layer.kernel)
@@ -113,7 +114,7 @@ def make_calls(
         if error > 1e-4:
             sys.exit(f"{impl} differs from the reference by {error:.1e} on {layer.name}: not timed")
         calls[impl] = call(cond_conv2d, conditional, impl=impl)
-    return calls, find_rule(layer, conditional, training)
+    return calls, find_rules(layer, conditional, training)
 
 
 def time_alternately(
@@ -139,7 +140,7 @@ def time_alternately(
 def measure(layer: Layer, batch: int, channels_last: bool, training: bool, repetitions: int) -> dict[str, Any]:
     """Return one row: milliseconds of the static convolution, and ratio and quartiles of each implementation."""
     with torch.set_grad_enabled(training):
-        calls, rule = make_calls(layer, batch, channels_last, training)
+        calls, rules = make_calls(layer, batch, channels_last, training)
         times = time_alternately(calls, repetitions, 0.01)
     static = min(times["static"], times["static channels_last"], key=statistics.median)
     row: dict[str, Any] = {
@@ -147,7 +148,7 @@ def measure(layer: Layer, batch: int, channels_last: bool, training: bool, repet
         "batch": batch,
         "channels_last": channels_last,
         "training": training,
-        "rule": rule,
+        **rules,
         "static_ms": 1e3 * statistics.median(static),
         "bound": (layer.size**2 + NUM_EXPERTS) / layer.size**2,
     }

@@ -69,7 +69,7 @@ What is known to bound them:
 - Experts that outgrow the caches come from memory, at any batch; the 75 MB of `3x3 512->512` do.
 - A depthwise layer does a few multiply-adds for each number it reads or writes: mixing shows, and so does what a call
   costs in Python.
-- The rest is the kernels: torch's compute some shapes faster, most of all pointwise layers of large batches and 3 x 3.
+- The rest is the kernels: torch's compute some shapes faster, most of all 3 x 3 of many channels.
   timm's layer, which calls torch's kernels with one group an example, shows how little of that reaches such a call.
 """
 
@@ -88,7 +88,7 @@ AUTO = """\
 ## How "auto" chooses
 
 The first line that fits decides. Times are medians over the cases that the line decides, with the least and the
-largest. The lines after `native` decide where no compiled kernel can run, so it is not among their others.
+largest. The lines after `native` also decide where no compiled kernel can run, so it is not among their others.
 """
 
 
@@ -153,11 +153,8 @@ def rules() -> str:
     record = read(SELECTION)
     lines: list[tuple[str, ...]] = [("where", "takes", "time / static", "best of the others", "why"), ("---",) * 5]
     for rule in RULES:
-        # A row names the rule that decides where nothing is compiled; native decides all but those of the first one.
-        native = rule.impl == "native"
-        governed = [
-            row for row in record["rows"] if (row["rule"] != RULES[0].where if native else row["rule"] == rule.where)
-        ]
+        # Rules after native decide where its kernels are not compiled, or x lies so that it is not taken.
+        governed = [row for row in record["rows"] if rule.where in (row["rule"], row["otherwise"])]
         own = [row[rule.impl]["median"] for row in governed]
         others = [
             min(each["median"] for name, each in row.items() if name in WHY_NOT and name not in (rule.impl, "native"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -213,10 +214,28 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.condconv.mixed_conv, (*leaves, *geometry, "native"), rtol=1e-4, atol=1e-4)
 
 
-def test_auto_takes_it_where_it_can() -> None:
-    arguments, options = tensors("pointwise-tails")
-    auto = cond_conv2d(*arguments, **options)
-    assert torch.equal(auto, cond_conv2d(*arguments, impl="native", **options))
+@pytest.mark.parametrize(
+    ("kernel", "groups", "layout", "taken"),
+    [
+        ((3, 6, 4, 3, 3), 1, torch.channels_last, "native"),
+        ((3, 640, 320, 1, 1), 1, torch.contiguous_format, "native"),
+        ((3, 6, 4, 1, 1), 1, torch.contiguous_format, "matmul"),  # turning x around would take longer
+        ((3, 640, 1, 3, 3), 640, torch.channels_last, "native"),
+        ((3, 640, 1, 3, 3), 640, torch.contiguous_format, "grouped"),
+        ((1, 6, 4, 3, 3), 1, torch.channels_last, "mix_outputs"),
+    ],
+)
+def test_auto_takes_it_where_it_can_and_pays(kernel, groups, layout, taken, caplog) -> None:
+    x = torch.zeros(2, kernel[2] * groups, 5, 5).to(memory_format=layout)
+    with caplog.at_level(logging.DEBUG, logger="condconv"):
+        cond_conv2d(x, torch.zeros(kernel), torch.zeros(2, kernel[0]), groups=groups)
+    assert f"{taken} for x" in caplog.text
+
+
+def test_auto_takes_it_for_one_pixel(caplog) -> None:
+    with caplog.at_level(logging.DEBUG, logger="condconv"):
+        cond_conv2d(torch.zeros(2, 256, 1, 1), torch.zeros(3, 512, 256, 1, 1), torch.zeros(2, 3))
+    assert "native for x" in caplog.text
 
 
 def test_what_it_cannot_do_is_said() -> None:

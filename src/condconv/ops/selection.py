@@ -194,19 +194,19 @@ class Rule(NamedTuple):
 MEASURED = "measured"
 """The reason of a rule that stands on `benchmarks/results/selection-cpu.json`."""
 
+_COUNTED = "convolving E times costs what mixing would, and stores no kernel"
+
 RULES = (
     Rule(
-        "mix_outputs",
-        "one output pixel, or one expert",
-        lambda problem: (problem.output_pixels == 1 or problem.num_experts == 1) and not _reads_compact(problem),
-        "convolving E times costs what mixing would, and stores no kernel; but native reads compact experts as such",
+        "mix_outputs", "one expert", lambda problem: problem.num_experts == 1 and not _reads_compact(problem), _COUNTED
     ),
     Rule(
         "native",
-        "CPU, two dimensions, fp32; not in an exported graph or torch.func",
-        lambda problem: why_not_native(problem) is None,
+        "CPU, two dimensions, fp32; not exported, not in torch.func, not contiguous where turning x around shows",
+        lambda problem: why_not_native(problem) is None and not _turning_shows(problem),
         MEASURED,
     ),
+    Rule("mix_outputs", "one output pixel", lambda problem: problem.output_pixels == 1, _COUNTED),
     Rule(
         "matmul",
         "export, torch.func, and what else is compiled without gradients",
@@ -246,6 +246,16 @@ RULES = (
 
 def _reads_compact(problem: Problem) -> bool:
     return problem.compact is not None and why_not_native(problem) is None
+
+
+def _turning_shows(problem: Problem) -> bool:
+    """Return whether x is contiguous, and laying its channels innermost and back is a 64th of the product or more.
+
+    That is every depthwise layer, and pointwise ones of few channels. Compact experts are worth it.
+    """
+    product = problem.kernel_numel * problem.output_pixels
+    moved = problem.input_numel + problem.output_numel
+    return not problem.channels_last and 64 * moved > product and problem.compact is None
 
 
 def _on_cpu(problem: Problem) -> bool:
