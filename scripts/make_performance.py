@@ -203,6 +203,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set(xscale="log", xlabel="time over the static twin's", yticks=range(len(rows)))
     ticks = (0.5, 1, 2, 4, 8)
     axes.set_xticks(ticks, [str(each) for each in ticks])
+    axes.xaxis.set_minor_formatter("")
     axes.set_yticklabels([f"{_name(row).replace('`', '')}, batch {row.batch}" for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.legend(loc="upper right")

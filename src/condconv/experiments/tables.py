@@ -211,6 +211,9 @@ def _curves(axes: Any, rows: Sequence[Row], curves: dict[str, str]) -> None:
             x, y = [row.madds / 1e6 for row in points], [row.score for row in points]
             axes.errorbar(x, y, [row.spread or 0.0 for row in points], label=name, marker="o", capsize=3)
     axes.set(xscale="log", xlabel="multiply-adds (millions)")
+    costs = [row.madds for row in rows]
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}" if max(costs) < 10 * min(costs) else "")  # or they run into one another
 
 
 def _differences(axes: Any, rows: Sequence[Row]) -> None:
