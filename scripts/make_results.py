@@ -96,13 +96,13 @@ def spent(records: Sequence[RunRecord]) -> str:
 def curves(experiment: Experiment, records: Sequence[RunRecord]) -> str:
     """Return the score after each epoch as a Markdown table, the mean over seeds of the first member."""
     epochs = max(len(record.curve[0]) for record in records)
-    lines = [["network", *(f"epoch {epoch}" for epoch in range(1, epochs + 1))], ["---", *["---:"] * epochs]]
+    lines = [["network", *(f"epoch {epoch}" for epoch in range(1, epochs + 1))]]
     for arm in experiment.arms:
         found = [record.curve[0] for record in records if record.label == arm.label]
         if found:
             means = [100 * sum(curve[epoch] for curve in found) / len(found) for epoch in range(len(found[0]))]
             lines.append([arm.label, *(f"{mean:.1f}" for mean in means)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return as_markdown(lines)
 
 
 def section(name: str) -> str:

@@ -80,11 +80,11 @@ static void convolve(
                     : p->y + (example * outer * p->groups + group) * p->outputs + start;
     const int64_t columns = (channels + VECTOR - 1) / VECTOR, taps = p->kernel_height * p->kernel_width;
     struct block block;
+    /* Where there is one tap no pixel has been read before, and each row of x is too short to be seen coming. */
+    block.ahead = taps == 1 ? ROWS * p->groups * (back ? p->outputs : p->channels) : 0;
     for (int64_t first = 0; first < pixels; first += ROWS) {
         const int count = (int)least(pixels - first, ROWS);
         find_pixels(p, back, x, y, first, count, &block);
-        /* Where there is one tap no pixel has been read before, and each row of x is too short to be seen coming. */
-        block.ahead = taps == 1 ? ROWS * p->groups * (back ? p->outputs : p->channels) : 0;
         MULTIPLY[count - 1][columns - 1](taps, k1 - k0, &block, panel, k0 > 0, channels % VECTOR);
     }
 }
