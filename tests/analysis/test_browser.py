@@ -147,10 +147,10 @@ def test_light_and_dark(open_page, scheme, dark):
     text = luminance(page, "getComputedStyle(document.body).color")
     tick = luminance(page, "getComputedStyle(document.querySelector('#chart-share .xtick text')).fill")
     assert (back < 0.2, text > 0.8, tick > 0.8) == (dark, dark, dark)
+    before = page.evaluate("getComputedStyle(document.querySelector('#chart-share .xtick text')).fill")
     page.emulate_media(color_scheme="light" if dark else "dark")  # the charts follow while the page is open
     page.wait_for_function(
-        "colour => getComputedStyle(document.querySelector('#chart-share .xtick text')).fill !== colour",
-        arg=page.evaluate("getComputedStyle(document.body).backgroundColor"),
+        "colour => getComputedStyle(document.querySelector('#chart-share .xtick text')).fill !== colour", arg=before
     )
     other = luminance(page, "getComputedStyle(document.querySelector('#chart-share .xtick text')).fill")
     assert (other > 0.8) != dark
