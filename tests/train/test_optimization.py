@@ -3,18 +3,37 @@ import torch
 from torch import nn
 
 from condconv.errors import UsageError
-from condconv.nn import CondConv2d
+from condconv.models import create_model
+from condconv.nn import CondConv2d, RoutingFunction
 from condconv.train.optimization import create_optimizer, create_scheduler
 from tests.train.samples import settings
 
 
-def test_kernels_decay_and_biases_and_norms_do_not(tmp_path):
-    network = nn.Sequential(CondConv2d(2, 3, 3, num_experts=2), nn.BatchNorm2d(3))
+def decayed(network: nn.Module, tmp_path) -> set[str]:
     optimizer = create_optimizer(settings(tmp_path, weight_decay=0.1), network)
     decay = {id(each): group["weight_decay"] for group in optimizer.param_groups for each in group["params"]}
-    kernels = {name for name, each in network.named_parameters() if decay[id(each)] == 0.1}
-    assert kernels == {"0.weight", "0.routing_fn.fc.weight"}
-    assert sum(value == 0 for value in decay.values()) == 4  # the experts', the routing's and the norm's two
+    assert set(decay.values()) == {0.0, 0.1}
+    return {name for name, each in network.named_parameters() if decay[id(each)] == 0.1}
+
+
+def test_kernels_decay_and_biases_norms_and_routers_do_not(tmp_path):
+    network = nn.Sequential(CondConv2d(2, 3, 3, num_experts=2), nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1))
+    assert decayed(network, tmp_path) == {"0.weight", "2.weight"}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scope": "single"}, {"routing": "hierarchical"}, {"routing": "hidden"}, {"scope": "layer"}]
+)
+def test_no_router_decays_wherever_it_is(options, tmp_path):
+    network = create_model("mobilenet_v1_cc_025_2e", num_classes=2, **options)
+    routers = {
+        f"{name}.{own}"
+        for name, module in network.named_modules()
+        if isinstance(module, RoutingFunction)
+        for own, _ in module.named_parameters()
+    }
+    kernels = {name for name, each in network.named_parameters() if each.ndim > 1 and not name.endswith("bias")}
+    assert routers and decayed(network, tmp_path) == kernels - routers
 
 
 def test_the_rate_warms_up_and_follows_half_a_cosine(tmp_path):

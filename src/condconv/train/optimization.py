@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+from timm.optim import create_optimizer_v2, param_groups_weight_decay  # type: ignore[attr-defined]
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
@@ -14,14 +15,26 @@ from condconv.train.config import TrainConfig
 
 
 def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Return timm's optimizer of that name; biases and norms are not decayed.
+    """Return timm's optimizer of that name; biases, norms and what routes are not decayed.
+
+    No norm follows a router, so that decay draws its weights towards zero, where every input is routed alike: at the
+    decay that suits kernels before a batch norm, routing is lost within a dozen epochs (`docs/results.md`).
 
     Raises:
         UsageError: timm does not know the name.
     """
     try:
         return create_optimizer_v2(
-            network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **config.optimizer_options
+            network,
+            opt=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            param_group_fn=partial(
+                param_groups_weight_decay,
+                weight_decay=config.weight_decay,
+                no_weight_decay_list=_names_of_routers(network),
+            ),
+            **config.optimizer_options,
         )
     except TypeError as error:
         raise UsageError(
@@ -33,6 +46,10 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
             f"`optimizer` must be a name that timm knows, got {config.optimizer!r} ({error}): "
             "sgd, adamw, rmsproptf and lamb are some"
         ) from error
+
+
+def _names_of_routers(network: nn.Module) -> list[str]:
+    return [name for name, _ in network.named_parameters() if "routing_fn" in name.split(".")]
 
 
 def create_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Any:
