@@ -69,9 +69,11 @@ def test_under_autocast() -> None:
     experts, scale = quantize(weight, 1, False)
     with torch.autocast("cpu", torch.bfloat16):
         output = cond_conv2d(x, experts, routing, weight_scale=scale)
-        expected = cond_conv2d(x, widen(experts, scale, 1, False, torch.float32), routing)
     assert output.dtype == torch.bfloat16
-    assert torch.equal(output, expected)
+    exact = widen(experts, scale, 1, False, torch.float64)
+    expected = cond_conv2d(x.bfloat16().double(), exact, routing.double(), impl="reference")
+    eps = torch.finfo(torch.bfloat16).eps  # as above: the mixed kernel may be rounded, and the output is
+    torch.testing.assert_close(output.double(), expected, rtol=0, atol=2 * eps * expected.abs().max().item() + 4 * eps)
 
 
 def test_int8_by_hand() -> None:

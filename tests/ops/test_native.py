@@ -91,6 +91,21 @@ def test_equals_the_reference(name: str, instruction_set: str) -> None:
     check(cond_conv2d(*arguments, impl="native", **options), arguments, options)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["pointwise-tails", "dense-stride-dilation", "grouped", "depthwise-tails"])
+def test_narrow_numbers_are_computed_in_fp32_and_rounded_once(name: str, dtype: torch.dtype) -> None:
+    arguments, options = tensors(name, dtype)
+    arguments[2] = torch.randn(arguments[2].shape)  # routing weights are fp32 all the same
+    leaves = [t.requires_grad_() for t in arguments[:3]]
+    wide = [t.detach().float().requires_grad_() for t in leaves]
+    output, expected = (cond_conv2d(*each, impl="native", **options) for each in (leaves, wide))
+    assert torch.equal(output, expected.to(dtype))
+    weighting = torch.randn(output.shape).to(dtype)
+    grads = torch.autograd.grad(output, leaves, weighting)
+    for grad, reference in zip(grads, torch.autograd.grad(expected, wide, weighting.float()), strict=True):
+        torch.testing.assert_close(grad, reference.to(grad.dtype), rtol=torch.finfo(grad.dtype).eps, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("name", SHAPES)
 def test_compact_experts_equal_those_they_stand_for(name: str, dtype: torch.dtype, instruction_set: str) -> None:
@@ -232,6 +247,25 @@ def test_auto_takes_it_where_it_can_and_pays(kernel, groups, layout, taken, capl
     assert f"{taken} for x" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kernel", "size", "taken"),
+    [
+        (torch.bfloat16, (3, 64, 64, 1, 1), 8, "native"),
+        (torch.bfloat16, (3, 64, 64, 1, 1), 9, "matmul"),
+        (torch.bfloat16, (3, 4, 4, 3, 3), 18, "native"),
+        (torch.bfloat16, (3, 4, 4, 3, 3), 19, "per_example"),
+        (torch.bfloat16, (3, 64, 1, 3, 3), 30, "native"),
+        (torch.float16, (3, 4, 4, 3, 3), 30, "native"),
+    ],
+)
+def test_auto_takes_it_for_narrow_numbers_where_it_pays(dtype, kernel, size, taken, caplog) -> None:
+    groups = 64 // kernel[2] if kernel[1] == 64 else 1
+    x = torch.zeros(2, kernel[2] * groups, size, size).to(dtype, memory_format=torch.channels_last)
+    with caplog.at_level(logging.DEBUG, logger="condconv"):
+        cond_conv2d(x, torch.zeros(kernel, dtype=dtype), torch.zeros(2, kernel[0]), groups=groups)
+    assert f"{taken} for x" in caplog.text
+
+
 def test_auto_takes_it_for_one_pixel(caplog) -> None:
     with caplog.at_level(logging.DEBUG, logger="condconv"):
         cond_conv2d(torch.zeros(2, 256, 1, 1), torch.zeros(3, 512, 256, 1, 1), torch.zeros(2, 3))
@@ -240,9 +274,10 @@ def test_auto_takes_it_for_one_pixel(caplog) -> None:
 
 def test_what_it_cannot_do_is_said() -> None:
     x, weight, routing = torch.randn(2, 4, 5, 5), torch.randn(3, 6, 4, 3, 3), torch.rand(2, 3)
-    with pytest.raises(
-        RuntimeError, match="impl='native' cannot run here: its kernels compute in fp32, x or weight is float64"
-    ):
+    message = (
+        "impl='native' cannot run here: its kernels compute in fp32 for fp32, bf16 and fp16, x or weight is float64"
+    )
+    with pytest.raises(RuntimeError, match=message):
         cond_conv2d(x.double(), weight.double(), routing, impl="native")
     with pytest.raises(RuntimeError, match="two-dimensional convolutions only, not transposed ones"):
         cond_conv_transpose2d(x, torch.randn(3, 4, 6, 3, 3), routing, impl="native")

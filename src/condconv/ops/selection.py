@@ -120,9 +120,9 @@ def why_not_native(problem: Problem) -> str | None:
     """Return why the compiled kernels cannot run, or `None`."""
     if problem.device != "cpu":
         return f"its kernels are for the CPU, x is on {problem.device}"
-    other = [str(dtype).removeprefix("torch.") for dtype in problem.dtypes if dtype != torch.float32]
+    other = [str(dtype).removeprefix("torch.") for dtype in problem.dtypes if dtype not in library.DTYPES]
     if other:
-        return f"its kernels compute in fp32, x or weight is {other[0]}"
+        return f"its kernels compute in fp32 for fp32, bf16 and fp16, x or weight is {other[0]}"
     if problem.transposed or problem.spatial != 2:
         return "it has kernels for two-dimensional convolutions only, not transposed ones"
     if problem.taps > library.MOST_TAPS:
@@ -203,7 +203,19 @@ RULES = (
     Rule(
         "native",
         "CPU, two dimensions, fp32; not exported, not in torch.func, not contiguous where turning x around shows",
-        lambda problem: why_not_native(problem) is None and not _turning_shows(problem),
+        lambda problem: _native_pays(problem) and problem.dtypes[0] == torch.float32,
+        MEASURED,
+    ),
+    Rule(
+        "native",
+        "CPU, two dimensions, bf16; depthwise, dense up to 256 output pixels, pointwise up to 64, or compact experts",
+        lambda problem: _native_pays(problem) and problem.dtypes[0] == torch.bfloat16 and _few_pixels(problem),
+        MEASURED,
+    ),
+    Rule(
+        "native",
+        "CPU, two dimensions, fp16",
+        lambda problem: _native_pays(problem) and problem.dtypes[0] == torch.float16,
         MEASURED,
     ),
     Rule("mix_outputs", "one output pixel", lambda problem: problem.output_pixels == 1, _COUNTED),
@@ -240,6 +252,16 @@ RULES = (
 
 def _reads_compact(problem: Problem) -> bool:
     return problem.compact is not None and why_not_native(problem) is None
+
+
+def _native_pays(problem: Problem) -> bool:
+    return why_not_native(problem) is None and not _turning_shows(problem)
+
+
+def _few_pixels(problem: Problem) -> bool:
+    """Return whether mixing weighs so much that it pays to compute in fp32 where torch's products take bf16."""
+    most = 64 if _pointwise(problem) else 256
+    return problem.depthwise or problem.output_pixels <= most or problem.compact is not None
 
 
 def _turning_shows(problem: Problem) -> bool:

@@ -20,23 +20,25 @@ def forward(
     """Convolve example b of x `[B, C, H, W]` with `sum_e routing_weights[b, e] * weight[e]`.
 
     Args:
-        x: fp32 on the CPU, not empty. Computed with channels innermost: a contiguous one is turned around, and back.
-        weight: `[E, O, C/G, KH, KW]`; fp32, or bfloat16 or int8, which are widened as they are mixed.
+        x: fp32, bfloat16 or fp16 on the CPU, not empty. Computed in fp32 with channels innermost: a narrower one is
+            widened, a contiguous one turned around, and the output back.
+        weight: `[E, O, C/G, KH, KW]`; fp32 or fp16, or bfloat16 or int8, which are widened as they are mixed.
         routing_weights: `[B, E]`, any dtype.
         geometry: Not transposed.
         weight_scale: `[E, O]`, fp32, to be multiplied with the experts, or `None`.
 
     Returns:
-        `[B, O, H', W']` in the layout of x. Sums are fp32.
+        `[B, O, H', W']` in the dtype and the layout of x. Sums are fp32, rounded once.
     """
     size = geometry.output_size(x.shape[2:], weight.shape[3:])
     output = _empty(x.shape[0], weight.shape[1], size)
-    experts = weight if weight.is_contiguous() or _inside(weight).is_contiguous() else weight.contiguous()
+    experts = weight.float() if weight.dtype == torch.float16 else weight
+    experts = experts if experts.is_contiguous() or _inside(experts).is_contiguous() else experts.contiguous()
     weights = routing_weights.float()
     if weight_scale is not None:
         weights = weights[:, :, None] * weight_scale
     Call(_channels_inside(x), experts, weights, geometry, size).forward(output)
-    return output.contiguous(memory_format=output_memory_format(x))
+    return output.to(x.dtype).contiguous(memory_format=output_memory_format(x))
 
 
 def backward(
@@ -49,20 +51,21 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of x, of the experts and of the routing weights, `None` where `needs` says so.
 
-    Shapes as in `forward`; fp32.
+    Shapes as in `forward`; that of x in its dtype, the others in fp32.
     """
     needs_x, needs_weight, needs_routing = needs
     source, grad = _channels_inside(x), _channels_inside(grad_output)
     depthwise = weight.shape[2] == 1 and geometry.groups > 1
     # The taps outside: then a tap's channels lie side by side, as those of x do.
-    experts = weight.contiguous() if depthwise else _inside(weight).contiguous().permute(0, 1, 4, 2, 3)
+    wide = weight.float()
+    experts = wide.contiguous() if depthwise else _inside(wide).contiguous().permute(0, 1, 4, 2, 3)
     weights = routing_weights.float().contiguous()
     call = Call(source, experts, weights, geometry, tuple(grad_output.shape[2:]))
     grad_x = grad_weight = grad_routing = None
     if needs_x:
         grad_x = _empty(x.shape[0], x.shape[1], x.shape[2:])
         call.input_gradient(grad, grad_x)
-        grad_x = grad_x.contiguous(memory_format=output_memory_format(x))
+        grad_x = grad_x.to(x.dtype).contiguous(memory_format=output_memory_format(x))
     if needs_weight or needs_routing:
         found = torch.empty_like(experts)
         grad_routing = call.weight_gradient(grad, found)
@@ -75,7 +78,7 @@ def _inside(weight: Tensor) -> Tensor:
 
 
 def _channels_inside(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return x.permute(0, 2, 3, 1).contiguous().float().permute(0, 3, 1, 2)
 
 
 def _empty(batch: int, channels: int, size: Sequence[int]) -> Tensor:
