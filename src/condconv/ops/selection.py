@@ -225,6 +225,12 @@ RULES = (
         lambda problem: must_be_plain(problem, "matmul"),
         "all of them see through it, and it leaves the batch open",
     ),
+    Rule(
+        "per_example",
+        "CPU, pointwise, kernels of the batch beyond 32 MB",
+        lambda problem: _pointwise(problem) and _on_cpu(problem) and _kernels(problem) > _CACHED_NUMBERS,
+        MEASURED,
+    ),
     Rule("matmul", "pointwise", lambda problem: _pointwise(problem), MEASURED),
     Rule(
         "grouped",
@@ -280,6 +286,10 @@ def _on_cpu(problem: Problem) -> bool:
 
 def _pointwise(problem: Problem) -> bool:
     return problem.taps == 1 and not problem.depthwise
+
+
+def _kernels(problem: Problem) -> int:
+    return (problem.batch or 1) * problem.kernel_numel
 
 
 def _experts(problem: Problem) -> int:
