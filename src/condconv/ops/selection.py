@@ -229,7 +229,7 @@ RULES = (
         "per_example",
         "CPU, pointwise, kernels of the batch beyond 32 MB",
         lambda problem: _pointwise(problem) and _on_cpu(problem) and _kernels(problem) > _CACHED_NUMBERS,
-        MEASURED,
+        "memory: as fast in inference, slower in training, but no batch of kernels is kept",
     ),
     Rule("matmul", "pointwise", lambda problem: _pointwise(problem), MEASURED),
     Rule(
