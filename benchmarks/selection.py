@@ -1,6 +1,7 @@
 """Time every implementation on the layers that matter: where the rules of `impl="auto"` come from.
 
     python benchmarks/selection.py --output benchmarks/results/selection-cpu.json
+    python benchmarks/selection.py --dtype bf16 --output benchmarks/results/selection-cpu-bf16.json
 
 Each layer is timed in one run, the implementations and the static convolution alternately, so that a change of the
 machine's speed meets all of them. Times are given as ratios to the static convolution in its faster layout: the median
@@ -33,6 +34,7 @@ from condconv.ops.selection import RULES, describe
 NUM_EXPERTS = 8
 # mix_outputs only where there is one pixel: with 49 pixels or more it took 4 to 100 times the static convolution.
 IMPLS = ("grouped", "matmul", "per_example", "native")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,14 @@ def find_rules(layer: Layer, conditional: tuple[Tensor, Tensor, Tensor], trainin
 
 
 def make_calls(
-    layer: Layer, batch: int, channels_last: bool, training: bool
+    layer: Layer, dtype: torch.dtype, batch: int, channels_last: bool, training: bool
 ) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
     """Return what is timed, by name: the static layer in both layouts, implementations in one; and "auto"'s rules."""
     groups = layer.in_channels if layer.depthwise else 1
     options: dict[str, Any] = {"padding": layer.kernel // 2, "groups": groups}
     shape = (layer.out_channels, layer.in_channels // groups, layer.kernel, layer.kernel)
-    x = torch.randn(batch, layer.in_channels, layer.size, layer.size)
-    experts, routing = torch.randn(NUM_EXPERTS, *shape), torch.rand(batch, NUM_EXPERTS)
+    x = torch.randn(batch, layer.in_channels, layer.size, layer.size).to(dtype)
+    experts, routing = torch.randn(NUM_EXPERTS, *shape).to(dtype), torch.rand(batch, NUM_EXPERTS)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     inputs = {
         "static": (x, experts[0].clone()),
@@ -107,11 +109,13 @@ def make_calls(
         weighting = torch.ones_like(function(*tensors, **options, **kwargs))
         return lambda: torch.autograd.grad(function(*leaves, **options, **kwargs), leaves, weighting)
 
-    expected = cond_conv2d(*conditional, **options, impl="reference")
+    exact = (tensor.double() for tensor in conditional)
+    expected = cond_conv2d(*exact, **options, impl="reference")
+    allowed = max(1e-4, 4 * torch.finfo(dtype).eps)  # the mixed kernel is rounded, and the output
     calls = {name: call(F.conv2d, tensors) for name, tensors in inputs.items()}
     for impl in impls_for(layer):
         error = (cond_conv2d(*conditional, **options, impl=impl) - expected).abs().max() / expected.abs().max()
-        if error > 1e-4:
+        if error > allowed:
             sys.exit(f"{impl} differs from the reference by {error:.1e} on {layer.name}: not timed")
         calls[impl] = call(cond_conv2d, conditional, impl=impl)
     return calls, find_rules(layer, conditional, training)
@@ -137,10 +141,12 @@ def time_alternately(
     return times
 
 
-def measure(layer: Layer, batch: int, channels_last: bool, training: bool, repetitions: int) -> dict[str, Any]:
+def measure(
+    layer: Layer, dtype: torch.dtype, batch: int, channels_last: bool, training: bool, repetitions: int
+) -> dict[str, Any]:
     """Return one row: milliseconds of the static convolution, and ratio and quartiles of each implementation."""
     with torch.set_grad_enabled(training):
-        calls, rules = make_calls(layer, batch, channels_last, training)
+        calls, rules = make_calls(layer, dtype, batch, channels_last, training)
         times = time_alternately(calls, repetitions, 0.01)
     static = min(times["static"], times["static channels_last"], key=statistics.median)
     row: dict[str, Any] = {
@@ -165,6 +171,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -175,7 +182,7 @@ def main() -> None:
         for batch in arguments.batches:
             for training in (False, True):
                 for channels_last in (False, True):
-                    row = measure(layer, batch, channels_last, training, arguments.repetitions)
+                    row = measure(layer, DTYPES[arguments.dtype], batch, channels_last, training, arguments.repetitions)
                     rows.append(row)
                     ratios = "  ".join(f"{impl} {row[impl]['median']:6.2f}" for impl in impls_for(layer))
                     print(
@@ -190,6 +197,7 @@ def main() -> None:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "dtype": arguments.dtype,
         "num_experts": NUM_EXPERTS,
         "repetitions": arguments.repetitions,
         "rows": rows,

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 SOURCES = ROOT / "benchmarks" / "results"
 SELECTION = SOURCES / "selection-cpu.json"
+SELECTION_BF16 = SOURCES / "selection-cpu-bf16.json"
 
 INTRO = """\
 # Performance
@@ -149,8 +150,13 @@ def section(source: Path) -> str:
 
 
 def rules() -> str:
-    """Return the table of "auto", with what each rule's implementation took where it decides."""
-    record = read(SELECTION)
+    """Return the tables of "auto": all rules with what was measured in fp32, then those that decide in bf16."""
+    fp32, bf16 = read(SELECTION), read(SELECTION_BF16)
+    return "\n".join((AUTO, *_rule_table(fp32, every=True), BF16, *_rule_table(bf16, every=False)))
+
+
+def _rule_table(record: dict[str, Any], *, every: bool) -> list[str]:
+    """Return the table of the rules, with what each one's implementation took where it decides, and its source."""
     lines: list[tuple[str, ...]] = [("where", "takes", "time / static", "best of the others", "why"), ("---",) * 5]
     for rule in RULES:
         # Rules after native decide where its kernels are not compiled, or x lies so that it is not taken.
@@ -161,16 +167,14 @@ def rules() -> str:
             for row in governed
         ]
         why = f"{len(own)} cases" if rule.because == MEASURED else rule.because
-        lines.append((rule.where, f"`{rule.impl}`", _range(own), _range(others), why))
-    return "\n".join(
-        (
-            AUTO,
-            *(f"| {' | '.join(line)} |" for line in lines),
-            f"\nMeasured with {record['num_experts']} experts, {record['threads']} thread, torch {record['torch']}, "
-            f"{record['repetitions']} repetitions, batch 1, 8 and 32, inference and training, both layouts of x: "
-            f"`{record['command']}`.\n",
-        )
-    )
+        if every or governed:
+            lines.append((rule.where, f"`{rule.impl}`", _range(own), _range(others), why))
+    return [
+        *(f"| {' | '.join(line)} |" for line in lines),
+        f"\nMeasured with {record['num_experts']} experts, {record['threads']} thread, torch {record['torch']}, "
+        f"{record['repetitions']} repetitions, batch 1, 8 and 32, inference and training, both layouts of x: "
+        f"`{record['command']}`.\n",
+    ]
 
 
 def _range(values: Sequence[float]) -> str:

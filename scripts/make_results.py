@@ -1,7 +1,7 @@
 """Write docs/results.md and its pictures from what `condconv experiment` left.
 
 `python scripts/make_results.py` reads benchmarks/results/experiments/*.json, which are the `records.json` of
-experiments, and the trials of benchmarks/results/classifier-start.json; `--check` says whether the page is up to date.
+experiments, and single trials in benchmarks/results; `--check` says whether the page is up to date.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from condconv.experiments.comparison import as_markdown
 from condconv.experiments.design import Experiment
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
 SOURCES = ROOT / "benchmarks" / "results" / "experiments"
 STARTS = ROOT / "benchmarks" / "results" / "classifier-start.json"
+TRIALS = ROOT / "benchmarks" / "results" / "router-trials.json"
 ASSETS = ROOT / "docs" / "assets"
 
 INTRO = """\
@@ -122,6 +124,20 @@ def section(name: str) -> str:
             f"```bash\n{command}\n```",
         )
     )
+
+
+def routing_lost() -> str:
+    """Return the trials on what weight decay does to the routing."""
+    record = json.loads(TRIALS.read_text(encoding="utf-8"))
+    header = ["12 epochs", "weight decay", "last training loss", "top-1 (%)", "spread of the routing weights"]
+    lines = []
+    for run in record["runs"]:
+        spreads = run.get("routing_spread")
+        shown = "" if spreads is None else f"{median(spreads):.3f} [{min(spreads):.3f} {max(spreads):.3f}]"
+        score = f"{100 * run['top1'][-1]:.1f}"
+        lines.append([run["what"], f"{run['weight_decay']:g}", f"{run['train_loss'][-1]:.3f}", score, shown])
+    settings = f"Settings: {record['settings']}. Source: `{TRIALS.relative_to(ROOT).as_posix()}`."
+    return "\n\n".join((ROUTING_LOST.strip(), as_markdown([header, *lines]), settings))
 
 
 def diagnosis() -> str:

@@ -9,8 +9,8 @@ from condconv.train.optimization import create_optimizer, create_scheduler
 from tests.train.samples import settings
 
 
-def decayed(network: nn.Module, tmp_path) -> set[str]:
-    optimizer = create_optimizer(settings(tmp_path, weight_decay=0.1), network)
+def decayed(network: nn.Module, tmp_path, **options) -> set[str]:
+    optimizer = create_optimizer(settings(tmp_path, weight_decay=0.1, **options), network)
     decay = {id(each): group["weight_decay"] for group in optimizer.param_groups for each in group["params"]}
     assert set(decay.values()) == {0.0, 0.1}
     return {name for name, each in network.named_parameters() if decay[id(each)] == 0.1}
@@ -19,6 +19,7 @@ def decayed(network: nn.Module, tmp_path) -> set[str]:
 def test_kernels_decay_and_biases_norms_and_routers_do_not(tmp_path):
     network = nn.Sequential(CondConv2d(2, 3, 3, num_experts=2), nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1))
     assert decayed(network, tmp_path) == {"0.weight", "2.weight"}
+    assert decayed(network, tmp_path, router_decay=True) == {"0.weight", "2.weight", "0.routing_fn.fc.weight"}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,23 @@ def test_no_router_decays_wherever_it_is(options, tmp_path):
     kernels = {name for name, each in network.named_parameters() if each.ndim > 1 and not name.endswith("bias")}
     assert routers
     assert decayed(network, tmp_path) == kernels - routers
+
+
+def test_routers_learn_more_slowly_all_along_the_schedule(tmp_path):
+    network = nn.Sequential(CondConv2d(2, 3, 3, num_experts=2), nn.Linear(1, 1))
+    config = settings(tmp_path, lr=1.0, epochs=5, warmup_epochs=1, router_lr_scale=0.25)
+    optimizer = create_optimizer(config, network)
+    scheduler = create_scheduler(config, optimizer, 10)
+    routers = {id(each) for each in network[0].routing_fn.parameters()}
+    for update in range(50):
+        scheduler.step_update(update)
+        rates = {
+            id(each) in routers: group["lr"] / optimizer.param_groups[0]["lr"]
+            for group in optimizer.param_groups
+            for each in group["params"]
+        }
+        assert rates == {False: 1, True: 0.25}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))
 
 
 def test_the_rate_warms_up_and_follows_half_a_cosine(tmp_path):

@@ -15,10 +15,16 @@ from condconv.train.config import TrainConfig
 
 
 def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Return timm's optimizer of that name; biases, norms and what routes are not decayed.
+    """Return timm's optimizer of that name, with two rules for the parameters.
 
-    No norm follows a router, so that decay draws its weights towards zero, where every input is routed alike: at the
-    decay that suits kernels before a batch norm, routing is lost within a dozen epochs (`docs/results.md`).
+    - Biases and norms are not decayed.
+    - Routing functions learn at `router_lr_scale` times the rate, and are not decayed unless `router_decay` says so.
+
+    A router's input is all positive and as long as its layer has channels, so that at the rate of the kernels its
+    sigmoids run into 0 and 1 within an epoch, whatever the image. No norm follows it either: decay draws it to where
+    all images are routed alike. `docs/results.md` has what each costs.
+
+    Deviation: the authors' routers learn and decay as all weights do, at a decay of 1e-5.
 
     Raises:
         UsageError: timm does not know the name.
@@ -28,12 +34,7 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
             network,
             opt=config.optimizer,
             lr=config.lr,
-            weight_decay=config.weight_decay,
-            param_group_fn=partial(
-                param_groups_weight_decay,
-                weight_decay=config.weight_decay,
-                no_weight_decay_list=_names_of_routers(network),
-            ),
+            param_group_fn=partial(_groups, config),
             **config.optimizer_options,
         )
     except TypeError as error:
@@ -48,8 +49,18 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
         ) from error
 
 
-def _names_of_routers(network: nn.Module) -> list[str]:
-    return [name for name, _ in network.named_parameters() if "routing_fn" in name.split(".")]
+def _groups(config: TrainConfig, network: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameters in groups; those of routers come last, with the `lr_scale` that timm's schedules heed."""
+    routers = {name: each for name, each in network.named_parameters() if "routing_fn" in name.split(".")}
+    spared = () if config.router_decay else tuple(routers)
+    groups = param_groups_weight_decay(network, config.weight_decay, no_weight_decay_list=spared)
+    routing = {id(each) for each in routers.values()}
+    split = [
+        {**group, "params": [each for each in group["params"] if (id(each) in routing) == scaled]} | scale
+        for scaled, scale in ((False, {}), (True, {"lr_scale": config.router_lr_scale}))
+        for group in groups
+    ]
+    return [group for group in split if group["params"]]
 
 
 def create_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Any:
