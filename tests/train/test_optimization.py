@@ -19,6 +19,9 @@ def decayed(network: nn.Module, tmp_path, **options) -> set[str]:
 def test_kernels_decay_and_biases_norms_and_routers_do_not(tmp_path):
     network = nn.Sequential(CondConv2d(2, 3, 3, num_experts=2), nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1))
     assert decayed(network, tmp_path) == {"0.weight", "2.weight"}
+    routers = {"0.routing_fn.fc.weight", "0.routing_fn.fc.bias"}
+    every = {name for name, _ in network.named_parameters()}
+    assert decayed(network, tmp_path, norm_decay=True) == every - routers
     assert decayed(network, tmp_path, router_decay=True) == {"0.weight", "2.weight", "0.routing_fn.fc.weight"}
 
 

@@ -74,7 +74,7 @@ class TrainConfig:
     optimizer: str = _option("adamw", UPDATES, "optimizer, by its timm name")
     optimizer_options: Mapping[str, Any] = _options(UPDATES, "argument of the optimizer, e.g. momentum=0.9")
     lr: float = _option(1e-3, UPDATES, "peak learning rate")
-    router_lr_scale: float = _option(0.1, UPDATES, "learning rate of routing functions, in times of the others'")
+    router_lr_scale: float = _option(1.0, UPDATES, "learning rate of routing functions, in times of the others'")
     scheduler: str = _option("cosine", UPDATES, "learning rate schedule, by its timm name")
     scheduler_options: Mapping[str, Any] = _options(UPDATES, "argument of timm's schedule, e.g. decay_epochs=2.4")
     warmup_epochs: int | None = _option(None, UPDATES, "epochs of linear warm-up (default: 1, or 0 of 1)")
@@ -86,6 +86,7 @@ class TrainConfig:
     # Regularisation
     weight_decay: float = _option(0.05, REGULARISATION, "weight decay (not on biases, norms and routing functions)")
     router_decay: bool = _option(False, REGULARISATION, "let the weights of routing functions decay as kernels do")
+    norm_decay: bool = _option(False, REGULARISATION, "let biases and norms decay as kernels do")
     label_smoothing: float = _option(0.1, REGULARISATION, "probability mass spread over the wrong classes")
     expert_dropout: float = _option(0.0, REGULARISATION, "probability of leaving an expert out, for each image")
     ema_decay: float | None = _option(

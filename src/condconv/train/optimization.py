@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay  # type: ignore[attr-defined]
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
@@ -15,16 +15,15 @@ from condconv.train.config import TrainConfig
 
 
 def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Return timm's optimizer of that name, with two rules for the parameters.
+    """Return timm's optimizer of that name, with three rules for the parameters.
 
-    - Biases and norms are not decayed.
-    - Routing functions learn at `router_lr_scale` times the rate, and are not decayed unless `router_decay` says so.
+    - Biases and norms are not decayed, unless `norm_decay` says so.
+    - Routing functions are not decayed either, unless `router_decay` says so. No norm follows a router, so that decay
+      draws it to where all images are routed alike: at the decay that suits kernels before a norm, the routing was
+      lost within a dozen epochs (`docs/results.md`).
+    - Routing functions learn at `router_lr_scale` times the rate.
 
-    A router's input is all positive and as long as its layer has channels, so that at the rate of the kernels its
-    sigmoids run into 0 and 1 within an epoch, whatever the image. No norm follows it either: decay draws it to where
-    all images are routed alike. `docs/results.md` has what each costs.
-
-    Deviation: the authors' routers learn and decay as all weights do, at a decay of 1e-5.
+    Deviation: the authors decay routing functions as well, at 1e-5.
 
     Raises:
         UsageError: timm does not know the name.
@@ -50,17 +49,20 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
 
 
 def _groups(config: TrainConfig, network: nn.Module) -> list[dict[str, Any]]:
-    """Return the parameters in groups; those of routers come last, with the `lr_scale` that timm's schedules heed."""
-    routers = {name: each for name, each in network.named_parameters() if "routing_fn" in name.split(".")}
-    spared = () if config.router_decay else tuple(routers)
-    groups = param_groups_weight_decay(network, config.weight_decay, no_weight_decay_list=spared)
-    routing = {id(each) for each in routers.values()}
-    split = [
-        {**group, "params": [each for each in group["params"] if (id(each) in routing) == scaled]} | scale
-        for scaled, scale in ((False, {}), (True, {"lr_scale": config.router_lr_scale}))
-        for group in groups
+    """Return the parameters by whether they decay; routing functions come last, with timm's `lr_scale`."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        routes = "routing_fn" in name.split(".")
+        # As timm does; a bias of experts has two dimensions.
+        is_kernel = parameter.ndim > 1 and not name.endswith(".bias")
+        decays = (is_kernel or config.norm_decay) and (not routes or config.router_decay)
+        if parameter.requires_grad:
+            groups.setdefault((routes, decays), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
+        | ({"lr_scale": config.router_lr_scale} if routes else {})
+        for (routes, decays), parameters in sorted(groups.items(), key=lambda group: group[0])
     ]
-    return [group for group in split if group["params"]]
 
 
 def create_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Any:

@@ -69,6 +69,7 @@ RULES: dict[str, Rule] = {
     "patience": _or_none(_whole(1)),
     "weight_decay": _number(0),
     "router_decay": _BOOL,
+    "norm_decay": _BOOL,
     "label_smoothing": _number(0, 0.9),
     "expert_dropout": _number(0, 0.9),
     "ema_decay": _or_none(_number(0, 0.999999)),
