@@ -93,6 +93,12 @@ largest. The lines after `native` also decide where no compiled kernel can run, 
 """
 
 
+BF16 = """\
+In bf16 torch's products use the CPU's instructions for it, where it has them, and ours compute in fp32. The ratios are
+to the static layer in bf16.
+"""
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table of rows that were timed."""
     header = ("case", "batch", "static", "ours / static", "timm / static", "bound", "target", "memory, ours / static")

@@ -28,7 +28,6 @@ _AUTHORS: dict[str, Any] = {
     "scheduler_options": {"decay_epochs": 2.4, "decay_rate": 0.97, "warmup_lr": 0.0},
     "warmup_epochs": 5,
     "weight_decay": 1e-5,
-    "router_decay": True,  # theirs is on all weights but the norms'
     "label_smoothing": 0.1,
     "ema_decay": 0.9999,
 }

@@ -84,8 +84,8 @@ class TrainConfig:
     )
 
     # Regularisation
-    weight_decay: float = _option(0.05, REGULARISATION, "weight decay (not on biases, norms and routing functions)")
-    router_decay: bool = _option(False, REGULARISATION, "let the weights of routing functions decay as kernels do")
+    weight_decay: float = _option(0.05, REGULARISATION, "weight decay (not on biases and norms)")
+    router_decay: bool = _option(True, REGULARISATION, "let the weights of routing functions decay as kernels do")
     norm_decay: bool = _option(False, REGULARISATION, "let biases and norms decay as kernels do")
     label_smoothing: float = _option(0.1, REGULARISATION, "probability mass spread over the wrong classes")
     expert_dropout: float = _option(0.0, REGULARISATION, "probability of leaving an expert out, for each image")

@@ -18,12 +18,9 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
     """Return timm's optimizer of that name, with three rules for the parameters.
 
     - Biases and norms are not decayed, unless `norm_decay` says so.
-    - Routing functions are not decayed either, unless `router_decay` says so. No norm follows a router, so that decay
-      draws it to where all images are routed alike: at the decay that suits kernels before a norm, the routing was
-      lost within a dozen epochs (`docs/results.md`).
+    - Routing functions are decayed as kernels are, unless `router_decay` is off. No norm follows a router, so that
+      decay draws it to where all images are routed alike; `docs/results.md` has when that is lost altogether.
     - Routing functions learn at `router_lr_scale` times the rate.
-
-    Deviation: the authors decay routing functions as well, at 1e-5.
 
     Raises:
         UsageError: timm does not know the name.
@@ -49,7 +46,7 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
 
 
 def _groups(config: TrainConfig, network: nn.Module) -> list[dict[str, Any]]:
-    """Return the parameters by whether they decay; routing functions come last, with timm's `lr_scale`."""
+    """Return the parameters by whether they decay; what has a rate of its own comes last, with timm's `lr_scale`."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         routes = "routing_fn" in name.split(".")
@@ -57,11 +54,11 @@ def _groups(config: TrainConfig, network: nn.Module) -> list[dict[str, Any]]:
         is_kernel = parameter.ndim > 1 and not name.endswith(".bias")
         decays = (is_kernel or config.norm_decay) and (not routes or config.router_decay)
         if parameter.requires_grad:
-            groups.setdefault((routes, decays), []).append(parameter)
+            groups.setdefault((routes and config.router_lr_scale != 1, decays), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
-        | ({"lr_scale": config.router_lr_scale} if routes else {})
-        for (routes, decays), parameters in sorted(groups.items(), key=lambda group: group[0])
+        | ({"lr_scale": config.router_lr_scale} if scaled else {})
+        for (scaled, decays), parameters in sorted(groups.items(), key=lambda group: group[0])
     ]
 
 
