@@ -59,6 +59,20 @@ def test_routers_learn_more_slowly_all_along_the_schedule(tmp_path):
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))
 
 
+def test_timms_options_on_groups_hold_beside_slow_routers(tmp_path):
+    network = create_model("mobilenet_v1_cc_025_2e", num_classes=2)
+
+    def scales(**options) -> dict[str, float]:
+        config = settings(tmp_path, optimizer_options={"layer_decay": 0.5}, **options)
+        groups = create_optimizer(config, network).param_groups
+        found = {id(each): group["lr_scale"] for group in groups for each in group["params"]}
+        return {name: found[id(each)] for name, each in network.named_parameters()}
+
+    before, after = scales(), scales(router_lr_scale=0.25)
+    assert len(set(before.values())) > 2
+    assert after == {name: scale * (0.25 if "routing_fn" in name else 1) for name, scale in before.items()}
+
+
 def test_the_rate_warms_up_and_follows_half_a_cosine(tmp_path):
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
     scheduler = create_scheduler(settings(tmp_path, lr=1.0, epochs=5, warmup_epochs=1), optimizer, 10)

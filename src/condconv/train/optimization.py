@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
 from condconv.errors import UsageError
+from condconv.nn.block_routing import routing_functions
 from condconv.train.config import TrainConfig
 
 
@@ -26,12 +26,12 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
         UsageError: timm does not know the name.
     """
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             network,
             opt=config.optimizer,
             lr=config.lr,
-            param_group_fn=partial(_groups, config),
-            **config.optimizer_options,
+            weight_decay=config.weight_decay,
+            **{"filter_bias_and_bn": not config.norm_decay, **config.optimizer_options},
         )
     except TypeError as error:
         raise UsageError(
@@ -43,23 +43,25 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
             f"`optimizer` must be a name that timm knows, got {config.optimizer!r} ({error}): "
             "sgd, adamw, rmsproptf and lamb are some"
         ) from error
+    _set_routers_apart_(optimizer, network, config)
+    return optimizer
 
 
-def _groups(config: TrainConfig, network: nn.Module) -> list[dict[str, Any]]:
-    """Return the parameters by whether they decay; what has a rate of its own comes last, with timm's `lr_scale`."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        routes = "routing_fn" in name.split(".")
-        # As timm does; a bias of experts has two dimensions.
-        is_kernel = parameter.ndim > 1 and not name.endswith(".bias")
-        decays = (is_kernel or config.norm_decay) and (not routes or config.router_decay)
-        if parameter.requires_grad:
-            groups.setdefault((routes and config.router_lr_scale != 1, decays), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
-        | ({"lr_scale": config.router_lr_scale} if scaled else {})
-        for (scaled, decays), parameters in sorted(groups.items(), key=lambda group: group[0])
-    ]
+def _set_routers_apart_(optimizer: torch.optim.Optimizer, network: nn.Module, config: TrainConfig) -> None:
+    """Move the parameters of routing functions into groups of their own, in place, if the run treats them otherwise.
+
+    Timm forms the groups first: what its options say of them holds, and its schedules heed `lr_scale`.
+    """
+    if config.router_decay and config.router_lr_scale == 1:
+        return
+    routers = {parameter for each in routing_functions(network).values() for parameter in each.parameters()}
+    for group in tuple(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if parameter in routers]
+        if own:
+            group["params"] = [parameter for parameter in group["params"] if parameter not in routers]
+            scale = group.get("lr_scale", 1.0) * config.router_lr_scale
+            decay = group["weight_decay"] if config.router_decay else 0.0
+            optimizer.add_param_group(group | {"params": own, "weight_decay": decay, "lr_scale": scale})
 
 
 def create_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Any:
