@@ -116,17 +116,25 @@ def why_not_per_example(problem: Problem) -> str | None:
     return None
 
 
+def _why_not_kernels(problem: Problem, computes: str, dtypes: tuple[torch.dtype, ...], most_taps: int) -> str | None:
+    """Return why kernels written for two dimensions cannot run, or `None`: what native and triton have in common."""
+    other = [str(dtype).removeprefix("torch.") for dtype in problem.dtypes if dtype not in dtypes]
+    if other:
+        return f"its kernels compute {computes}, x or weight is {other[0]}"
+    if problem.transposed or problem.spatial != 2:
+        return "it has kernels for two-dimensional convolutions only, not transposed ones"
+    if problem.taps > most_taps:
+        return f"its kernels have at most {most_taps} taps, got {problem.taps}"
+    return None
+
+
 def why_not_native(problem: Problem) -> str | None:
     """Return why the compiled kernels cannot run, or `None`."""
     if problem.device != "cpu":
         return f"its kernels are for the CPU, x is on {problem.device}"
-    other = [str(dtype).removeprefix("torch.") for dtype in problem.dtypes if dtype not in library.DTYPES]
-    if other:
-        return f"its kernels compute in fp32 for fp32, bf16 and fp16, x or weight is {other[0]}"
-    if problem.transposed or problem.spatial != 2:
-        return "it has kernels for two-dimensional convolutions only, not transposed ones"
-    if problem.taps > library.MOST_TAPS:
-        return f"its kernels have at most {library.MOST_TAPS} taps, got {problem.taps}"
+    computes = "in fp32 for fp32, bf16 and fp16"
+    if (reason := _why_not_kernels(problem, computes, library.DTYPES, library.MOST_TAPS)) is not None:
+        return reason
     if problem.exporting or problem.transforming:
         return "an exported graph and torch.func transforms need plain torch functions"
     return library.WHY_NOT
@@ -136,13 +144,9 @@ def why_not_triton(problem: Problem) -> str | None:
     """Return why the kernels for the GPU cannot run, or `None`."""
     if (reason := triton_limits.why_not(problem.device)) is not None:
         return reason
-    other = [str(dtype).removeprefix("torch.") for dtype in problem.dtypes if dtype not in triton_limits.DTYPES]
-    if other:
-        return f"its kernels compute in fp32, bf16 and fp16, x or weight is {other[0]}"
-    if problem.transposed or problem.spatial != 2:
-        return "it has kernels for two-dimensional convolutions only, not transposed ones"
-    if problem.taps > triton_limits.MOST_TAPS:
-        return f"its kernels have at most {triton_limits.MOST_TAPS} taps, got {problem.taps}"
+    computes = "in fp32, bf16 and fp16"
+    if (reason := _why_not_kernels(problem, computes, triton_limits.DTYPES, triton_limits.MOST_TAPS)) is not None:
+        return reason
     if problem.num_experts > triton_limits.MOST_EXPERTS:
         return f"it mixes at most {triton_limits.MOST_EXPERTS} experts, got {problem.num_experts}"
     if problem.exporting or problem.transforming:
@@ -203,19 +207,19 @@ RULES = (
     Rule(
         "native",
         "CPU, two dimensions, fp32; not exported, not in torch.func, not contiguous where turning x around shows",
-        lambda problem: _native_pays(problem) and problem.dtypes[0] == torch.float32,
+        lambda problem: problem.dtypes[0] == torch.float32 and _native_pays(problem),
         MEASURED,
     ),
     Rule(
         "native",
         "CPU, two dimensions, bf16; depthwise, dense up to 256 output pixels, pointwise up to 64, or compact experts",
-        lambda problem: _native_pays(problem) and problem.dtypes[0] == torch.bfloat16 and _few_pixels(problem),
+        lambda problem: problem.dtypes[0] == torch.bfloat16 and _few_pixels(problem) and _native_pays(problem),
         MEASURED,
     ),
     Rule(
         "native",
         "CPU, two dimensions, fp16",
-        lambda problem: _native_pays(problem) and problem.dtypes[0] == torch.float16,
+        lambda problem: problem.dtypes[0] == torch.float16 and _native_pays(problem),
         "torch's products take 3 to 50 times as long where a CPU has no instructions for fp16",
     ),
     Rule("mix_outputs", "one output pixel", lambda problem: problem.output_pixels == 1, _COUNTED),
