@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from condconv.benchmark import contender
 from condconv.benchmark.timing import keep_freed_memory
 from condconv.ops import cond_conv2d
 from condconv.ops.geometry import Geometry
@@ -34,7 +35,7 @@ from condconv.ops.selection import RULES, describe
 NUM_EXPERTS = 8
 # mix_outputs only where there is one pixel: with 49 pixels or more it took 4 to 100 times the static convolution.
 IMPLS = ("grouped", "matmul", "per_example", "native")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {**contender.DTYPES, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

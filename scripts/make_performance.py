@@ -156,13 +156,15 @@ def section(source: Path) -> str:
 
 
 def rules() -> str:
-    """Return the tables of "auto": all rules with what was measured in fp32, then those that decide in bf16."""
-    fp32, bf16 = read(SELECTION), read(SELECTION_BF16)
-    return "\n".join((AUTO, *_rule_table(fp32, every=True), BF16, *_rule_table(bf16, every=False)))
+    """Return the tables of "auto", one for each dtype that was measured."""
+    return "\n".join((AUTO, *_rule_table(read(SELECTION)), BF16, *_rule_table(read(SELECTION_BF16))))
 
 
-def _rule_table(record: dict[str, Any], *, every: bool) -> list[str]:
-    """Return the table of the rules, with what each one's implementation took where it decides, and its source."""
+def _rule_table(record: dict[str, Any]) -> list[str]:
+    """Return the table of the rules, with what each one's implementation took where it decides, and its source.
+
+    Rules that stand on measurements alone, and decide none of these, are those of the other dtype.
+    """
     lines: list[tuple[str, ...]] = [("where", "takes", "time / static", "best of the others", "why"), ("---",) * 5]
     for rule in RULES:
         # Rules after native decide where its kernels are not compiled, or x lies so that it is not taken.
@@ -173,7 +175,7 @@ def _rule_table(record: dict[str, Any], *, every: bool) -> list[str]:
             for row in governed
         ]
         why = f"{len(own)} cases" if rule.because == MEASURED else rule.because
-        if every or governed:
+        if governed or rule.because != MEASURED:
             lines.append((rule.where, f"`{rule.impl}`", _range(own), _range(others), why))
     return [
         *(f"| {' | '.join(line)} |" for line in lines),

@@ -35,7 +35,8 @@ def kernels_in_use(conditions: Conditions) -> str:
     if library.WHY_NOT is not None:
         return f"native kernels not built: {library.WHY_NOT}"
     if conditions.dtype != "fp32":
-        return f"torch's operations: the native kernels compute in fp32, not in {conditions.dtype}"
+        where = f"where it pays: they compute in fp32, not in {conditions.dtype}"
+        return f"native: {library.instruction_set()}, {where}"
     return f"native: {library.instruction_set()}" + (" (inference: torch.compile's)" if conditions.compiled else "")
 
 
