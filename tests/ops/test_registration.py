@@ -119,7 +119,10 @@ def test_backward_inside_autocast_equals_backward_outside(impl: str) -> None:
     if impl in IMPLS:
         torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
     else:
-        torch.testing.assert_close(grads[0], grads[1], rtol=0.05, atol=0.5)
+        # Theirs is torch's own convolution in bf16, rounded where the machine's kernels round: a few units of the
+        # largest number's last place.
+        for inner, outer in zip(*grads, strict=True):
+            assert (inner - outer).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps * outer.abs().max()
 
 
 def test_fp64_stays_fp64_under_autocast() -> None:

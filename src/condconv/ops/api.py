@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor
 
-from condconv.ops import recompute, selection, validation
-from condconv.ops.autocast import autocast_disabled, autocast_dtype
+from condconv.ops import recompute, validation
+from condconv.ops.autocast import autocast_disabled
 from condconv.ops.compact import widen
-from condconv.ops.geometry import Geometry, output_memory_format
+from condconv.ops.geometry import output_memory_format
 from condconv.ops.impl import mix_outputs, reference
 from condconv.ops.mixing import accumulation_dtype
-from condconv.ops.padding import Padding, pad_input, resolve_padding
+from condconv.ops.padding import Padding, pad
+from condconv.ops.plan import How, Plan, Size, find_plan
 from condconv.ops.registration import compact_conv, mixed_conv
 
 _logger = logging.getLogger(__name__)
 _PLAIN = {"reference": reference.forward, "mix_outputs": mix_outputs.forward}
-Size = int | Sequence[int]
+_ORDINARY = (Tensor, torch.nn.Parameter, type(None))
 
 
 def cond_conv1d(
@@ -55,9 +54,8 @@ def cond_conv1d(
     Returns:
         `[B, O, L']`.
     """
-    return _cond_conv(
-        1, x, weight, routing_weights, bias, stride, padding, dilation, groups, padding_mode, impl, weight_scale
-    )
+    how = How(1, impl, stride, padding, dilation, groups, padding_mode)
+    return _call(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_conv2d(
@@ -116,9 +114,8 @@ def cond_conv2d(
         >>> cond_conv2d(x, experts, r, padding=1).shape
         torch.Size([2, 6, 8, 8])
     """
-    return _cond_conv(
-        2, x, weight, routing_weights, bias, stride, padding, dilation, groups, padding_mode, impl, weight_scale
-    )
+    how = How(2, impl, stride, padding, dilation, groups, padding_mode)
+    return _call(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_conv3d(
@@ -153,9 +150,8 @@ def cond_conv3d(
     Returns:
         `[B, O, D', H', W']`, channels_last_3d where x is.
     """
-    return _cond_conv(
-        3, x, weight, routing_weights, bias, stride, padding, dilation, groups, padding_mode, impl, weight_scale
-    )
+    how = How(3, impl, stride, padding, dilation, groups, padding_mode)
+    return _call(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_conv_transpose1d(
@@ -190,9 +186,8 @@ def cond_conv_transpose1d(
     Returns:
         `[B, O, L']`.
     """
-    return _cond_conv_transpose(
-        1, x, weight, routing_weights, bias, stride, padding, output_padding, groups, dilation, impl, weight_scale
-    )
+    how = How(1, impl, stride, padding, dilation, groups, "zeros", True, output_padding)
+    return _call(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_conv_transpose2d(
@@ -232,9 +227,8 @@ def cond_conv_transpose2d(
         ValueError: As in `cond_conv2d`.
         RuntimeError: As in `cond_conv2d`.
     """
-    return _cond_conv_transpose(
-        2, x, weight, routing_weights, bias, stride, padding, output_padding, groups, dilation, impl, weight_scale
-    )
+    how = How(2, impl, stride, padding, dilation, groups, "zeros", True, output_padding)
+    return _call(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_conv_transpose3d(
@@ -269,9 +263,8 @@ def cond_conv_transpose3d(
     Returns:
         `[B, O, D', H', W']`, channels_last_3d where x is.
     """
-    return _cond_conv_transpose(
-        3, x, weight, routing_weights, bias, stride, padding, output_padding, groups, dilation, impl, weight_scale
-    )
+    how = How(3, impl, stride, padding, dilation, groups, "zeros", True, output_padding)
+    return _call(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_linear(
@@ -315,98 +308,59 @@ def cond_linear(
     dims = 1 if weight.dtype in (x.dtype, torch.float32) else 2
     columns = rows.mT if dims == 1 else rows.mT[..., None]
     kernels = weight[(..., *(None,) * dims)]
-    validation.check_shapes(columns, kernels, routing_weights, bias, groups=1, transposed=False)
-    geometry = Geometry((1,) * dims, (0,) * dims, (1,) * dims, 1)
-    y = _run(columns, kernels, routing_weights, bias, geometry, impl, weight_scale).flatten(2).mT
+    y = _call(columns, kernels, routing_weights, bias, weight_scale, How(dims, impl)).flatten(2).mT
     return y.unflatten(1, x.shape[1:-1]) if x.dim() > 2 else y[:, 0]
 
 
-def _cond_conv(
-    dims: int,
-    x: Tensor,
-    weight: Tensor,
-    routing_weights: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Padding,
-    dilation: Size,
-    groups: int,
-    padding_mode: str,
-    impl: str,
-    weight_scale: Tensor | None,
+def _call(
+    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, weight_scale: Tensor | None, how: How
 ) -> Tensor:
-    validation.check_tensors(x, weight, routing_weights, bias)
-    validation.check_rank(weight, dims, "[E, O, C/groups, *kernel]")
-    validation.check_shapes(x, weight, routing_weights, bias, groups, transposed=False)
-    stride = validation.to_tuple("stride", stride, dims, 1)
-    dilation = validation.to_tuple("dilation", dilation, dims, 1)
-    validation.check_padding(padding, padding_mode, stride)
-    amounts = resolve_padding(padding, x.shape[2:], weight.shape[3:], stride, dilation)
-    x, zeros = pad_input(x, amounts, padding_mode)
-    return _run(x, weight, routing_weights, bias, Geometry(stride, zeros, dilation, groups), impl, weight_scale)
-
-
-def _cond_conv_transpose(
-    dims: int,
-    x: Tensor,
-    weight: Tensor,
-    routing_weights: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size,
-    output_padding: Size,
-    groups: int,
-    dilation: Size,
-    impl: str,
-    weight_scale: Tensor | None,
-) -> Tensor:
-    validation.check_tensors(x, weight, routing_weights, bias)
-    validation.check_rank(weight, dims, "[E, C, O/groups, *kernel]")
-    validation.check_shapes(x, weight, routing_weights, bias, groups, transposed=True)
-    geometry = Geometry(
-        validation.to_tuple("stride", stride, dims, 1),
-        validation.to_tuple("padding", padding, dims, 0),
-        validation.to_tuple("dilation", dilation, dims, 1),
-        groups,
-        True,
-        validation.to_tuple("output_padding", output_padding, dims, 0),
-    )
-    validation.check_output_padding(geometry)
-    return _run(x, weight, routing_weights, bias, geometry, impl, weight_scale)
+    plan = find_plan(x, weight, routing_weights, bias, weight_scale, how)
+    if plan.outside:
+        x = pad(x, plan.outside, how.padding_mode)
+    if plan.cast is not None:
+        x = x.to(plan.cast)  # experts stay as they are: mixed first, then rounded
+    if not torch.compiler.is_compiling() and _logger.isEnabledFor(logging.DEBUG):
+        how_read = f", {weight.dtype} and widened first" if plan.compact and plan.impl != "native" else ""
+        _logger.debug("%s for x %s, experts %s%s", plan.impl, tuple(x.shape), tuple(weight.shape), how_read)
+    if not plan.autocasting:
+        return _run(plan, x, weight, routing_weights, bias, weight_scale)
+    with autocast_disabled(x.device):
+        return _run(plan, x, weight, routing_weights, bias, weight_scale)
 
 
 def _run(
+    plan: Plan,
     x: Tensor,
     weight: Tensor,
     routing_weights: Tensor,
     bias: Tensor | None,
-    geometry: Geometry,
-    impl: str,
     weight_scale: Tensor | None,
 ) -> Tensor:
-    """Choose and call, for arguments whose shapes fit. The one place where an implementation is chosen."""
-    size = geometry.output_size(x.shape[2:], weight.shape[3:])
-    validation.check_output_size(size, x.shape[2:], weight.shape[3:])
-    channels = geometry.out_channels(weight)
-    compact = validation.check_compact(x, weight, routing_weights, bias, weight_scale, channels)
-    wanted = autocast_dtype(x.device)
-    if wanted is not None and x.dtype != torch.float64:  # as torch's own convolutions do
-        x = x.to(wanted)  # experts stay as they are: mixed first, then rounded
-    problem = selection.describe(x, weight, routing_weights, bias, geometry, prod(size), compact)
-    name = selection.resolve(impl, problem)
-    if not problem.compiling and _logger.isEnabledFor(logging.DEBUG):
-        how = f", {weight.dtype} and widened first" if compact and name != "native" else ""
-        _logger.debug("%s for x %s, experts %s%s", name, tuple(x.shape), tuple(weight.shape), how)
-    with autocast_disabled(x.device):
-        if compact and name == "native":
-            return compact_conv(x, weight, routing_weights, bias, weight_scale, geometry, name)
-        if compact:
-            weight = widen(weight, weight_scale, geometry.groups, geometry.transposed, accumulation_dtype(x.dtype))
-        if name in _PLAIN:
-            output = _PLAIN[name](x, weight, routing_weights, bias, geometry)
-            output = output.contiguous(memory_format=output_memory_format(x))
-        elif selection.must_be_plain(problem, name):
-            output = recompute.forward(x, weight, routing_weights, bias, geometry, name)
-        else:
-            output = mixed_conv(x, weight, routing_weights, bias, geometry, name)
-    return output
+    """Compute what is planned, in the dtype of x."""
+    geometry, impl = plan.geometry, plan.impl
+    direct = plan.silent and not _watched(x, weight, routing_weights, bias, weight_scale)
+    if plan.compact and impl == "native":
+        read = recompute.forward_compact if direct else compact_conv
+        return read(x, weight, routing_weights, bias, weight_scale, geometry, impl)
+    if plan.compact:
+        weight = widen(weight, weight_scale, geometry.groups, geometry.transposed, accumulation_dtype(x.dtype))
+    if impl in _PLAIN:
+        output = _PLAIN[impl](x, weight, routing_weights, bias, geometry)
+        return output.contiguous(memory_format=output_memory_format(x))
+    run = recompute.forward if direct or plan.plain else mixed_conv
+    return run(x, weight, routing_weights, bias, geometry, impl)
+
+
+def _watched(*tensors: Tensor | None) -> bool:
+    """Return whether something wants to see the registered operator, and not only what it returns.
+
+    That is a mode or a subclass of tensors (a FLOP counter, fake tensors), a tracer, or a profiler. Otherwise a call
+    without gradients runs at once: PyTorch's way to an operator written in Python takes longer than many a small layer.
+    """
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+        or any(type(tensor) not in _ORDINARY for tensor in tensors)
+    )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from condconv.ops.geometry import output_memory_format
+
 PADDING_NAMES = ("valid", "same", "tf_same")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 Padding = int | Sequence[int] | str
@@ -52,6 +54,29 @@ def resolve_padding(
     return [(int(amount), int(amount)) for amount in padding]
 
 
+def split_padding(amounts: Sequence[tuple[int, int]], mode: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the symmetric zeros a convolution can pad by itself, and what `torch.nn.functional.pad` has to add before.
+
+    Args:
+        amounts: Pixels before and after each spatial dimension.
+        mode: One of `PADDING_MODES`.
+
+    Returns:
+        One number a dimension, and two a dimension from the last one on, or none at all.
+    """
+    if mode == "zeros" and all(before == after for before, after in amounts):
+        return tuple(before for before, _ in amounts), ()
+    return (0,) * len(amounts), tuple(amount for pair in reversed(amounts) for amount in pair)
+
+
+def pad(x: Tensor, outside: Sequence[int], mode: str) -> Tensor:
+    """Add what `split_padding` leaves to do before the convolution; the layout stays that of x."""
+    if not outside:
+        return x
+    padded = F.pad(x, list(outside), mode="constant" if mode == "zeros" else mode)
+    return padded.contiguous(memory_format=output_memory_format(x))
+
+
 def pad_input(x: Tensor, amounts: Sequence[tuple[int, int]], mode: str) -> tuple[Tensor, tuple[int, ...]]:
     """Apply what a convolution cannot pad by itself; return the input and the symmetric zeros left to do.
 
@@ -60,8 +85,5 @@ def pad_input(x: Tensor, amounts: Sequence[tuple[int, int]], mode: str) -> tuple
         amounts: Pixels before and after each spatial dimension.
         mode: One of `PADDING_MODES`.
     """
-    if mode == "zeros" and all(before == after for before, after in amounts):
-        return x, tuple(before for before, _ in amounts)
-    flat = [amount for pair in reversed(amounts) for amount in pair]
-    padded = F.pad(x, flat, mode="constant" if mode == "zeros" else mode)
-    return padded, (0,) * len(amounts)
+    zeros, outside = split_padding(amounts, mode)
+    return pad(x, outside, mode), zeros

@@ -51,6 +51,20 @@ def forward(
     return output.contiguous(memory_format=output_memory_format(x))
 
 
+def forward_compact(
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None,
+    weight_scale: Tensor | None,
+    geometry: Geometry,
+    impl: str,
+) -> Tensor:
+    """The same for compact experts, which only "native" reads as they are; there is no gradient."""
+    output = native.forward(x, weight, routing_weights, geometry, weight_scale)
+    return output if bias is None else output.add_(mix_bias(bias, routing_weights, x.dtype, len(geometry.stride)))
+
+
 def backward(
     grad_output: Tensor,
     tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],

@@ -18,8 +18,6 @@ from torch.utils.flop_counter import register_flop_formula
 from condconv.ops import recompute
 from condconv.ops.autocast import autocast_disabled
 from condconv.ops.geometry import Geometry, output_memory_format
-from condconv.ops.impl import native
-from condconv.ops.mixing import mix_bias
 
 _GEOMETRY = (
     "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, bool transposed, SymInt[] output_padding"
@@ -100,12 +98,11 @@ def _compact(
     weight_scale: Tensor | None,
     *rest: Any,
 ) -> Tensor:
-    geometry, _ = _unpack(rest)
+    geometry, impl = _unpack(rest)
     if x.shape[0] == 0:
         return _empty_output(x, weight, geometry)
     with autocast_disabled(x.device):
-        output = native.forward(x, weight, routing_weights, geometry, weight_scale)
-        return output if bias is None else output.add_(mix_bias(bias, routing_weights, x.dtype, len(geometry.stride)))
+        return recompute.forward_compact(x, weight, routing_weights, bias, weight_scale, geometry, impl)
 
 
 @torch.library.register_fake("condconv::compact_conv")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -53,34 +53,50 @@ def describe(
     bias: Tensor | None,
     geometry: Geometry,
     pixels: int,
+    *,
     compact: bool = False,
+    input_size: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Problem:
-    """Return the `Problem` of a call whose arguments have been checked and whose output has `pixels` positions."""
+    """Return the `Problem` of a call whose arguments have been checked.
+
+    Args:
+        x: As in the operation, like all tensors.
+        weight: Experts.
+        routing_weights: Only asked whether they need a gradient.
+        bias: Likewise.
+        geometry: The convolution.
+        pixels: Positions of the output.
+        compact: Whether the experts are compact.
+        input_size: Spatial size of x once it is padded; `None` for its own.
+        dtype: What x is cast to under autocast; `None` for its own.
+    """
+    dtype = dtype or x.dtype
     compiling, exporting = torch.compiler.is_compiling(), torch.compiler.is_exporting()
     tensors = (x, weight, routing_weights, bias)
     return Problem(
         batch=None if compiling or exporting else x.shape[0],
         num_experts=weight.shape[0],
         kernel_numel=prod(weight.shape[1:]),
-        input_numel=prod(x.shape[1:]),
+        input_numel=x.shape[1] * prod(x.shape[2:] if input_size is None else input_size),
         output_numel=geometry.out_channels(weight) * pixels,
         output_pixels=pixels,
         taps=prod(weight.shape[3:]),
         depthwise=geometry.groups > 1 and weight.shape[2] == 1,
         transposed=geometry.transposed,
         spatial=len(geometry.stride),
-        dtypes=(x.dtype, accumulation_dtype(x.dtype) if compact else weight.dtype),
+        dtypes=(dtype, accumulation_dtype(dtype) if compact else weight.dtype),
         compact=weight.dtype if compact else None,
         device=x.device.type,
         channels_last=output_memory_format(x) != torch.contiguous_format,
         needs_grad=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
         compiling=compiling or exporting,
         exporting=exporting,
-        transforming=not compiling and not exporting and _transforming(),
+        transforming=not compiling and not exporting and transforming(),
     )
 
 
-def _transforming() -> bool:
+def transforming() -> bool:
     """Return whether a `torch.func` transform or forward-mode differentiation is going on."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 

@@ -30,14 +30,15 @@ def forward(
     Returns:
         `[B, O, H', W']` in the dtype and the layout of x. Sums are fp32, rounded once.
     """
-    size = geometry.output_size(x.shape[2:], weight.shape[3:])
-    output = _empty(x.shape[0], weight.shape[1], size)
     experts = weight.float() if weight.dtype == torch.float16 else weight
     experts = experts if experts.is_contiguous() or _inside(experts).is_contiguous() else experts.contiguous()
     weights = routing_weights.float()
     if weight_scale is not None:
         weights = weights[:, :, None] * weight_scale
-    Call(_channels_inside(x), experts, weights, geometry, size).forward(output)
+    source = _channels_inside(x)
+    output = Call(source, experts, weights, geometry).forward()
+    if source is x and not x.is_contiguous():
+        return output  # as x is: fp32 with channels innermost
     return output.to(x.dtype).contiguous(memory_format=output_memory_format(x))
 
 
@@ -60,10 +61,10 @@ def backward(
     wide = weight.float()
     experts = wide.contiguous() if depthwise else _inside(wide).contiguous().permute(0, 1, 4, 2, 3)
     weights = routing_weights.float().contiguous()
-    call = Call(source, experts, weights, geometry, tuple(grad_output.shape[2:]))
+    call = Call(source, experts, weights, geometry)
     grad_x = grad_weight = grad_routing = None
     if needs_x:
-        grad_x = _empty(x.shape[0], x.shape[1], x.shape[2:])
+        grad_x = torch.empty_like(source)
         call.input_gradient(grad, grad_x)
         grad_x = grad_x.to(x.dtype).contiguous(memory_format=output_memory_format(x))
     if needs_weight or needs_routing:
@@ -78,8 +79,5 @@ def _inside(weight: Tensor) -> Tensor:
 
 
 def _channels_inside(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).contiguous().float().permute(0, 3, 1, 2)
+    return x.float().contiguous(memory_format=torch.channels_last)
 
-
-def _empty(batch: int, channels: int, size: Sequence[int]) -> Tensor:
-    return torch.empty(batch, *size, channels).permute(0, 3, 1, 2)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,6 +74,42 @@ def _parallel_for() -> int | None:
     return None
 
 
+class Sizes(NamedTuple):
+    """What a call needs to know of its tensors, all but where they are."""
+
+    problem: bytes
+    depthwise: bool
+    output_shape: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def _sizes(
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    taps_outside: bool,
+    kind: int,
+    routing_strides: tuple[int, ...],
+    geometry: Geometry,
+    threads: int,
+) -> Sizes:
+    """Return the sizes of a call, which takes about as long as a small convolution."""
+    experts, outputs, channels, *kernel = weight
+    out_size = geometry.output_size(x[2:], kernel)
+    sizes = (
+        *(x[0], experts, geometry.groups, channels, outputs // geometry.groups),
+        *x[2:],
+        *out_size,
+        *kernel,
+        *geometry.stride,
+        *geometry.padding,
+        *geometry.dilation,
+        *(outputs * channels * prod(kernel), threads, taps_outside, kind),
+        *(*routing_strides, 0)[:3],
+    )
+    depthwise = channels == 1 and geometry.groups == outputs == x[1] and geometry.groups > 1
+    return Sizes(bytes(Problem(*sizes)), depthwise, (x[0], outputs, *out_size))
+
+
 class Call:
     """One convolution, and the functions of the library for it.
 
@@ -83,32 +121,26 @@ class Call:
         weight: `[E, O, C/G, KH, KW]`, one of `EXPERT_DTYPES`; fp32 for gradients.
         routing_weights: `[B, E]`, or `[B, E, O]` where each output channel has weights of its own, not for gradients.
         geometry: Not transposed.
-        out_size: H' and W'.
     """
 
-    def __init__(
-        self, x: Tensor, weight: Tensor, routing_weights: Tensor, geometry: Geometry, out_size: tuple[int, ...]
-    ) -> None:
-        experts, outputs, channels, *kernel = weight.shape
-        self.depthwise = channels == 1 and geometry.groups == outputs == x.shape[1] and geometry.groups > 1
-        sizes = (
-            *(x.shape[0], experts, geometry.groups, channels, outputs // geometry.groups),
-            *x.shape[2:],
-            *out_size,
-            *kernel,
-            *geometry.stride,
-            *geometry.padding,
-            *geometry.dilation,
-            *(weight[0].numel(), torch.get_num_threads(), not weight.is_contiguous()),
-            EXPERT_DTYPES.index(weight.dtype),
-            *(*routing_weights.stride(), 0)[:3],
+    def __init__(self, x: Tensor, weight: Tensor, routing_weights: Tensor, geometry: Geometry) -> None:
+        kind = EXPERT_DTYPES.index(weight.dtype)
+        outside = not weight.is_contiguous()
+        strides, threads = routing_weights.stride(), torch.get_num_threads()
+        problem, self.depthwise, self._output_shape = _sizes(
+            x.shape, weight.shape, outside, kind, strides, geometry, threads
         )
-        self._problem = Problem(*sizes, x.data_ptr(), weight.data_ptr(), routing_weights.data_ptr())
+        self._problem = Problem.from_buffer_copy(problem)
+        self._problem.x = x.data_ptr()
+        self._problem.weight = weight.data_ptr()
+        self._problem.routing = routing_weights.data_ptr()
         self._kept = (x, weight, routing_weights)  # as long as their addresses are in use
 
-    def forward(self, y: Tensor) -> None:
-        """Fill `y` `[B, O, H', W']`."""
+    def forward(self) -> Tensor:
+        """Return the convolution, `[B, O, H', W']`, channels_last."""
+        y = torch.empty(self._output_shape, memory_format=torch.channels_last)
         self._run("condconv_forward", y=y)
+        return y
 
     def input_gradient(self, grad_output: Tensor, grad_x: Tensor) -> None:
         """Fill `grad_x` as x; of a dense kernel with taps the experts' channels must be innermost."""
