@@ -80,4 +80,3 @@ def _inside(weight: Tensor) -> Tensor:
 
 def _channels_inside(x: Tensor) -> Tensor:
     return x.float().contiguous(memory_format=torch.channels_last)
-

@@ -12,18 +12,19 @@ INLINE void mix(
     int64_t stride
 ) {
     const int64_t apart = p->expert_numbers;
+    const int columns = count * 4 <= SUMS ? 4 : SUMS / 4; /* more sums than registers would go through memory */
     int64_t k = 0;
-    for (; k + COLUMNS * VECTOR <= n; k += COLUMNS * VECTOR) {
-        vector sum[EXAMPLES][COLUMNS];
+    for (; k + columns * VECTOR <= n; k += columns * VECTOR) {
+        vector sum[EXAMPLES][4];
 #pragma GCC unroll 4
         for (int b = 0; b < count; b++)
 #pragma GCC unroll 4
-            for (int j = 0; j < COLUMNS; j++) sum[b][j] = (vector){0};
+            for (int j = 0; j < columns; j++) sum[b][j] = (vector){0};
         for (int64_t e = 0; e < p->experts; e++) {
             const int64_t first = e * apart + at + k;
-            vector expert[COLUMNS];
+            vector expert[4];
 #pragma GCC unroll 4
-            for (int j = 0; j < COLUMNS; j++) {
+            for (int j = 0; j < columns; j++) {
                 expert[j] = load_expert(kind, p->weight, first + j * VECTOR, VECTOR);
                 if (j * VECTOR * width_of(kind) % LINE == 0)
                     __builtin_prefetch((const char *)p->weight + (first + j * VECTOR + next) * width_of(kind));
@@ -32,13 +33,13 @@ INLINE void mix(
             for (int b = 0; b < count; b++) {
                 const float weight = routing[b * p->routing_example + e * p->routing_expert];
 #pragma GCC unroll 4
-                for (int j = 0; j < COLUMNS; j++) sum[b][j] += expert[j] * weight;
+                for (int j = 0; j < columns; j++) sum[b][j] += expert[j] * weight;
             }
         }
 #pragma GCC unroll 4
         for (int b = 0; b < count; b++)
 #pragma GCC unroll 4
-            for (int j = 0; j < COLUMNS; j++) store(out + b * stride + k + j * VECTOR, sum[b][j]);
+            for (int j = 0; j < columns; j++) store(out + b * stride + k + j * VECTOR, sum[b][j]);
     }
     /* The rest with the same operations, so that a result does not depend on where it stands. */
     for (; k < n; k += VECTOR) {

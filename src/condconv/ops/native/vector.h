@@ -13,7 +13,7 @@
 
 typedef float vector __attribute__((vector_size(VECTOR * 4)));
 typedef float unaligned __attribute__((vector_size(VECTOR * 4), aligned(4)));
-typedef int64_t places __attribute__((vector_size(64))); /* of PLACES pixels */
+typedef int64_t places __attribute__((vector_size(VECTOR * 4))); /* of PLACES pixels */
 typedef int32_t lanes __attribute__((vector_size(VECTOR * 4)));
 typedef uint16_t halves __attribute__((vector_size(VECTOR * 2)));
 typedef uint16_t unaligned_halves __attribute__((vector_size(VECTOR * 2), aligned(2)));
@@ -25,8 +25,10 @@ typedef int8_t unaligned_bytes __attribute__((vector_size(VECTOR), aligned(1)));
 enum {
     COLUMNS = VECTORS,         /* registers a row of the product takes */
     PANEL = COLUMNS * VECTOR,  /* output channels of a task */
+    SUMS = 4 * COLUMNS,        /* registers that mixing sums up in, half of what there are */
     ROWS = 6,                  /* pixels of the product's block */
-    PLACES = 8,                /* pixels whose sources are found at a time: ROWS, and what fills a vector */
+    PLACES = VECTOR / 2,       /* pixels whose sources are found at a time */
+    ROOM = 8,                  /* for the sources of a block: ROWS, and what fills a vector */
     EXAMPLES = 4,              /* examples an expert is mixed for at a time */
     DEPTH = 2400,              /* kernel numbers of an output channel that are mixed at a time, about */
     SHALLOW = 1024,            /* the same for few pixels: mixed kernels stay in the cache, sums are fetched again */
