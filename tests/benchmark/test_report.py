@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from condconv.benchmark import report
+from condconv.benchmark.call import CallCost, measure_call
 from condconv.benchmark.cases import LAYERS, LayerCase, NetworkCase
 from condconv.benchmark.contender import Conditions
 from condconv.benchmark.run import Row
@@ -37,6 +38,7 @@ ROW = Row(
     memory_target=187_000_000,
     memory_verdict="pass",
 )
+CALL = CallCost(5.0, 18.0, 13.0, 12.5, 13.5, 15.0, "pass")
 REFUSED = dataclasses.replace(ROW, refused="output differs", milliseconds={}, ratio={}, peak_bytes={}, verdict=None)
 
 
@@ -83,8 +85,8 @@ def test_a_line_says_pass_or_miss():
         *("1150.0 / 1000.0", "+187 pass"),
     ]
     assert report.line(REFUSED).endswith("train fp32  not timed: output differs")
-    assert report.summary([ROW, REFUSED]) == (
-        "targets: 2 pass, 1 miss; 1 not timed: they differ from the reference"
+    assert report.summary([ROW, REFUSED], CALL) == (
+        "targets: 3 pass, 1 miss; 1 not timed: they differ from the reference"
     )  # the memory verdict of the refused row is that of ROW
     assert len(report.header()) == len(report.line(ROW).ljust(len(report.header())))
 
@@ -105,11 +107,21 @@ def test_the_kernels_are_named(monkeypatch):
 
 
 def test_a_record_gives_its_rows_back():
-    record = json.loads(json.dumps(report.record([ROW, REFUSED], "condconv bench", INFERENCE, 5, True)))
-    assert set(record) == {"command", "machine", "versions", "kernels", "keeps_freed_memory", "repetitions", "rows"}
+    record = json.loads(json.dumps(report.record([ROW, REFUSED], CALL, "condconv bench", INFERENCE, 5, True)))
+    kept = {"command", "machine", "versions", "kernels", "keeps_freed_memory", "repetitions", "call", "rows"}
+    assert set(record) == kept
+    assert CallCost(**record["call"]) == CALL
     assert set(record["machine"]) == {"processor", "architecture", "cores", "threads", "gpu"}
     assert record["versions"]["torch"] == torch.__version__
     assert [report.row_from_record(values) for values in record["rows"]] == [ROW, REFUSED]
+
+
+@pytest.mark.parametrize("conditions", [INFERENCE, Conditions(dtype="bf16", impl="matmul")])
+def test_a_call_is_timed_beside_torchs(conditions):
+    call = measure_call(conditions, 2)
+    assert 0 < call.static < call.ours
+    assert call.low <= call.added <= call.high
+    assert f"target 15 us: {call.verdict}" in str(call)
 
 
 def test_the_command_writes_the_table_and_the_file(monkeypatch, capsys, tmp_path):
@@ -120,7 +132,9 @@ def test_the_command_writes_the_table_and_the_file(monkeypatch, capsys, tmp_path
     assert main([*argv, "-o", str(file)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("threads: 1; rows: 2")
-    assert [line.split("  ")[0] for line in said[3:5]] == ["depthwise 3x3 4 @5"] * 2
+    assert said[2].startswith("a call with as good as nothing to compute: ")
+    assert [line.split("  ")[0] for line in said[5:7]] == ["depthwise 3x3 4 @5"] * 2
+    assert json.loads(file.read_text())["call"]["target"] == 15
     assert json.loads(file.read_text())["keeps_freed_memory"] is True
     rows = json.loads(file.read_text())["rows"]
     assert [row["batch"] for row in rows] == [2, 3]

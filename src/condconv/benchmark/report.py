@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import condconv
+from condconv.benchmark.call import CallCost
 from condconv.benchmark.contender import Conditions
 from condconv.benchmark.run import Row
 from condconv.benchmark.runtimes import RuntimeRow
@@ -37,7 +38,7 @@ def kernels_in_use(conditions: Conditions) -> str:
     if conditions.dtype != "fp32":
         where = f"where it pays: they compute in fp32, not in {conditions.dtype}"
         return f"native: {library.instruction_set()}, {where}"
-    return f"native: {library.instruction_set()}" + (" (inference: torch.compile's)" if conditions.compiled else "")
+    return f"native: {library.instruction_set()}"
 
 
 def header() -> str:
@@ -67,16 +68,22 @@ def format_ratio(ratio: Ratio | None) -> str:
     return "-" if ratio is None else f"{ratio.median:.2f} [{ratio.low:.2f} {ratio.high:.2f}]"
 
 
-def summary(rows: Sequence[Row]) -> str:
+def verdicts_of(rows: Sequence[Row], call: CallCost | None) -> list[str]:
+    """Return "pass" or "miss" for each target; `call` is `None` in files older than its measurement."""
+    found = [each for row in rows for each in (row.verdict, row.memory_verdict)]
+    return [each for each in (*found, None if call is None else call.verdict) if each is not None]
+
+
+def summary(rows: Sequence[Row], call: CallCost) -> str:
     """Return how many of the targets are met."""
-    verdicts = [each for row in rows for each in (row.verdict, row.memory_verdict) if each is not None]
+    verdicts = verdicts_of(rows, call)
     refused = sum(row.refused is not None for row in rows)
     text = f"targets: {verdicts.count('pass')} pass, {verdicts.count('miss')} miss"
     return text + (f"; {refused} not timed: they differ from the reference" if refused else "")
 
 
 def record(
-    rows: Sequence[Row], command: str, conditions: Conditions, repetitions: int, keeps_memory: bool
+    rows: Sequence[Row], call: CallCost, command: str, conditions: Conditions, repetitions: int, keeps_memory: bool
 ) -> dict[str, Any]:
     """Return what was measured, where and how, in types that JSON has; `conditions` may be those of any row."""
     return {
@@ -85,6 +92,7 @@ def record(
         "kernels": kernels_in_use(conditions),
         "keeps_freed_memory": keeps_memory,
         "repetitions": repetitions,
+        "call": asdict(call),
         "rows": [asdict(row) for row in rows],
     }
 

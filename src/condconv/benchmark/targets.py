@@ -6,6 +6,8 @@ from condconv.benchmark.cases import LAYERS, Case, LayerCase
 from condconv.benchmark.contender import Conditions
 
 _B0 = "tf_efficientnet_cc_b0_8e"
+CALL_MICROSECONDS = 15.0
+"""The most a call may take beside what torch's convolution takes, where there is as good as nothing to compute."""
 
 
 def time_target(case: Case, batch: int, conditions: Conditions) -> float | None:

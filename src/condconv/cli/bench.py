@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from condconv.benchmark import report, timing
+    from condconv.benchmark.call import measure_call
     from condconv.benchmark.run import Row, measure_task
 
     _check(arguments)
@@ -64,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     keeps_memory = timing.keep_freed_memory()
     conditions = tasks[0].conditions
     print(f"{report.kernels_in_use(conditions)}; threads: {torch.get_num_threads()}; rows: {len(tasks)}\n")
+    call = measure_call(conditions, repetitions)
+    print(f"a call with as good as nothing to compute: {call}\n")
     print(report.header(), flush=True)
     rows: list[Row] = []
     for task in tasks:
@@ -75,9 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(report.line(rows[-1]), flush=True)
         if arguments.out is not None:
             command = shlex.join(["condconv", *sys.argv[1:]])
-            record = report.record(rows, command, conditions, repetitions, keeps_memory)
+            record = report.record(rows, call, command, conditions, repetitions, keeps_memory)
             Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{report.summary(rows)}")
+    print(f"\n{report.summary(rows, call)}")
     return int(any(row.refused is not None for row in rows))
 
 

@@ -19,7 +19,7 @@ from condconv.ops.registration import compact_conv, mixed_conv
 
 _logger = logging.getLogger(__name__)
 _PLAIN = {"reference": reference.forward, "mix_outputs": mix_outputs.forward}
-_ORDINARY = (Tensor, torch.nn.Parameter, type(None))
+_ORDINARY = {Tensor, torch.nn.Parameter, type(None)}
 
 
 def cond_conv1d(
@@ -339,7 +339,8 @@ def _run(
 ) -> Tensor:
     """Compute what is planned, in the dtype of x."""
     geometry, impl = plan.geometry, plan.impl
-    direct = plan.silent and not _watched(x, weight, routing_weights, bias, weight_scale)
+    types = {type(x), type(weight), type(routing_weights), type(bias), type(weight_scale)}
+    direct = plan.silent and not _watched(types)
     if plan.compact and impl == "native":
         read = recompute.forward_compact if direct else compact_conv
         return read(x, weight, routing_weights, bias, weight_scale, geometry, impl)
@@ -352,15 +353,15 @@ def _run(
     return run(x, weight, routing_weights, bias, geometry, impl)
 
 
-def _watched(*tensors: Tensor | None) -> bool:
+def _watched(types: set[type]) -> bool:
     """Return whether something wants to see the registered operator, and not only what it returns.
 
     That is a mode or a subclass of tensors (a FLOP counter, fake tensors), a tracer, or a profiler. Otherwise a call
     without gradients runs at once: PyTorch's way to an operator written in Python takes longer than many a small layer.
     """
     return (
-        torch._C._len_torch_dispatch_stack() > 0
+        not types <= _ORDINARY
+        or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch._C._autograd._profiler_enabled()
-        or any(type(tensor) not in _ORDINARY for tensor in tensors)
     )

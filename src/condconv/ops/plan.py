@@ -91,9 +91,13 @@ def find_plan(
         key = (
             how,
             x.stride(),
-            *[None if t is None else (t.shape, t.dtype, t.device) for t in tensors],
+            *(x.shape, x.dtype, x.device),
+            *(weight.shape, weight.dtype, weight.device),
+            *(routing_weights.shape, routing_weights.dtype, routing_weights.device),
+            None if bias is None else (bias.shape, bias.dtype, bias.device),
+            None if weight_scale is None else (weight_scale.shape, weight_scale.dtype, weight_scale.device),
             torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
-            autocast_dtype(x.device),
+            torch._C._is_any_autocast_enabled() and autocast_dtype(x.device),
             selection.transforming(),
             library.WHY_NOT,
         )

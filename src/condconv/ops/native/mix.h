@@ -70,23 +70,25 @@ INLINE void mix_panel(
     const int64_t taps = p->kernel_height * p->kernel_width, depth = p->channels * taps, wide = c1 - c0;
     /* The numbers of an output channel are one piece, or with the taps outside one for each tap. */
     const int64_t pieces = p->taps_outside ? taps : 1, within = p->taps_outside ? 1 : taps, n = wide * within;
-    float mixed[EXAMPLES][VECTOR][RUN] __attribute__((aligned(64)));
+    float mixed[EXAMPLES * VECTOR * RUN] __attribute__((aligned(64)));
+    const int64_t longest = count == 1 ? RUN_OF_ONE : RUN;
     for (int64_t first = 0; first < channels; first += VECTOR) {
         const int64_t rows = least(channels - first, VECTOR);
         for (int64_t piece = 0; piece < pieces; piece++) {
             const int64_t start = at + first * depth + piece * p->channels + c0 * within;
-            for (int64_t k0 = 0; k0 < n; k0 += RUN) {
-                const int64_t run = least(n - k0, RUN);
+            for (int64_t k0 = 0; k0 < n; k0 += longest) {
+                const int64_t run = least(n - k0, longest);
                 for (int64_t i = 0; i < rows; i++)
                     mix(
                         count, kind, p, start + i * depth + k0, routing + (first + i) * p->routing_output, run, depth,
-                        &mixed[0][i][0], VECTOR * RUN
+                        mixed + i * longest, VECTOR * longest
                     );
                 for (int b = 0; b < count; b++)
                     for (int64_t k = 0; k < run; k += VECTOR) {
                         vector turned[VECTOR];
 #pragma GCC unroll 16
-                        for (int i = 0; i < VECTOR; i++) turned[i] = i < rows ? load(&mixed[b][i][k]) : (vector){0};
+                        for (int i = 0; i < VECTOR; i++)
+                            turned[i] = i < rows ? load(mixed + (b * VECTOR + i) * longest + k) : (vector){0};
                         transpose(turned);
                         float *panel = panels + b * stride + piece * wide * PANEL + first;
                         int64_t c = (k0 + k) / within, tap = (k0 + k) % within;

@@ -36,6 +36,7 @@ enum {
     TILE = (1 << 17) / PANEL,  /* rows of PANEL numbers of all experts that are laid out at a time, half a megabyte */
     LEAST_TILE = 64,           /* of one expert; fewer would not outweigh the product's start and end */
     RUN = 256,                 /* of these, as many as are turned around at a time */
+    RUN_OF_ONE = VECTOR == 8 ? 4 * RUN : RUN, /* for one example; longer ones were quicker with AVX2, not tried elsewhere */
     CHUNK = 256,               /* channels of a depthwise task */
     LINE = 64,                 /* bytes that memory gives at a time */
     LINE_NUMBERS = LINE / 4,
