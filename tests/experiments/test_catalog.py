@@ -52,7 +52,7 @@ def test_ways_to_start_are_of_one_network():
     arms = create_experiment("starts", num_experts=4).arms
     assert [arm.model for arm in arms] == ["mobilenet_v1_025", *4 * ["mobilenet_v1_cc_025_4e"]]
     assert arms[2].options == {"init": "preserve"}
-    assert arms[4].options == {**arms[2].options, **arms[3].options}
+    assert arms[4].options == {**arms[3].options, **arms[2].options}
 
 
 def test_an_option_the_experiment_does_not_have():
@@ -98,6 +98,15 @@ def test_networks_with_branches_have_parameters_of_their_own_in_each(stages, wei
     first, second = (next(branch.parameters()) for branch in found[-1].branches)
     assert not torch.equal(first, second)
     assert network(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_experts_start_as_asked_where_there_are_any_and_the_arm_leaves_it_open():
+    arms = create_experiment("experts-width", widths=["025"], experts=[4], init="preserve").arms
+    assert [dict(arm.options) for arm in arms] == [{}, {"init": "preserve"}]
+    arms = create_experiment("ensembles", init="preserve", size=SMALL).arms
+    assert arms[-1].options == {"init": "preserve", "first_layer": 1}
+    assert all("init" not in arm.options for arm in arms[:-1])
+    assert create_experiment("starts", init="preserve").arms[1].options == {"init": "independent"}
 
 
 @pytest.mark.parametrize("options", [{"stages": "first"}, {"branches": 0}])

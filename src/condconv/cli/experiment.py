@@ -44,6 +44,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--width", default=None, help="width of MobileNetV1 in percent, three digits (default: the paper's)"
     )
     parser.add_argument("--num-experts", type=int, default=None, help="experts of a layer (default: the paper's)")
+    parser.add_argument(
+        "--init",
+        choices=("independent", "preserve"),
+        default=None,
+        help="how experts start: each on its own, or as copies of the static network's kernel that differ a little "
+        "(default: the networks' own)",
+    )
     parser.add_argument("--widths", nargs="+", metavar="WIDTH", default=None, help="experts-width: widths to train")
     parser.add_argument(
         "--experts", nargs="+", type=int, metavar="E", default=None, help="experts-width, plug-in: numbers of experts"
@@ -115,7 +122,8 @@ def _settings(arguments: argparse.Namespace) -> TrainConfig:
 def _experiment(arguments: argparse.Namespace, settings: TrainConfig) -> Experiment:
     from condconv.experiments.catalog import create_experiment
 
-    options = {name: getattr(arguments, name) for name in ("width", "num_experts", "widths", "experts", "networks")}
+    names = ("width", "num_experts", "widths", "experts", "networks", "init")
+    options = {name: getattr(arguments, name) for name in names}
     if arguments.name == "ensembles":  # whose networks are as wide as their cost on these images allows
         options["size"] = _size(settings)
     return create_experiment(arguments.name, **options)

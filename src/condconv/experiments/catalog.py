@@ -117,9 +117,9 @@ def starts(width: str = "025", num_experts: int = 8) -> Experiment:
     network = _v1(width, num_experts)
     arms = (
         Arm("static", _v1(width, None)),
-        Arm("independent", network),
+        Arm("independent", network, {"init": "independent"}),
         Arm("copies of one kernel", network, {"init": "preserve"}),
-        Arm("independent, static classifier", network, {"conditional_classifier": False}),
+        Arm("independent, static classifier", network, {"init": "independent", "conditional_classifier": False}),
         Arm("copies, static classifier", network, {"init": "preserve", "conditional_classifier": False}),
     )
     return Experiment("starts", f"How {num_experts} experts start", "no table of the paper", arms)
@@ -169,11 +169,12 @@ CATALOG: dict[str, Callable[..., Experiment]] = {
 """Experiments by the names of the command line."""
 
 
-def create_experiment(name: str, **options: Any) -> Experiment:
+def create_experiment(name: str, init: str | None = None, **options: Any) -> Experiment:
     """Return an experiment.
 
     Args:
         name: A key of `CATALOG`.
+        init: How experts start in all networks that leave it open, as in `condconv.models.create_model`.
         **options: Of its function; `None` stands for the function's own default.
 
     Raises:
@@ -186,7 +187,12 @@ def create_experiment(name: str, **options: Any) -> Experiment:
     for key in given:
         if key not in known:
             raise UsageError(f"`{key}` must not be given for {name!r}, which has {', '.join(known)}: leave it out")
-    return CATALOG[name](**given)
+    experiment = CATALOG[name](**given)
+    return experiment if init is None else replace(experiment, arms=tuple(_start(arm, init) for arm in experiment.arms))
+
+
+def _start(arm: Arm, init: str) -> Arm:
+    return replace(arm, options={"init": init, **arm.options}) if "_cc_" in arm.model else arm
 
 
 def _v1(width: str, experts: int | None) -> str:

@@ -169,7 +169,8 @@ def _train_transform(
         scale=(min_crop, 1.0),
         ratio=(3 / 4, 4 / 3) if min_crop < 1 else (1.0, 1.0),
         hflip=hflip,
-        color_jitter=config.color_jitter,
+        # None, not 0, which would draw the order of what does nothing anew for each image.
+        color_jitter=config.color_jitter or None,  # type: ignore[arg-type]
         auto_augment=config.auto_augment,
         re_prob=config.random_erasing,
         interpolation="bicubic",
