@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from condconv.errors import UsageError
 from condconv.ops import api, cond_conv2d, plan, recompute
 from condconv.ops.native import library
 
@@ -54,6 +55,10 @@ def test_a_plan_is_made_once_for_calls_that_look_the_same(made):
         lambda: cond_conv2d(X, W, R, padding=1, impl="matmul"),
         lambda: cond_conv2d(X, W, R, torch.randn(3, 6), padding=1),
         lambda: cond_conv2d(X, W.clone().requires_grad_(), R, padding=1),
+        lambda: cond_conv2d(X, W[..., :1, :1], R, padding=1),
+        lambda: cond_conv2d(X, W[:2], R[:, :2], padding=1),
+        lambda: cond_conv2d(X, W, R.double(), padding=1),
+        lambda: cond_conv2d(X, W.bfloat16(), R, padding=1),
         lambda: torch.func.vmap(lambda x, r: cond_conv2d(x[None], W, r[None], padding=1))(X, R),
     ],
 )
@@ -76,11 +81,34 @@ def test_autocast_and_what_is_wrong_are_told_apart_too(made):
         cond_conv2d(X, W.numpy(), R, padding=1)
 
 
-def test_lists_are_taken_and_not_looked_up(made):
-    for _ in range(2):
-        cond_conv2d(X, W, R, stride=[1, 1], padding=[1, 1])
-    assert len(made) == 2
-    assert not plan._plans
+def test_no_grad_autocast_dtypes_scales_and_the_library_are_told_apart(made, monkeypatch):
+    weight = W.clone().requires_grad_()
+    cond_conv2d(X, weight, R)
+    with torch.no_grad():
+        cond_conv2d(X, weight, R)
+    assert [each.silent for each in made] == [False, True]
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            assert cond_conv2d(X, W, R).dtype == dtype
+    cond_conv2d(X, W.to(torch.int8), R, weight_scale=torch.ones(3, 6))
+    with pytest.raises(UsageError, match="weight_scale must be given"):
+        cond_conv2d(X, W.to(torch.int8), R)
+    before = len(made)
+    monkeypatch.setattr(library, "WHY_NOT", "left out by this test")
+    cond_conv2d(X, W.to(torch.int8), R, weight_scale=torch.ones(3, 6))
+    assert len(made) == before + 1
+    assert made[-1].impl != "native"
+
+
+def test_what_is_equal_is_not_taken_for_the_same(made):
+    """1, 1.0 and True are equal, and have one hash."""
+    expected = cond_conv2d(X, W, R, padding=1, groups=1)
+    torch.testing.assert_close(cond_conv2d(X, W, R, padding=True, impl="per_example"), expected)
+    torch.testing.assert_close(cond_conv2d(X, W, R, padding=1, impl="per_example"), expected)
+    for wrong in ({"stride": 1.0}, {"stride": (1.0, 1)}, {"padding": 1.0}, {"dilation": 1.0}):
+        with pytest.raises((ValueError, TypeError)):
+            cond_conv2d(X, W, R, **{"padding": 1, **wrong})
+    torch.testing.assert_close(cond_conv2d(X, W, R, stride=[1, 1], padding=[1, 1]), expected)
 
 
 def test_plans_do_not_fill_the_memory(monkeypatch, made):
@@ -100,7 +128,12 @@ def directly(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(arguments[-1])
         return recompute.forward(*arguments)
 
-    monkeypatch.setattr(api, "recompute", SimpleNamespace(forward=recorded))  # the operator calls its own
+    def recorded_compact(*arguments):
+        found.append(f"compact {arguments[-1]}")
+        return recompute.forward_compact(*arguments)
+
+    # The operator calls its own.
+    monkeypatch.setattr(api, "recompute", SimpleNamespace(forward=recorded, forward_compact=recorded_compact))
     return found
 
 
@@ -114,6 +147,62 @@ def test_nothing_watches_so_that_it_runs_directly(directly):
     with torch.inference_mode():
         cond_conv2d(X, torch.nn.Parameter(W), R, impl=IMPL)
     assert directly == [IMPL, IMPL]
+
+
+@NATIVE
+def test_compiled_kernels_run_directly_too(directly):
+    scale = torch.rand(3, 6)
+    with torch.no_grad():
+        expected = cond_conv2d(X, W, R, impl="reference")
+        torch.testing.assert_close(cond_conv2d(X, W, R, impl="native"), expected)
+        cond_conv2d(X, W.to(torch.int8), R, weight_scale=scale, impl="native")
+        with FlopCounterMode(display=False) as counter:
+            cond_conv2d(X, W.to(torch.int8), R, weight_scale=scale, impl="native")
+    assert directly == ["native", "compact native"]
+    assert counter.get_total_flops() > 0
+
+
+@NATIVE
+@pytest.mark.parametrize("training", [False, True])
+def test_defaults_of_torch_do_not_reach_the_kernels(training):
+    weight = W.clone().requires_grad_(training)
+    expected = cond_conv2d(X, W, R, impl="reference")
+    try:
+        torch.set_default_dtype(torch.float64)
+        y = cond_conv2d(X, weight, R, impl="native")
+        if training:
+            y.sum().backward()
+            assert weight.grad is not None
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(y.detach(), expected)
+    with torch.device("meta"):
+        torch.testing.assert_close(cond_conv2d(X, weight, R, impl="native").detach(), expected)
+
+
+@NATIVE
+def test_numbers_whose_sign_is_to_be_turned():
+    turned = torch.view_as_complex(torch.stack((R, R), -1)).conj().imag
+    assert turned.is_neg()
+    with torch.no_grad():
+        expected = cond_conv2d(X, W, -R, impl="reference")
+        torch.testing.assert_close(cond_conv2d(X, W, turned, impl="native"), expected)
+        zeros = torch._efficientzerotensor((2, 3))
+        assert not cond_conv2d(X, W, zeros, impl="native").any()
+
+
+def test_a_padded_batch_of_single_examples_under_vmap():
+    x = X.contiguous(memory_format=torch.channels_last)
+    expected = cond_conv2d(x, W, R, padding="tf_same", stride=2)
+    mapped = torch.func.vmap(lambda one, r: cond_conv2d(one[None], W, r[None], padding="tf_same", stride=2)[0])(x, R)
+    torch.testing.assert_close(mapped, expected)
+
+
+def test_padding_keeps_the_layout():
+    x = X.contiguous(memory_format=torch.channels_last)
+    for mode in ("zeros", "reflect", "replicate", "circular"):
+        y = cond_conv2d(x, W, R, padding=1, padding_mode=mode)
+        assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_gradients_and_empty_batches_go_through_the_operator(directly):
@@ -138,7 +227,9 @@ def test_what_watches_sees_the_operator(directly, impl):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             call()
         assert "condconv::mixed_conv" in {event.name for event in profiler.events()}
-        assert "condconv.mixed_conv" in make_fx(lambda x: cond_conv2d(x, W, R, impl=impl))(X).code
+        for before in (False, True):
+            graph = make_fx(lambda x: cond_conv2d(x, W, R, impl=impl), pre_dispatch=before)(X)
+            assert "condconv.mixed_conv" in graph.code
         cond_conv2d(X.as_subclass(Own), W, R, impl=impl)
     assert directly == []
 

@@ -6,11 +6,12 @@ import logging
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
 from condconv.ops import recompute, validation
 from condconv.ops.autocast import autocast_disabled
 from condconv.ops.compact import widen
-from condconv.ops.geometry import output_memory_format
+from condconv.ops.geometry import laid_out_as
 from condconv.ops.impl import mix_outputs, reference
 from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.padding import Padding, pad
@@ -19,7 +20,7 @@ from condconv.ops.registration import compact_conv, mixed_conv
 
 _logger = logging.getLogger(__name__)
 _PLAIN = {"reference": reference.forward, "mix_outputs": mix_outputs.forward}
-_ORDINARY = {Tensor, torch.nn.Parameter, type(None)}
+_ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def cond_conv1d(
@@ -339,29 +340,31 @@ def _run(
 ) -> Tensor:
     """Compute what is planned, in the dtype of x."""
     geometry, impl = plan.geometry, plan.impl
-    types = {type(x), type(weight), type(routing_weights), type(bias), type(weight_scale)}
-    direct = plan.silent and not _watched(types)
+    direct = plan.silent and not _watched(x, weight, routing_weights, bias, weight_scale)
     if plan.compact and impl == "native":
         read = recompute.forward_compact if direct else compact_conv
         return read(x, weight, routing_weights, bias, weight_scale, geometry, impl)
     if plan.compact:
         weight = widen(weight, weight_scale, geometry.groups, geometry.transposed, accumulation_dtype(x.dtype))
     if impl in _PLAIN:
-        output = _PLAIN[impl](x, weight, routing_weights, bias, geometry)
-        return output.contiguous(memory_format=output_memory_format(x))
+        return laid_out_as(_PLAIN[impl](x, weight, routing_weights, bias, geometry), x)
     run = recompute.forward if direct or plan.plain else mixed_conv
     return run(x, weight, routing_weights, bias, geometry, impl)
 
 
-def _watched(types: set[type]) -> bool:
+def _watched(*tensors: Tensor | None) -> bool:
     """Return whether something wants to see the registered operator, and not only what it returns.
 
-    That is a mode or a subclass of tensors (a FLOP counter, fake tensors), a tracer, or a profiler. Otherwise a call
-    without gradients runs at once: PyTorch's way to an operator written in Python takes longer than many a small layer.
+    That is a mode, a tracer, a profiler, or a kind of tensor that PyTorch brings into shape on the way to an operator
+    (subclasses; numbers whose sign is to be turned yet). Otherwise a call without gradients runs at once: the way to an
+    operator written in Python takes longer than many a small layer. An `ExecutionTraceObserver` without a profiler is
+    the one that is not noticed.
     """
     return (
-        not types <= _ORDINARY
-        or torch._C._len_torch_dispatch_stack() > 0
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch._C._autograd._profiler_enabled()
+        or profiler._is_profiler_enabled  # of other threads too
+        or any(t is not None and (type(t) not in _ORDINARY or t.is_neg() or t._is_zerotensor()) for t in tensors)
     )

@@ -13,7 +13,7 @@ class Geometry(NamedTuple):
     """Stride, symmetric zero padding, dilation and groups of an N-dimensional convolution.
 
     Each tuple has one entry a spatial dimension. Asymmetric padding and padding modes other than zeros
-    never reach an implementation: `padding.pad_input` has applied them before.
+    never reach an implementation: `padding.pad` has applied them before.
     """
 
     stride: tuple[int, ...]
@@ -87,3 +87,11 @@ def output_memory_format(x: Tensor) -> torch.memory_format:
             return torch.contiguous_format
         expected *= x.shape[dim]
     return formats[x.dim()]
+
+
+def laid_out_as(y: Tensor, x: Tensor) -> Tensor:
+    """Return y in the layout that x asks of an output."""
+    layout = output_memory_format(x)
+    if layout == torch.contiguous_format or not torch._C._are_functorch_transforms_active():
+        return y.contiguous(memory_format=layout)
+    return y.movedim(1, -1).contiguous().movedim(-1, 1)  # `torch.vmap` knows no other memory format

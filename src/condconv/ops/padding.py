@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from condconv.ops.geometry import output_memory_format
+from condconv.ops.geometry import laid_out_as
 
 PADDING_NAMES = ("valid", "same", "tf_same")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -43,7 +43,7 @@ def resolve_padding(
     """
     dims = range(len(kernel_size))
     if isinstance(padding, int):
-        return [(padding, padding) for _ in dims]
+        return [(int(padding), int(padding)) for _ in dims]
     if padding == "valid":
         return [(0, 0) for _ in dims]
     if padding == "same":
@@ -73,8 +73,7 @@ def pad(x: Tensor, outside: Sequence[int], mode: str) -> Tensor:
     """Add what `split_padding` leaves to do before the convolution; the layout stays that of x."""
     if not outside:
         return x
-    padded = F.pad(x, list(outside), mode="constant" if mode == "zeros" else mode)
-    return padded.contiguous(memory_format=output_memory_format(x))
+    return laid_out_as(F.pad(x, list(outside), mode="constant" if mode == "zeros" else mode), x)
 
 
 def pad_input(x: Tensor, amounts: Sequence[tuple[int, int]], mode: str) -> tuple[Tensor, tuple[int, ...]]:

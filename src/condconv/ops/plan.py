@@ -6,6 +6,7 @@ shapes again each time would take longer than many a small layer.
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from condconv.ops.native import library
 from condconv.ops.padding import Padding, resolve_padding, split_padding
 
 Size = int | Sequence[int]
-_MOST_PLANS = 4096  # a plan is a few hundred bytes; inputs of ever new sizes must not fill the memory
+_MOST_PLANS = 4096  # a plan is one or two kilobytes; inputs of ever new sizes must not fill the memory
 
 
 class How(NamedTuple):
@@ -84,12 +85,12 @@ def find_plan(
         UsageError: As in `cond_conv2d`.
     """
     tensors = (x, weight, routing_weights, bias, weight_scale)
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
         return _make_plan(*tensors, how)
     try:
-        # All that the checks and the choice look at.
+        # All that the checks and the choice look at; the bytes, since 1, 1.0 and True are equal and not all allowed.
         key = (
-            how,
+            marshal.dumps(tuple(how), 2),  # type: ignore[arg-type]
             x.stride(),
             *(x.shape, x.dtype, x.device),
             *(weight.shape, weight.dtype, weight.device),
@@ -97,12 +98,12 @@ def find_plan(
             None if bias is None else (bias.shape, bias.dtype, bias.device),
             None if weight_scale is None else (weight_scale.shape, weight_scale.dtype, weight_scale.device),
             torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
-            torch._C._is_any_autocast_enabled() and autocast_dtype(x.device),
+            autocast_dtype(x.device),
             selection.transforming(),
             library.WHY_NOT,
         )
         plan = _plans.get(key)
-    except (AttributeError, TypeError):  # not tensors; or lists and symbolic sizes, which cannot be looked up
+    except (AttributeError, TypeError, ValueError):  # not tensors, not numbers, or symbolic sizes: not looked up
         return _make_plan(*tensors, how)
     if plan is None:
         plan = _make_plan(*tensors, how)
@@ -133,7 +134,8 @@ def _make_plan(
     )
     impl = selection.resolve(how.impl, problem)
     plain = selection.must_be_plain(problem, impl)
-    silent = not problem.needs_grad and not problem.compiling and problem.batch != 0
+    tracing = problem.compiling or torch._C._get_tracing_state() is not None
+    silent = not problem.needs_grad and not tracing and problem.batch != 0
     return Plan(geometry, outside, cast, autocasting is not None, impl, compact, plain, silent)
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from condconv.ops.geometry import Geometry, output_memory_format
+from condconv.ops.geometry import Geometry, laid_out_as
 from condconv.ops.impl import grouped, matmul, native, triton
 from condconv.ops.mixing import accumulation_dtype, mix_bias, mix_kernels, mix_kernels_backward
 
@@ -48,7 +48,7 @@ def forward(
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if bias is not None:
         output = output + mix_bias(bias, routing_weights, x.dtype, len(geometry.stride))
-    return output.contiguous(memory_format=output_memory_format(x))
+    return laid_out_as(output, x)
 
 
 def forward_compact(
@@ -89,7 +89,7 @@ def backward(
         )
     grads = empty_grads(x)
     if grad_x is not None:
-        grads[0] = grad_x.contiguous(memory_format=output_memory_format(x))
+        grads[0] = laid_out_as(grad_x, x)
     if needs_weight and grad_weight is not None:
         grads[1] = _laid_out_as(weight, grad_weight)
     if bias is not None and (needs_bias or needs_routing):

@@ -24,7 +24,7 @@ def to_tuple(name: str, value: int | Sequence[int], dims: int, minimum: int) -> 
     values = tuple(value) if isinstance(value, Sequence) else (value,) * dims
     if len(values) != dims or any(not isinstance(entry, int) or entry < minimum for entry in values):
         raise ValueError(f"{name} must be an int or {dims} ints, each at least {minimum}, got {value!r}")
-    return values
+    return tuple(int(entry) for entry in values)  # True is an int, but not for torch's convolutions
 
 
 def check_positive(**counts: object) -> None:
@@ -75,6 +75,8 @@ def check_shapes(
     num_experts, out_channels, per_group = weight.shape[:3]
     if num_experts < 1:
         raise ValueError("weight must hold at least one expert, got shape " + str(tuple(weight.shape)))
+    if 0 in weight.shape[1:]:
+        raise ValueError(f"weight must hold kernels with channels and taps, got shape {tuple(weight.shape)}")
     in_channels = out_channels if transposed else per_group * groups
     if transposed:
         out_channels = per_group * groups

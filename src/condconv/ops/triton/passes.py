@@ -109,5 +109,5 @@ def sums_for(each: Pass, programs: int) -> tuple[Tensor, Tensor, int]:
     part = -(-batch // tiles.parts(programs, batch))
     size, stride = (-(-batch // part), *experts.shape), (experts.numel(), *experts.stride())
     found = torch.empty_strided(size, stride, dtype=torch.float32, device=experts.device)
-    partial = torch.empty(programs, batch, len(experts), device=experts.device)
+    partial = torch.empty(programs, batch, len(experts), dtype=torch.float32, device=experts.device)
     return found, partial, part
