@@ -50,8 +50,8 @@ TEXTS = {
 ## Experts that start as copies, a higher rate, eight epochs
 
 An eighth of the width, the settings that were found best in memory (below), two seeds: experts are behind by 0.7 points
-on one and ahead by 2.4 on the other. The mean is ahead, by less than the spread. The third seed is missing. The runs were
-held up by others, so that their minutes say nothing.
+on one and ahead by 2.4 on the other. The mean is ahead, by less than the spread. The third seed is missing. The runs
+were held up by others, so that their minutes say nothing.
 """,
     "six-epochs": """\
 ## Static and conditional, six epochs
