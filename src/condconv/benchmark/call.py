@@ -68,5 +68,5 @@ def measure_call(conditions: Conditions, repetitions: int) -> CallCost:
     target = targets.CALL_MICROSECONDS
     return CallCost(
         *(statistics.median(static), statistics.median(ours), added, low, high),
-        *(target, "pass" if added <= target else "miss"),
+        *(target, str(targets.verdict(added, target))),
     )

@@ -35,8 +35,7 @@ def forward(
     of x.
     """
     if impl in FUSED:
-        output = FUSED[impl].forward(x, weight, routing_weights, geometry)
-        return output if bias is None else output.add_(mix_bias(bias, routing_weights, x.dtype, len(geometry.stride)))
+        return _add_bias_(FUSED[impl].forward(x, weight, routing_weights, geometry), bias, routing_weights)
     module, chunk = APPLY[impl]
     if chunk is None:
         output = module.apply(x, mix_kernels(weight, routing_weights, x.dtype), geometry)
@@ -61,8 +60,11 @@ def forward_compact(
     impl: str,
 ) -> Tensor:
     """The same for compact experts, which only "native" reads as they are; there is no gradient."""
-    output = native.forward(x, weight, routing_weights, geometry, weight_scale)
-    return output if bias is None else output.add_(mix_bias(bias, routing_weights, x.dtype, len(geometry.stride)))
+    return _add_bias_(native.forward(x, weight, routing_weights, geometry, weight_scale), bias, routing_weights)
+
+
+def _add_bias_(output: Tensor, bias: Tensor | None, routing_weights: Tensor) -> Tensor:
+    return output if bias is None else output.add_(mix_bias(bias, routing_weights, output.dtype, output.dim() - 2))
 
 
 def backward(
@@ -91,7 +93,7 @@ def backward(
     if grad_x is not None:
         grads[0] = laid_out_as(grad_x, x)
     if needs_weight and grad_weight is not None:
-        grads[1] = _laid_out_as(weight, grad_weight)
+        grads[1] = _in_form_of(weight, grad_weight)
     if bias is not None and (needs_bias or needs_routing):
         grad_shift = grad_output.flatten(2).sum(2, dtype=wide)
         if needs_bias:
@@ -103,7 +105,7 @@ def backward(
     return grads
 
 
-def _laid_out_as(weight: Tensor, grad: Tensor) -> Tensor:
+def _in_form_of(weight: Tensor, grad: Tensor) -> Tensor:
     """Return a gradient in the dtype and, as the operator's fake promises, the layout of the experts."""
     like = torch.empty_like(weight, device="meta")
     if grad.stride() == like.stride():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from condconv.ops.geometry import Geometry, output_memory_format
+from condconv.ops.geometry import Geometry, laid_out_as
 from condconv.ops.native.library import Call
 
 
@@ -39,7 +39,7 @@ def forward(
     output = Call(source, experts, weights, geometry).forward()
     if source is x and not x.is_contiguous():
         return output  # as x is: fp32 with channels innermost
-    return output.to(x.dtype).contiguous(memory_format=output_memory_format(x))
+    return laid_out_as(output.to(x.dtype), x)
 
 
 def backward(
@@ -66,7 +66,7 @@ def backward(
     if needs_x:
         grad_x = torch.empty_like(source)
         call.input_gradient(grad, grad_x)
-        grad_x = grad_x.to(x.dtype).contiguous(memory_format=output_memory_format(x))
+        grad_x = laid_out_as(grad_x.to(x.dtype), x)
     if needs_weight or needs_routing:
         found = torch.empty_like(experts)
         grad_routing = call.weight_gradient(grad, found)
