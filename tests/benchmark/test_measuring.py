@@ -11,7 +11,7 @@ from condconv.benchmark.cases import LayerCase, NetworkCase, Trio
 from condconv.benchmark.contender import Conditions, Contender
 from condconv.benchmark.parity import Parity, check_parity
 from condconv.benchmark.run import Task, measure_task
-from condconv.benchmark.timing import Ratio, peak_bytes, ratio, time_by_turns
+from condconv.benchmark.timing import Spread, peak_bytes, ratio, time_by_turns
 from condconv.ops.impl import native
 
 LAYER = LayerCase(3, 4, 6, 5)
@@ -26,7 +26,7 @@ def test_a_row_has_everything(mode, dtype):
     assert (row.kind, row.name, row.batch, row.mode, row.dtype) == ("layer", "3x3 4->6 @5", 2, mode, dtype)
     names = ["static", "ours", "timm"]
     assert [*row.layout] == [*row.milliseconds] == [*row.ratio] == [*row.peak_bytes] == names
-    assert row.ratio["static"] == Ratio(1.0, 1.0, 1.0)
+    assert row.ratio["static"] == Spread(1.0, 1.0, 1.0)
     assert all(value > 0 for value in row.milliseconds.values())
 
 
@@ -123,10 +123,10 @@ def test_calls_are_timed_by_turns(monkeypatch):
 
 def test_ratios_are_taken_within_a_repetition():
     # 1/1, 4/2, 9/3, 16/4, 25/5 are 1 to 5; the ratio of the medians would be 9/3 too, that of the means 55/15.
-    assert ratio([1, 4, 9, 16, 25], [1, 2, 3, 4, 5]) == Ratio(3, 2, 4)
+    assert ratio([1, 4, 9, 16, 25], [1, 2, 3, 4, 5]) == Spread(3, 2, 4)
     # In each repetition twice as long, although the machine slowed down tenfold.
-    assert ratio([2, 20], [1, 10]) == Ratio(2, 2, 2)
-    assert ratio([3], [2]) == Ratio(1.5, 1.5, 1.5)
+    assert ratio([2, 20], [1, 10]) == Spread(2, 2, 2)
+    assert ratio([3], [2]) == Spread(1.5, 1.5, 1.5)
 
 
 class Doubling(nn.Module):

@@ -9,7 +9,7 @@ import condconv
 from condconv.benchmark.cases import Trio
 from condconv.benchmark.report import runtime_record
 from condconv.benchmark.runtimes import RUNTIMES, RuntimeRow, line, measure_runtime
-from condconv.benchmark.timing import Ratio
+from condconv.benchmark.timing import Spread
 from condconv.cli import bench
 from condconv.cli.main import main
 from condconv.export.formats import FORMATS
@@ -43,7 +43,7 @@ def test_one_file_is_timed_at_every_batch_beside_its_twin(runtime):
 
 
 def test_a_row_as_text():
-    row = RuntimeRow("onnx", "net", 8, 12.345, Ratio(1.5, 1.25, 1.75), (5_000_000, 1_000_000))
+    row = RuntimeRow("onnx", "net", 8, 12.345, Spread(1.5, 1.25, 1.75), (5_000_000, 1_000_000))
     assert line(row).split() == ["net", "8", "12.35", "ms", "1.50", "[1.25", "1.75]", "5.0", "MB", "1.0", "MB"]
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from condconv.benchmark import targets
 from condconv.benchmark.contender import DTYPES, Conditions
-from condconv.benchmark.timing import time_by_turns
+from condconv.benchmark.timing import spread, time_by_turns
 from condconv.ops import cond_conv2d
 
 _SIZE = (8, 8, 4)  # experts, channels in and out, pixels in each direction
@@ -61,12 +61,12 @@ def measure_call(conditions: Conditions, repetitions: int) -> CallCost:
     impl = conditions.impl or "auto"
     with torch.inference_mode():
         calls = {"static": lambda: F.conv2d(x, kernel), "ours": lambda: cond_conv2d(x, weight, routing, impl=impl)}
-        times = time_by_turns(calls, max(repetitions, 2), cuda=conditions.device.startswith("cuda"))
+        times = time_by_turns(calls, repetitions, cuda=conditions.device.startswith("cuda"))
     static, ours = ([1e6 * each for each in times[name]] for name in calls)
     differences = [own - other for own, other in zip(ours, static, strict=True)]
-    low, added, high = statistics.quantiles(differences, n=4, method="inclusive")
+    added = spread(differences)
     target = targets.CALL_MICROSECONDS
     return CallCost(
-        *(statistics.median(static), statistics.median(ours), added, low, high),
-        *(target, str(targets.verdict(added, target))),
+        *(statistics.median(static), statistics.median(ours), added.median, added.low, added.high),
+        *(target, str(targets.verdict(added.median, target))),
     )

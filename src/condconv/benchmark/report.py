@@ -17,7 +17,7 @@ from condconv.benchmark.call import CallCost
 from condconv.benchmark.contender import Conditions
 from condconv.benchmark.run import Row
 from condconv.benchmark.runtimes import RuntimeRow
-from condconv.benchmark.timing import Ratio
+from condconv.benchmark.timing import Spread
 from condconv.errors import MissingExtraError, require_extra
 from condconv.export.formats import FORMATS
 from condconv.ops.native import library
@@ -63,7 +63,7 @@ def line(row: Row) -> str:
     return _line(cells)
 
 
-def format_ratio(ratio: Ratio | None) -> str:
+def format_ratio(ratio: Spread | None) -> str:
     """Return a ratio with its quartiles, or "-"."""
     return "-" if ratio is None else f"{ratio.median:.2f} [{ratio.low:.2f} {ratio.high:.2f}]"
 
@@ -126,7 +126,7 @@ def _where(device: str) -> dict[str, Any]:
 
 def row_from_record(values: dict[str, Any]) -> Row:
     """Return the row that a record holds."""
-    ratios = {name: Ratio(**each) for name, each in values["ratio"].items()}
+    ratios = {name: Spread(**each) for name, each in values["ratio"].items()}
     return Row(**{**values, "ratio": ratios})
 
 

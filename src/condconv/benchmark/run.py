@@ -12,7 +12,7 @@ from condconv.benchmark import targets
 from condconv.benchmark.cases import Case, LayerCase, Trio
 from condconv.benchmark.contender import LAYOUTS, Conditions, Contender
 from condconv.benchmark.parity import check_parity
-from condconv.benchmark.timing import Ratio, peak_bytes, ratio, time_by_turns
+from condconv.benchmark.timing import Spread, peak_bytes, ratio, time_by_turns
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Row:
     refused: str | None = None
     layout: dict[str, str] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
-    ratio: dict[str, Ratio] = field(default_factory=dict)
+    ratio: dict[str, Spread] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     target: float | None = None
     verdict: str | None = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.benchmark.cases import NetworkCase
-from condconv.benchmark.timing import Ratio, ratio, time_by_turns
+from condconv.benchmark.timing import Spread, ratio, time_by_turns
 from condconv.export import export
 from condconv.export.formats import FORMATS
 
@@ -38,7 +38,7 @@ class RuntimeRow:
     name: str
     batch: int
     milliseconds: float
-    ratio: Ratio
+    ratio: Spread
     bytes: tuple[int, int]
 
 

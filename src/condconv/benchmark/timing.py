@@ -19,11 +19,11 @@ SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A ratio of two times: the median over the repetitions, and the quartiles.
+class Spread:
+    """What was measured once a repetition: the median, and the quartiles.
 
     Attributes:
-        median: Of the ratios, each taken within one repetition.
+        median: Over the repetitions.
         low: First quartile.
         high: Third quartile.
     """
@@ -92,13 +92,17 @@ def _seconds(call: Callable[[], object], loops: int, cuda: bool) -> float:
     return (time.perf_counter() - started) / loops
 
 
-def ratio(times: Sequence[float], base: Sequence[float]) -> Ratio:
-    """Return the ratio of times that were measured in the same repetitions."""
-    ratios = [own / other for own, other in zip(times, base, strict=True)]
-    if len(ratios) == 1:
-        return Ratio(ratios[0], ratios[0], ratios[0])
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Ratio(median, low, high)
+def ratio(times: Sequence[float], base: Sequence[float]) -> Spread:
+    """Return the ratio of times that were measured in the same repetitions, each taken within one."""
+    return spread([own / other for own, other in zip(times, base, strict=True)])
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return the median of values, and the quartiles; of one value, itself."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
 
 
 def peak_bytes(contender: Contender) -> int:
