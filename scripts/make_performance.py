@@ -46,13 +46,13 @@ condconv bench --networks mobilenet --dtype bf16 --compile -o mine.json
 - **Then by turns.** The static twin, ours and timm's `CondConv2d`, each contiguous and channels_last, run one after the
   other in one process, and again for each repetition. Each takes its better layout. Short calls are repeated to fill
   20 ms, so the weights of a single layer stay in the caches. A C library that is glibc keeps freed memory for the
-  next call: otherwise large outputs come in fresh pages, which cost more than many a layer, and by chance: then
-  static twin and experts alike are slower, and their ratio is anything.
+  next call: otherwise large outputs come in fresh pages, which cost more than many a layer, and by chance: both
+  are then slower by chance, and their ratio means nothing.
 - **Ratios** are medians over the repetitions of ratios within a repetition, with quartiles in brackets.
 - **A training step** is a forward and a backward pass with all gradients, for a network also a step of plain SGD. There
   is no loss function. In bf16 the parameters of a training step stay fp32, under autocast.
 - **The bound** is (HW + E) / HW for HW output pixels and E experts: multiply-adds with experts over those without. In a
-  network it is taken over all layers. It says nothing of memory traffic, which no target forgives.
+  network it is taken over all layers. It says nothing of memory traffic.
 - **Memory** is that of the parameters, and the most that a call has at a time beyond its input. On the CPU it is what
   torch's allocator gave, as its profiler records it; a few megabytes that kernels get elsewhere are not in it.
 - A layer is given its routing weights; a network computes them.

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import condconv
 from condconv import CondConv2d, CondConvTranspose2d, CondLinear, Scope, count
 from condconv.nn import ConditionalLayer, SigmoidRouting
+from condconv.tracing import default_example
 
 
 def by_name(report: condconv.CostReport) -> dict[str, tuple[int, int, int, int]]:
@@ -154,3 +155,22 @@ def test_bytes_of_compact_experts():
     # int8 experts 4 x 16 x 8 x 9, fp32 biases and scales 4 x 16 each; a mixed kernel is fp32.
     assert cost.expert_bytes == 4 * 1152 + 2 * 4 * 16 * 4
     assert cost.kernel_bytes == (1152 + 16) * 4
+
+
+def test_folded_windows_have_a_kernel_each() -> None:
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = condconv.CondConv2d(3, 4, 1, bias=False, num_experts=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x.flatten(0, 1))
+
+    report = count(Folded(), torch.zeros(2, 5, 3, 6, 6))
+    assert by_name(report)["conv"][1] == 5 * (12 * 36 + 2 * 12)
+    assert report.total.madds == 5 * (12 * 36 + 2 * 12 + 3 * 2)
+
+
+def test_the_guessed_input_suits_a_conditional_stem() -> None:
+    net = nn.Sequential(condconv.CondConv1d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 4, 3))
+    assert default_example(net).shape == (1, 2, 1024)

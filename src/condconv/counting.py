@@ -121,7 +121,9 @@ def _layer_cost(call: Call, batch: int) -> LayerCost | None:
     if isinstance(module, ConditionalLayer):
         kernel = module.weight[0].numel()
         outputs = 0 if module.bias is None else module.num_outputs
-        madds = kernel * _applications(module, call, batch) + module.num_experts * (kernel + outputs)
+        # Windows or frames that the model folds into the batch have a kernel each.
+        mixed = module.num_experts * (kernel + outputs) * max(1, call.input_shape[0] // batch)
+        madds = kernel * _applications(module, call, batch) + mixed
         # Compact experts have scales beside them, and are mixed in fp32.
         held = sum(each.nbytes for each in (module.weight, module.bias, module.weight_scale) if each is not None)
         size = 4 if module.compact else module.weight.element_size()

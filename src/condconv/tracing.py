@@ -56,7 +56,7 @@ def default_example(model: nn.Module) -> Tensor:
     parameter = next(model.parameters(), None)
     device = None if parameter is None else parameter.device
     dtype = None if parameter is None else parameter.dtype
-    first: Any = next((m for m in model.modules() if isinstance(m, tuple(_FIRST_SIZES))), None)
+    first: Any = next((m for m in model.modules() if _size_for(m) is not None), None)
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("example_input must be given: its lazy layers do not know their channels yet")
     if isinstance(config, dict) and config.get("input_size"):
@@ -67,8 +67,13 @@ def default_example(model: nn.Module) -> Tensor:
         raise ValueError(
             f"example_input must be given: {type(model).__name__} has no convolution to tell the input shape from"
         )
-    sizes = next(size for kind, size in _FIRST_SIZES.items() if isinstance(first, kind))
-    return _noise((1, first.in_channels, *sizes), device, dtype)
+    return _noise((1, first.in_channels, *(_size_for(first) or ())), device, dtype)
+
+
+def _size_for(module: nn.Module) -> tuple[int, ...] | None:
+    """Return the input size to try for a model that begins with this convolution, static or with experts."""
+    kind = getattr(module, "twin", type(module))
+    return next((size for conv, size in _FIRST_SIZES.items() if issubclass(kind, conv)), None)
 
 
 def _noise(shape: tuple[int, ...], device: torch.device | None, dtype: torch.dtype | None) -> Tensor:

@@ -7,6 +7,8 @@ import torch
 
 from condconv.analysis import RoutingReport
 from condconv.cli.main import main
+from condconv.errors import UsageError
+from condconv.train.inspection import Reading
 from tests.cli.conftest import CLASSES
 from tests.train.samples import make_folder
 
@@ -129,3 +131,10 @@ def test_an_empty_folder(untrained, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     argv = ["report", untrained[0], "--data", tmp_path / "empty", "-o", tmp_path / "a.html"]
     assert "`data` must hold images or class folders with images" in fails(capsys, argv)
+
+
+def test_how_images_are_read_is_checked():
+    with pytest.raises(UsageError, match="`device` must be one of auto, cpu, got 'cuda:0'"):
+        Reading(device="cuda:0")
+    with pytest.raises(UsageError, match="`on_bad_image` must be one of error, skip, got 'Skip'"):
+        Reading(on_bad_image="Skip")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -609,3 +610,36 @@ def test_a_block_that_takes_a_list_leaves_its_layers_to_route_themselves() -> No
         "the layers of 'blocks.0' route by their own inputs: it cannot route them, its first input must be a tensor "
         "[B, C, ...], got something else",
     )
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+
+
+def test_an_output_in_a_dataclass_is_compared() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> Output:
+            return Output(self.conv(x) + self.conv.weight.sum())
+
+    model = Wrapped()
+    with pytest.raises(RuntimeError, match="must compute what it did"):
+        convert_(model, num_experts=3, example_input=torch.randn(2, 3, 8, 8))
+    assert type(model.conv) is nn.Conv2d
+
+
+def test_an_output_that_cannot_be_compared_is_noted() -> None:
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> str:
+            return str(self.conv(x).shape)
+
+    report = convert_(Silent(), num_experts=3, example_input=torch.randn(2, 3, 8, 8))
+    assert any(note.startswith("output not checked: it holds no tensors") for note in report.notes)

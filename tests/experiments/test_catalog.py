@@ -4,10 +4,12 @@ from torch import nn
 
 from condconv.errors import UsageError
 from condconv.experiments import ladder
-from condconv.experiments.branches import BRANCHES, Branches, create_branches
+from condconv.experiments.branches import BRANCHES, Branches, build, create_branches
 from condconv.experiments.catalog import CATALOG, create_experiment
 from condconv.models import create_model, get_model_info
 from condconv.nn import ConditionalLayer
+from condconv.train import TrainConfig
+from condconv.train.run import set_up
 
 
 @pytest.mark.parametrize("name", [name for name in CATALOG if name not in ("ensembles", "starts")])
@@ -140,3 +142,16 @@ def test_the_last_rung_has_experts_in_every_layer(rungs):
         network = create_model(rungs[-1].model, **rungs[-1].options)
     assert not [name for name, module in network.named_modules() if type(module) is nn.Conv2d]
     assert any(isinstance(module, ConditionalLayer) for module in network.modules())
+
+
+def test_a_network_with_experts_is_no_static_one():
+    with pytest.raises(UsageError, match="`networks` must be static ones, got resnet_cc_50_4e"):
+        create_experiment("plug-in", networks=["resnet_cc_50_4e"])
+
+
+def test_branches_are_built_for_the_size_of_the_data(tmp_path):
+    """Digits have 8 pixels without being asked for, and the stride that the ladder counts with."""
+    arm = next(arm for arm in ladder.arms("mobilenet_v1_025", 2, ladder.Size(8, 2, 10)) if arm.model == "branches")
+    config = TrainConfig(data="digits", model=arm.model, model_options=arm.options, out=str(tmp_path), batch_size=64)
+    network = set_up(config, build).network
+    assert network.conv_stem.stride == (1, 1)

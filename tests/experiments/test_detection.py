@@ -13,6 +13,7 @@ from condconv.experiments.detection.coco import CocoImages
 from condconv.experiments.detection.network import detector_costs
 from condconv.nn import ConditionalLayer
 from condconv.train import TrainConfig
+from condconv.train.lock import only_here
 
 SQUARE, BAR = 7, 3  # ids of categories, as sparse and unordered as COCO's
 
@@ -176,3 +177,13 @@ def test_data_that_is_not_coco_s(coco, tmp_path, break_, message):
 def test_a_batch_larger_than_the_data(coco, tmp_path):
     with pytest.raises(UsageError, match=r"`batch_size` must be at most the number of images with boxes \(5\), got 8"):
         train_detector(_config(coco, tmp_path, batch_size=8), progress=False)
+
+
+def test_settings_that_do_not_apply_are_refused(coco, tmp_path):
+    with pytest.raises(UsageError, match=r"`mixup` must be left as it is \(0.0\) for a detector, got 0.2"):
+        train_detector(_config(coco, tmp_path, mixup=0.2), progress=False)
+
+
+def test_a_directory_that_another_run_holds(coco, tmp_path):
+    with only_here(tmp_path), pytest.raises(UsageError, match="no other run is at work in"):
+        train_detector(_config(coco, tmp_path), progress=False)

@@ -228,3 +228,23 @@ def test_points_of_curves_are_drawn_by_cost(tmp_path):
     rows = summarise(experiment, [_record(run, 0.5) for run in runs])
     plot(experiment, rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_whose_log_cannot_be_written_loses_no_other(tmp_path):
+    runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, seeds=1)
+    runs[0].log.mkdir(parents=True)
+    outcome = run_all(runs, lambda run: _saving(run, 0.5), progress=False)
+    assert [record.label for record in outcome.records] == ["2 experts"]
+    assert "directory" in outcome.failures["plain/0"]
+
+
+def test_experts_are_left_out_where_there_are_some(tmp_path):
+    plain, conditional = list_runs(EXPERIMENT, replace(SETTINGS, expert_dropout=0.1), tmp_path, seeds=1)
+    assert plain.configs()[0].expert_dropout == 0
+    assert conditional.configs()[0].expert_dropout == 0.1
+
+
+def test_where_metrics_are_logged_makes_no_other_run(tmp_path):
+    one, other = (list_runs(EXPERIMENT, replace(SETTINGS, log_with=each), tmp_path, 1)[0] for each in (None, "wandb"))
+    assert one.fingerprint() == other.fingerprint()
+    assert one.configs()[0].out == other.configs()[0].out

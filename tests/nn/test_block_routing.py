@@ -267,3 +267,15 @@ def test_bad_blocks() -> None:
         route_block_(block, SoftmaxRouting(6, 3), [])
     with pytest.raises(TypeError, match="must be called with a tensor to be routed by, got none"):
         block("not a tensor")
+
+
+def test_weights_do_not_outlive_a_block_that_skips_its_last_layer() -> None:
+    class Skipping(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.depthwise(x)
+
+    block = Skipping(6)
+    route_block_(block, SigmoidRouting(6, 3), [block.depthwise, block.pointwise], until=block.pointwise)
+    block(torch.randn(2, 6, 5, 5))
+    with pytest.raises(RuntimeError, match="not running"):
+        block.depthwise(torch.randn(2, 6, 5, 5))

@@ -323,3 +323,18 @@ def test_deepcopy_is_independent() -> None:
     with torch.no_grad():
         twin.weight.zero_()
     assert layer.weight.abs().sum() > 0
+
+
+def test_a_twin_with_a_forward_of_its_own_is_refused() -> None:
+    class Doubled(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    with pytest.raises(TypeError, match="static must compute what a Conv2d does, got a .*Doubled with a forward"):
+        condconv.CondConv2d.from_conv(Doubled(3, 4, 3))
+
+
+def test_a_layer_of_timm_s_that_pads_as_tensorflow_keeps_its_padding() -> None:
+    static = pytest.importorskip("timm.layers").Conv2dSame(3, 4, 3, stride=2)
+    x = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(condconv.CondConv2d.from_conv(static, num_experts=3)(x), static(x))

@@ -62,7 +62,7 @@ X, W, R, B = torch.zeros(2, 4, 5, 5), torch.zeros(3, 6, 4, 3, 3), torch.zeros(2,
         (ValueError, "impl must be 'auto' or one of reference, .* got 'fast'", (X, W, R), {"impl": "fast"}),
         (
             ValueError,
-            "x must be at least as large as the dilated kernel after padding, got size .2, 2.",
+            "x must be large enough for an output of at least one pixel, got size .2, 2.* or more padding",
             (X[..., :2, :2], W, R),
             {},
         ),
@@ -85,13 +85,19 @@ def test_transposed_channels() -> None:
         ops.cond_conv_transpose2d(X, torch.zeros(3, 5, 6, 3, 3), R)
 
 
+def test_transposed_output_of_no_pixels() -> None:
+    with pytest.raises(ValueError, match="give larger inputs, or less padding"):
+        ops.cond_conv_transpose2d(X[..., :1, :1], torch.zeros(3, 4, 6, 3, 3), R, padding=2)
+
+
 def test_linear() -> None:
     with pytest.raises(ValueError, match=re.escape("weight must have shape [E, O, C], got (3, 6)")):
         ops.cond_linear(torch.zeros(2, 6), torch.zeros(3, 6), R)
     with pytest.raises(ValueError, match=re.escape("x must have shape [B, ..., C], got (6,)")):
         ops.cond_linear(torch.zeros(6), torch.zeros(3, 2, 6), R)
-    with pytest.raises(ValueError, match="x must have 6 channels"):
+    with pytest.raises(ValueError, match=re.escape("x must have shape [B, ..., C] with C = 6 as weight, got (2, 5)")):
         ops.cond_linear(torch.zeros(2, 5), torch.zeros(3, 2, 6), R)
+    assert ops.cond_linear(torch.zeros(2, 0, 6), torch.zeros(3, 4, 6), R).shape == (2, 0, 4)
 
 
 @pytest.fixture

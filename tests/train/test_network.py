@@ -64,3 +64,15 @@ def test_training_starts_from_a_file_of_the_static_twin(tmp_path):
     torch.testing.assert_close(twin[0](image), static[0](image))
     with pytest.raises(UsageError, match="2.weight"):
         start_(twin, settings(tmp_path, init_from=str(tmp_path / "static.pt")))
+
+
+def test_an_image_too_small_for_experts_is_reported_as_one_for_static_layers():
+    for conv in (nn.Conv2d(1, 2, 5), CondConv2d(1, 2, 5)):
+        with pytest.raises(UsageError, match="`image_size` must suit the network, got 3"):
+            check_output(nn.Sequential(conv, nn.Flatten()), 2, 1, 3)
+
+
+def test_the_trial_leaves_frozen_norms_alone():
+    network = nn.Sequential(nn.BatchNorm2d(1).eval(), nn.Flatten(), nn.Linear(16, 3))
+    check_output(network, 3, 1, 4)
+    assert [module.training for module in network] == [False, True, True]

@@ -132,6 +132,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.quick and chosen:
         raise UsageError(f"`--quick` must be alone in choosing rows, got --{chosen[0]} too: leave one of them out")
     unused = [name for name in ("quick", "layers", "mode", "impl", "compile") if getattr(arguments, name)]
+    unused += [name for name, default in (("dtype", "fp32"), ("device", "cpu")) if getattr(arguments, name) != default]
     if arguments.runtime is not None and unused:
         raise UsageError(f"`--runtime` times exported networks in inference, got --{unused[0]} too: leave it out")
     try:

@@ -17,8 +17,8 @@ ENTRIES = {each.name: each.name.removesuffix("s") for each in fields(TrainConfig
 """Settings that are mappings, with the name of one entry: they are given entry by entry."""
 
 _RECIPE_HELP = (
-    "settings that the paper trains a network with, which the others given replace: efficientnet_b0, mnasnet_a1, "
-    "mobilenet_v1, mobilenet_v2 or resnet_50"
+    "settings for a network of the paper on ImageNet, the authors' where published, which the others given replace: "
+    "efficientnet_b0, mnasnet_a1, mobilenet_v1, mobilenet_v2 or resnet_50"
 )
 
 
@@ -34,7 +34,8 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Collection[str] = (
     for each in fields(TrainConfig):
         if each.name not in leave_out:
             title = each.metadata["group"]
-            groups.setdefault(title, parser.add_argument_group(title))
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
             _add_option(groups[title], each)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from condconv.convert.refusals import FOREIGN_PADDING, full_name
 from condconv.convert.scope import Group
 from condconv.nn import TWINS, ConditionalLayer, HierarchicalRouting, RoutingSlot, make_routing, route_block_
 from condconv.nn.block_routing import ClearSlot
@@ -94,8 +93,4 @@ def build_layers(
 
 def _make(old: nn.Module, num_experts: int, routing: Routing, init: str, noise: float, impl: str) -> ConditionalLayer:
     twin = next(conditional for static, conditional in TWINS.items() if isinstance(old, static))
-    layer = twin.from_static(old, num_experts, routing=routing, init=init, noise=noise, impl=impl)
-    padding = FOREIGN_PADDING.get(full_name(type(old)))
-    if padding is not None:
-        layer.padding = padding  # type: ignore[assignment]
-    return layer
+    return twin.from_static(old, num_experts, routing=routing, init=init, noise=noise, impl=impl)

@@ -130,7 +130,7 @@ def _choose(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, Co
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise UsageError(f"`where` must be a pattern of layers' names, or several, got {where!r}: or None for all")
     for pattern in patterns:
-        if not fnmatch.filter(layers, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
             names = ", ".join(list(layers)[:8]) + (", ..." if len(layers) > 8 else "")
             raise UsageError(f"`where` must match names of conditional layers ({names}), {pattern!r} matches none")
     return {name: layers[name] for name in layers if any(fnmatch.fnmatchcase(name, each) for each in patterns)}

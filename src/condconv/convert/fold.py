@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from condconv.convert.refusals import full_name
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output
 from condconv.nn import ConditionalLayer, fold_batch_norm
+from condconv.nn.foreign import full_name
 from condconv.tracing import default_example, evaluating
 
 
@@ -31,7 +31,7 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
         Names of the folded pairs, layer and norm, in the order in which they run.
 
     Raises:
-        ValueError: No example is given and none can be guessed.
+        ValueError: No example is given and none can be guessed, or the output holds no tensors.
         RuntimeError: The folded model does not compute what it did (something else uses an output that is folded away);
             it has been restored.
 
@@ -49,7 +49,11 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
             plain, rest = _split(norm)
             undo.callback(replace(model, layer, fold_batch_norm(layer, plain)))
             undo.callback(replace(model, norm, rest))
-        check_same_output(model, example, output)
+        if not check_same_output(model, example, output):
+            raise ValueError(
+                f"model must give tensors to be checked, in tuples, lists, dicts or dataclasses, got a "
+                f"{type(output).__name__}; it has been restored: fold its parts"
+            )
         undo.pop_all()
     model.eval()
     return folded

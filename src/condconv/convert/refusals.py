@@ -10,12 +10,9 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from condconv.convert.blocks import Blocks
-from condconv.nn import TWINS, TFSameConv2d
+from condconv.nn import TWINS
+from condconv.nn.foreign import full_name, has_own_forward
 
-# Classes of other libraries whose forward is their base's but for the padding, by full name.
-FOREIGN_PADDING = {"timm.layers.conv2d_same.Conv2dSame": "tf_same"}
-# And those that differ when scripted only.
-_FOREIGN_PLAIN = ("timm.layers.linear.Linear",)
 _STATE_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
@@ -46,14 +43,8 @@ def why_not_model(model: nn.Module) -> str | None:
     return None
 
 
-def full_name(kind: type) -> str:
-    """Return module and class name, which identifies a class without importing it."""
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
 def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
     """Return why a layer cannot be converted, or `None`."""
-    kind = type(layer)
     if isinstance(layer, LazyModuleMixin):
         return "its parameters do not exist yet: run the model once first"
     if not isinstance(layer._parameters.get("weight"), nn.Parameter):
@@ -62,9 +53,8 @@ def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
             "remove that first, for example with torch.nn.utils.parametrize.remove_parametrizations"
         )
     twin = next(base for base in TWINS if isinstance(layer, base))
-    known = kind is TFSameConv2d or full_name(kind) in (*FOREIGN_PADDING, *_FOREIGN_PLAIN)
-    if not known and (kind.forward is not twin.forward or "forward" in vars(layer) or _own_conv_forward(kind, twin)):
-        return f"it is a {full_name(kind)} with a forward of its own"
+    if has_own_forward(layer, twin):
+        return f"it is a {full_name(type(layer))} with a forward of its own"
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
         return "torch.nn.MultiheadAttention uses its weight without calling it"
@@ -75,10 +65,6 @@ def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
     if any(parameter._backward_hooks for parameter in layer.parameters(recurse=False)):
         return "its parameters have hooks: register them after the conversion, on the experts"
     return None
-
-
-def _own_conv_forward(kind: type, twin: type) -> bool:
-    return getattr(kind, "_conv_forward", None) is not getattr(twin, "_conv_forward", None)
 
 
 def why_not_shared(model: nn.Module) -> dict[int, str]:

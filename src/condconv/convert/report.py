@@ -20,7 +20,7 @@ class ConvertedLayer:
         new: The layer it is.
         routing: Where its routing weights come from.
         old_params: Parameters before.
-        new_params: Parameters after, routing not included where a block owns it.
+        new_params: Parameters after, routing not included.
         old_madds: Multiply-adds for one example before; `None` if they could not be counted.
         new_madds: Multiply-adds after, routing not included.
     """

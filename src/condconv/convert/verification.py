@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -12,13 +13,16 @@ from torch import Tensor, nn
 from condconv.tracing import evaluating
 
 
-def check_same_output(model: nn.Module, example: Any, expected: Any) -> None:
+def check_same_output(model: nn.Module, example: Any, expected: Any) -> bool:
     """Run a model in evaluation mode and compare with what it gave before.
 
     Args:
         model: The changed model; left as it is.
         example: A tensor or a tuple of arguments.
-        expected: The output before: a tensor, or tensors in tuples, lists and dicts.
+        expected: The output before: a tensor, or tensors in tuples, lists, dicts and dataclasses.
+
+    Returns:
+        Whether there was anything to compare.
 
     Raises:
         RuntimeError: It fails to run, or an output differs by more than the square root of the dtype's epsilon
@@ -49,6 +53,7 @@ def check_same_output(model: nn.Module, example: Any, expected: Any) -> None:
                 "it has been restored. Something uses the kernel or the output of a replaced layer "
                 "directly, or the model is random in evaluation mode: leave such layers out"
             )
+    return bool(pairs)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -61,3 +66,5 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, (tuple, list)):
         for value in values:
             yield from _tensors(value)
+    elif is_dataclass(values) and not isinstance(values, type):
+        yield from _tensors([getattr(values, each.name) for each in fields(values)])

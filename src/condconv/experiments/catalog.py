@@ -49,6 +49,8 @@ def plug_in(networks: Sequence[str] = _TABLE_1, experts: Sequence[int] = (8,)) -
     arms = []
     for name in networks:
         parsed = parse_name(name)
+        if parsed.num_experts is not None:
+            raise UsageError(f"`networks` must be static ones, got {name}: give the network without experts")
         arms.append(_zoo(name, name, against=name))
         for number in experts:
             model = str(replace(parsed, num_experts=number))
@@ -192,7 +194,7 @@ def create_experiment(name: str, init: str | None = None, **options: Any) -> Exp
 
 
 def _start(arm: Arm, init: str) -> Arm:
-    return replace(arm, options={"init": init, **arm.options}) if "_cc_" in arm.model else arm
+    return replace(arm, options={"init": init, **arm.options}) if arm.has_experts else arm
 
 
 def _v1(width: str, experts: int | None) -> str:

@@ -32,6 +32,11 @@ class Arm:
     against: str | None = None
     curve: str | None = None
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether the network has conditional layers."""
+        return "_cc_" in self.model
+
 
 @dataclass(frozen=True)
 class Experiment:

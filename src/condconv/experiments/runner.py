@@ -72,8 +72,8 @@ def run_all(
         check_data(left[0])
     failures: dict[str, str] = {}
     pool = ThreadPoolExecutor(jobs)
-    waiting = {pool.submit(_do, run, command(run)): run for run in left}
     try:
+        waiting = {pool.submit(_do, run, command(run)): run for run in left}
         for future in tqdm(as_completed(waiting), "runs", len(left), unit="run", disable=None if progress else True):
             reason, name = future.result(), waiting[future].name
             if reason is not None:
@@ -84,18 +84,22 @@ def run_all(
         pool.shutdown(cancel_futures=True)  # waits for the runs at work: the same key has told them to save and stop
         done = sum(run.record() is not None for run in runs)
         raise TrainingInterrupted(f"{done} of {len(runs)} runs are finished and kept") from None
-    pool.shutdown()
+    finally:
+        pool.shutdown(cancel_futures=True)
     records = [record for run in runs if (record := run.record()) is not None]
     return Outcome(tuple(records), failures)
 
 
 def _do(run: Run, command: Sequence[str]) -> str | None:
     """Do a run in a process; return why it failed, or `None`."""
-    run.log.parent.mkdir(parents=True, exist_ok=True)
-    with run.log.open("w") as log:
-        print(shlex.join(command), file=log, flush=True)
-        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if status == 0 and run.record() is not None:
-        return None
+    try:
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        with run.log.open("w") as log:
+            print(shlex.join(command), file=log, flush=True)
+            status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        if status == 0 and run.record() is not None:
+            return None
+    except (OSError, UsageError) as error:  # no room for the log, or a record that cannot be read: the others go on
+        return str(error)
     last = run.log.read_text(errors="replace").strip().splitlines()[-1]
     return f"exit status {status}: {last} (all of it: {run.log})"

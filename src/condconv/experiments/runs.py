@@ -114,6 +114,8 @@ class Run:
         epochs = self.settings.epochs
         for index in range(self.arm.members):
             changes: dict[str, Any] = {"seed": self.seed + index * _SEEDS_APART}
+            if not self.arm.has_experts:  # none to leave out
+                changes["expert_dropout"] = 0.0
             if self.arm.chained:
                 share = epochs // self.arm.members + (index < epochs % self.arm.members)
                 changes |= {"epochs": share, "warmup_epochs": None if index == 0 else 0}
@@ -125,7 +127,7 @@ class Run:
                 out="-",
                 **changes,
             )
-            digest = hashlib.sha256(config.to_json().encode()).hexdigest()[:10]
+            digest = hashlib.sha256(replace(config, log_with=None).to_json().encode()).hexdigest()[:10]
             members.append(replace(config, out=str(self.out / "trained" / f"{self.arm.model}-{digest}")))
         return tuple(members)
 
@@ -135,6 +137,7 @@ class Run:
         plain = [{key: value for key, value in asdict(each).items() if key not in fixed} for each in self.configs()]
         for each in plain:
             each |= {key: each[key] and Path(each[key]).name for key in ("data", "val_data")}
+            each["log_with"] = None
             each.pop("init_from", None)  # a path of this machine; that members are chained shows in their epochs
         return json.dumps({"members": plain, "chained": self.arm.chained}, sort_keys=True)
 

@@ -160,7 +160,8 @@ def route_block_(
         routing_fn: Takes that tensor (and the previous weights, given `previous`) and returns `[B, E]`.
         layers: The conditional layers; each gets the slot as its `routing_fn`.
         slot: To use; `None` for a new one.
-        until: The last module that reads the weights; `None` for `block` itself.
+        until: The last module that reads the weights, where that is outside `block`; `None` for `block` itself. If a
+            forward pass ends before it, the weights stay: clear the slot then, as `convert_` does.
         previous: The slot of the block before, whose weights `routing_fn` takes too (hierarchical routing).
         hand_over: Keep the weights for a following block that names this slot as its `previous`.
 
@@ -199,7 +200,10 @@ def route_block_(
     block.add_module(_CHILD, routing_fn)
     handles = [block.register_forward_pre_hook(FillSlot(slot, previous), with_kwargs=True)]
     if not hand_over:
-        handles.append((until or block).register_forward_hook(ClearSlot(slot), always_call=True))
+        # Not after a part of the block, which may be skipped (stochastic depth).
+        inside = until is None or any(each is until for each in block.modules())
+        last = block if inside or until is None else until
+        handles.append(last.register_forward_hook(ClearSlot(slot), always_call=True))
     for layer in layers:
         layer.routing_fn = slot
     return BlockRouting(slot, block, tuple(handles))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from condconv.nn.experts import in_layout_of, init_experts_, spread_experts
 from condconv.nn.factory import Routing, make_routing, start_constant_
+from condconv.nn.foreign import full_name, has_own_forward
 from condconv.ops.compact import quantize, widen
 from condconv.ops.selection import WHY_NOT
 from condconv.ops.validation import check_positive
@@ -180,7 +181,7 @@ class ConditionalLayer(nn.Module):
             The layer. Its output equals that of the static layer to rounding.
 
         Raises:
-            TypeError: `static` is not the twin, or the routing cannot start constant.
+            TypeError: `static` is not the twin or has a forward of its own, or the routing cannot start constant.
             ValueError: `noise` is negative, `init` unknown, or the weight has no values (meta device).
 
         Example:
@@ -191,6 +192,11 @@ class ConditionalLayer(nn.Module):
         """
         if not isinstance(static, cls.twin):
             raise TypeError(f"{cls.__name__} must be made from a {cls.twin.__name__}, got {type(static).__name__}")
+        if has_own_forward(static, cls.twin):
+            raise TypeError(
+                f"static must compute what a {cls.twin.__name__} does, got a {full_name(type(static))} with a forward "
+                f"of its own: make a {cls.twin.__name__} of its weights first"
+            )
         if noise < 0:
             raise ValueError(f"noise must not be negative, got {noise!r}")
         weight: Tensor = static.weight  # type: ignore[assignment]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from condconv.nn.conditional import ConditionalLayer
 from condconv.nn.factory import Routing
-from condconv.nn.same_padding import TFSameConv2d, static_conv
+from condconv.nn.foreign import pads_same
+from condconv.nn.same_padding import static_conv
 from condconv.ops.padding import Padding
 from condconv.ops.validation import check_padding, check_positive, to_tuple
 
@@ -102,7 +103,7 @@ class CondConvNd(ConditionalLayer):
         names = ["in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode"]
         if static.transposed:
             names.append("output_padding")
-        padding = "tf_same" if isinstance(static, TFSameConv2d) else static.padding
+        padding = "tf_same" if pads_same(static) else static.padding
         return {"padding": padding, **{name: getattr(static, name) for name in names}}
 
     @classmethod

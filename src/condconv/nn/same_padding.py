@@ -23,16 +23,6 @@ class TFSameConv2d(nn.Conv2d):
         return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, zeros, self.dilation, self.groups)
 
 
-_CONVS = {
-    (1, False): nn.Conv1d,
-    (2, False): nn.Conv2d,
-    (3, False): nn.Conv3d,
-    (1, True): nn.ConvTranspose1d,
-    (2, True): nn.ConvTranspose2d,
-    (3, True): nn.ConvTranspose3d,
-}
-
-
 def static_conv(layer: Any, kernel: Tensor, bias: Tensor | None) -> nn.Module:
     """Return the static twin of a conditional convolution with the given kernel `[O, C/G, *K]` and bias `[O]`.
 
@@ -43,7 +33,7 @@ def static_conv(layer: Any, kernel: Tensor, bias: Tensor | None) -> nn.Module:
         name: getattr(layer, name)
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
     }
-    kind: type[nn.Module] = _CONVS[layer.spatial_dims, layer.transposed]
+    kind: type[nn.Module] = layer.twin
     if layer.transposed:
         arguments["output_padding"] = layer.output_padding
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import profiler
 
@@ -304,6 +305,10 @@ def cond_linear(
         raise ValueError(f"weight must have shape [E, O, C], got {tuple(weight.shape)}")
     if x.dim() < 2:
         raise ValueError(f"x must have shape [B, ..., C], got {tuple(x.shape)}; add a batch dimension")
+    if x.shape[-1] != weight.shape[2]:
+        raise ValueError(f"x must have shape [B, ..., C] with C = {weight.shape[2]} as weight, got {tuple(x.shape)}")
+    if 0 in x.shape[1:-1]:
+        return F.linear(x, weight[0].to(x.dtype))  # no rows: nothing is mixed
     rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]  # [B, N, C]
     # The compiled kernels, which read compact experts, have two dimensions: the second is of size one.
     dims = 1 if weight.dtype in (x.dtype, torch.float32) else 2

@@ -124,7 +124,7 @@ def _make_plan(
     added = [sum(outside[2 * dim : 2 * dim + 2]) for dim in reversed(range(how.dims))]
     inside = tuple(size + extra for size, extra in zip(x.shape[2:], added, strict=True))
     size = geometry.output_size(inside, weight.shape[3:])
-    validation.check_output_size(size, inside, weight.shape[3:])
+    validation.check_output_size(size, inside, weight.shape[3:], how.transposed)
     channels = geometry.out_channels(weight)
     compact = validation.check_compact(x, weight, routing_weights, bias, weight_scale, channels)
     autocasting = autocast_dtype(x.device)

@@ -175,16 +175,19 @@ def check_compact(
     return compact
 
 
-def check_output_size(size: Sequence[int], input_size: Sequence[int], kernel_size: Sequence[int]) -> None:
+def check_output_size(
+    size: Sequence[int], input_size: Sequence[int], kernel_size: Sequence[int], transposed: bool
+) -> None:
     """Check that the kernel fits into the padded input.
 
     Raises:
         ValueError: The output would have no pixel in some dimension.
     """
     if any(extent < 1 for extent in size):
+        remedy = "less padding" if transposed else "more padding"
         raise ValueError(
-            f"x must be at least as large as the dilated kernel after padding, got size {tuple(input_size)} for "
-            f"kernel {tuple(kernel_size)} (output {tuple(size)}); give larger inputs or more padding"
+            f"x must be large enough for an output of at least one pixel, got size {tuple(input_size)} for kernel "
+            f"{tuple(kernel_size)} (output {tuple(size)}); give larger inputs, or {remedy}"
         )
 
 

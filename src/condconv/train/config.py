@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from condconv.errors import UsageError
-from condconv.train.rules import RULES
+from condconv.train.rules import RULES, check
 
 # The help text is what the reference and the command line both show; the group is the heading it stands under there.
 DATA, NETWORK, UPDATES = "data", "network", "optimisation"
@@ -119,10 +119,8 @@ class TrainConfig:
     device: str = _option("auto", RUN, "where to train; auto takes the GPU that is there", ("auto", "cpu"))
 
     def __post_init__(self) -> None:
-        for name, (holds, rule) in RULES.items():
-            value = getattr(self, name)
-            if not holds(value):
-                raise UsageError(f"`{name}` must be {rule}, got {value!r}")
+        for name in RULES:
+            check(name, getattr(self, name))
         self._check_together()
 
     def _check_together(self) -> None:

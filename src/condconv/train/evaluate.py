@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from condconv.convert import freeze_layers_
 from condconv.errors import UsageError
+from condconv.tracing import evaluating
 from condconv.train import network as networks
 from condconv.train.checkpoint import Checkpoint, load_checkpoint
 from condconv.train.data import open_validation
@@ -54,19 +55,16 @@ def evaluate(accelerator: Accelerator, network: nn.Module, loader: Any, *, progr
         loader: Loader prepared by `accelerator`.
         progress: Whether to show a bar on a terminal.
     """
-    was_training = network.training
-    network.eval()
     rows: list[Tensor] = []
     num_classes = 0
     start = time.perf_counter()
     # Not inference mode: FSDP keeps what it gathers here for training, which may not use tensors of that mode.
-    with torch.no_grad(), accelerator.autocast():
+    with evaluating(network), torch.no_grad(), accelerator.autocast():
         for images, targets in tqdm(batches(loader), "evaluate", len(loader), disable=None if progress else True):
             logits = network(images).float()
             num_classes = logits.shape[1]
             rows.append(accelerator.gather_for_metrics(_score(logits, targets)).cpu())
     seconds = time.perf_counter() - start
-    network.train(was_training)
     scores = torch.cat(rows).double()
     counted = scores[scores[:, 0] > 0]
     if len(counted) == 0:
@@ -104,7 +102,8 @@ def load_network(
         UsageError: The network cannot be built, or the weights are not its own.
     """
     options = networks.default_options(checkpoint.config, checkpoint.image_size)
-    config = replace(checkpoint.config, model_options=options, pretrained=False)
+    size: dict[str, Any] = {"image_size": checkpoint.image_size, "in_chans": checkpoint.in_chans}
+    config = replace(checkpoint.config, model_options=options, pretrained=False, **size)
     network = build(config, len(checkpoint.class_names), checkpoint.in_chans)
     freeze_layers_(network, dict.fromkeys(checkpoint.static_layers))
     networks.load_weights_(network, checkpoint.weights, path)

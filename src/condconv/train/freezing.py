@@ -118,7 +118,7 @@ def match_layers(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]
     """
     every = [layer for layers in served_layers(network).values() for layer in layers]
     for pattern in patterns:
-        if not fnmatch.filter(every, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in every):
             raise UsageError(
                 f"`layers` must match conditional layers of the network, got {pattern!r}: there are {', '.join(every)}"
             )

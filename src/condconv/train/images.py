@@ -56,7 +56,8 @@ class Images(Dataset[tuple[Any, int]]):
     ) -> None:
         self.class_names = tuple(class_names)
         self._reader = reader
-        self._targets = [self.class_names.index(name) for name in reader.class_names]
+        targets = {name: target for target, name in enumerate(self.class_names)}
+        self._targets = [targets[name] for name in reader.class_names]
         self._mode = "L" if in_chans == 1 else "RGB"
         self._skip = skip_unreadable
 

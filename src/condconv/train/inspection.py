@@ -34,6 +34,7 @@ from condconv.train.folder import find_split
 from condconv.train.images import Images
 from condconv.train.loading import batches, create_loader
 from condconv.train.loose import LooseReader
+from condconv.train.rules import check
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Reading:
         progress: Whether to show a bar on a terminal.
 
     Raises:
-        UsageError: A number is too small.
+        UsageError: A number is too small, or a choice is none of those above.
     """
 
     max_images: int | None = None
@@ -67,6 +68,8 @@ class Reading:
         ):
             if value is not None and value < least:
                 raise UsageError(f"`{name}` must be a whole number of at least {least}, got {value}")
+        check("on_bad_image", self.on_bad_image)
+        check("device", self.device)
 
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the GPU if there is one and the device is `"auto"`; else lay it out for the CPU.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from condconv.errors import UsageError
 from condconv.nn import RoutingFunction
+from condconv.tracing import evaluating
 from condconv.train.config import TrainConfig
 from condconv.weights import load_pretrained
 
@@ -89,19 +90,15 @@ def check_output(network: nn.Module, num_classes: int, in_chans: int, image_size
     Raises:
         UsageError: The image is too small for the network, or its output is not one number a class.
     """
-    was_training = network.training
-    network.eval()
     try:
-        with torch.inference_mode():
+        with evaluating(network), torch.inference_mode():
             output = network(torch.zeros(2, in_chans, image_size, image_size))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: of conditional layers
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
             f"`image_size` must suit the network, got {image_size} ({reason}): take a larger one, "
             "or a smaller output_stride"
         ) from error
-    finally:
-        network.train(was_training)
     if tuple(output.shape) != (2, num_classes):
         raise UsageError(
             f"`model` must give one number a class, [2, {num_classes}] for two images, got "

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from condconv.errors import UsageError
+
 Rule = tuple[Callable[[Any], bool], str]
 """Whether a value is right, and what it must be, in words."""
 
@@ -89,3 +91,14 @@ RULES: dict[str, Rule] = {
     "compile": _BOOL,
     "device": _one_of("auto", "cpu"),
 }
+
+
+def check(name: str, value: Any) -> None:
+    """Check one setting.
+
+    Raises:
+        UsageError: It is not what its rule says.
+    """
+    holds, rule = RULES[name]
+    if not holds(value):
+        raise UsageError(f"`{name}` must be {rule}, got {value!r}")

@@ -134,7 +134,8 @@ def _build_network(
     config: TrainConfig, build: networks.Build, data: ImageData, checkpoint: Checkpoint | None
 ) -> nn.Module:
     options = networks.default_options(config, data.image_size)
-    config = replace(config, model_options=options)
+    # A builder sees what the data is like, not what was asked for.
+    config = replace(config, model_options=options, image_size=data.image_size, in_chans=data.in_chans)
     if checkpoint is not None:  # its weights replace all others, whose file may be gone
         config = replace(config, pretrained=False, init_from=None, init_skip=None)
     network = build(config, len(data.class_names), data.in_chans)

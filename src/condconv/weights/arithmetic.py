@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from condconv.convert.refusals import FOREIGN_PADDING, full_name
 from condconv.errors import UsageError
 from condconv.nn import TFSameConv2d
+from condconv.nn.foreign import FOREIGN_PADDING, full_name
 
 
 @dataclass(frozen=True)

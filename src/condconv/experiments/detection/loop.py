@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,18 @@ from condconv.nn import anneal_
 from condconv.train import TrainConfig
 from condconv.train.atomic import write_atomic
 from condconv.train.launch import create_accelerator, micro_batch, seed_everything
-from condconv.train.loading import EpochSampler
+from condconv.train.loading import EpochSampler, batches
+from condconv.train.lock import only_here
 from condconv.train.optimization import create_optimizer, create_scheduler
 from condconv.weights import load_pretrained
 
 _SIZE = 300
+_NOT_FOR_DETECTORS = {
+    *("val_data", "data_dir", "in_chans", "normalization", "on_bad_image", "pretrained", "init_skip", "patience"),
+    *("label_smoothing", "expert_dropout", "ema_decay", "mixup", "cutmix", "min_crop", "hflip", "color_jitter"),
+    *("auto_augment", "random_erasing", "log_with", "sync_bn", "channels_last", "compile"),
+}
+"""Settings of classifiers that nothing here reads."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,9 @@ class _Run:
 def train_detector(config: TrainConfig, *, progress: bool = True, title: str = "train") -> DetectionResult:
     """Train SSD on a network's features, or go on with the run that `config.out` holds.
 
-    Of the settings, those of the data path, network, optimisation, seed and precision apply; images are 300 pixels wide
-    unless `image_size` says otherwise, and augmented as SSD's authors do. `init_from` is a classifier's checkpoint,
-    whose features the detector starts from.
+    Of the settings, those of the data path, network, optimisation, seed and precision apply, and the others must be
+    left as they are; images are 300 pixels wide unless `image_size` says otherwise, and augmented as SSD's authors do.
+    `init_from` is a classifier's checkpoint, whose features the detector starts from.
 
     Args:
         config: The run.
@@ -78,16 +85,29 @@ def train_detector(config: TrainConfig, *, progress: bool = True, title: str = "
         TrainingError: The loss is no longer a finite number.
         TrainingInterrupted: Ctrl-C; the finished epochs are saved.
     """
-    run = _set_up(config)
-    try:
-        for epoch in range(len(run.scores) + 1, config.epochs + 1):
-            _train_epoch(run, epoch, f"{title}, epoch {epoch}/{config.epochs}", progress)
-            run.scores.append(_score(run))
-            _save(run)
-    except KeyboardInterrupt:
-        raise TrainingInterrupted(f"{len(run.scores)} of {config.epochs} epochs are saved in {config.out}") from None
+    _check_apply(config)
+    with only_here(Path(config.out)):
+        run = _set_up(config)
+        try:
+            for epoch in range(len(run.scores) + 1, config.epochs + 1):
+                _train_epoch(run, epoch, f"{title}, epoch {epoch}/{config.epochs}", progress)
+                run.scores.append(_score(run))
+                _save(run)
+        except KeyboardInterrupt:
+            done = f"{len(run.scores)} of {config.epochs} epochs are saved in {config.out}"
+            raise TrainingInterrupted(done) from None
     params, madds = detector_costs(run.detector.cpu(), config.image_size or _SIZE)
     return DetectionResult(tuple(run.scores), params, madds, len(run.sampler))
+
+
+def _check_apply(config: TrainConfig) -> None:
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if each.name in _NOT_FOR_DETECTORS and value != each.default:
+            raise UsageError(
+                f"`{each.name}` must be left as it is ({each.default!r}) for a detector, got {value!r}: only settings "
+                "of network, optimisation, seed and precision apply"
+            )
 
 
 def _set_up(config: TrainConfig) -> _Run:
@@ -131,7 +151,9 @@ def _train_epoch(run: _Run, epoch: int, title: str, progress: bool) -> None:
     run.model.train()
     update = (epoch - 1) * (len(run.sampler) // run.config.batch_size)
     show = progress and run.accelerator.is_main_process
-    for images, targets in tqdm(run.loaders[0], title, unit="batch", disable=None if show else True):
+    for images, targets in tqdm(
+        batches(run.loaders[0]), title, len(run.loaders[0]), unit="batch", disable=None if show else True
+    ):
         with run.accelerator.accumulate(run.model):
             loss = sum(run.model(images, targets).values())
             if not torch.isfinite(loss):
@@ -151,7 +173,7 @@ def _train_epoch(run: _Run, epoch: int, title: str, progress: bool) -> None:
 def _score(run: _Run) -> float:
     run.model.eval()
     found: list[tuple[int, Mapping[str, Tensor]]] = []
-    for images, targets in run.loaders[1]:
+    for images, targets in batches(run.loaders[1]):
         for target, detection in zip(targets, run.model(images), strict=True):
             found.append((target["image_id"], {name: each.cpu() for name, each in detection.items()}))
     # The loader repeats images to give every process as many; a dictionary holds each once.

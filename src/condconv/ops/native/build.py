@@ -21,6 +21,7 @@ LIBRARY = FOLDER / ("_kernels" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.p
 FLAGS = (
     "-O3",
     "-fPIC",
+    "-pthread",
     "-std=gnu11",
     "-fno-math-errno",
     "-fno-trapping-math",

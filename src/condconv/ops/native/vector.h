@@ -2,6 +2,7 @@
 #ifndef CONDCONV_VECTOR
 #define CONDCONV_VECTOR
 
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -101,14 +102,22 @@ INLINE int64_t width_of(int kind) { return kind == FLOATS ? 4 : kind == BFLOATS 
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* A buffer of the running thread that grows and stays: memory asked for anew at each call would be paged in anew. */
+/* A buffer of the running thread that grows and stays until the thread ends: memory asked for anew at each call would
+   be paged in anew. The key's destructor is what frees it, also of threads that Python or torch start and end. */
+static pthread_key_t scratch_key;
+static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+static int scratch_is_freed; /* a process has so many keys; where none is left, the buffer outlives its thread */
+static void make_scratch_key(void) { scratch_is_freed = pthread_key_create(&scratch_key, free) == 0; }
+
 static float *scratch(int64_t numbers) {
     static _Thread_local float *buffer;
     static _Thread_local int64_t size;
     if (size < numbers) {
+        pthread_once(&scratch_once, make_scratch_key);
         free(buffer);
         buffer = aligned_alloc(64, (size_t)((numbers * 4 + 63) / 64 * 64));
         size = buffer == NULL ? 0 : numbers;
+        if (scratch_is_freed) pthread_setspecific(scratch_key, buffer);
     }
     return buffer;
 }

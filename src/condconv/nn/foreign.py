@@ -1,0 +1,31 @@
+"""Static layers of other classes than torch's own: which of them compute what torch's do."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from condconv.nn.same_padding import TFSameConv2d
+
+# By full name, so that no library is imported: forward as the base's but for TensorFlow's padding,
+FOREIGN_PADDING = {"timm.layers.conv2d_same.Conv2dSame": "tf_same"}
+# and as the base's unless scripted.
+_PLAIN = ("timm.layers.linear.Linear",)
+
+
+def full_name(kind: type) -> str:
+    """Return module and class name, which identifies a class without importing it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def pads_same(layer: nn.Module) -> bool:
+    """Whether a static convolution pads as TensorFlow does."""
+    return isinstance(layer, TFSameConv2d) or full_name(type(layer)) in FOREIGN_PADDING
+
+
+def has_own_forward(layer: nn.Module, twin: type[nn.Module]) -> bool:
+    """Whether a layer of a class derived from `twin` computes, or may compute, something else than `twin`."""
+    kind: type[nn.Module] = type(layer)
+    if kind is TFSameConv2d or full_name(kind) in (*FOREIGN_PADDING, *_PLAIN):
+        return False
+    same = all(getattr(kind, name, None) is getattr(twin, name, None) for name in ("forward", "_conv_forward"))
+    return not same or "forward" in vars(layer)
