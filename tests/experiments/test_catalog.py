@@ -144,6 +144,18 @@ def test_the_last_rung_has_experts_in_every_layer(rungs):
     assert any(isinstance(module, ConditionalLayer) for module in network.modules())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": ["abc"]}, "`width` must be three digits, in percent, such as 025 for 0.25x, got 'abc'"),
+        ({"experts": [0]}, "number of experts must be at least 1, got 0"),
+    ],
+)
+def test_widths_and_numbers_that_cannot_be(options, message):
+    with pytest.raises(UsageError, match=message):
+        create_experiment("experts-width", **options)
+
+
 def test_a_network_with_experts_is_no_static_one():
     with pytest.raises(UsageError, match="`networks` must be static ones, got resnet_cc_50_4e"):
         create_experiment("plug-in", networks=["resnet_cc_50_4e"])

@@ -248,3 +248,21 @@ def test_where_metrics_are_logged_makes_no_other_run(tmp_path):
     one, other = (list_runs(EXPERIMENT, replace(SETTINGS, log_with=each), tmp_path, 1)[0] for each in (None, "wandb"))
     assert one.fingerprint() == other.fingerprint()
     assert one.configs()[0].out == other.configs()[0].out
+
+
+def test_weights_to_start_from_make_another_run_by_what_they_hold(tmp_path):
+    def fingerprint(path):
+        return list_runs(EXPERIMENT, replace(SETTINGS, init_from=path), tmp_path, seeds=1)[0].fingerprint()
+
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    one.write_bytes(b"1")
+    same.write_bytes(b"1")
+    other.write_bytes(b"2")
+    assert fingerprint(str(one)) == fingerprint(str(same))
+    assert len({fingerprint(None), fingerprint(str(one)), fingerprint(str(other))}) == 3
+
+
+def test_where_every_run_failed_there_is_no_plot(tmp_path):
+    files = write(EXPERIMENT, Outcome((), {"plain/0": "no room"}), "Digits.", tmp_path)
+    assert [path.name for path in files] == ["table.md", "table.csv", "records.json"]
+    assert "Failed: plain/0, no room" in (tmp_path / "table.md").read_text()

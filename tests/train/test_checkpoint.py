@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import nn
 
 from condconv.errors import UsageError
@@ -121,3 +122,18 @@ def test_weights_of_another_network_change_nothing_and_name_the_differences():
     assert "the network has no 1.weight, 1.bias" in message
     assert "0.weight (4, 2) (the network's: (3, 2))" in message
     assert same_tensors(before, network.state_dict())
+
+
+def test_an_optimizer_that_keeps_a_tensor_in_its_groups(tmp_path, checkpoint):
+    network = small_network(10, 1)
+    optimizer = create_optimizer_v2(network, opt="lamb", lr=0.1)
+    network(torch.randn(4, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    save_checkpoint(tmp_path / "a.safetensors", replace(checkpoint, optimizer=optimizer.state_dict()))
+    read = load_checkpoint(tmp_path / "a.safetensors").optimizer
+    assert read is not None
+    for ours, theirs in zip(read["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["step"] == theirs["step"]
+    optimizer.load_state_dict(read)
+    optimizer.step()

@@ -25,6 +25,7 @@ def test_an_update_is_shared_out(tmp_path, changes, processes, images):
             r"must be a multiple of processes x grad_accumulation \(4 x 1\), got 10: take 8",
         ),
         ({"batch_size": 12, "mixup": 0.2}, r"must be an even multiple of .* \(4 x 1\) with mixup .* got 12: take 16"),
+        ({"batch_size": 4}, r"must be at least twice .* \(4 x 1\), got 4: .* take 8"),
     ],
 )
 def test_an_update_that_cannot_be_shared_out_is_refused(tmp_path, changes, message):

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -50,3 +51,13 @@ def test_a_directory_that_cannot_be_made(tmp_path):
     refused = pytest.raises(UsageError, match="`out` must be a directory that can be made, got .*file/run")
     with refused, only_here(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_directory_that_is_removed_meanwhile_hides_no_error(tmp_path):
+    def fail():
+        with only_here(tmp_path / "a"):
+            shutil.rmtree(tmp_path / "a")
+            raise RuntimeError("the run's own")
+
+    with pytest.raises(RuntimeError, match="the run's own"):
+        fail()

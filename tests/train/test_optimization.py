@@ -115,3 +115,6 @@ def test_options_that_are_not_taken_are_named(tmp_path):
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
     with pytest.raises(UsageError, match="`scheduler_options` must be arguments of timm's schedules, got {'wings': 2}"):
         create_scheduler(settings(tmp_path, scheduler_options={"wings": 2}), optimizer, 10)
+    stuck = settings(tmp_path, scheduler="step", scheduler_options={"decay_epochs": 0})
+    with pytest.raises(UsageError, match=r"`scheduler_options` must be arguments .*, got {'decay_epochs': 0}"):
+        create_scheduler(stuck, optimizer, 10)

@@ -13,6 +13,7 @@ from condconv.errors import UsageError
 from condconv.train import open_data, train
 from condconv.train.images import IGNORED, in_mode
 from condconv.train.loading import batches, create_loader
+from condconv.train.tars import members
 from tests.train.samples import build, make_folder, settings
 
 
@@ -263,3 +264,40 @@ def test_an_image_without_a_class_is_refused(tmp_path, folder):
     samples[0] = (samples[0][0], -1)
     with pytest.raises(UsageError, match="`data` must have a class for each image, got -1 for .*train/9/0.png"):
         data.train[0]
+
+
+def test_images_in_a_tar_file_belong_to_their_class_folder_at_any_depth(tmp_path):
+    names = [f"./{kind}/{part}/{n}.png" for kind in ("cat", "dog") for part in ("s1", "s2") for n in range(2)]
+    for split in ("train", "val"):
+        make_shard(tmp_path / f"{split}.tar", {name: png(9) for name in names})
+    data = open_data(small(tmp_path, tmp_path))
+    assert data.class_names == ("cat", "dog")
+    assert sorted(data.train.read(index)[1] for index in range(8)) == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_tar_file_without_its_rest_is_no_whole_one(tmp_path, folder, damage):
+    for make in (lambda path: make_shard(path, samples({10: 1, 20: 0})), lambda path: make_tar(folder / "train", path)):
+        path = tmp_path / "x-train.tar"
+        make(path)
+        with tarfile.open(path) as archive:
+            header = archive.getmembers()[-1].offset
+        content = bytearray(path.read_bytes())
+        content[header] ^= 1
+        path.write_bytes(content if damage == "flipped" else content[:header])
+        with pytest.raises(tarfile.ReadError, match="damaged or cut off"):
+            list(members(path))
+    with pytest.raises(UsageError, match=r"`data` must be a whole tar file, got .*x-train.tar \(damaged or cut off"):
+        open_data(small(path, tmp_path, val_data=str(folder / "val")))
+
+
+def test_one_tar_file_a_class_in_a_tar_file(tmp_path, folder):
+    inner = {}
+    for kind in ("cat", "dog"):
+        make_shard(tmp_path / f"{kind}.tar", {f"{n}.png": png(n) for n in range(4)})
+        inner[f"{kind}.tar"] = (tmp_path / f"{kind}.tar").read_bytes()
+    for split in ("train", "val"):
+        make_shard(tmp_path / "all" / f"{split}.tar", inner)
+    data = open_data(small(tmp_path / "all", tmp_path))
+    assert data.class_names == ("cat", "dog")
+    assert len(data.train) == 8

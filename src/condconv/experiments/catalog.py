@@ -30,8 +30,9 @@ def experts_width(
     for number in (None, *experts):
         curve = "static" if number is None else f"{number} experts"
         for width in widths:
+            name = _v1(width, number)
             wide = f"{int(width) / 100:g}x"
-            arms.append(_zoo(_v1(width, number), f"{wide}, {curve}", against=f"{wide}, static", curve=curve))
+            arms.append(_zoo(name, f"{wide}, {curve}", against=f"{wide}, static", curve=curve))
     return Experiment("experts-width", "Width and number of experts, MobileNetV1", "CondConv, Figure 2", tuple(arms))
 
 
@@ -200,6 +201,8 @@ def _start(arm: Arm, init: str) -> Arm:
 def _v1(width: str, experts: int | None) -> str:
     if not re.fullmatch(r"[0-9]{3}", width):
         raise UsageError(f"`width` must be three digits, in percent, such as 025 for 0.25x, got {width!r}")
+    if experts is not None and experts < 1:
+        raise UsageError(f"the number of experts must be at least 1, got {experts}: give a positive whole number")
     return f"mobilenet_v1_{width}" if experts is None else f"mobilenet_v1_cc_{width}_{experts}e"
 
 

@@ -139,6 +139,9 @@ class Run:
             each |= {key: each[key] and Path(each[key]).name for key in ("data", "val_data")}
             each["log_with"] = None
             each.pop("init_from", None)  # a path of this machine; that members are chained shows in their epochs
+        start = self.settings.init_from
+        if start is not None:  # what the file holds, not where it lies
+            plain[0]["init_from"] = _digest(Path(start))
         return json.dumps({"members": plain, "chained": self.arm.chained}, sort_keys=True)
 
     def record(self) -> RunRecord | None:
@@ -152,6 +155,11 @@ class Run:
                 f"`out` must hold records of this version, {self.path} is none ({error}): remove it"
             ) from error
         return record if record.settings == self.fingerprint() else None
+
+
+def _digest(path: Path) -> str:
+    """Return a digest of a file's bytes, or its name if there is no such file, which the run itself reports."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name
 
 
 def check_data(run: Run) -> None:

@@ -138,7 +138,7 @@ def write(
     failed = "".join(f"\nFailed: {name}, {reason}\n" for name, reason in outcome.failures.items())
     notes = f"{conditions} {experiment.note}".strip()
     references = {row.against for row in rows if row.against is not None}
-    compared = "to the static network of each" if len(references) > 1 else f"to {', '.join(references)!r}"
+    compared = f"to {', '.join(references)!r}" if len(references) == 1 else "to the static network of each"
     text = (
         f"# {experiment.title}\n\n{table(rows, experiment.metric)}\n{failed}\n{notes} Mean ± standard deviation over "
         f"seeds, after the last epoch; differences {compared}, seed by seed. Paper: {experiment.source}, on its own "
@@ -157,8 +157,9 @@ def write(
     files = {"table.md": text, "table.csv": plain.getvalue(), "records.json": json.dumps(numbers, indent=1) + "\n"}
     for name, content in files.items():
         write_atomic(out / name, content)
-    plot(experiment, rows, out / "plot.png")
-    return (*(out / name for name in files), out / "plot.png")
+    if rows:  # not where every run failed
+        plot(experiment, rows, out / "plot.png")
+    return (*(out / name for name in files), *([out / "plot.png"] if rows else []))
 
 
 def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:

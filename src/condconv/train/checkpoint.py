@@ -159,13 +159,20 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Split an optimizer's state dict into JSON and tensors named `optimizer.<parameter>.<entry>`."""
+    """Split an optimizer's state dict into JSON and tensors: `optimizer.<parameter>.<entry>`, `group.<group>.<entry>`.
+
+    Some keep a tensor in their groups (LAMB: the step).
+    """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
     for index, entries in state["state"].items():
         scalars[str(index)] = {name: value for name, value in entries.items() if not isinstance(value, Tensor)}
         tensors |= {f"optimizer.{index}.{name}": each for name, each in entries.items() if isinstance(each, Tensor)}
-    header = {"state": scalars, "param_groups": state["param_groups"]}
+    groups = []
+    for number, group in enumerate(state["param_groups"]):
+        groups.append({name: value for name, value in group.items() if not isinstance(value, Tensor)})
+        tensors |= {f"group.{number}.{name}": value for name, value in group.items() if isinstance(value, Tensor)}
+    header = {"state": scalars, "param_groups": groups}
     try:
         json.dumps(header)
     except TypeError as error:
@@ -179,7 +186,9 @@ def _unflatten(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
     state = {int(index): dict(entries) for index, entries in header["state"].items()}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
+        index, _, entry = rest.partition(".")
         if kind == "optimizer":
-            index, _, entry = rest.partition(".")
             state[int(index)][entry] = tensor
+        elif kind == "group":
+            header["param_groups"][int(index)][entry] = tensor
     return {"state": state, "param_groups": header["param_groups"]}

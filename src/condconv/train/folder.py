@@ -6,16 +6,18 @@ import io
 import os
 import tarfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+import numpy as np
 from timm.data.readers.img_extensions import add_img_extensions
-from timm.data.readers.reader_factory import create_reader
 from timm.data.readers.reader_image_folder import find_images_and_targets
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from condconv.errors import UsageError
 from condconv.train.images import Reader
+from condconv.train.tars import class_folders, members
 
 _SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "test")}
 
@@ -58,10 +60,10 @@ class FolderReader:
 
 
 class TarReader:
-    """Images of one split in a tar file, which timm's reader lists: the class is the name of an image's folder.
+    """Images of one split in a tar file, at any depth below their class folders; timm's reader lists them.
 
     Args:
-        path: A `.tar` that is not compressed.
+        path: A `.tar` that is not compressed, or one of such tars, one a class, as ImageNet is packed.
 
     Attributes:
         class_names: Names of the folders that have images, 2 before 10.
@@ -72,7 +74,10 @@ class TarReader:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._listed: Any = create_reader("", root=str(path))
+            for _ in members(path):
+                pass  # timm would take what is left of a damaged file
+            # Without its cache, a file beside the data that is not made anew when they are.
+            self._listed = ReaderImageInTar(str(path), cache_tarinfo=False)
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UsageError(f"`data` must be a whole tar file, got {path} ({error}): make it again") from error
         except ValueError as error:
@@ -82,6 +87,13 @@ class TarReader:
             ) from error
         names: dict[str, int] = self._listed.class_name_to_idx
         self.class_names = tuple(sorted(names, key=names.__getitem__))
+        self._targets = self._listed.targets
+        if all(inside is None for _, _, inside in self._listed.samples):
+            # timm takes the folder that an image lies in, which may be deeper.
+            folders = class_folders([member.name for member, _, _ in self._listed.samples])
+            self.class_names = tuple(sorted(set(folders), key=natural_key))
+            targets = {name: target for target, name in enumerate(self.class_names)}
+            self._targets = np.array([targets[each] for each in folders])
         self._path = path
 
     def __len__(self) -> int:
@@ -92,7 +104,7 @@ class TarReader:
         member, _, inside = self._listed.samples[index]
         with self._path.open("rb") as file:
             file.seek(member.offset_data + (inside.offset_data if inside is not None else 0))
-            return io.BytesIO(file.read(member.size)), int(self._listed.targets[index])
+            return io.BytesIO(file.read(member.size)), int(self._targets[index])
 
     def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         """Return the path of the tar file and of the image in it."""

@@ -83,6 +83,11 @@ def micro_batch(config: TrainConfig, accelerator: Accelerator) -> int:
             f"take {max(1, config.batch_size // shares) * shares}"
         )
     micro = config.batch_size // shares
+    if micro == 1:
+        raise UsageError(
+            f"`batch_size` must be at least twice {said}, got {config.batch_size}: of one image at a time batch "
+            f"normalisation has nothing to average on small maps, take {2 * shares}"
+        )
     if micro % 2 and (config.mixup or config.cutmix):
         raise UsageError(
             f"`batch_size` must be an even multiple of {said} with mixup or cutmix, which pair the images, got "

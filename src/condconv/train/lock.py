@@ -45,7 +45,7 @@ def only_here(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if [each.name for each in out.iterdir()] == [NAME]:
-            with suppress(OSError):  # another run may have taken it this moment
+        with suppress(OSError):  # it is gone, or another run has taken it this moment
+            if [each.name for each in out.iterdir()] == [NAME]:
                 (out / NAME).unlink()
                 out.rmdir()

@@ -83,10 +83,11 @@ def create_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, upda
         scheduler, _ = create_scheduler_v2(
             optimizer, config.scheduler, step_on_epochs=False, updates_per_epoch=updates_per_epoch, **options
         )
-    except TypeError as error:
+        scheduler.step_update(config.epochs * updates_per_epoch - 1)  # what fails after the warm-up fails here
+        scheduler.step_update(0)
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
             f"`scheduler_options` must be arguments of timm's schedules, got {dict(config.scheduler_options)} "
             f"({error}): decay_epochs, decay_rate and min_lr are some"
         ) from error
-    scheduler.step_update(0)
     return scheduler

@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from condconv.errors import UsageError
+from condconv.train.tars import members
 
 _SPLITS = {"train": ("train",), "val": ("val", "test")}
 _IMAGES = {"jpg", "jpeg", "png", "webp"}
@@ -86,16 +87,17 @@ def _find(root: Path, split: str) -> list[Path]:
 def _scan(shard: Path) -> Iterator[tuple[int, int, int]]:
     """Yield offset, size and class of each sample's image."""
     try:
-        with tarfile.open(shard, "r:") as archive:
-            images: dict[str, tuple[int, int]] = {}
-            labels: dict[str, int] = {}
-            for member in archive:
+        images: dict[str, tuple[int, int]] = {}
+        labels: dict[str, int] = {}
+        with shard.open("rb") as file:
+            for member in members(shard):
                 folder, _, name = member.name.rpartition("/")
                 key, _, extension = name.partition(".")
                 if extension.lower() in _IMAGES:
                     images[f"{folder}/{key}"] = (member.offset_data, member.size)
                 elif extension == "cls":
-                    labels[f"{folder}/{key}"] = _label(archive, member, shard)
+                    file.seek(member.offset_data)
+                    labels[f"{folder}/{key}"] = _label(file.read(member.size), member, shard)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UsageError(f"`data` must be whole tar files, got {shard} ({error}): make it again") from error
     alone = sorted(images.keys() ^ labels.keys())
@@ -107,9 +109,7 @@ def _scan(shard: Path) -> Iterator[tuple[int, int, int]]:
     yield from ((*images[key], labels[key]) for key in images)
 
 
-def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> int:
-    file = archive.extractfile(member)
-    text = b"" if file is None else file.read()
+def _label(text: bytes, member: tarfile.TarInfo, shard: Path) -> int:
     try:
         label = int(text)
     except ValueError:
