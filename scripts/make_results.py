@@ -44,8 +44,8 @@ stand beside ours for the direction only.
 
 **So far there is no gain over the static network that we could vouch for**, in none of the settings below. Four things
 are found that decide what comes out: how the classifier starts, how experts start, decay of the routers, and how far
-the kernels of two images are apart, which after so few epochs is a few percent. A rate that is too low for all makes a gain
-that goes when it is raised.
+the kernels of two images are apart, which after so few epochs is a few percent. A rate that is too low for all makes a
+gain that goes when it is raised.
 """
 TEXTS = {
     "starts-sixteen-pixels": """\
