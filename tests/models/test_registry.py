@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import timm
@@ -165,7 +166,12 @@ def test_preserving_start_is_the_static_network_of_the_seed(dtype: torch.dtype) 
 def test_a_preserving_start_is_checked_on_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros would hide a wrong kernel: no layer of these networks has a bias before its norm."""
     seen = []
-    monkeypatch.setattr("condconv.convert.api.check_same_output", lambda model, example, output: seen.append(example))
+
+    def look(model: Any, example: Any, output: Any) -> bool:
+        seen.append(example)
+        return True
+
+    monkeypatch.setattr("condconv.convert.api.check_same_output", look)
     numbers = torch.get_rng_state()
     create_model("mobilenet_v1_cc_025_2e", num_classes=2, in_chans=1, init="preserve")
     after = torch.get_rng_state()
