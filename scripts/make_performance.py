@@ -46,8 +46,8 @@ condconv bench --networks mobilenet --dtype bf16 --compile -o mine.json
 - **Then by turns.** The static twin, ours and timm's `CondConv2d`, each contiguous and channels_last, run one after the
   other in one process, and again for each repetition. Each takes its better layout. Short calls are repeated to fill
   20 ms, so the weights of a single layer stay in the caches. A C library that is glibc keeps freed memory for the
-  next call: otherwise large outputs come in fresh pages, which cost more than many a layer, and by chance: both
-  are then slower by chance, and their ratio means nothing.
+  next call: otherwise large outputs come in fresh pages, which cost more than many a layer: both are then
+  slower by chance, and their ratio means nothing.
 - **Ratios** are medians over the repetitions of ratios within a repetition, with quartiles in brackets.
 - **A training step** is a forward and a backward pass with all gradients, for a network also a step of plain SGD. There
   is no loss function. In bf16 the parameters of a training step stay fp32, under autocast.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -617,29 +618,26 @@ class Output:
     logits: torch.Tensor
 
 
+class Returning(nn.Module):
+    """A model that returns what a function makes of its convolution and of that one's output."""
+
+    def __init__(self, make: Callable[[nn.Conv2d, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.make = make
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.make(self.conv, self.conv(x))
+
+
 def test_an_output_in_a_dataclass_is_compared() -> None:
-    class Wrapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x: torch.Tensor) -> Output:
-            return Output(self.conv(x) + self.conv.weight.sum())
-
-    model = Wrapped()
+    model = Returning(lambda conv, y: Output(y + conv.weight.sum()))
     with pytest.raises(RuntimeError, match="must compute what it did"):
         convert_(model, num_experts=3, example_input=torch.randn(2, 3, 8, 8))
     assert type(model.conv) is nn.Conv2d
 
 
 def test_an_output_that_cannot_be_compared_is_noted() -> None:
-    class Silent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x: torch.Tensor) -> str:
-            return str(self.conv(x).shape)
-
-    report = convert_(Silent(), num_experts=3, example_input=torch.randn(2, 3, 8, 8))
+    model = Returning(lambda conv, y: str(y.shape))
+    report = convert_(model, num_experts=3, example_input=torch.randn(2, 3, 8, 8))
     assert any(note.startswith("output not checked: it holds no tensors") for note in report.notes)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,10 @@ class Run:
             each.pop("init_from", None)  # a path of this machine; that members are chained shows in their epochs
         start = self.settings.init_from
         if start is not None:  # what the file holds, not where it lies
-            plain[0]["init_from"] = _digest(Path(start))
+            path = Path(start)
+            changed = path.stat().st_mtime_ns if path.is_file() else None
+            # Of a file that is not there, its name: the run itself reports it.
+            plain[0]["init_from"] = path.name if changed is None else _digest(path, changed)
         return json.dumps({"members": plain, "chained": self.arm.chained}, sort_keys=True)
 
     def record(self) -> RunRecord | None:
@@ -157,9 +161,10 @@ class Run:
         return record if record.settings == self.fingerprint() else None
 
 
-def _digest(path: Path) -> str:
-    """Return a digest of a file's bytes, or its name if there is no such file, which the run itself reports."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name
+@cache
+def _digest(path: Path, changed: int) -> str:
+    """Return a digest of a file's bytes, read once for all runs as long as it was last changed at the same time."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_data(run: Run) -> None:

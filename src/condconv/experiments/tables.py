@@ -155,11 +155,13 @@ def write(
         "records": [asdict(each) for each in outcome.records],
     }
     files = {"table.md": text, "table.csv": plain.getvalue(), "records.json": json.dumps(numbers, indent=1) + "\n"}
-    for name, content in files.items():
-        write_atomic(out / name, content)
+    paths = [out / name for name in files]
+    for path, content in zip(paths, files.values(), strict=True):
+        write_atomic(path, content)
     if rows:  # not where every run failed
-        plot(experiment, rows, out / "plot.png")
-    return (*(out / name for name in files), *([out / "plot.png"] if rows else []))
+        paths.append(out / "plot.png")
+        plot(experiment, rows, paths[-1])
+    return tuple(paths)
 
 
 def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:

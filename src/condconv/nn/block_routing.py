@@ -201,8 +201,7 @@ def route_block_(
     handles = [block.register_forward_pre_hook(FillSlot(slot, previous), with_kwargs=True)]
     if not hand_over:
         # Not after a part of the block, which may be skipped (stochastic depth).
-        inside = until is None or any(each is until for each in block.modules())
-        last = block if inside or until is None else until
+        last = block if until is None or until in set(block.modules()) else until
         handles.append(last.register_forward_hook(ClearSlot(slot), always_call=True))
     for layer in layers:
         layer.routing_fn = slot

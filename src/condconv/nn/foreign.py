@@ -7,7 +7,7 @@ from torch import nn
 from condconv.nn.same_padding import TFSameConv2d
 
 # By full name, so that no library is imported: forward as the base's but for TensorFlow's padding,
-FOREIGN_PADDING = {"timm.layers.conv2d_same.Conv2dSame": "tf_same"}
+FOREIGN_PADDING = ("timm.layers.conv2d_same.Conv2dSame",)
 # and as the base's unless scripted.
 _PLAIN = ("timm.layers.linear.Linear",)
 
