@@ -44,6 +44,7 @@ SHAPES = {
     "depthwise-few": (2, 3, 3, 1, 1, 9, 8, (5, 5), 1, 2, 2),
     "depthwise-one-tap": (2, 3, 21, 1, 1, 3, 4, (1, 1), 1, 0, 1),
     "depthwise-two-taps": (2, 3, 37, 1, 1, 3, 4, (1, 2), 1, 0, 1),
+    "depthwise-one-pixel": (5, 3, 37, 1, 1, 1, 1, (3, 3), 1, 1, 1),
     "depthwise-multiplier": (2, 3, 6, 1, 4, 5, 5, (3, 3), 1, 1, 1),
 }
 
@@ -245,6 +246,15 @@ def test_auto_takes_it_where_it_can_and_pays(kernel, groups, layout, taken, capl
     with caplog.at_level(logging.DEBUG, logger="condconv"):
         cond_conv2d(x, torch.zeros(kernel), torch.zeros(2, kernel[0]), groups=groups)
     assert f"{taken} for x" in caplog.text
+
+
+@pytest.mark.parametrize("kernel", [(3, 6, 1, 3, 3), (3, 6, 4, 1, 1)], ids=["depthwise", "pointwise"])
+def test_maps_of_one_pixel_need_no_turning_around(kernel, caplog) -> None:
+    groups = 6 if kernel[2] == 1 else 1
+    x = torch.zeros(2, kernel[2] * groups, 1, 1)
+    with caplog.at_level(logging.DEBUG, logger="condconv"):
+        cond_conv2d(x, torch.zeros(kernel), torch.zeros(2, 3), padding=kernel[-1] // 2, groups=groups)
+    assert "native for x" in caplog.text
 
 
 @pytest.mark.parametrize(

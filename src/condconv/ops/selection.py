@@ -30,6 +30,7 @@ class Problem(NamedTuple):
     num_experts: int
     kernel_numel: int
     input_numel: int
+    input_pixels: int
     output_numel: int
     output_pixels: int
     taps: int
@@ -72,13 +73,15 @@ def describe(
         dtype: What x is cast to under autocast; `None` for its own.
     """
     dtype = dtype or x.dtype
+    input_pixels = prod(x.shape[2:] if input_size is None else input_size)
     compiling, exporting = torch.compiler.is_compiling(), torch.compiler.is_exporting()
     tensors = (x, weight, routing_weights, bias)
     return Problem(
         batch=None if compiling or exporting else x.shape[0],
         num_experts=weight.shape[0],
         kernel_numel=prod(weight.shape[1:]),
-        input_numel=x.shape[1] * prod(x.shape[2:] if input_size is None else input_size),
+        input_numel=x.shape[1] * input_pixels,
+        input_pixels=input_pixels,
         output_numel=geometry.out_channels(weight) * pixels,
         output_pixels=pixels,
         taps=prod(weight.shape[3:]),
@@ -293,10 +296,12 @@ def _few_pixels(problem: Problem) -> bool:
 def _turning_shows(problem: Problem) -> bool:
     """Return whether x is contiguous, and laying its channels innermost and back is a 64th of the product or more.
 
-    That is every depthwise layer, and pointwise ones of few channels. Compact experts are worth it.
+    That is every depthwise layer, and pointwise ones of few channels. Compact experts are worth it. A map of one pixel
+    is laid out the same either way.
     """
     product = problem.kernel_numel * problem.output_pixels
-    moved = problem.input_numel + problem.output_numel
+    maps = ((problem.input_numel, problem.input_pixels), (problem.output_numel, problem.output_pixels))
+    moved = sum(numel for numel, pixels in maps if pixels > 1)
     return not problem.channels_last and 64 * moved > product and problem.compact is None
 
 
