@@ -1,12 +1,13 @@
 import json
 import sys
+import time
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch import nn
 
-from condconv.errors import UsageError
+from condconv.errors import TrainingInterrupted, UsageError
 from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.runner import Outcome, list_runs, run_all
 from condconv.experiments.runs import RunRecord, _averaged_accuracy, execute
@@ -138,6 +139,28 @@ def test_without_a_terminal_each_run_is_a_line(tmp_path, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if "/0: " in line]
     assert sorted(lines)[0].startswith("2 experts/0: exit status 1: no")
     assert sorted(lines)[1] == "plain/0: finished"
+
+
+def test_ctrl_c_stops_the_runs_at_work_and_starts_no_other(tmp_path, monkeypatch):
+    runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)
+    told = tmp_path / "told"
+    script = (
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(told)!r}).touch(), sys.exit(130)))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(100)\n"
+    )
+
+    def interrupted(futures):
+        while not runs[0].log.exists() or "ready" not in runs[0].log.read_text().splitlines():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("condconv.experiments.runner.as_completed", interrupted)
+    with pytest.raises(TrainingInterrupted, match="0 of 2 runs are finished and kept"):
+        run_all(runs, lambda run: [sys.executable, "-c", script], progress=False)
+    assert told.exists()
+    assert not runs[1].log.exists()
 
 
 def test_a_process_that_ends_well_and_leaves_nothing_has_failed(tmp_path):

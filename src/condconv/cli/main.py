@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import condconv
 from condconv.cli import bench, demo, evaluate, experiment, export, freeze, models, report, train
+from condconv.cli.signals import stopped_by_signals
 from condconv.errors import ExportError, MissingExtraError, TrainingError, TrainingInterrupted, UsageError
 
 
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = create_parser().parse_args(argv)
         arguments.argv = argv
-        status: int = arguments.run(arguments)
+        with stopped_by_signals():
+            status: int = arguments.run(arguments)
         sys.stdout.flush()
     except (UsageError, MissingExtraError) as error:
         return _fail(f"error: {error}", 2)

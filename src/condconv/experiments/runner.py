@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from typing import IO
 
 from tqdm import tqdm
 
@@ -63,7 +66,7 @@ def run_all(
 
     Raises:
         UsageError: `jobs` is not a count, or the data cannot be used.
-        TrainingInterrupted: Ctrl-C; finished runs and epochs are kept.
+        TrainingInterrupted: Ctrl-C or SIGTERM; runs at work are told to save and stop; finished ones are kept.
     """
     if jobs < 1:
         raise UsageError(f"`jobs` must be a whole number of at least 1, got {jobs}")
@@ -71,9 +74,9 @@ def run_all(
     if left:
         check_data(left[0])
     failures: dict[str, str] = {}
-    pool = ThreadPoolExecutor(jobs)
+    pool, processes = ThreadPoolExecutor(jobs), _Processes()
     try:
-        waiting = {pool.submit(_do, run, command(run)): run for run in left}
+        waiting = {pool.submit(_do, run, command(run), processes): run for run in left}
         for future in tqdm(as_completed(waiting), "runs", len(left), unit="run", disable=None if progress else True):
             reason, name = future.result(), waiting[future].name
             if reason is not None:
@@ -81,7 +84,8 @@ def run_all(
             if progress and not sys.stderr.isatty():  # where a bar is not shown
                 print(f"{name}: {reason or 'finished'}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
-        pool.shutdown(cancel_futures=True)  # waits for the runs at work: the same key has told them to save and stop
+        processes.stop()
+        pool.shutdown(cancel_futures=True)  # waits for the runs at work
         done = sum(run.record() is not None for run in runs)
         raise TrainingInterrupted(f"{done} of {len(runs)} runs are finished and kept") from None
     finally:
@@ -90,13 +94,43 @@ def run_all(
     return Outcome(tuple(records), failures)
 
 
-def _do(run: Run, command: Sequence[str]) -> str | None:
+class _Processes:
+    """Processes that are all told to stop where one Ctrl-C or signal ends the command that started them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def call(self, command: Sequence[str], log: IO[str]) -> int:
+        """Run a command to its end and return its exit status."""
+        with self._lock:
+            if self._stopped:
+                return -signal.SIGTERM
+            # In a session of its own a terminal's Ctrl-C does not reach it: it would be told twice.
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def stop(self) -> None:
+        """Tell those that run to save and stop, and let none start."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()  # not SIGINT, which a job in a shell's background ignores
+
+
+def _do(run: Run, command: Sequence[str], processes: _Processes) -> str | None:
     """Do a run in a process; return why it failed, or `None`."""
     try:
         run.log.parent.mkdir(parents=True, exist_ok=True)
         with run.log.open("w") as log:
             print(shlex.join(command), file=log, flush=True)
-            status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            status = processes.call(command, log)
         if status == 0 and run.record() is not None:
             return None
     except (OSError, UsageError) as error:  # no room for the log, or a record that cannot be read: the others go on

@@ -1,0 +1,25 @@
+import os
+import signal
+
+import pytest
+
+from condconv.cli.signals import stopped_by_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_block_as_ctrl_c_does_and_nothing_after_it(number):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), stopped_by_signals():
+        os.kill(os.getpid(), number)
+        signal.pause()
+    assert signal.getsignal(number) == before
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
