@@ -105,7 +105,8 @@ def test_networks_with_branches_have_parameters_of_their_own_in_each(stages, wei
 def test_experts_start_as_asked_where_there_are_any_and_the_arm_leaves_it_open():
     arms = create_experiment("experts-width", widths=["025"], experts=[4], init="preserve").arms
     assert [dict(arm.options) for arm in arms] == [{}, {"init": "preserve"}]
-    arms = create_experiment("ensembles", init="preserve", size=SMALL).arms
+    # The ladder of `rungs`, whose costs are counted once.
+    arms = create_experiment("ensembles", width="100", num_experts=2, init="preserve", size=SMALL).arms
     assert arms[-1].options == {"init": "preserve", "first_layer": 1}
     assert all("init" not in arm.options for arm in arms[:-1])
     assert create_experiment("starts", init="preserve").arms[1].options == {"init": "independent"}
@@ -163,7 +164,7 @@ def test_a_network_with_experts_is_no_static_one():
 
 def test_branches_are_built_for_the_size_of_the_data(tmp_path):
     """Digits have 8 pixels without being asked for, and the stride that the ladder counts with."""
-    arm = next(arm for arm in ladder.arms("mobilenet_v1_025", 2, ladder.Size(8, 2, 10)) if arm.model == "branches")
-    config = TrainConfig(data="digits", model=arm.model, model_options=arm.options, out=str(tmp_path), batch_size=64)
+    options = {"base": "mobilenet_v1_025", "branches": 2, "stages": "last", "weighted": False}
+    config = TrainConfig(data="digits", model=BRANCHES, model_options=options, out=str(tmp_path), batch_size=64)
     network = set_up(config, build).network
     assert network.conv_stem.stride == (1, 1)
