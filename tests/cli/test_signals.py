@@ -1,4 +1,3 @@
-import os
 import signal
 
 import pytest
@@ -10,8 +9,7 @@ from condconv.cli.signals import stopped_by_signals
 def test_a_signal_stops_the_block_as_ctrl_c_does_and_nothing_after_it(number):
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), stopped_by_signals():
-        os.kill(os.getpid(), number)
-        signal.pause()
+        signal.raise_signal(number)
     assert signal.getsignal(number) == before
 
 
@@ -19,7 +17,7 @@ def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stopped_by_signals():
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
