@@ -301,3 +301,11 @@ def test_one_tar_file_a_class_in_a_tar_file(tmp_path, folder):
     data = open_data(small(tmp_path / "all", tmp_path))
     assert data.class_names == ("cat", "dog")
     assert len(data.train) == 8
+
+
+def test_a_tar_file_in_a_tar_file_that_lost_its_end_is_told(tmp_path, folder):
+    make_shard(tmp_path / "cat.tar", {"0.png": png(0)})
+    whole = (tmp_path / "cat.tar").read_bytes()
+    make_shard(tmp_path / "all.tar", {"cat.tar": whole[:1024], "dog/1.png": png(1)})
+    with pytest.raises(UsageError, match=r"`data` must be a whole tar file, got .*all.tar \(cat.tar in it is damaged"):
+        open_data(small(tmp_path / "all.tar", tmp_path, val_data=str(folder / "val")))

@@ -11,13 +11,12 @@ from typing import IO
 import numpy as np
 from timm.data.readers.img_extensions import add_img_extensions
 from timm.data.readers.reader_image_folder import find_images_and_targets
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from condconv.errors import UsageError
 from condconv.train.images import Reader
-from condconv.train.tars import class_folders, members
+from condconv.train.tars import class_folders, images
 
 _SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "test")}
 
@@ -60,13 +59,13 @@ class FolderReader:
 
 
 class TarReader:
-    """Images of one split in a tar file, at any depth below their class folders; timm's reader lists them.
+    """Images of one split in a tar file, at any depth below their class folders.
 
     Args:
         path: A `.tar` that is not compressed, or one of such tars, one a class, as ImageNet is packed.
 
     Attributes:
-        class_names: Names of the folders that have images, 2 before 10.
+        class_names: Names of the folders, or tars, that have images, 2 before 10.
 
     Raises:
         UsageError: The file cannot be read as a tar, or has no images.
@@ -74,41 +73,33 @@ class TarReader:
 
     def __init__(self, path: Path) -> None:
         try:
-            for _ in members(path):
-                pass  # timm would take what is left of a damaged file
-            # Without its cache, a file beside the data that is not made anew when they are.
-            self._listed = ReaderImageInTar(str(path), cache_tarinfo=False)
+            found = sorted(images(path), key=lambda image: natural_key(image[0]))
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UsageError(f"`data` must be a whole tar file, got {path} ({error}): make it again") from error
-        except ValueError as error:
+        if not found:
             raise UsageError(
                 f"`data` must have images in folders named for their classes, got {path} without any: "
                 f"image files are {', '.join(IMG_EXTENSIONS)}"
-            ) from error
-        names: dict[str, int] = self._listed.class_name_to_idx
-        self.class_names = tuple(sorted(names, key=names.__getitem__))
-        self._targets = self._listed.targets
-        if all(inside is None for _, _, inside in self._listed.samples):
-            # timm takes the folder that an image lies in, which may be deeper.
-            folders = class_folders([member.name for member, _, _ in self._listed.samples])
-            self.class_names = tuple(sorted(set(folders), key=natural_key))
-            targets = {name: target for target, name in enumerate(self.class_names)}
-            self._targets = np.array([targets[each] for each in folders])
+            )
+        folders = class_folders([name for name, _, _ in found])
+        self.class_names = tuple(sorted(set(folders), key=natural_key))
+        targets = {name: target for target, name in enumerate(self.class_names)}
+        rows = [(offset, size, targets[folder]) for (_, offset, size), folder in zip(found, folders, strict=True)]
+        self._rows = np.array(rows)  # not lists: ImageNet has a million
         self._path = path
 
     def __len__(self) -> int:
-        return len(self._listed)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
-        # Not through the reader: it would keep one open file for all worker processes, which move it under one another.
-        member, _, inside = self._listed.samples[index]
-        with self._path.open("rb") as file:
-            file.seek(member.offset_data + (inside.offset_data if inside is not None else 0))
-            return io.BytesIO(file.read(member.size)), int(self._targets[index])
+        offset, size, target = self._rows[index].tolist()
+        with self._path.open("rb") as file:  # not one for all worker processes, which would move it under one another
+            file.seek(offset)
+            return io.BytesIO(file.read(size)), target
 
     def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         """Return the path of the tar file and of the image in it."""
-        return f"{self._path}/{self._listed.samples[index][0].name}"
+        return f"{self._path}/{next(name for name, offset, _ in images(self._path) if offset == self._rows[index, 0])}"
 
 
 def open_path(path: Path, split: str, *, alone: bool) -> Reader:
