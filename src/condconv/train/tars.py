@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -28,7 +28,7 @@ def members(path: Path, start: int = 0) -> Iterator[tarfile.TarInfo]:
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # it would keep all of them: a gigabyte for ImageNet's
+                archive.members.clear()  # type: ignore[attr-defined]  # kept, ImageNet's take a gigabyte
                 yield member
             where = archive.offset
         file.seek(where)
@@ -44,10 +44,9 @@ def images(path: Path) -> Iterator[tuple[str, int, int]]:
         OSError: Likewise.
     """
     for member in members(path):
+        inside: Iterable[tuple[str, tarfile.TarInfo]] = [(member.name, member)]
         if member.name.lower().endswith(".tar") and member.isfile():
             inside = ((f"{member.name}/{each.name}", each) for each in members(path, member.offset_data))
-        else:
-            inside = iter([(member.name, member)])
         for name, each in inside:
             if each.offset_data + each.size > member.offset_data + member.size:
                 raise tarfile.ReadError(f"{member.name} in it is damaged or cut off")
