@@ -157,6 +157,11 @@ def test_widths_and_numbers_that_cannot_be(options, message):
         create_experiment("experts-width", **options)
 
 
+def test_a_network_that_is_asked_for_twice():
+    with pytest.raises(UsageError, match="'experts-width' must have each network once, got '0.25x, 2 experts' 2 times"):
+        create_experiment("experts-width", widths=["025"], experts=[2, 2])
+
+
 def test_a_network_with_experts_is_no_static_one():
     with pytest.raises(UsageError, match="`networks` must be static ones, got resnet_cc_50_4e"):
         create_experiment("plug-in", networks=["resnet_cc_50_4e"])

@@ -165,7 +165,12 @@ def test_unreadable_images_are_counted_and_change_no_accuracy(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": "adamwow"}, "`optimizer` must be a name that timm knows, got 'adamwow'"),
+        (
+            {"optimizer": "adamwow"},
+            "`optimizer` must be a name that timm knows, with arguments it takes, got 'adamwow'",
+        ),
+        ({"optimizer": "sgd", "optimizer_options": {"momentum": -1.0}}, "got 'sgd' with {'momentum': -1.0} (Invalid"),
+        ({"auto_augment": "cutout", "in_chans": 3}, "`auto_augment` must be a policy that timm knows, got 'cutout'"),
         ({"scheduler": "plateau"}, "`scheduler` must be one of cosine"),
         ({"auto_augment": "rand-m9"}, "`auto_augment` must be None with one image channel"),
         ({"image_size": 1}, "`image_size` must suit the network, got 1"),

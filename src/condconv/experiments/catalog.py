@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -181,7 +182,7 @@ def create_experiment(name: str, init: str | None = None, **options: Any) -> Exp
         **options: Of its function; `None` stands for the function's own default.
 
     Raises:
-        UsageError: There is no such experiment, or it does not have the option.
+        UsageError: There is no such experiment, it does not have the option, or a network would be in it twice.
     """
     if name not in CATALOG:
         raise UsageError(f"`name` must be one of {', '.join(CATALOG)}, got {name!r}")
@@ -191,6 +192,11 @@ def create_experiment(name: str, init: str | None = None, **options: Any) -> Exp
         if key not in known:
             raise UsageError(f"`{key}` must not be given for {name!r}, which has {', '.join(known)}: leave it out")
     experiment = CATALOG[name](**given)
+    (label, times), *_ = Counter(arm.label for arm in experiment.arms).most_common()
+    if times > 1:
+        raise UsageError(
+            f"{name!r} must have each network once, got {label!r} {times} times: leave out what is repeated"
+        )
     return experiment if init is None else replace(experiment, arms=tuple(_start(arm, init) for arm in experiment.arms))
 
 

@@ -165,20 +165,26 @@ def _train_transform(
     min_crop = config.min_crop if config.min_crop is not None else (1.0 if is_digits else 0.25)
     hflip = config.hflip if config.hflip is not None else (0.0 if is_digits else 0.5)
     options = (config.color_jitter, config.auto_augment, config.random_erasing, hflip, min_crop < 1)
-    transform = create_transform(
-        (in_chans, size, size),
-        is_training=True,
-        no_aug=not any(options),
-        scale=(min_crop, 1.0),
-        ratio=(3 / 4, 4 / 3) if min_crop < 1 else (1.0, 1.0),
-        hflip=hflip,
-        # None, not 0, which would draw the order of what does nothing anew for each image.
-        color_jitter=config.color_jitter or None,  # type: ignore[arg-type]
-        auto_augment=config.auto_augment,
-        interpolation="bicubic",
-        mean=normalization.mean,
-        normalize=False,
-    )
+    try:
+        transform = create_transform(
+            (in_chans, size, size),
+            is_training=True,
+            no_aug=not any(options),
+            scale=(min_crop, 1.0),
+            ratio=(3 / 4, 4 / 3) if min_crop < 1 else (1.0, 1.0),
+            hflip=hflip,
+            # None, not 0, which would draw the order of what does nothing anew for each image.
+            color_jitter=config.color_jitter or None,  # type: ignore[arg-type]
+            auto_augment=config.auto_augment,
+            interpolation="bicubic",
+            mean=normalization.mean,
+            normalize=False,
+        )
+    except (AssertionError, ValueError, KeyError) as error:  # of its parser; it checks with assertions
+        raise UsageError(
+            f"`auto_augment` must be a policy that timm knows, got {config.auto_augment!r}: rand-m9-mstd0.5, "
+            "augmix-m5-w4, original and 3a are some"
+        ) from error
     last: list[Callable[[Any], Any]] = [_Normalize(normalization)]
     if config.random_erasing:
         last.append(RandomErasing(config.random_erasing, mode="const", device="cpu"))

@@ -23,7 +23,7 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
     - Routing functions learn at `router_lr_scale` times the rate.
 
     Raises:
-        UsageError: timm does not know the name.
+        UsageError: timm does not know the name, or the optimizer refuses an argument.
     """
     try:
         optimizer = create_optimizer_v2(
@@ -39,9 +39,10 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
             f"({error}): drop what it does not take"
         ) from error
     except (ValueError, KeyError, AssertionError) as error:
+        options = f" with {dict(config.optimizer_options)}" if config.optimizer_options else ""
         raise UsageError(
-            f"`optimizer` must be a name that timm knows, got {config.optimizer!r} ({error}): "
-            "sgd, adamw, rmsproptf and lamb are some"
+            f"`optimizer` must be a name that timm knows, with arguments it takes, got {config.optimizer!r}{options} "
+            f"({error}): sgd, adamw, rmsproptf and lamb are some"
         ) from error
     _set_routers_apart_(optimizer, network, config)
     return optimizer
