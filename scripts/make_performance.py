@@ -38,7 +38,9 @@ condconv bench --quick            # under five minutes on two cores
 condconv bench --layers "1x1 672" --batch 8 --mode training
 condconv bench --networks mobilenet --dtype bf16 --compile -o mine.json
 ```
+"""
 
+METHOD = """\
 ## How it is measured
 
 - **First the result.** Outputs, and in training all gradients, are compared with the reference implementation in fp64.
@@ -145,6 +147,32 @@ def misses(rows: Sequence[Row]) -> str:
     return MISSES + "\n" + "\n".join(lines) + "\n" if lines else "All targets are met.\n"
 
 
+def summary() -> str:
+    """Return what the files say in short: whole networks, and where timm's layer is ahead."""
+    lines = ["## In short\n", "Time over the static twin's, medians; every row is below, with its spread.\n"]
+    header = ("machine", "network", "batch", "condconv", "timm's layer", "target")
+    cells = [header, ("---", "---", *("---:",) * 4)]
+    ahead = []
+    for source in sources():
+        name = source.stem.removeprefix("performance-")
+        rows = [row for row in rows_of(read(source)) if row.refused is None]
+        beside = [row for row in rows if "timm" in row.ratio]
+        behind = [row for row in beside if row.ratio["timm"].median < row.ratio["ours"].median]
+        for row in rows:
+            if row.kind == "network":
+                ours, timm = (f"{row.ratio[each].median:.2f}" if each in row.ratio else "" for each in ("ours", "timm"))
+                target = "" if row.target is None else f"{row.target:.2f} {_strong(row.verdict)}"
+                cells.append((name, _name(row), str(row.batch), ours, timm, target))
+        listed = "; ".join(
+            f"{_name(row)} at batch {row.batch} ({row.ratio['ours'].median:.2f}, timm {row.ratio['timm'].median:.2f})"
+            for row in behind
+        )
+        but = f"; timm's is in {len(behind)}: {listed}" if behind else ""
+        ahead.append(f"- **{name}**: ours is ahead in {len(beside) - len(behind)} of {len(beside)} rows{but}.")
+    lines += [f"| {' | '.join(each)} |" for each in cells]
+    return "\n".join((*lines, "", *ahead, "", "Nothing has been timed on a GPU, and no compiled network.\n"))
+
+
 def section(source: Path) -> str:
     """Return the section of one file."""
     record = read(source)
@@ -208,7 +236,7 @@ def _range(values: Sequence[float]) -> str:
 
 def page() -> str:
     """Return the page."""
-    return "\n".join((INTRO, *(section(source) for source in sources()), rules(), GPU))
+    return "\n".join((INTRO, summary(), METHOD, *(section(source) for source in sources()), rules(), GPU))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
