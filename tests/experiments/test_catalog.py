@@ -7,7 +7,8 @@ from condconv.experiments import ladder
 from condconv.experiments.branches import BRANCHES, Branches, build, create_branches
 from condconv.experiments.catalog import CATALOG, create_experiment
 from condconv.models import create_model, get_model_info
-from condconv.nn import ConditionalLayer
+from condconv.nn import ConditionalLayer, ConstantRouting
+from condconv.nn.block_routing import routing_functions
 from condconv.train import TrainConfig
 from condconv.train.run import set_up
 
@@ -19,7 +20,7 @@ def test_every_arm_is_a_network_of_the_zoo_with_the_figure_of_the_paper(name):
     assert len(set(labels)) == len(labels)
     for arm in experiment.arms:
         get_model_info(arm.model)
-        assert arm.paper is not None
+        assert arm.paper is not None or "control" in arm.label
 
 
 def test_figure_2_is_six_curves_of_four_widths():
@@ -48,6 +49,8 @@ def test_an_ablation_at_another_size_keeps_the_options_and_the_figures_of_the_pa
     assert {arm.model for arm in arms.values()} == {"mobilenet_v1_cc_050_4e"}
     assert arms["partially shared, one for two blocks"].options == {"scope": "block(every=2)"}
     assert arms["hierarchical"].paper == 60.3  # Table 3
+    network = create_model(arms["all images alike (control)"].model, **arms["all images alike (control)"].options)
+    assert {type(each) for each in routing_functions(network).values()} == {ConstantRouting}
 
 
 def test_ways_to_start_are_of_one_network():

@@ -79,6 +79,8 @@ def test_constant() -> None:
     routing = ConstantRouting(5, 3, weights=[0.2, 0.3, 0.5])
     torch.testing.assert_close(routing(torch.randn(2, 5, 4, 4)), torch.tensor([[0.2, 0.3, 0.5]]).expand(2, 3))
     torch.testing.assert_close(ConstantRouting(5, 4)(torch.randn(1, 5)), torch.full((1, 4), 0.25))
+    routing = make_routing("constant(weights=0.5)", 5, 3)
+    torch.testing.assert_close(routing(torch.randn(2, 5)), torch.full((2, 3), 0.5))
 
 
 def test_hidden_sizes_of_the_paper() -> None:

@@ -274,7 +274,7 @@ class ConstantRouting(RoutingFunction):
     Args:
         in_channels: C of the input; not used, so that all routing functions are built alike.
         num_experts: E.
-        weights: The E weights; `None` for `1 / E` each.
+        weights: The E weights, or the one that all experts have; `None` for `1 / E`.
         **options: Of `RoutingFunction`.
 
     Raises:
@@ -284,10 +284,12 @@ class ConstantRouting(RoutingFunction):
     weights: Tensor
 
     def __init__(
-        self, in_channels: int, num_experts: int, *, weights: Tensor | list[float] | None = None, **options: Any
+        self, in_channels: int, num_experts: int, *, weights: Tensor | list[float] | float | None = None, **options: Any
     ) -> None:
         super().__init__(in_channels, num_experts, **options)
-        values = torch.full((num_experts,), 1 / num_experts) if weights is None else torch.as_tensor(weights)
+        values = torch.as_tensor(1 / num_experts if weights is None else weights)
+        if values.dim() == 0:
+            values = values.repeat(num_experts)
         if values.shape != (num_experts,):
             raise ValueError(f"weights must have shape [E] = {(num_experts,)}, got {tuple(values.shape)}")
         self.register_buffer("weights", values.detach().float().to(options.get("device")))
