@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +49,13 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
         ) from error
     _check_launch(config, accelerator)
     return accelerator
+
+
+def prepare(accelerator: Accelerator, *objects: Any) -> Any:
+    """Return accelerate's forms of a network, its optimizer and its loaders, in their order."""
+    with warnings.catch_warnings():  # accelerate has no other name yet for what `create_accelerator` asks of DDP
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return accelerator.prepare(*objects)
 
 
 def _check_launch(config: TrainConfig, accelerator: Accelerator) -> None:

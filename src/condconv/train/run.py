@@ -20,7 +20,7 @@ from condconv.train.averaging import create_average
 from condconv.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from condconv.train.config import TrainConfig
 from condconv.train.data import ImageData, open_data
-from condconv.train.launch import create_accelerator, micro_batch, seed_everything
+from condconv.train.launch import create_accelerator, micro_batch, prepare, seed_everything
 from condconv.train.loading import EpochSampler, create_loader
 from condconv.train.loss import create_mixup
 from condconv.train.metrics import EpochMetrics, as_csv, as_json_lines, best_epoch
@@ -109,7 +109,7 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
     val_loader = create_loader(data.val, micro * config.grad_accumulation, workers=config.workers)
     if config.compile:
         network.compile()
-    model, prepared, train_loader, val_loader = accelerator.prepare(network, optimizer, train_loader, val_loader)
+    model, prepared, train_loader, val_loader = prepare(accelerator, network, optimizer, train_loader, val_loader)
     run = Run(
         config=config,
         accelerator=accelerator,

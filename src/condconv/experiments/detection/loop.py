@@ -22,7 +22,7 @@ from condconv.experiments.detection.network import create_detector, detector_cos
 from condconv.nn import anneal_
 from condconv.train import TrainConfig
 from condconv.train.atomic import write_atomic
-from condconv.train.launch import create_accelerator, micro_batch, seed_everything
+from condconv.train.launch import create_accelerator, micro_batch, prepare, seed_everything
 from condconv.train.loading import EpochSampler, batches
 from condconv.train.lock import only_here
 from condconv.train.optimization import create_optimizer, create_scheduler
@@ -133,7 +133,7 @@ def _set_up(config: TrainConfig) -> _Run:
     train_loader = DataLoader(train, micro, sampler=sampler, num_workers=config.workers, collate_fn=_collate)
     val_loader = DataLoader(val, micro, num_workers=config.workers, collate_fn=_collate)
     scores = _restore(config, detector, optimizer)
-    prepared = accelerator.prepare(detector, optimizer, train_loader, val_loader)
+    prepared = prepare(accelerator, detector, optimizer, train_loader, val_loader)
     model, optimizer, *loaders = prepared
     return _Run(
         config, accelerator, detector, model, optimizer, scheduler, sampler, (loaders[0], loaders[1]), val, scores
