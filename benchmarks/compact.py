@@ -1,4 +1,4 @@
-"""Time compact experts on the listed layers, and see what they change in networks trained on digits.
+"""Time compact experts, in layers and in a whole network, and see what they change in networks trained on digits.
 
     condconv demo -o runs/demo
     python benchmarks/compact.py --runs runs/demo --output benchmarks/results/compact-cpu.json
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv import quantize_experts_
-from condconv.benchmark.cases import LAYERS, LayerCase
+from condconv.benchmark.cases import LAYERS, LayerCase, NetworkCase
 from condconv.benchmark.timing import keep_freed_memory, ratio, time_by_turns
 from condconv.experiments.demo_config import DemoConfig
 from condconv.nn import CondConv2d
@@ -35,6 +35,7 @@ from condconv.ops.native.library import instruction_set
 from condconv.train import load_checkpoint, load_network, open_data
 
 KINDS = ("fp32", "bfloat16", "int8")
+NETWORK = NetworkCase("tf_efficientnet_cc_b0_8e")
 
 
 def make_layers(case: LayerCase) -> tuple[nn.Module, dict[str, CondConv2d], tuple[Tensor, ...]]:
@@ -58,7 +59,7 @@ def make_layers(case: LayerCase) -> tuple[nn.Module, dict[str, CondConv2d], tupl
 
 
 def measure(case: LayerCase, repetitions: int) -> dict[str, Any]:
-    """Return one row: milliseconds of the static twin, and ratio and quartiles of each kind of experts."""
+    """Return one row of a layer."""
     static, layers, (x, routing) = make_layers(case)
     calls: dict[str, Callable[[], object]] = {}
     for name, layout in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
@@ -67,10 +68,30 @@ def measure(case: LayerCase, repetitions: int) -> dict[str, Any]:
         calls[f"static{name}"] = partial(twin, source)
         for kind, layer in layers.items():
             calls[kind + name] = partial(layer, source, routing)
+    return {"layer": case.name, "expert_bytes": case.expert_bytes} | time_kinds(calls, repetitions)
+
+
+def measure_network(repetitions: int) -> dict[str, Any]:
+    """Return the same of a whole network, which computes its routing weights itself."""
+    trio = NETWORK.make(1)
+    networks: dict[str, Any] = {"static": trio.static}
+    for kind in KINDS:
+        networks[kind] = copy.deepcopy(trio.ours)
+        if kind != "fp32":
+            quantize_experts_(networks[kind], kind)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, layout in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
+        for kind, network in networks.items():
+            laid_out = copy.deepcopy(network).eval().to(memory_format=layout)
+            calls[kind + name] = partial(laid_out, trio.inputs[0].contiguous(memory_format=layout))
+    return {"network": NETWORK.name, "expert_bytes": NETWORK.expert_bytes} | time_kinds(calls, repetitions)
+
+
+def time_kinds(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, Any]:
+    """Return the static twin's milliseconds, and ratio and quartiles of each kind, each in its better layout."""
     times = time_by_turns(calls, repetitions, seconds=0.004)  # short, so that some are not interrupted
     best = {kind: min(times[kind], times[f"{kind} channels_last"], key=min) for kind in ("static", *KINDS)}
-    row: dict[str, Any] = {"layer": case.name, "expert_bytes": case.expert_bytes}
-    row["static_ms"] = round(1e3 * min(best["static"]), 4)
+    row: dict[str, Any] = {"static_ms": round(1e3 * min(best["static"]), 4)}
     for kind in KINDS:
         found = ratio(best[kind], best["static"])
         row[kind] = {
@@ -122,6 +143,8 @@ def main() -> None:
     for case in LAYERS:
         layers.append(measure(case, arguments.repetitions))
         print(layers[-1], flush=True)
+    network = measure_network(arguments.repetitions)
+    print(network, flush=True)
     record = {
         "command": " ".join(["python", *sys.argv]),
         "machine": platform.machine(),
@@ -132,6 +155,7 @@ def main() -> None:
         "note": arguments.note,
         "networks": networks,
         "layers": layers,
+        "network": network,
     }
     arguments.output.write_text(json.dumps(record, indent=1) + "\n")
 
