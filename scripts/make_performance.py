@@ -74,9 +74,9 @@ What is known to bound them:
 
 - At batch 1 a layer reads all its experts, E times what its twin reads, for one example. Three ways to compute
   EfficientNet-B0 with 8 experts then take the same time (AVX2, by turns): 1.24 with the compiled kernels, 1.24 with
-  torch's own product and convolution for the pointwise layers, 1.23 with timm's. [Compact experts](compact.md) take 1.12
-  to 1.14; of the layers only `1x1 1152->192` and `1x1 1152->320` stay above 1.5 with them. To fetch the next experts while
-  the present ones are multiplied was tried, and gained nothing.
+  torch's own product and convolution for the pointwise layers, 1.23 with timm's. [Compact experts](compact.md) take
+  1.12 to 1.14; of the layers only `1x1 1152->192` and `1x1 1152->320` stay above 1.5 with them. To fetch the next
+  experts while the present ones are multiplied was tried, and gained nothing.
 - Experts that outgrow the caches come from memory, at any batch; the 75 MB of `3x3 512->512` do.
 - A depthwise layer does a few multiply-adds for each number it reads or writes: mixing shows, and so does what a call
   costs in Python.
