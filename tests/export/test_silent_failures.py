@@ -151,3 +151,16 @@ def test_openvino_is_made_from_a_graph_that_keeps_the_loop(tmp_path):
     model = openvino_package.Core().read_model(tmp_path / "n.xml")
     assert {node.get_type_name() for node in model.get_ops()} & {"Loop", "TensorIterator"}
     assert openvino.inspect(tmp_path / "n.xml").batch is None
+
+
+def test_a_file_with_several_loops_leaves_onnx_runtime_nothing_to_warn_of(tmp_path, capfd):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network = nn.Sequential(
+        *(CondConv2d(channels, channels, 3, padding=1, groups=channels, num_experts=8) for channels in (6, 6)),
+        nn.Conv2d(6, 10, 1),
+        CondConv2d(10, 10, 3, padding=1, groups=10, num_experts=8),
+    ).eval()
+    export(network, tmp_path / "n.onnx", format="onnx", example=torch.randn(2, 6, 7, 7), forms={"*": "scan"})
+    capfd.readouterr()
+    onnxruntime.InferenceSession(tmp_path / "n.onnx", providers=["CPUExecutionProvider"])
+    assert capfd.readouterr().err == ""

@@ -55,6 +55,7 @@ def write(model: nn.Module, path: Path, request: Request) -> None:
     proto = onnx.load(path, load_external_data=False)
     _name_batch(proto.graph)
     _forget_origin(proto.graph)
+    _drop_unused(proto.graph)
     onnx.helper.set_model_props(proto, dict(request.metadata))
     onnx.save(proto, path)
 
@@ -77,6 +78,25 @@ def _forget_origin(graph: Any) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _forget_origin(attribute.g)
+
+
+def _drop_unused(graph: Any) -> None:
+    """Drop constants of a loop's body that the exporter also leaves outside: ONNX Runtime warns of each."""
+    used = _names_used(graph)
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in used:
+            del graph.initializer[index]
+
+
+def _names_used(graph: Any) -> set[str]:
+    """Return the names that the nodes of a graph read, and those of the graphs in them, and its outputs."""
+    names = {each.name for each in graph.output}
+    for node in graph.node:
+        names.update(node.input)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                names |= _names_used(attribute.g)
+    return names
 
 
 def inspect(path: Path) -> Inspection:
