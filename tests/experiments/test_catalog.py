@@ -55,9 +55,10 @@ def test_an_ablation_at_another_size_keeps_the_options_and_the_figures_of_the_pa
 
 def test_ways_to_start_are_of_one_network():
     arms = create_experiment("starts", num_experts=4).arms
-    assert [arm.model for arm in arms] == ["mobilenet_v1_025", *4 * ["mobilenet_v1_cc_025_4e"]]
+    assert [arm.model for arm in arms] == ["mobilenet_v1_025", *5 * ["mobilenet_v1_cc_025_4e"]]
     assert arms[2].options == {"init": "preserve"}
-    assert arms[4].options == {**arms[3].options, **arms[2].options}
+    assert arms[3].options == {"init": "preserve", "noise": 2.5}
+    assert arms[5].options == {**arms[4].options, **arms[2].options}
 
 
 def test_an_option_the_experiment_does_not_have():

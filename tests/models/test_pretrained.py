@@ -48,7 +48,9 @@ def close(output: Tensor, expected: Tensor) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "options", [{}, {"first_layer": 1}, {"scope": "single"}, {"routing": "softmax", "init": "preserve"}], ids=str
+    "options",
+    [{}, {"first_layer": 1}, {"scope": "single"}, {"routing": "softmax", "init": "preserve", "noise": 2.5}],
+    ids=str,
 )
 def test_a_network_computes_what_the_static_one_does(mobilenet: nn.Module, options: dict) -> None:
     model = started(V1, mobilenet, **options)

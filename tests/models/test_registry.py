@@ -145,19 +145,24 @@ def test_same_seed_same_static_layers() -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+FAR_APART = {"init": "preserve", "noise": 2.5}
+
+
 def test_experts_start_apart_unless_asked_otherwise() -> None:
     """Drawn one by one they have nothing in common; from one kernel, with noise of half its spread, nearly all."""
-    for init, low, high in ((None, -0.1, 0.1), ("preserve", 0.7, 0.9)):
-        layer = create_model("mobilenet_v1_cc_025_2e", num_classes=2, init=init).get_submodule("blocks.4.1.conv_pw")
+    # Of two experts: the cosine is (1 - n^2 / 2) / (1 + n^2 / 2) for noise n.
+    for options, low, high in (({}, -0.1, 0.1), ({"init": "preserve"}, 0.7, 0.9), (FAR_APART, -0.6, -0.4)):
+        layer = create_model("mobilenet_v1_cc_025_2e", num_classes=2, **options).get_submodule("blocks.4.1.conv_pw")
         assert low < torch.cosine_similarity(*layer.weight.flatten(1), dim=0) < high
 
 
+@pytest.mark.parametrize("start", [{"init": "preserve"}, FAR_APART], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_preserving_start_is_the_static_network_of_the_seed(dtype: torch.dtype) -> None:
+def test_preserving_start_is_the_static_network_of_the_seed(dtype: torch.dtype, start: dict) -> None:
     torch.manual_seed(3)
     static = create_model("mobilenet_v1_025", num_classes=10, output_stride=8, dtype=dtype).eval()
     torch.manual_seed(3)
-    model = create_model("mobilenet_v1_cc_025_4e", num_classes=10, init="preserve", output_stride=8, dtype=dtype).eval()
+    model = create_model("mobilenet_v1_cc_025_4e", num_classes=10, output_stride=8, dtype=dtype, **start).eval()
     x = torch.randn(2, 3, 32, 32, dtype=dtype)
     torch.testing.assert_close(model(x), static(x), rtol=1e-4, atol=1e-5)
     assert not torch.equal(model.classifier.weight[0], model.classifier.weight[1])
@@ -314,6 +319,9 @@ V1, R18 = "mobilenet_v1_cc_025_2e", "resnet_cc_18_2e"
         ("resnet_18", {"conditional_head": False}, "`conditional_head` must not be given"),
         ("resnet_18", {"conditional_classifier": False}, "`conditional_classifier` must not be given"),
         ("resnet_18", {"init": "preserve"}, "`init` must not be given"),
+        ("resnet_18", {"noise": 2.5}, "`noise` must not be given"),
+        (V1, {"noise": 2.5}, "`noise` must be given with init='preserve' only, got 2.5 with None"),
+        (V1, {"init": "preserve", "noise": -1.0}, "noise must be a number of at least 0, got -1.0"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(name: str, options: dict, message: str) -> None:

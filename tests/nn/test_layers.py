@@ -251,7 +251,7 @@ def test_fold_batch_norm_refuses_what_it_cannot_do() -> None:
             lambda: CondConv2d(4, 6, 3).freeze(torch.zeros(2, 8)),
             r"routing_weights must have shape \[E\] = \(8,\), got \(2, 8\)",
         ),
-        (lambda: CondConv2d.from_conv(nn.Conv2d(4, 6, 3), noise=-1), "noise must not be negative, got -1"),
+        (lambda: CondConv2d.from_conv(nn.Conv2d(4, 6, 3), noise=-1), "noise must be a number of at least 0, got -1"),
         (lambda: CondConv2d.from_conv(nn.Conv2d(4, 6, 3), init="zeros"), 'init must be "preserve" or "independent"'),
     ],
 )

@@ -119,7 +119,7 @@ def starts(width: str = "025", num_experts: int = 8) -> Experiment:
     Source: none; the paper starts each expert from random numbers of its own, and gives the classifier experts too.
     Command: `condconv experiment starts --data cifar10 --seeds 3 --epochs 6 --image-size 32`, and the settings that
     `docs/results.md` has besides.
-    Size: 5 networks a seed; half an hour a seed and core for 50,000 images of 32 pixels.
+    Size: 6 networks a seed; half an hour a seed and core for 50,000 images of 32 pixels.
     Expected: with short training and SGD, experts that start alike or a static classifier are ahead.
     """
     network = _v1(width, num_experts)
@@ -127,6 +127,7 @@ def starts(width: str = "025", num_experts: int = 8) -> Experiment:
         Arm("static", _v1(width, None)),
         Arm("independent", network, {"init": "independent"}),
         Arm("copies of one kernel", network, {"init": "preserve"}),
+        Arm("copies, five times as far apart", network, {"init": "preserve", "noise": 2.5}),
         Arm("independent, static classifier", network, {"init": "independent", "conditional_classifier": False}),
         Arm("copies, static classifier", network, {"init": "preserve", "conditional_classifier": False}),
     )

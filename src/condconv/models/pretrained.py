@@ -86,7 +86,9 @@ def check_weights(name: Name, cfg: Any, recipe: Recipe) -> None:
         )
 
 
-def load_weights_(model: nn.Module, name: Name, cfg: Any, start: Mapping[str, Tensor], cache_dir: Any = None) -> None:
+def load_weights_(
+    model: nn.Module, name: Name, cfg: Any, start: Mapping[str, Tensor], noise: float, cache_dir: Any = None
+) -> None:
     """Load the weights that timm describes into a network, in place.
 
     timm finds and downloads the file, and adapts it to other numbers of channels and classes. A static kernel becomes
@@ -97,13 +99,15 @@ def load_weights_(model: nn.Module, name: Name, cfg: Any, start: Mapping[str, Te
         name: Of the network.
         cfg: From `describe_weights`.
         start: State dict of its static base: what layers begin with that are for other channels or classes.
+        noise: Difference between experts made from one kernel, as in `condconv.load_pretrained`.
         cache_dir: Where timm keeps downloads; `None` for its usual place.
 
     Raises:
         UsageError: The weights do not fit.
     """
+    source = "a state dict" if cfg.state_dict else cfg.file or cfg.hf_hub_id or cfg.url
     require_extra("timm.models", "models").load_pretrained(
-        _Target(model, name.family, start, "a state dict" if cfg.state_dict else cfg.file or cfg.hf_hub_id or cfg.url),
+        _Target(model, name.family, start, noise, source),
         cfg.to_dict(),
         num_classes=getattr(model, "num_classes", 0),
         in_chans=start[f"{name.family.stem}.weight"].shape[1],
@@ -118,6 +122,7 @@ class _Target:
     model: nn.Module
     family: Family
     start: Mapping[str, Tensor]
+    noise: float
     source: str
 
     def get_submodule(self, name: str) -> nn.Module:
@@ -132,5 +137,5 @@ class _Target:
         if not hasattr(self.model, self.family.classifier):  # for features: it ends earlier
             children = {name.partition(".")[0] for name in self.start}
             kept = {name: tensor for name, tensor in kept.items() if name.partition(".")[0] in children}
-        load_state_dict(self.model, kept, source=self.source)
+        load_state_dict(self.model, kept, noise=self.noise, source=self.source)
         return SimpleNamespace(missing_keys=[], unexpected_keys=[])

@@ -28,6 +28,7 @@ class Recipe:
     conditional_head: bool | None = None
     conditional_classifier: bool | None = None
     init: str | None = None
+    noise: float = 0.5
 
     def check(self, name: Name) -> None:
         """Check all that can be checked before there is a network.
@@ -50,6 +51,11 @@ class Recipe:
             )
         if self.first_layer is not None and type(self.first_layer) is not int:
             raise UsageError(f"`first_layer` must be a whole number or None, got {self.first_layer!r}")
+        if "noise" in given and self.init != "preserve":
+            raise UsageError(
+                f"`noise` must be given with init='preserve' only, got {self.noise!r} with {self.init!r}: experts that "
+                "start each on its own differ anyway"
+            )
 
     def convert_(self, model: nn.Module, name: Name, in_chans: int) -> None:
         """Give a static network experts, in place; convolutions of squeeze-and-excitation stay static.
@@ -74,6 +80,7 @@ class Recipe:
             classifier=name.family.classifier in chosen,
             example_input=example,
             init=self.init or "independent",
+            noise=self.noise,
         )
         refused = [f"{layer!r} cannot have experts, {reason}" for layer, reason in report.refused.items()]
         for problem in (*refused, *report.notes):

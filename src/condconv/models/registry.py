@@ -78,6 +78,7 @@ def create_model(
     conditional_head: bool | None = None,
     conditional_classifier: bool | None = None,
     init: str | None = None,
+    noise: float = 0.5,
     **options: Any,
 ) -> nn.Module:
     """Return a network by name: timm's, whose later layers get experts where the name says so.
@@ -101,6 +102,8 @@ def create_model(
         init: Of conditional networks: `"independent"` draws each expert on its own, as the paper does; `"preserve"`
             starts as the static network of the same seed, with experts that differ a little, as `pretrained` does.
             `None` for the first.
+        noise: With `init="preserve"`, how far experts are apart, relative to the spread of the kernel's entries; it
+            cancels in the mixture that all images start with.
         **options: Of timm's network: `drop_rate`, `drop_path_rate`, `bn_eps` and so on. `output_stride` is the size of
             the image over that of the last feature map, 32 as in the paper or less (`ModelInfo.output_strides`): timm
             then replaces late halvings by dilation; of MobileNetV1 the earliest halvings are left out instead, which
@@ -128,7 +131,7 @@ def create_model(
         torch.Size([2, 10])
     """
     parsed = parse_name(name)
-    recipe = Recipe(routing, scope, first_layer, conditional_head, conditional_classifier, init)
+    recipe = Recipe(routing, scope, first_layer, conditional_head, conditional_classifier, init, noise)
     _check_sizes(parsed, num_classes, in_chans, options)
     recipe.check(parsed)
     places = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
@@ -144,7 +147,7 @@ def create_model(
     if parsed.num_experts is not None:
         recipe.convert_(model, parsed, in_chans)
     if pretrained:
-        load_weights_(model, parsed, cfg, start, cache_dir)
+        load_weights_(model, parsed, cfg, start, noise, cache_dir)
     model.pretrained_cfg = model.default_cfg = cfg.to_dict()
     return model
 

@@ -6,6 +6,7 @@ stacked experts would break each of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -197,8 +198,8 @@ class ConditionalLayer(nn.Module):
                 f"static must compute what a {cls.twin.__name__} does, got a {full_name(type(static))} with a forward "
                 f"of its own: make a {cls.twin.__name__} of its weights first"
             )
-        if noise < 0:
-            raise ValueError(f"noise must not be negative, got {noise!r}")
+        if not isinstance(noise, (int, float)) or not 0 <= noise < math.inf:
+            raise ValueError(f"noise must be a number of at least 0, got {noise!r}")
         weight: Tensor = static.weight  # type: ignore[assignment]
         if weight.is_meta and init == "preserve":
             raise ValueError(
