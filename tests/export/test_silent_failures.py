@@ -156,7 +156,8 @@ def test_openvino_is_made_from_a_graph_that_keeps_the_loop(tmp_path):
 def test_a_file_with_several_loops_leaves_onnx_runtime_nothing_to_warn_of(tmp_path, capfd):
     onnxruntime = pytest.importorskip("onnxruntime")
     network = nn.Sequential(
-        *(CondConv2d(channels, channels, 3, padding=1, groups=channels, num_experts=8) for channels in (6, 6)),
+        CondConv2d(6, 6, 3, padding=1, groups=6, num_experts=8),
+        CondConv2d(6, 6, 3, padding=1, groups=6, num_experts=8),
         nn.Conv2d(6, 10, 1),
         CondConv2d(10, 10, 3, padding=1, groups=10, num_experts=8),
     ).eval()

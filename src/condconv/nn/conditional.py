@@ -6,14 +6,13 @@ stacked experts would break each of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from condconv.nn.experts import in_layout_of, init_experts_, spread_experts
+from condconv.nn.experts import in_layout_of, init_experts_, is_noise, spread_experts
 from condconv.nn.factory import Routing, make_routing, start_constant_
 from condconv.nn.foreign import full_name, has_own_forward
 from condconv.ops.compact import quantize, widen
@@ -198,7 +197,7 @@ class ConditionalLayer(nn.Module):
                 f"static must compute what a {cls.twin.__name__} does, got a {full_name(type(static))} with a forward "
                 f"of its own: make a {cls.twin.__name__} of its weights first"
             )
-        if not isinstance(noise, (int, float)) or not 0 <= noise < math.inf:
+        if not is_noise(noise):
             raise ValueError(f"noise must be a number of at least 0, got {noise!r}")
         weight: Tensor = static.weight  # type: ignore[assignment]
         if weight.is_meta and init == "preserve":

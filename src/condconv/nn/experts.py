@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,11 @@ def init_experts_(weight: Tensor, bias: Tensor | None) -> None:
 
 
 @torch.no_grad()
+def is_noise(noise: Any) -> bool:
+    """Return whether `spread_experts` can take it: a finite number of at least 0, numpy's too."""
+    return isinstance(noise, Real) and 0 <= float(noise) < math.inf
+
+
 def spread_experts(kernel: Tensor, routing_weights: Tensor, noise: float) -> Tensor:
     """Return experts whose mixture under `routing_weights` is `kernel`, and which differ from one another.
 

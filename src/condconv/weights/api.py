@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from condconv.errors import UsageError
+from condconv.nn.experts import is_noise
 from condconv.weights.files import read_state_dict, tensors_in
 from condconv.weights.plan import plan_load
 from condconv.weights.report import LoadReport
@@ -125,7 +124,7 @@ def load_state_dict(
 
 
 def _check_noise(noise: float) -> None:
-    if not isinstance(noise, Real) or not 0 <= noise < math.inf:
+    if not is_noise(noise):
         raise UsageError(f"`noise` must be a number of 0 or more, got {noise!r}: 0.5 is what it is by default")
 
 
