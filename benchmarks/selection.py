@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ LAYERS = (
     Layer(64, 64, 3, 56),
     Layer(256, 256, 3, 14),
     Layer(512, 512, 3, 7),
+    Layer(256, 256, 1, 1),
     Layer(1280, 1000, 1, 1),
 )
 
@@ -170,6 +172,7 @@ def main() -> None:
     """Measure all layers, print a line each and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--layers", default="*", metavar="PATTERN", help="layers whose names fit, such as '*@1'")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
@@ -179,7 +182,7 @@ def main() -> None:
     torch.manual_seed(0)
     keep_freed_memory()
     rows = []
-    for layer in LAYERS:
+    for layer in (layer for layer in LAYERS if fnmatch(layer.name, arguments.layers)):
         for batch in arguments.batches:
             for training in (False, True):
                 for channels_last in (False, True):

@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from scripts.page import write_or_check
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 SOURCES = ROOT / "benchmarks" / "results"
-SELECTION = SOURCES / "selection-cpu.json"
-SELECTION_BF16 = SOURCES / "selection-cpu-bf16.json"
+# Of the files of one dtype a later one stands for an earlier one's rows of the same case.
+SELECTION = (SOURCES / "selection-cpu.json", SOURCES / "selection-cpu-pixel.json")
+SELECTION_BF16 = (SOURCES / "selection-cpu-bf16.json", SOURCES / "selection-cpu-pixel-bf16.json")
 
 INTRO = """\
 # Performance
@@ -99,7 +101,8 @@ AUTO = """\
 ## How "auto" chooses
 
 The first line that fits decides. Times are medians over the cases that the line decides, with the least and the
-largest. The lines after `native` also decide where no compiled kernel can run, so it is not among their others.
+largest. The lines after `native` also decide where no compiled kernel can run, so it is not among their others. Layers
+of one pixel were measured again, later and on another machine, after their form had become a product.
 """
 
 
@@ -204,32 +207,38 @@ def section(source: Path) -> str:
 
 def rules() -> str:
     """Return the tables of "auto", one for each dtype that was measured."""
-    return "\n".join((AUTO, *_rule_table(read(SELECTION)), BF16, *_rule_table(read(SELECTION_BF16))))
+    return "\n".join((AUTO, *_rule_table(SELECTION), BF16, *_rule_table(SELECTION_BF16)))
 
 
-def _rule_table(record: dict[str, Any]) -> list[str]:
-    """Return the table of the rules, with what each one's implementation took where it decides, and its source.
+def _rule_table(files: Sequence[Path]) -> list[str]:
+    """Return the table of the rules, with what each one's implementation took where it decides, and its sources.
 
     Rules that stand on measurements alone, and decide none of these, are those of the other dtype.
     """
+    records = [read(file) for file in files]
+    case = itemgetter("layer", "batch", "channels_last", "training")
+    rows = {case(row): row for record in records for row in record["rows"]}
     lines: list[tuple[str, ...]] = [("where", "takes", "time / static", "best of the others", "why"), ("---",) * 5]
+    beside = set(WHY_NOT)
     for rule in RULES:
-        # Rules after native decide where its kernels are not compiled, or x lies so that it is not taken.
-        governed = [row for row in record["rows"] if rule.where in (row["rule"], row["otherwise"])]
+        if rule.impl == "native":
+            beside.discard("native")
+        governed = [row for row in rows.values() if rule.where in (row["rule"], row["otherwise"])]
         own = [row[rule.impl]["median"] for row in governed]
-        others = [
-            min(each["median"] for name, each in row.items() if name in WHY_NOT and name not in (rule.impl, "native"))
-            for row in governed
-        ]
+        others = [min(row[name]["median"] for name in beside & row.keys() - {rule.impl}) for row in governed]
         why = f"{len(own)} cases" if rule.because == MEASURED else rule.because
         if governed or rule.because != MEASURED:
             lines.append((rule.where, f"`{rule.impl}`", _range(own), _range(others), why))
-    return [
-        *(f"| {' | '.join(line)} |" for line in lines),
-        f"\nMeasured with {record['num_experts']} experts, {record['threads']} thread, torch {record['torch']}, "
-        f"{record['repetitions']} repetitions, batch 1, 8 and 32, inference and training, both layouts of x: "
-        f"`{record['command']}`.\n",
-    ]
+    return [*(f"| {' | '.join(line)} |" for line in lines), "", *(_measured(record) for record in records)]
+
+
+def _measured(record: dict[str, Any]) -> str:
+    machine = record["instructions"]
+    return (
+        f"Measured with {record['num_experts']} experts, {record['threads']} thread, {machine}, torch "
+        f"{record['torch']}, {record['repetitions']} repetitions, batch 1, 8 and 32, inference and training, both "
+        f"layouts of x: `{record['command']}`.\n"
+    )
 
 
 def _range(values: Sequence[float]) -> str:

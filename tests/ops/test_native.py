@@ -248,13 +248,21 @@ def test_auto_takes_it_where_it_can_and_pays(kernel, groups, layout, taken, capl
     assert f"{taken} for x" in caplog.text
 
 
-@pytest.mark.parametrize("kernel", [(3, 6, 1, 3, 3), (3, 6, 4, 1, 1)], ids=["depthwise", "pointwise"])
-def test_maps_of_one_pixel_need_no_turning_around(kernel, caplog) -> None:
-    groups = 6 if kernel[2] == 1 else 1
+@pytest.mark.parametrize(
+    ("kernel", "groups", "taken"),
+    [
+        ((3, 6, 1, 3, 3), 6, "native"),
+        ((3, 6, 4, 3, 3), 1, "native"),
+        ((3, 6, 2, 1, 1), 2, "native"),
+        ((3, 6, 4, 1, 1), 1, "mix_outputs"),
+    ],
+    ids=["depthwise", "dense", "pointwise-grouped", "pointwise"],
+)
+def test_maps_of_one_pixel_need_no_turning_around_and_are_matrices(kernel, groups, taken, caplog) -> None:
     x = torch.zeros(2, kernel[2] * groups, 1, 1)
     with caplog.at_level(logging.DEBUG, logger="condconv"):
         cond_conv2d(x, torch.zeros(kernel), torch.zeros(2, 3), padding=kernel[-1] // 2, groups=groups)
-    assert "native for x" in caplog.text
+    assert f"{taken} for x" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -274,12 +282,6 @@ def test_auto_takes_it_for_narrow_numbers_where_it_pays(dtype, kernel, size, tak
     with caplog.at_level(logging.DEBUG, logger="condconv"):
         cond_conv2d(x, torch.zeros(kernel, dtype=dtype), torch.zeros(2, kernel[0]), groups=groups)
     assert f"{taken} for x" in caplog.text
-
-
-def test_auto_takes_it_for_one_pixel(caplog) -> None:
-    with caplog.at_level(logging.DEBUG, logger="condconv"):
-        cond_conv2d(torch.zeros(2, 256, 1, 1), torch.zeros(3, 512, 256, 1, 1), torch.zeros(2, 3))
-    assert "native for x" in caplog.text
 
 
 def test_what_it_cannot_do_is_said() -> None:

@@ -310,11 +310,9 @@ def cond_linear(
     if 0 in x.shape[1:-1]:
         return F.linear(x, weight[0].to(x.dtype))  # no rows: nothing is mixed
     rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]  # [B, N, C]
-    # The compiled kernels, which read compact experts, have two dimensions: the second is of size one.
-    dims = 1 if weight.dtype in (x.dtype, torch.float32) else 2
-    columns = rows.mT if dims == 1 else rows.mT[..., None]
-    kernels = weight[(..., *(None,) * dims)]
-    y = _call(columns, kernels, routing_weights, bias, weight_scale, How(dims, impl)).flatten(2).mT
+    # Two dimensions, as the compiled kernels have; channels are innermost, as they like it.
+    columns, kernels = rows.mT[..., None], weight[..., None, None]
+    y = _call(columns, kernels, routing_weights, bias, weight_scale, How(2, impl)).flatten(2).mT
     return y.unflatten(1, x.shape[1:-1]) if x.dim() > 2 else y[:, 0]
 
 
