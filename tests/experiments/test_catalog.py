@@ -116,6 +116,25 @@ def test_experts_start_as_asked_where_there_are_any_and_the_arm_leaves_it_open()
     assert create_experiment("starts", init="preserve").arms[1].options == {"init": "independent"}
 
 
+def test_a_control_beside_each_network_with_experts_is_the_same_without_routing():
+    arms = create_experiment("experts-width", widths=["025"], experts=[2, 4], init="preserve", control=True).arms
+    labels = ["static", "2 experts", "2 experts, images alike", "4 experts", "4 experts, images alike"]
+    assert [arm.curve for arm in arms] == labels
+    assert {arm.against for arm in arms} == {"0.25x, static"}
+    assert arms[2].paper is None
+    routed, control = (create_model(arm.model, **arm.options).eval() for arm in arms[1:3])
+    assert {type(each) for each in routing_functions(control).values()} == {ConstantRouting}
+    # Its kernels are as far from those of the experts as the routed network's are before training.
+    control.load_state_dict(routed.state_dict(), strict=False)
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(control(x), routed(x))
+
+
+def test_a_control_that_is_there_anyway():
+    with pytest.raises(UsageError, match="`control` must not be given for 'routing', which has one row of it"):
+        create_experiment("routing", control=True)
+
+
 @pytest.mark.parametrize("options", [{"stages": "first"}, {"branches": 0}])
 def test_branches_that_cannot_be(options):
     with pytest.raises(UsageError, match="must be"):

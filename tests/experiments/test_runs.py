@@ -100,11 +100,18 @@ def test_a_record_counts_for_its_own_settings_wherever_the_data_lies(tmp_path):
     assert replace(run, settings=replace(SETTINGS, lr=0.1)).record() is None
 
 
+def test_records_of_other_settings_stay(tmp_path):
+    short, long = (list_runs(EXPERIMENT, replace(SETTINGS, epochs=epochs), tmp_path, 1)[0] for epochs in (2, 4))
+    _save(short, 0.25)
+    _save(long, 0.75)
+    assert [run.record().score for run in (short, long)] == [0.25, 0.75]
+
+
 def test_a_record_that_is_none_is_named(tmp_path):
     run = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[0]
     run.path.parent.mkdir(parents=True)
     run.path.write_text("{")
-    with pytest.raises(UsageError, match=r"`out` must hold records of this version, .*plain-seed0.json is none"):
+    with pytest.raises(UsageError, match=r"`out` must hold records of this version, .*plain-seed0-\w{10}.json is none"):
         run.record()
 
 

@@ -51,6 +51,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="how experts start: each on its own, or as copies of the static network's kernel that differ a little "
         "(default: the networks' own)",
     )
+    parser.add_argument(
+        "--control",
+        action="store_true",
+        default=False,
+        help="train each network with experts once more, its experts mixed alike for all images: tells what routing "
+        "itself brings",
+    )
     parser.add_argument("--widths", nargs="+", metavar="WIDTH", default=None, help="experts-width: widths to train")
     parser.add_argument(
         "--experts", nargs="+", type=int, metavar="E", default=None, help="experts-width, plug-in: numbers of experts"
@@ -122,7 +129,7 @@ def _settings(arguments: argparse.Namespace) -> TrainConfig:
 def _experiment(arguments: argparse.Namespace, settings: TrainConfig) -> Experiment:
     from condconv.experiments.catalog import create_experiment
 
-    names = ("width", "num_experts", "widths", "experts", "networks", "init")
+    names = ("width", "num_experts", "widths", "experts", "networks", "init", "control")
     options = {name: getattr(arguments, name) for name in names}
     if arguments.name == "ensembles":  # whose networks are as wide as their cost on these images allows
         options["size"] = _size(settings)

@@ -87,7 +87,7 @@ def routing(width: str = "025", num_experts: int = 32) -> Experiment:
     """
     # Table 3 has no static row; Table 4, which is about the same network, has.
     rows = _ablation((*TABLE_3, TABLE_4[0]), width, num_experts)
-    control = Arm("all images alike (control)", _v1(width, num_experts), {"routing": "constant(weights=0.5)"})
+    control = Arm("all images alike (control)", _v1(width, num_experts), {"routing": _ALIKE})
     return Experiment("routing", "Routing functions", "CondConv, Table 3", (*rows, control))
 
 
@@ -178,16 +178,22 @@ CATALOG: dict[str, Callable[..., Experiment]] = {
 """Experiments by the names of the command line."""
 
 
-def create_experiment(name: str, init: str | None = None, **options: Any) -> Experiment:
+def create_experiment(
+    name: str, init: str | None = None, *, control: bool = False, **options: Any
+) -> Experiment:
     """Return an experiment.
 
     Args:
         name: A key of `CATALOG`.
         init: How experts start in all networks that leave it open, as in `condconv.models.create_model`.
+        control: Whether each network with experts has one beside it whose experts are mixed alike for all images, at
+            the weights that sigmoids start from: what the first gains over it is due to routing, and the rest to
+            there being more parameters.
         **options: Of its function; `None` stands for the function's own default.
 
     Raises:
-        UsageError: There is no such experiment, it does not have the option, or a network would be in it twice.
+        UsageError: There is no such experiment, it does not have the option, it has the control anyway, or a network
+            would be in it twice.
     """
     if name not in CATALOG:
         raise UsageError(f"`name` must be one of {', '.join(CATALOG)}, got {name!r}")
@@ -202,11 +208,30 @@ def create_experiment(name: str, init: str | None = None, **options: Any) -> Exp
         raise UsageError(
             f"{name!r} must have each network once, got {label!r} {times} times: leave out what is repeated"
         )
-    return experiment if init is None else replace(experiment, arms=tuple(_start(arm, init) for arm in experiment.arms))
+    arms = experiment.arms
+    if control:
+        if any(arm.options.get("routing") == _ALIKE for arm in arms):
+            raise UsageError(f"`control` must not be given for {name!r}, which has one row of it: leave it out")
+        arms = tuple(each for arm in arms for each in ((arm, _control(arm)) if arm.has_experts else (arm,)))
+    if init is not None:
+        arms = tuple(_start(arm, init) for arm in arms)
+    return replace(experiment, arms=arms)
 
 
 def _start(arm: Arm, init: str) -> Arm:
     return replace(arm, options={"init": init, **arm.options}) if arm.has_experts else arm
+
+
+_ALIKE = "constant(weights=0.5)"
+"""Routing that gives all images the weights that sigmoids start from."""
+
+
+def _control(arm: Arm) -> Arm:
+    """Return an arm's network without routing."""
+    curve = None if arm.curve is None else f"{arm.curve}, images alike"
+    return replace(
+        arm, label=f"{arm.label}, images alike", options={**arm.options, "routing": _ALIKE}, paper=None, curve=curve
+    )
 
 
 def _v1(width: str, experts: int | None) -> str:

@@ -35,7 +35,7 @@ class RunRecord:
         experiment: Name of the experiment.
         label: Of the arm.
         seed: Of the run; decides weights, order and augmentation.
-        settings: The arm's settings, as text; a record of other settings is not this run's.
+        settings: The arm's settings, as text.
         params: Parameters of all members.
         madds: Multiply-adds for one image, all members.
         score: Accuracy (or COCO's AP) on the validation images after the last epoch, 0 to 1; of the averaged
@@ -97,9 +97,10 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """File of the record."""
+        """File of the record; its name tells the settings too, so that those of other settings stay beside it."""
         words = "".join(each if each.isalnum() else "-" for each in self.arm.label)
-        return self.out / self.experiment.name / f"{words}-seed{self.seed}.json"
+        digest = hashlib.sha256(self.fingerprint().encode()).hexdigest()[:10]
+        return self.out / self.experiment.name / f"{words}-seed{self.seed}-{digest}.json"
 
     @property
     def log(self) -> Path:
@@ -149,16 +150,15 @@ class Run:
         return json.dumps({"members": plain, "chained": self.arm.chained}, sort_keys=True)
 
     def record(self) -> RunRecord | None:
-        """Return what the run has left, or `None` if it is not finished, or was one of other settings."""
+        """Return what the run has left, or `None` if it is not finished."""
         try:
-            record = RunRecord.from_plain(json.loads(self.path.read_text()))
+            return RunRecord.from_plain(json.loads(self.path.read_text()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise UsageError(
                 f"`out` must hold records of this version, {self.path} is none ({error}): remove it"
             ) from error
-        return record if record.settings == self.fingerprint() else None
 
 
 @cache
