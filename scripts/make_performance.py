@@ -160,9 +160,11 @@ def summary() -> str:
     header = ("machine", "network", "batch", "condconv", "timm's layer", "target")
     cells = [header, ("---", "---", *("---:",) * 4)]
     ahead = []
+    every: list[Row] = []
     for source in sources():
         name = source.stem.removeprefix("performance-")
         rows = [row for row in rows_of(read(source)) if row.refused is None]
+        every += rows
         beside = [row for row in rows if "timm" in row.ratio]
         behind = [row for row in beside if row.ratio["timm"].median < row.ratio["ours"].median]
         for row in rows:
@@ -177,7 +179,16 @@ def summary() -> str:
         but = f"; timm's is in {len(behind)}: {listed}" if behind else ""
         ahead.append(f"- **{name}**: ours is ahead in {len(beside) - len(behind)} of {len(beside)} rows{but}.")
     lines += [f"| {' | '.join(each)} |" for each in cells]
-    return "\n".join((*lines, "", *ahead, "", "Nothing has been timed on a GPU, and no compiled network.\n"))
+    lacking = [
+        what
+        for what, there in (
+            ("on a GPU", any(row.device != "cpu" for row in every)),
+            ("of compiled networks", any(row.compiled for row in every)),
+            ("in bf16", any(row.dtype == "bf16" for row in every)),
+        )
+        if not there
+    ]
+    return "\n".join((*lines, "", *ahead, "", *([f"Not timed yet: {', '.join(lacking)}.\n"] if lacking else [])))
 
 
 def section(source: Path) -> str:

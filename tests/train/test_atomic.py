@@ -19,7 +19,12 @@ def test_writes_and_replaces(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "message"), [(errno.ENOSPC, "no space left on the disk"), (errno.EIO, "`out` must be a directory")]
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "no space left on the disk"),
+        (errno.EFBIG, "no file of 0.0 MiB may be written to"),
+        (errno.EIO, "`out` must be a directory"),
+    ],
 )
 def test_a_failing_disk_leaves_the_previous_file_and_nothing_else(tmp_path, monkeypatch, number, message):
     path = tmp_path / "last.safetensors"

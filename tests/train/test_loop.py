@@ -11,7 +11,7 @@ from torch import nn
 
 from condconv.errors import TrainingError, TrainingInterrupted, UsageError
 from condconv.nn import CondConv2d, SoftmaxRouting
-from condconv.train import evaluate_checkpoint, load_checkpoint, train
+from condconv.train import evaluate_checkpoint, load_checkpoint, loop, train
 from condconv.train.metrics import EpochMetrics, as_csv
 from tests.train.samples import (
     NanAt,
@@ -119,12 +119,18 @@ def test_a_truncated_checkpoint_stops_the_resuming_run(tmp_path, whole):
 
 
 @pytest.mark.parametrize("step", [UPDATES + 2, 2 * UPDATES])
-def test_a_loss_that_is_no_number_stops_and_keeps_the_epochs_before(tmp_path, step):
-    config = settings(tmp_path)
+def test_a_loss_that_is_no_number_stops_and_keeps_the_epochs_before(tmp_path, step, monkeypatch):
+    config, rates, do_step = settings(tmp_path), [], loop._step
+
+    def watched(run, images, targets):
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        return do_step(run, images, targets)
+
+    monkeypatch.setattr(loop, "_step", watched)
     with pytest.raises(TrainingError) as caught:
         train(config, build=build_with(NanAt(step, RuntimeError())))
     message = str(caught.value)
-    assert f"the loss became nan in epoch 2, step {step - UPDATES}, at learning rate" in message
+    assert f"the loss became nan in epoch 2, step {step - UPDATES}, at learning rate {rates[step - 1]:.3g}; " in message
     assert f"epochs 1 to 1 are saved in {tmp_path}" in message
     assert load_checkpoint(tmp_path / "last.safetensors").epoch == 1
 

@@ -66,4 +66,9 @@ def _explain(path: Path, error: OSError, size: int) -> str:
     kept = f"the previous {path.name} is intact" if path.exists() else "nothing was written"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the disk for {path} ({size / 2**20:.1f} MiB); {kept}: free some, run again"
+    if error.errno == errno.EFBIG:
+        return (
+            f"no file of {size / 2**20:.1f} MiB may be written to {path.parent} (its file system, or a limit that "
+            f"ulimit -f shows); {kept}: raise the limit, or write elsewhere"
+        )
     return f"`out` must be a directory that can be written to, got {path.parent} ({error.strerror}); {kept}"

@@ -123,18 +123,20 @@ def _train_epoch(run: Run, epoch: int, bar: tqdm[None]) -> tuple[float, int, flo
     run.model.train()
     update = (epoch - 1) * run.updates_per_epoch
     losses: list[Tensor] = []
+    lr = before = run.optimizer.param_groups[0]["lr"]
     skipped = torch.zeros((), dtype=torch.long, device=accelerator.device)
     start = time.perf_counter()
     for images, targets in batches(run.train_loader):
         skipped += (targets == IGNORED).sum()
+        before, lr = lr, run.optimizer.param_groups[0]["lr"]
         losses.append(_step(run, images, targets))
         if accelerator.sync_gradients:
             update += 1
             _after_update(run, update)
             bar.update(run.config.batch_size)
         if len(losses) > 1:  # the one before is computed already: reading it does not hold up the device
-            _check_finite(run, losses[-2].item(), epoch, len(losses) - 1)
-    _check_finite(run, losses[-1].item(), epoch, len(losses))
+            _check_finite(run, losses[-2].item(), epoch, len(losses) - 1, before)
+    _check_finite(run, losses[-1].item(), epoch, len(losses), lr)
     seconds = time.perf_counter() - start
     mean = accelerator.reduce(torch.stack(losses).double().mean(), "mean").item()
     return mean, int(accelerator.reduce(skipped, "sum").item()), len(run.sampler) / seconds
@@ -171,10 +173,11 @@ def _validate(run: Run, epoch: int, train_loss: float, skipped: int, rate: float
         for network in dict.fromkeys((run.network, run.scored)):
             distribute_bn(network, run.accelerator.num_processes, reduce=True)
     scores = evaluate(run.accelerator, run.scored, run.val_loader)
-    _check_finite(run, scores.loss, epoch, run.updates_per_epoch * run.config.grad_accumulation)
+    lr = run.optimizer.param_groups[0]["lr"]
+    _check_finite(run, scores.loss, epoch, run.updates_per_epoch * run.config.grad_accumulation, lr)
     return EpochMetrics(
         epoch=epoch,
-        lr=run.optimizer.param_groups[0]["lr"],
+        lr=lr,
         train_loss=train_loss,
         val_loss=scores.loss,
         val_top1=scores.top1,
@@ -184,10 +187,9 @@ def _validate(run: Run, epoch: int, train_loss: float, skipped: int, rate: float
     )
 
 
-def _check_finite(run: Run, loss: float, epoch: int, step: int) -> None:
+def _check_finite(run: Run, loss: float, epoch: int, step: int, lr: float) -> None:
     if math.isfinite(loss):
         return
-    lr = run.optimizer.param_groups[0]["lr"]
     kept = f"epochs 1 to {len(run.metrics)} are saved in {run.out}" if run.metrics else "no epoch was finished"
     raise TrainingError(
         f"the loss became {loss} in epoch {epoch}, step {step}, at learning rate {lr:.3g}; {kept}: "
