@@ -74,11 +74,8 @@ MISSES = """\
 
 What is known to bound them:
 
-- At batch 1 a layer reads all its experts, E times what its twin reads, for one example. Three ways to compute
-  EfficientNet-B0 with 8 experts then take the same time (AVX2, by turns): 1.24 with the compiled kernels, 1.24 with
-  torch's own product and convolution for the pointwise layers, 1.23 with timm's. [Compact experts](compact.md) take
-  1.12 to 1.14; of the layers only `1x1 1152->192` and `1x1 1152->320` stay above 1.5 with them. To fetch the next
-  experts while the present ones are multiplied was tried, and gained nothing.
+- At batch 1 a layer reads all its experts, E times what its twin reads, for one example, and no way to compute it is
+  much ahead of another. [Compact experts](compact.md) are a half or a quarter of the bytes; that page has the times.
 - Experts that outgrow the caches come from memory, at any batch; the 75 MB of `3x3 512->512` do.
 - A depthwise layer does a few multiply-adds for each number it reads or writes: mixing shows, and so does what a call
   costs in Python.
@@ -113,6 +110,10 @@ to the static layer in bf16.
 
 
 NOTES = {
+    "cpu-avx2": "In 41 repetitions of `tf_efficientnet_cc_b0_8e` at batch 1 alone, on the same machine and day, by turns, "
+    "the network took 1.23 with the compiled kernels, 1.19 with torch's own product and convolution for the pointwise "
+    "layers, and 1.23 with timm's: the 1.11 below is chance. To fetch the next experts while the present ones are "
+    "multiplied was tried, and gained nothing.\n",
     "cpu-avx512": "Measured before a call was made cheaper, which shows in the shortest rows, and before pointwise "
     "layers and gradients were made faster for all instruction sets.\n",
 }

@@ -101,6 +101,18 @@ def test_changes_reach_all_layers_of_a_block_and_end_with_the_block():
     assert torch.equal(block(x), before)
 
 
+def test_compiled_networks_see_the_change_too():
+    torch._dynamo.reset()
+    block = routed_block()
+    x = torch.rand(3, 2)
+    before = block(x)
+    block.compile(backend="aot_eager")
+    assert torch.allclose(block(x), before)
+    with changed_routing(block, lambda name, weights: weights * 0):
+        assert torch.equal(block(x), torch.zeros(3, 2))
+    assert torch.allclose(block(x), before)
+
+
 def test_an_unknown_routing_is_refused():
     unknown = changed_routing(classifier(), lambda name, weights: weights, ["x"])
     with pytest.raises(UsageError, match="`routings` must name routing functions, got 'x': there are 0.rout"), unknown:

@@ -173,12 +173,19 @@ def test_no_weights_are_left_behind(scope) -> None:
     model = Net()
     convert_(model, 2, where=select.name("blocks.*"), scope=scope, classifier=True, example_input=EXAMPLE)
     slots = [module for module in model.modules() if isinstance(module, RoutingSlot)]
+    assert slots
     model(EXAMPLE)
-    assert not any(slot._weights for slot in slots)
+    check_empty(slots)
     model.blocks[1].register_forward_hook(lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model(EXAMPLE)
-    assert not any(slot._weights for slot in slots)
+    check_empty(slots)
+
+
+def check_empty(slots: list[RoutingSlot]) -> None:
+    for slot in slots:
+        with pytest.raises(RuntimeError, match="which is not running"):
+            slot(EXAMPLE)
 
 
 def test_hierarchical_routing_is_chained() -> None:
@@ -370,6 +377,8 @@ def test_computed_weights_are_refused(compute) -> None:
     compute(model.stem)
     with pytest.raises(ValueError, match="stem: its weight is computed from other tensors"):
         convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+    with pytest.raises(ValueError, match="static must have a weight that experts can start from: its weight is comp"):
+        CondConv2d.from_conv(model.stem)
 
 
 def test_a_forward_of_its_own_is_refused() -> None:
@@ -387,7 +396,7 @@ def test_lazy_layers_exist_once_the_model_has_run_on_the_example() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyConv2d(4, 3))
     assert len(convert_(model, 2, example_input=EXAMPLE).layers) == 2
     with pytest.raises(ValueError, match="0: its parameters do not exist yet: run the model once first"):
-        convert_(nn.Sequential(nn.LazyConv2d(4, 3)), 2)
+        convert_(nn.Sequential(nn.LazyConv2d(4, 3)), 2, where=select.convs())
 
 
 def test_tensorflow_padding_is_kept() -> None:
@@ -509,12 +518,14 @@ def test_without_an_example_an_image_is_guessed() -> None:
 
 def test_a_guess_that_fails_is_noted() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
-    report = convert_(model, 2)
+    with pytest.raises(ValueError, match="example_input must be given where `where` is not: .* pass example_input"):
+        convert_(model, 2)  # the default could not tell layers of one pixel
+    report = convert_(model, 2, where=select.convs())
     assert report.before is None
     assert "pass example_input" in report.notes[0]
     assert "-" in str(report)
     with pytest.raises(ValueError, match="example_input must be given for scope='block'"):
-        convert_(Net512(), 2, scope="block")
+        convert_(Net512(), 2, where=select.convs(), scope="block")
 
 
 class Net512(Net):

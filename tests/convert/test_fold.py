@@ -57,6 +57,34 @@ def test_a_norm_is_left_where_its_input_is_used_elsewhere() -> None:
 
     model = with_statistics(Both().double())
     expected = model(X)
+    assert fold_batch_norms_(model, X) == []
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
+
+
+def test_a_norm_is_left_where_the_model_gives_its_input_too() -> None:
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = CondConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = self.conv(x)
+            return {"before": y, "after": self.norm(y)}
+
+    assert fold_batch_norms_(with_statistics(Features().double()), X) == []
+
+
+def test_a_fold_that_changes_the_output_is_undone() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = CondConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)) + self.conv.weight.sum()
+
+    model = with_statistics(Looks().double())
+    expected = model(X)
     with pytest.raises(RuntimeError, match="must compute what it did, .* it has been restored"):
         fold_batch_norms_(model, X)
     torch.testing.assert_close(model(X), expected, rtol=0, atol=0)

@@ -40,6 +40,35 @@ def test_routing_and_small_weights_stay_as_they_are():
     assert [name for name, each in rewritten.named_modules() if isinstance(each, Stored)] == ["0.form.experts"]
 
 
+def test_the_output_layer_of_attention_keeps_its_weight():
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.attention = (
+                condconv.CondConv2d(3, 64, 4, 4),
+                nn.MultiheadAttention(64, 4, batch_first=True),
+            )
+
+        def forward(self, x):
+            tokens = self.embed(x).flatten(2).mT
+            return self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1)
+
+    example = torch.randn(2, 3, 16, 16)
+    rewritten, _ = rewrite(Attends(), "torch-export", example)
+    expected = rewritten(example)
+    store_weights_(rewritten, "int8")
+    assert [name for name, each in rewritten.named_modules() if isinstance(each, Stored)] == ["embed.form.experts"]
+    torch.testing.assert_close(rewritten(example), expected, rtol=0.1, atol=0.05)
+
+
+def test_compact_experts_are_refused_with_the_way_out(tmp_path):
+    for dtype in ("int8", "bfloat16"):
+        network, example = large_network()
+        condconv.quantize_experts_(network, dtype)
+        with pytest.raises(UsageError, match="must have ordinary experts, got compact ones: export the network as it"):
+            export(network, tmp_path / "network.pt2", format="torch-export", example=example)
+
+
 def test_widened_weights_compute_the_same():
     network, example = large_network()
     rewritten, _ = rewrite(network, "onnx", example)

@@ -205,6 +205,38 @@ def test_threads_do_not_meet() -> None:
             torch.testing.assert_close(output, wanted)
 
 
+@torch.no_grad()
+def test_parts_of_a_model_may_be_compiled() -> None:
+    """What eager code puts into the slot compiled code finds there, and the other way round."""
+    x = torch.randn(2, 3, 5, 5)
+    for name in ("blocks.0.pointwise", "blocks.0", "stem"):
+        torch._dynamo.reset()
+        model = Net().eval()
+        expected = model(x)
+        model.get_submodule(name).compile(backend="aot_eager")
+        torch.testing.assert_close(model(x), expected)
+    torch._dynamo.reset()
+    model = Net().eval()
+    expected = model(x)
+    model.blocks[0].pointwise.forward = torch.compiler.disable(model.blocks[0].pointwise.forward)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), expected)
+
+
+def test_threads_do_not_meet_where_a_layer_is_compiled() -> None:
+    torch._dynamo.reset()
+    block = Block(6).eval().requires_grad_(False)
+    route_block_(block, SigmoidRouting(6, 3).requires_grad_(False), [block.depthwise, block.pointwise])
+    images = [torch.randn(2, 6, 5, 5), 5 * torch.randn(2, 6, 5, 5)]
+    expected = [block(x) for x in images]
+    block.pointwise.compile(backend="aot_eager")  # reads what eager code filled in
+    block(images[0])
+    barrier = threading.Barrier(2, timeout=30)
+    block.depthwise.register_forward_pre_hook(lambda module, args: [barrier.wait(), None][1])
+    with ThreadPoolExecutor(2) as pool:
+        for output, wanted in zip(pool.map(block, images), expected, strict=True):
+            torch.testing.assert_close(output, wanted)
+
+
 def test_a_copy_made_in_the_middle_of_a_forward_starts_empty() -> None:
     block = Block(6)
     route_block_(block, SigmoidRouting(6, 3), [block.depthwise, block.pointwise])

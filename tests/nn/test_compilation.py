@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim, export
 
-from condconv import CondConv2d, CondLinear
+from condconv import CondConv1d, CondConv2d, CondLinear
+from condconv.ops import cond_conv2d
 from tests.nn.test_block_routing import Net
 
 IMAGE = (6, 9, 10)
@@ -36,3 +38,45 @@ def test_two_graphs_serve_all_batch_sizes(name: str, grad: bool) -> None:
             x = torch.randn(batch, *shape)
             torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-5)
     assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [
+        (lambda: CondConv1d(3, 4, 3, padding=1, num_experts=3), [(3,), (2,), (40,)]),
+        (lambda: CondConv2d(3, 4, 3, padding=1, num_experts=3), [(3, 3), (9, 1), (20, 31)]),
+        (lambda: CondConv2d(3, 4, 3, padding=1, stride=2, num_experts=3), [(9, 10), (11, 8), (31, 32)]),
+        (lambda: CondConv2d(3, 3, 5, padding=2, stride=3, groups=3, num_experts=3), [(9, 10), (11, 8), (31, 32)]),
+        (lambda: CondConv2d(3, 4, 3, padding=1, num_experts=3).bfloat16(), [(3, 3), (20, 20)]),
+    ],
+    ids=["conv1d", "conv2d", "stride2", "depthwise-stride3", "bf16"],
+)
+def test_exported_graphs_hold_no_size(make: Callable[[], nn.Module], sizes: list[tuple[int, ...]]) -> None:
+    network = make().eval()
+    dtype = next(network.parameters()).dtype
+    dims = {
+        0: Dim("b"),
+        **{2 + i: Dim(f"s{i}", min=1 if len(sizes[0]) > 1 else 2, max=512) for i in range(len(sizes[0]))},
+    }
+    if network.stride[0] > 1:
+        dims |= {2 + i: Dim(f"s{i}", min=8, max=512) for i in range(2)}
+    with torch.no_grad():
+        program = export(network, (torch.randn(2, 3, *[16] * len(sizes[0]), dtype=dtype),), dynamic_shapes=(dims,))
+        for size in sizes:
+            x = torch.randn(3, 3, *size, dtype=dtype)
+            torch.testing.assert_close(program.module()(x), network(x), rtol=0.05, atol=0.05)
+
+
+def test_routing_weights_and_biases_in_another_layout_train_compiled() -> None:
+    torch._dynamo.reset()
+    x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 6, 3, 3, 3, requires_grad=True)
+    logits, bias = torch.randn(4, 2, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+
+    def loss(x, weight, logits, bias):
+        return cond_conv2d(x, weight, logits.T * 1.0, bias.T * 1.0).square().sum()
+
+    leaves = (weight, logits, bias)
+    expected = torch.autograd.grad(loss(x, *leaves), leaves)
+    found = torch.autograd.grad(torch.compile(loss)(x, *leaves), leaves)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)

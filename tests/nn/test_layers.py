@@ -12,7 +12,16 @@ from torch import nn
 
 import condconv
 from condconv import CondConv2d, CondLinear
-from condconv.nn import ROUTING, TWINS, ConditionalLayer, SigmoidRouting, TFSameConv2d, fold_batch_norm, init_experts_
+from condconv.nn import (
+    ROUTING,
+    TWINS,
+    ConditionalLayer,
+    SigmoidRouting,
+    TFSameConv2d,
+    fold_batch_norm,
+    init_experts_,
+    spread_experts,
+)
 
 CONVS: dict[type[nn.Module], tuple[tuple, tuple]] = {
     nn.Conv1d: ((4, 6, 3), (2, 4, 11)),
@@ -338,3 +347,22 @@ def test_a_layer_of_timm_s_that_pads_as_tensorflow_keeps_its_padding() -> None:
     static = pytest.importorskip("timm.layers").Conv2dSame(3, 4, 3, stride=2)
     x = torch.randn(2, 3, 9, 9)
     torch.testing.assert_close(condconv.CondConv2d.from_conv(static, num_experts=3)(x), static(x))
+
+
+def test_linear_outputs_are_contiguous_as_torchs_are() -> None:
+    for layer, x in (
+        (CondLinear(6, 8, num_experts=3), torch.randn(2, 6, 5).mT),
+        (CondLinear(1, 8, num_experts=3), torch.randn(2, 5, 1)),
+    ):
+        assert layer(x).is_contiguous()
+
+
+def test_a_mode_of_padding_that_is_not_looked_at_is_not_taken_over() -> None:
+    static = TFSameConv2d(3, 4, 3, 2, padding_mode="reflect")
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(CondConv2d.from_conv(static, 3)(x), static(x), rtol=1e-4, atol=1e-5)
+
+
+def test_experts_that_are_spread_from_a_parameter_are_leaves() -> None:
+    experts = spread_experts(nn.Parameter(torch.randn(4, 3)), torch.full((5,), 0.5), 0.5)
+    assert not experts.requires_grad

@@ -257,3 +257,27 @@ def test_external_routing_says_what_is_missing() -> None:
 def test_a_factory_with_settings() -> None:
     layer = CondConv2d(3, 4, 1, num_experts=2, routing=functools.partial(SoftmaxRouting, temperature=7.0))
     assert float(layer.routing_fn.temperature) == 7.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SoftmaxRouting(6, 3, temperature=30.0, final_temperature=1.0, annealing_steps=10),
+        lambda: ConstantRouting(6, 3, weights=[0.25, 0.5, 0.75]),
+    ],
+    ids=["softmax", "constant"],
+)
+def test_a_routing_from_the_meta_device_gets_its_buffers(make) -> None:
+    """As sharding builds networks: without storage, then with any, then reset."""
+    expected = {name: buffer.clone() for name, buffer in make().named_buffers()}
+    with torch.device("meta"):
+        routing = make()
+    assert all(tensor.is_meta for tensor in routing.buffers())
+    routing.to_empty(device="cpu")
+    for buffer in routing.buffers():
+        buffer.fill_(77)
+    for module in routing.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for name, buffer in routing.named_buffers():
+        assert torch.equal(buffer, expected[name]), name

@@ -159,3 +159,11 @@ def test_a_kernel_as_it_is_gives_the_ordinary_convolution() -> None:
         plain = getattr(torch.nn.functional, case.op.__name__.removeprefix("cond_"))
         expected = plain(x, weight[0], bias[0], **options)
         torch.testing.assert_close(case.op(x, weight[:1], ones, bias[:1], **options), expected)
+
+
+def test_an_expert_that_is_not_used_may_overflow_in_fp16() -> None:
+    x, weight = torch.full((1, 8, 1), 1.0, dtype=torch.float16), torch.full((2, 4, 8, 1), 100.0)
+    weight[1] = 60000.0
+    for impl in ("reference", "mix_outputs", "matmul", "auto"):
+        y = ops.cond_conv1d(x, weight.half(), torch.tensor([[1.0, 0.0]]), impl=impl)
+        assert torch.equal(y, torch.full((1, 4, 1), 800.0, dtype=torch.float16)), impl

@@ -24,6 +24,8 @@ Change = Callable[[str, Tensor], Tensor]
 def changed_routing(network: nn.Module, change: Change, routings: Iterable[str] | None = None) -> Iterator[None]:
     """Change what routing functions give, through hooks that are there inside the `with` block only.
 
+    Compiled parts of the network run eagerly inside it: what was compiled before does not see a hook.
+
     Args:
         network: Network with conditional layers.
         change: Gets the name of the routing function and its weights `[B, E]`, and returns others of that shape.
@@ -57,7 +59,8 @@ def _changed(modules: Mapping[str, nn.Module], change: Change) -> Iterator[None]
         for name, module in modules.items()
     ]
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for handle in handles:
             handle.remove()

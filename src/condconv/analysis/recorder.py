@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -51,7 +52,8 @@ class RoutingRecorder:
 
     A context manager that owns its hooks: they are there inside the `with` block only. The network is not changed.
     A routing function that several layers share is recorded once. One that runs several times in a forward pass
-    counts each time as an example.
+    counts each time as an example. Compiled parts of the network run eagerly inside the block: what was compiled before
+    does not see a hook.
 
     Args:
         network: Network with conditional layers, routed by their own input or by that of a block.
@@ -86,6 +88,7 @@ class RoutingRecorder:
         self._accumulators: dict[str, Accumulator] = {}
         self._images = 0
         self._handles: list[RemovableHandle] = []
+        self._eagerly = ExitStack()
         self._passes: list[bool] = []  # of the network since the last update: whether each came to its end
 
     def __enter__(self) -> RoutingRecorder:
@@ -97,6 +100,7 @@ class RoutingRecorder:
         for name in self._layers:
             routing_fn = self._network.get_submodule(name)
             self._handles.append(routing_fn.register_forward_hook(partial(self._store, name)))
+        self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
     def __exit__(
@@ -105,6 +109,7 @@ class RoutingRecorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._eagerly.close()
 
     def _forget(self) -> None:
         self._passes.clear()

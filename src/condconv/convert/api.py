@@ -87,6 +87,11 @@ def convert_(
     scope = Scope.parse(scope) if isinstance(scope, str) else scope
     scope.check_routing(routing)
     example, watched, notes = _watch(model, example_input)
+    if where is None and watched is None:
+        raise ValueError(
+            "example_input must be given where `where` is not: the default leaves out layers of one pixel, which only "
+            f"a run shows; {notes[0]}"
+        )
     blocks = Blocks(model, watched, scope.is_block)
     chosen, refused = _choose(blocks, where, scope, classifier)
     _check_optimizers(chosen)
@@ -131,9 +136,7 @@ def _choose(
 ) -> tuple[list[select.Candidate], dict[str, str]]:
     """Return the layers to convert, and the selected ones that cannot be with the reasons."""
     model, watched = blocks.model, blocks.watched
-    selector = where or select.convs() & ~select.single_pixel()
-    if where is None and watched is not None:
-        selector &= select.running()
+    selector = where or select.convs() & ~select.single_pixel() & select.running()
     candidates = find_candidates(blocks)
     linears = [candidate for candidate in candidates if isinstance(candidate.module, nn.Linear)]
     asked = [linear for linear in linears if watched is None or linear.output_pixels is not None][-1:]

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from condconv.convert.surgery import replace
-from condconv.convert.verification import check_same_output
+from condconv.convert.verification import check_same_output, tensors_in
 from condconv.nn import ConditionalLayer, fold_batch_norm
 from condconv.nn.foreign import full_name
 from condconv.tracing import default_example, evaluating
@@ -78,35 +80,50 @@ def find_norms(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[tuple
     """
     outputs: list[tuple[ConditionalLayer, Tensor]] = []  # kept alive, so that no id is used twice
     inputs: list[tuple[_BatchNorm, Tensor]] = []
-    users: dict[int, int] = {}
+    uses = _Uses()
 
     def after_layer(layer: Any, args: Any, output: Tensor) -> None:
         outputs.append((layer, output))
-        users[id(output)] = 0  # a tensor that is gone may have had this id
+        uses.count[id(output)] = 0
 
-    def before_module(module: nn.Module, args: tuple[Any, ...]) -> None:
-        for value in args:
-            if isinstance(value, Tensor) and (isinstance(module, _BatchNorm) or not list(module.children())):
-                users[id(value)] = users.get(id(value), 0) + 1
-                if isinstance(module, _BatchNorm):
-                    inputs.append((module, value))
+    def before_norm(norm: Any, args: tuple[Any, ...]) -> None:
+        inputs.extend((norm, value) for value in args[:1] if isinstance(value, Tensor))
 
     handles = []
     try:
         for module in model.modules():
-            handles.append(module.register_forward_pre_hook(before_module))
+            if isinstance(module, _BatchNorm):
+                handles.append(module.register_forward_pre_hook(before_norm))
             if isinstance(module, ConditionalLayer):
                 handles.append(module.register_forward_hook(after_layer))
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), uses:
             result = model(*arguments)
     finally:
         for handle in handles:
             handle.remove()
     runs = [id(module) for module, _ in (*outputs, *inputs)]
+    given = {id(tensor) for tensor in tensors_in(result)}
     pairs = [
         (layer, norm)
         for layer, output in outputs
         for norm, value in inputs
-        if value is output and users[id(value)] == 1 and runs.count(id(layer)) == runs.count(id(norm)) == 1
+        if value is output
+        and uses.count[id(value)] == 1
+        and id(value) not in given
+        and runs.count(id(layer)) == runs.count(id(norm)) == 1
     ]
     return pairs, result
+
+
+class _Uses(TorchDispatchMode):
+    """Counts the operations that take one of the tensors in `count`, by `id`: modules', and those between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}:
+            if value in self.count:
+                self.count[value] += 1
+        return func(*args, **(kwargs or {}))

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from condconv.convert.blocks import Blocks
 from condconv.nn import TWINS
-from condconv.nn.foreign import full_name, has_own_forward
+from condconv.nn.foreign import full_name, has_own_forward, why_no_weight
 
 _STATE_HOOKS = (
     "_state_dict_hooks",
@@ -45,13 +44,8 @@ def why_not_model(model: nn.Module) -> str | None:
 
 def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
     """Return why a layer cannot be converted, or `None`."""
-    if isinstance(layer, LazyModuleMixin):
-        return "its parameters do not exist yet: run the model once first"
-    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
-        return (
-            "its weight is computed from other tensors (a parametrization, weight or spectral norm, pruning): "
-            "remove that first, for example with torch.nn.utils.parametrize.remove_parametrizations"
-        )
+    if (reason := why_no_weight(layer)) is not None:
+        return reason
     twin = next(base for base in TWINS if isinstance(layer, base))
     if has_own_forward(layer, twin):
         return f"it is a {full_name(type(layer))} with a forward of its own"

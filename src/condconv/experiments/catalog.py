@@ -178,9 +178,7 @@ CATALOG: dict[str, Callable[..., Experiment]] = {
 """Experiments by the names of the command line."""
 
 
-def create_experiment(
-    name: str, init: str | None = None, *, control: bool = False, **options: Any
-) -> Experiment:
+def create_experiment(name: str, init: str | None = None, *, control: bool = False, **options: Any) -> Experiment:
     """Return an experiment.
 
     Args:

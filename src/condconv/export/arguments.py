@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from condconv.errors import UsageError
 from condconv.export.storage import WEIGHTS
+from condconv.nn import ConditionalLayer
 
 
 def check_model(model: Any) -> None:
@@ -31,6 +32,11 @@ def check_model(model: Any) -> None:
     unset = nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer
     if any(tensor.is_meta or isinstance(tensor, unset) for tensor in tensors):
         raise UsageError("`model` must have values in its weights, got some without: load them, or run it once")
+    if any(isinstance(module, ConditionalLayer) and module.compact for module in model.modules()):
+        raise UsageError(
+            "`model` must have ordinary experts, got compact ones: export the network as it was before "
+            'quantize_experts_, with weights="int8" or "bfloat16" for a small file'
+        )
     dtypes = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()} - {torch.float32}
     if dtypes:
         raise UsageError(f"`model` must be in torch.float32, got {dtypes.pop()}: give model.float()")

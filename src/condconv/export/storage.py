@@ -80,7 +80,9 @@ def widened(model: nn.Module) -> nn.Module:
 
 
 def _layers_to_store(model: nn.Module) -> Iterator[Any]:
+    # Attention takes the weight of its output layer without calling it.
+    taken = {id(each.out_proj) for each in model.modules() if isinstance(each, nn.MultiheadAttention)}
     for name, module in model.named_modules():
-        is_router = "routing_fn" in name.split(".")
-        if isinstance(module, _LAYERS) and not is_router and module.weight.numel() >= _SMALLEST:
+        skipped = "routing_fn" in name.split(".") or id(module) in taken
+        if isinstance(module, _LAYERS) and not skipped and module.weight.numel() >= _SMALLEST:
             yield module

@@ -14,16 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 _CHILD = "routing_fn"
-
-
-def _thread() -> int:
-    """Identify the running thread; a graph that is being recorded has only one."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class RoutingSlot(nn.Module):
@@ -42,15 +36,15 @@ class RoutingSlot(nn.Module):
         self.scope = scope
         self.num_experts = num_experts
         self.start: Tensor | None = None
-        self._weights: dict[int, Tensor] = {}  # by thread: two may run one model at a time
+        self._running = threading.local()  # two threads may run one model at a time
 
     def fill(self, weights: Tensor) -> None:
         """Put the weights `[B, E]` of the running forward in."""
-        self._weights[_thread()] = weights
+        self._running.weights = weights
 
     def clear(self) -> None:
         """Take the weights out."""
-        self._weights.pop(_thread(), None)
+        self._running.weights = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weights `[B, E]`; x, the layer's own input, is not looked at.
@@ -58,7 +52,7 @@ class RoutingSlot(nn.Module):
         Raises:
             RuntimeError: The block is not running.
         """
-        weights = self._weights.get(_thread())
+        weights = getattr(self._running, "weights", None)
         if weights is None:
             raise RuntimeError(
                 f"this layer takes its routing weights from {self.scope}, which is not running: call that module, or "
@@ -82,7 +76,11 @@ class RoutingSlot(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the model starts outside any forward, even when the original was left in the middle of one.
-        return self.__dict__ | {"_weights": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_running"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._running = threading.local()
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise RuntimeError(

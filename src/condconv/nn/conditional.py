@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from condconv.nn.experts import in_layout_of, init_experts_, is_noise, spread_experts
 from condconv.nn.factory import Routing, make_routing, start_constant_
-from condconv.nn.foreign import full_name, has_own_forward
+from condconv.nn.foreign import full_name, has_own_forward, why_no_weight
 from condconv.ops.compact import quantize, widen
 from condconv.ops.selection import WHY_NOT
 from condconv.ops.validation import check_positive
@@ -182,7 +182,8 @@ class ConditionalLayer(nn.Module):
 
         Raises:
             TypeError: `static` is not the twin or has a forward of its own, or the routing cannot start constant.
-            ValueError: `noise` is negative, `init` unknown, or the weight has no values (meta device).
+            ValueError: `noise` is negative, `init` unknown, or the weight has no values (meta device) or is computed
+                from other tensors.
 
         Example:
             >>> static = torch.nn.Conv2d(4, 6, 3)
@@ -197,6 +198,8 @@ class ConditionalLayer(nn.Module):
                 f"static must compute what a {cls.twin.__name__} does, got a {full_name(type(static))} with a forward "
                 f"of its own: make a {cls.twin.__name__} of its weights first"
             )
+        if (reason := why_no_weight(static)) is not None:
+            raise ValueError(f"static must have a weight that experts can start from: {reason}")
         if not is_noise(noise):
             raise ValueError(f"noise must be a number of at least 0, got {noise!r}")
         weight: Tensor = static.weight  # type: ignore[assignment]

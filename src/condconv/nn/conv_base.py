@@ -103,8 +103,9 @@ class CondConvNd(ConditionalLayer):
         names = ["in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode"]
         if static.transposed:
             names.append("output_padding")
-        padding = "tf_same" if pads_same(static) else static.padding
-        return {"padding": padding, **{name: getattr(static, name) for name in names}}
+        arguments = {"padding": static.padding, **{name: getattr(static, name) for name in names}}
+        # These pad with zeros themselves, and do not look at a mode.
+        return arguments | {"padding": "tf_same", "padding_mode": "zeros"} if pads_same(static) else arguments
 
     @classmethod
     def from_conv(cls: type[_Conv], conv: nn.Module, num_experts: int = 8, **options: Any) -> _Conv:

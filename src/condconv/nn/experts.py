@@ -33,12 +33,12 @@ def init_experts_(weight: Tensor, bias: Tensor | None) -> None:
             nn.init.uniform_(bias[index], -bound, bound)
 
 
-@torch.no_grad()
 def is_noise(noise: Any) -> bool:
     """Return whether `spread_experts` can take it: a finite number of at least 0, numpy's too."""
     return isinstance(noise, Real) and 0 <= float(noise) < math.inf
 
 
+@torch.no_grad()
 def spread_experts(kernel: Tensor, routing_weights: Tensor, noise: float) -> Tensor:
     """Return experts whose mixture under `routing_weights` is `kernel`, and which differ from one another.
 

@@ -287,12 +287,18 @@ class ConstantRouting(RoutingFunction):
         self, in_channels: int, num_experts: int, *, weights: Tensor | list[float] | float | None = None, **options: Any
     ) -> None:
         super().__init__(in_channels, num_experts, **options)
-        values = torch.as_tensor(1 / num_experts if weights is None else weights)
+        values = torch.as_tensor(1 / num_experts if weights is None else weights, device="cpu")
         if values.dim() == 0:
             values = values.repeat(num_experts)
         if values.shape != (num_experts,):
             raise ValueError(f"weights must have shape [E] = {(num_experts,)}, got {tuple(values.shape)}")
-        self.register_buffer("weights", values.detach().float().to(options.get("device")))
+        self._start = values.detach().float()
+        self.register_buffer("weights", torch.empty(num_experts, device=options.get("device")))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Put the weights in again, in place: those of a layer made on the meta device have no values."""
+        self.weights.copy_(self._start)
 
     def weigh(self, pooled: Tensor) -> Tensor:
         """Return the constant, expanded to `[B, E]`."""

@@ -65,12 +65,21 @@ class SoftmaxRouting(RoutingFunction):
             )
         device, dtype = options.get("device"), options.get("dtype")
         self.fc = Float32Linear(in_channels, num_experts, device=device, dtype=dtype)
-        final = temperature if final_temperature is None else final_temperature
-        for name, value in (("temperature", temperature), ("initial_temperature", temperature)):
-            self.register_buffer(name, torch.tensor(float(value), device=device))
-        self.register_buffer("final_temperature", torch.tensor(float(final), device=device))
-        self.register_buffer("annealing_steps", torch.tensor(annealing_steps, device=device))
-        self.register_buffer("annealing_step", torch.tensor(0, device=device))
+        self._start: dict[str, float | int] = {
+            "temperature": float(temperature),
+            "initial_temperature": float(temperature),
+            "final_temperature": float(temperature if final_temperature is None else final_temperature),
+            "annealing_steps": annealing_steps,
+            "annealing_step": 0,
+        }
+        for name, value in self._start.items():
+            self.register_buffer(name, torch.tensor(value, device=device))
+
+    def reset_parameters(self) -> None:
+        """Begin the schedule again, in place; tensors that have had no values, as on the meta device, get theirs."""
+        with torch.no_grad():
+            for name, value in self._start.items():
+                getattr(self, name).fill_(value)
 
     def weigh(self, pooled: Tensor) -> Tensor:
         """Return weights `[B, E]` that sum to one."""

@@ -312,7 +312,7 @@ def cond_linear(
     rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]  # [B, N, C]
     # Two dimensions, as the compiled kernels have; channels are innermost, as they like it.
     columns, kernels = rows.mT[..., None], weight[..., None, None]
-    y = _call(columns, kernels, routing_weights, bias, weight_scale, How(2, impl)).flatten(2).mT
+    y = _call(columns, kernels, routing_weights, bias, weight_scale, How(2, impl)).flatten(2).mT.contiguous()
     return y.unflatten(1, x.shape[1:-1]) if x.dim() > 2 else y[:, 0]
 
 

@@ -22,22 +22,26 @@ def zero_pad(x: Tensor, geometry: Geometry) -> Tensor:
     return F.pad(x, [amount for amount in reversed(geometry.padding) for _ in range(2)])
 
 
-def tap_views(
-    padded: Tensor, kernel_size: Sequence[int], output_size: Sequence[int], geometry: Geometry
-) -> Iterator[Tensor]:
-    """Yield for each kernel tap the view `[B, C, *output_size]` of the pixels it multiplies."""
+def tap_views(padded: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Iterator[Tensor]:
+    """Yield for each kernel tap the view `[B, C, *S']` of the pixels it multiplies, S' the output's size.
+
+    Each view's end is counted from the end of x. From its start it would be `(S' - 1) * stride` away, which no graph
+    with open sizes can prove to lie inside.
+    """
+    over = geometry.output_padding if geometry.transposed else (0,) * len(geometry.stride)
+    dims = [*zip(padded.shape[2:], kernel_size, geometry.dilation, geometry.stride, over, strict=True)]
     for tap in itertools.product(*(range(size) for size in kernel_size)):
         index = [slice(None), slice(None)]
-        for offset, dilation, stride, size in zip(tap, geometry.dilation, geometry.stride, output_size, strict=True):
-            start = offset * dilation
-            index.append(slice(start, start + (size - 1) * stride + 1, stride))
+        for offset, (extent, taps, dilation, stride, beyond) in zip(tap, dims, strict=True):
+            after = (taps - 1 - offset) * dilation + beyond
+            index.append(slice(offset * dilation, extent - after, stride))
         yield padded[tuple(index)]
 
 
-def extract_patches(x: Tensor, kernel_size: Sequence[int], output_size: Sequence[int], geometry: Geometry) -> Tensor:
-    """Return the patches of x `[B, C, *S]` as `[B, C * T, *output_size]`, the T taps innermost."""
+def extract_patches(x: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
+    """Return the patches of x `[B, C, *S]` as `[B, C * T, *S']`, S' the output's size, the T taps innermost."""
     padded = zero_pad(x, geometry)
-    views = list(tap_views(padded, kernel_size, output_size, geometry))
+    views = list(tap_views(padded, kernel_size, geometry))
     if len(views) == 1:
         return views[0]
     return torch.stack(views, dim=2).flatten(1, 2)
@@ -53,7 +57,7 @@ def fold_patches(columns: Tensor, kernel_size: Sequence[int], size: Sequence[int
     columns = columns.unflatten(1, (columns.shape[1] // taps, taps))
     padded_size = [extent + 2 * amount for extent, amount in zip(size, geometry.padding, strict=True)]
     padded = columns.new_zeros(columns.shape[0], columns.shape[1], *padded_size)
-    views = tap_views(padded, kernel_size, columns.shape[3:], geometry)
+    views = tap_views(padded, kernel_size, geometry)
     for view, tap in zip(views, columns.unbind(2), strict=True):
         view.add_(tap)
     inner = (slice(amount, amount + extent) for amount, extent in zip(geometry.padding, size, strict=True))

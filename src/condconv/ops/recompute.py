@@ -97,20 +97,20 @@ def backward(
     if bias is not None and (needs_bias or needs_routing):
         grad_shift = grad_output.flatten(2).sum(2, dtype=wide)
         if needs_bias:
-            grads[3] = (routing_weights.to(wide).T @ grad_shift).to(bias.dtype)
+            grads[3] = _in_form_of(bias, routing_weights.to(wide).T @ grad_shift)
         if grad_routing is not None:
             grad_routing = grad_routing + grad_shift @ bias.to(wide).T
     if needs_routing and grad_routing is not None:
-        grads[2] = grad_routing.to(routing_weights.dtype)
+        grads[2] = _in_form_of(routing_weights, grad_routing)
     return grads
 
 
-def _in_form_of(weight: Tensor, grad: Tensor) -> Tensor:
-    """Return a gradient in the dtype and, as the operator's fake promises, the layout of the experts."""
-    like = torch.empty_like(weight, device="meta")
+def _in_form_of(tensor: Tensor, grad: Tensor) -> Tensor:
+    """Return a gradient in the dtype and, as the operator's fake promises, the layout of what it belongs to."""
+    like = torch.empty_like(tensor, device="meta")
     if grad.stride() == like.stride():
-        return grad.to(weight.dtype)
-    return torch.empty_like(weight).copy_(grad)
+        return grad.to(tensor.dtype)
+    return torch.empty_like(tensor).copy_(grad)
 
 
 def _backward_by_chunks(

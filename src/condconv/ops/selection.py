@@ -238,7 +238,7 @@ RULES = (
     Rule(
         "native",
         "CPU, two dimensions, bf16; depthwise, dense up to 256 output pixels, pointwise up to 64, or compact experts",
-        lambda problem: problem.dtypes[0] == torch.bfloat16 and _few_pixels(problem) and _native_pays(problem),
+        lambda problem: problem.dtypes[0] == torch.bfloat16 and _native_pays(problem) and _few_pixels(problem),
         MEASURED,
     ),
     Rule(
@@ -321,7 +321,8 @@ def _pointwise(problem: Problem) -> bool:
 
 def _is_product(problem: Problem) -> bool:
     """Return whether each input number has a weight for each output number, and there is one pixel of both."""
-    pixels = problem.taps == problem.input_pixels == problem.output_pixels == 1
+    # Each number with one, not with another: a graph whose sizes are open would hold what they were compared with.
+    pixels = problem.taps == 1 and problem.input_pixels == 1 and problem.output_pixels == 1
     return pixels and problem.kernel_numel == problem.input_numel * problem.output_numel
 
 

@@ -24,7 +24,7 @@ def apply(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     if geometry.transposed:
         columns = _product(matrices.mT, _channels(x, geometry), x)  # [B, G, O/G * T, N]
         return fold_patches(_ungroup(columns, x.shape[2:]), kernel_size, output_size, geometry)
-    columns = _channels(extract_patches(x, kernel_size, output_size, geometry), geometry)
+    columns = _channels(extract_patches(x, kernel_size, geometry), geometry)
     return _ungroup(_product(matrices, columns, x), output_size)
 
 
@@ -38,7 +38,7 @@ def apply_backward(
     matrices = _matrices(kernels, geometry)
     grad_x = grad_kernels = None
     if geometry.transposed:
-        columns = _channels(extract_patches(grad_output, kernel_size, x.shape[2:], geometry), geometry)
+        columns = _channels(extract_patches(grad_output, kernel_size, geometry), geometry)
         if needs[0]:
             grad_x = _ungroup(_product(matrices, columns, x), x.shape[2:])
         if needs[1]:
@@ -50,7 +50,7 @@ def apply_backward(
         columns = _ungroup(_product(matrices.mT, grad, x), output_size)
         grad_x = fold_patches(columns, kernel_size, x.shape[2:], geometry)
     if needs[1]:
-        patches = _channels(extract_patches(x, kernel_size, output_size, geometry), geometry)
+        patches = _channels(extract_patches(x, kernel_size, geometry), geometry)
         grad_kernels = (grad @ patches.mT).reshape(kernels.shape)
     return grad_x, grad_kernels
 
@@ -88,11 +88,10 @@ def _tap_weights(kernels: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 def _apply_depthwise(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
-    output_size = geometry.output_size(x.shape[2:], kernels.shape[3:])
     wide = accumulation_dtype(x.dtype)
     per_channel = kernels.shape[1] // x.shape[1]
     source = x if per_channel == 1 else x.repeat_interleave(per_channel, dim=1)
-    views = tap_views(zero_pad(source, geometry), kernels.shape[3:], output_size, geometry)
+    views = tap_views(zero_pad(source, geometry), kernels.shape[3:], geometry)
     terms = (view * weight for view, weight in zip(views, _tap_weights(kernels, wide), strict=True))
     return sum(terms, start=next(terms)).to(x.dtype)
 
@@ -102,7 +101,7 @@ def _apply_depthwise_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     wide = accumulation_dtype(x.dtype)
     per_channel = kernels.shape[1] // x.shape[1]
-    kernel_size, output_size = kernels.shape[3:], grad_output.shape[2:]
+    kernel_size = kernels.shape[3:]
     grad = grad_output.to(wide)
     grad_x = grad_kernels = None
     if needs[0]:
@@ -111,7 +110,7 @@ def _apply_depthwise_backward(
         grad_x = fold_patches(columns, kernel_size, x.shape[2:], geometry).to(x.dtype)
     if needs[1]:
         source = x if per_channel == 1 else x.repeat_interleave(per_channel, dim=1)
-        views = tap_views(zero_pad(source, geometry), kernel_size, output_size, geometry)
+        views = tap_views(zero_pad(source, geometry), kernel_size, geometry)
         taps = [(grad * view).flatten(2).sum(2) for view in views]
         grad_kernels = torch.stack(taps, dim=2).reshape(kernels.shape).to(kernels.dtype)
     return grad_x, grad_kernels

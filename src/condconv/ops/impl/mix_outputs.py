@@ -51,7 +51,9 @@ def forward(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | N
 
     Shapes as in `reference.forward`. Keeps the E outputs for the gradient of the routing weights.
     """
-    wide = accumulation_dtype(x.dtype)
+    wide, dtype = accumulation_dtype(x.dtype), x.dtype
+    if dtype == torch.float16:  # an expert that an example does not use may overflow, and infinity times zero is none
+        x = x.to(wide)
     weight, weights, dims = weight.to(x.dtype), routing_weights.to(wide), len(geometry.stride)
     if _is_product(x, weight, geometry):
         mixed = _mix_products(x, weight, weights)[(..., *(None,) * dims)]
@@ -59,4 +61,4 @@ def forward(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | N
         mixed = _mix_convolutions(x, weight, weights, geometry)
     if bias is not None:
         mixed = mixed + mix_bias(bias, routing_weights, wide, dims)
-    return mixed.to(x.dtype)
+    return mixed.to(dtype)
