@@ -32,6 +32,9 @@ experts `<family>_cc_<size>_<E>e`. Any number of experts will do, and so will an
 one: `mobilenet_v2_cc_060_6e`. All are timm's networks with experts put in, and need the extra `models`. Channels at a
 width are rounded as timm does, to multiples of 8; ResNet is v1.5, which strides in the 3 × 3 convolutions.
 
+Some sizes are not listed below: ResNet has 18, 34, 50, 101 and 152 (`resnet_cc_18_4e`), `efficientnet` and
+`tf_efficientnet` have b0 to b8. The paper has ResNet-50 and B0 only; where the others have their experts is ours.
+
 ```python
 import condconv
 

@@ -49,6 +49,9 @@ def test_an_ablation_at_another_size_keeps_the_options_and_the_figures_of_the_pa
     assert {arm.model for arm in arms.values()} == {"mobilenet_v1_cc_050_4e"}
     assert arms["partially shared, one for two blocks"].options == {"scope": "block(every=2)"}
     assert arms["hierarchical"].paper == 60.3  # Table 3
+    for name in ("routing", "begin-layer"):
+        assert create_experiment(name).note == ""
+        assert "0.25x with 32 experts" in create_experiment(name, num_experts=8).note
     network = create_model(arms["all images alike (control)"].model, **arms["all images alike (control)"].options)
     assert {type(each) for each in routing_functions(network).values()} == {ConstantRouting}
 

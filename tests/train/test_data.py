@@ -142,6 +142,15 @@ def test_validation_with_other_classes_is_refused(tmp_path):
         ({"data": "x", "pretrained": True, "model": "resnet_cc_50_8e"}, IMAGENET),
         # timm says of the authors' AdvProp and of its Inception-like networks: 0.5 and 0.5.
         ({"data": "x", "pretrained": True, "model": "tf_efficientnet_b8"}, INCEPTION),
+        (
+            {
+                "data": "x",
+                "pretrained": True,
+                "model": "tf_efficientnet_b1",
+                "model_options": {"pretrained_cfg": "ap_in1k"},
+            },
+            INCEPTION,
+        ),
         ({"data": "digits", "in_chans": 1}, Normalization((0.3053,), (0.3761,))),
         ({"data": "digits", "in_chans": 1, "normalization": "inception"}, Normalization((0.5,), (0.5,))),
     ],
@@ -149,3 +158,10 @@ def test_validation_with_other_classes_is_refused(tmp_path):
 def test_pixels_are_normalised_by_what_is_asked_for_then_the_weights_then_the_data(tmp_path, changes, expected):
     config = settings(tmp_path, **changes)
     assert of_config(config, config.in_chans or 3) == expected
+
+
+def test_a_tag_that_there_is_not_is_named_with_where_they_are_listed(tmp_path):
+    options = {"pretrained_cfg": "in2k"}
+    config = settings(tmp_path, data="x", pretrained=True, model="tf_efficientnet_b0", model_options=options)
+    with pytest.raises(UsageError, match=r"`pretrained_cfg` must be a tag that timm has for .*list_pretrained"):
+        of_config(config, 3)

@@ -68,9 +68,9 @@ def begin_layer(width: str = "025", num_experts: int = 32) -> Experiment:
     Size: 7 networks a seed.
     Expected: the earlier the better, little after layer 7; the classifier alone brings 4.2 points.
     """
-    return Experiment(
-        "begin-layer", "First layer with experts", "CondConv, Table 4", _ablation(TABLE_4, width, num_experts)
-    )
+    rows = _ablation(TABLE_4, width, num_experts)
+    note = _note(width, num_experts)
+    return Experiment("begin-layer", "First layer with experts", "CondConv, Table 4", rows, note)
 
 
 def routing(width: str = "025", num_experts: int = 32) -> Experiment:
@@ -88,7 +88,8 @@ def routing(width: str = "025", num_experts: int = 32) -> Experiment:
     # Table 3 has no static row; Table 4, which is about the same network, has.
     rows = _ablation((*TABLE_3, TABLE_4[0]), width, num_experts)
     control = Arm("all images alike (control)", _v1(width, num_experts), {"routing": _ALIKE})
-    return Experiment("routing", "Routing functions", "CondConv, Table 3", (*rows, control))
+    note = _note(width, num_experts)
+    return Experiment("routing", "Routing functions", "CondConv, Table 3", (*rows, control), note)
 
 
 def ensembles(width: str = "050", num_experts: int = 4, size: ladder.Size = ladder.IMAGENET) -> Experiment:
@@ -243,6 +244,12 @@ def _v1(width: str, experts: int | None) -> str:
 def _zoo(model: str, label: str, *, against: str, curve: str | None = None) -> Arm:
     row = ROWS.get(model)
     return Arm(label, model, paper=None if row is None else row.top1, against=against, curve=curve)
+
+
+def _note(width: str, num_experts: int) -> str:
+    """Return what has to be said of the paper's figures beside an ablation of another size."""
+    same = (width, num_experts) == ("025", 32)
+    return "" if same else "The paper's figures are those of MobileNetV1 0.25x with 32 experts."
 
 
 def _ablation(table: Sequence[Ablation], width: str, num_experts: int) -> tuple[Arm, ...]:

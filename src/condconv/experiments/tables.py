@@ -115,6 +115,12 @@ def _plus_minus(value: float | None, spread: float | None, form: str) -> str:
     return format(value, form) + ("" if spread is None else f" ± {spread:.2f}")
 
 
+def compared(rows: Sequence[Row]) -> str:
+    """Say what the differences of a table are to."""
+    references = {row.against for row in rows if row.against is not None}
+    return f"to {references.pop()!r}" if len(references) == 1 else "to the static network of each"
+
+
 def write(
     experiment: Experiment, outcome: Outcome, conditions: str, out: Path, command: Sequence[str] = ()
 ) -> tuple[Path, ...]:
@@ -137,12 +143,10 @@ def write(
     rows = summarise(experiment, outcome.records)
     failed = "".join(f"\nFailed: {name}, {reason}\n" for name, reason in outcome.failures.items())
     notes = f"{conditions} {experiment.note}".strip()
-    references = {row.against for row in rows if row.against is not None}
-    compared = f"to {', '.join(references)!r}" if len(references) == 1 else "to the static network of each"
     text = (
         f"# {experiment.title}\n\n{table(rows, experiment.metric)}\n{failed}\n{notes} Mean ± standard deviation over "
-        f"seeds, after the last epoch; differences {compared}, seed by seed. Paper: {experiment.source}, on its own "
-        "data.\n"
+        f"seeds, after the last epoch; differences {compared(rows)}, seed by seed. Paper: {experiment.source}, on its "
+        "own data.\n"
     )
     plain = io.StringIO()
     writer = csv.DictWriter(plain, list(Row.__dataclass_fields__), lineterminator="\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from timm.data.constants import (
     IMAGENET_DEFAULT_MEAN,
@@ -12,6 +13,7 @@ from timm.data.constants import (
 )
 from timm.models import get_pretrained_cfg
 
+from condconv.errors import UsageError
 from condconv.train import digits
 from condconv.train.config import TrainConfig
 
@@ -36,7 +38,7 @@ def of_config(config: TrainConfig, in_chans: int) -> Normalization:
     if config.normalization is not None:
         chosen = {"imagenet": IMAGENET, "inception": INCEPTION}[config.normalization]
     elif config.pretrained:
-        chosen = _of_pretrained(config.model)
+        chosen = _of_pretrained(config.model, config.model_options.get("pretrained_cfg"))
     elif config.data == "digits":
         return Normalization(digits.MEAN * in_chans, digits.STD * in_chans)
     else:
@@ -45,8 +47,8 @@ def of_config(config: TrainConfig, in_chans: int) -> Normalization:
     return chosen if in_chans == 3 else Normalization((sum(chosen.mean) / 3,), (sum(chosen.std) / 3,))
 
 
-def _of_pretrained(model: str) -> Normalization:
-    """Return what timm says of the weights that `pretrained` loads."""
+def _of_pretrained(model: str, tag: Any) -> Normalization:
+    """Return what timm says of the weights that `pretrained` loads: timm's default, or those of a tag."""
     from condconv.models import get_model_info
     from condconv.models.pretrained import CONDITIONAL
 
@@ -54,5 +56,14 @@ def _of_pretrained(model: str) -> Normalization:
         name = CONDITIONAL.get(model) or get_model_info(model).timm_name
     except ValueError:
         return IMAGENET  # the name is reported where the network is built
-    known = None if name is None else get_pretrained_cfg(name)
+    if name is None:
+        return IMAGENET
+    plain = name.partition(".")[0]
+    try:
+        known = get_pretrained_cfg(f"{plain}.{tag}" if isinstance(tag, str) and tag else name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"`pretrained_cfg` must be a tag that timm has for {plain}, got {tag!r}: "
+            f'timm.list_pretrained("{plain}.*") lists them'
+        ) from error
     return IMAGENET if known is None else Normalization(tuple(known.mean), tuple(known.std))
