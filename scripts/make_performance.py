@@ -112,8 +112,8 @@ to the static layer in bf16.
 NOTES = {
     "cpu-avx2": "In 41 repetitions of `tf_efficientnet_cc_b0_8e` at batch 1 alone, on the same machine and day, by "
     "turns, the network took 1.23 with the compiled kernels, 1.19 with torch's own product and convolution for the "
-    "pointwise layers, and 1.23 with timm's: the 1.11 below is chance. To fetch the next experts while the present ones are "
-    "multiplied was tried, and gained nothing.\n",
+    "pointwise layers, and 1.23 with timm's: the 1.11 below is chance. To fetch the next experts while the present "
+    "ones are multiplied was tried, and gained nothing.\n",
     "cpu-avx512": "Measured before a call was made cheaper, which shows in the shortest rows, and before pointwise "
     "layers and gradients were made faster for all instruction sets.\n",
 }
