@@ -161,7 +161,7 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Split an optimizer's state dict into JSON and tensors: `optimizer.<parameter>.<entry>`, `group.<group>.<entry>`.
 
-    Some keep a tensor in their groups (LAMB: the step).
+    Some keep a tensor in their groups (LAMB: the step), or a dtype (adafactorbv), which becomes its name.
     """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
@@ -170,7 +170,8 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors |= {f"optimizer.{index}.{name}": each for name, each in entries.items() if isinstance(each, Tensor)}
     groups = []
     for number, group in enumerate(state["param_groups"]):
-        groups.append({name: value for name, value in group.items() if not isinstance(value, Tensor)})
+        kept = {name: value for name, value in group.items() if not isinstance(value, Tensor)}
+        groups.append({name: str(value) if isinstance(value, torch.dtype) else value for name, value in kept.items()})
         tensors |= {f"group.{number}.{name}": value for name, value in group.items() if isinstance(value, Tensor)}
     header = {"state": scalars, "param_groups": groups}
     try:
@@ -191,4 +192,11 @@ def _unflatten(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
             state[int(index)][entry] = tensor
         elif kind == "group":
             header["param_groups"][int(index)][entry] = tensor
-    return {"state": state, "param_groups": header["param_groups"]}
+    groups = [{name: _as_dtype(value) for name, value in group.items()} for group in header["param_groups"]]
+    return {"state": state, "param_groups": groups}
+
+
+def _as_dtype(value: Any) -> Any:
+    """Return the dtype of that name, or what is none as it is."""
+    named = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
+    return named if isinstance(named, torch.dtype) else value

@@ -23,7 +23,7 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
     - Routing functions learn at `router_lr_scale` times the rate.
 
     Raises:
-        UsageError: timm does not know the name, or the optimizer refuses an argument.
+        UsageError: timm does not know the name, the optimizer refuses an argument, or it needs second derivatives.
     """
     try:
         optimizer = create_optimizer_v2(
@@ -44,6 +44,10 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
             f"`optimizer` must be a name that timm knows, with arguments it takes, got {config.optimizer!r}{options} "
             f"({error}): sgd, adamw, rmsproptf and lamb are some"
         ) from error
+    if getattr(optimizer, "is_second_order", False):  # timm's word for those that differentiate twice
+        raise UsageError(
+            f"`optimizer` must do with first derivatives, got {config.optimizer!r}: adamw, lamb and kron do"
+        )
     _set_routers_apart_(optimizer, network, config)
     return optimizer
 
