@@ -94,3 +94,18 @@ def test_layers_that_run_twice_are_left() -> None:
     conv = CondConv2d(3, 3, 3, padding=1, num_experts=2)
     model = with_statistics(nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3)).double())
     assert fold_batch_norms_(model, X) == []
+
+
+def test_compiled_parts_and_higher_order_operators_are_run_through() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.last = CondConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+            self.last.compile(fullgraph=True, backend="aot_eager")
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.conv(x))
+            y = torch.cond(y.sum() > 0, lambda y: y + 1, lambda y: y - 1, (y,))
+            return self.last(y)
+
+    assert fold_batch_norms_(with_statistics(Branches().double()), X) == [("conv", "norm")]

@@ -40,7 +40,7 @@ def test_routing_and_small_weights_stay_as_they_are():
     assert [name for name, each in rewritten.named_modules() if isinstance(each, Stored)] == ["0.form.experts"]
 
 
-def test_the_output_layer_of_attention_keeps_its_weight():
+def test_layers_whose_weight_is_taken_without_a_call_are_stored_too():
     class Attends(nn.Module):
         def __init__(self):
             super().__init__()
@@ -57,7 +57,10 @@ def test_the_output_layer_of_attention_keeps_its_weight():
     rewritten, _ = rewrite(Attends(), "torch-export", example)
     expected = rewritten(example)
     store_weights_(rewritten, "int8")
-    assert [name for name, each in rewritten.named_modules() if isinstance(each, Stored)] == ["embed.form.experts"]
+    assert [name for name, each in rewritten.named_modules() if isinstance(each, Stored)] == [
+        "embed.form.experts",
+        "attention.out_proj",
+    ]
     torch.testing.assert_close(rewritten(example), expected, rtol=0.1, atol=0.05)
 
 

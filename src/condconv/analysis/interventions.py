@@ -24,7 +24,7 @@ Change = Callable[[str, Tensor], Tensor]
 def changed_routing(network: nn.Module, change: Change, routings: Iterable[str] | None = None) -> Iterator[None]:
     """Change what routing functions give, through hooks that are there inside the `with` block only.
 
-    Compiled parts of the network run eagerly inside it: what was compiled before does not see a hook.
+    All compiled code of the process runs eagerly inside it: what was compiled before does not see a hook.
 
     Args:
         network: Network with conditional layers.

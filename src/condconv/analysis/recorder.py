@@ -52,8 +52,8 @@ class RoutingRecorder:
 
     A context manager that owns its hooks: they are there inside the `with` block only. The network is not changed.
     A routing function that several layers share is recorded once. One that runs several times in a forward pass
-    counts each time as an example. Compiled parts of the network run eagerly inside the block: what was compiled before
-    does not see a hook.
+    counts each time as an example. Inside the block all compiled code of the process runs eagerly: what was compiled
+    before does not see a hook.
 
     Args:
         network: Network with conditional layers, routed by their own input or by that of a block.
@@ -95,12 +95,12 @@ class RoutingRecorder:
         if self._handles:
             raise UsageError("the recorder must be entered once at a time: leave its with block first")
         self._forget()
+        self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
         self._handles.append(self._network.register_forward_pre_hook(self._begin))
         self._handles.append(self._network.register_forward_hook(self._end))
         for name in self._layers:
             routing_fn = self._network.get_submodule(name)
             self._handles.append(routing_fn.register_forward_hook(partial(self._store, name)))
-        self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
     def __exit__(
@@ -163,8 +163,7 @@ class RoutingRecorder:
             )
         if not any(self._pending.values()):
             raise UsageError(
-                "the network must run before update is called, inside the with block, and not be compiled before it: "
-                "no routing function has run"
+                "the network must run before update is called, inside the with block: no routing function has run"
             )
         for name, calls in self._pending.items():
             if not all(bool(weights.isfinite().all()) for weights in calls):

@@ -96,7 +96,8 @@ def find_norms(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[tuple
                 handles.append(module.register_forward_pre_hook(before_norm))
             if isinstance(module, ConditionalLayer):
                 handles.append(module.register_forward_hook(after_layer))
-        with evaluating(model), torch.no_grad(), uses:
+        # Eagerly: what was compiled before runs no hook, and a full graph cannot be compiled under a mode.
+        with evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), uses:
             result = model(*arguments)
     finally:
         for handle in handles:
@@ -117,6 +118,8 @@ def find_norms(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[tuple
 
 class _Uses(TorchDispatchMode):
     """Counts the operations that take one of the tensors in `count`, by `id`: modules', and those between them."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()

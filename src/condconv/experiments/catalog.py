@@ -77,7 +77,7 @@ def routing(width: str = "025", num_experts: int = 32) -> Experiment:
     """Eight routing functions and ways to share them, and the same experts without routing.
 
     The last row mixes the experts alike for all images, at the weights that sigmoids start from: what it gains over the
-    static network is due to the longer way to the kernels, and what the others gain over it, to routing.
+    static network is due to there being more parameters, and what the others gain over it, to routing.
 
     Source: CondConv, Table 3: MobileNetV1 0.25x, 32 experts; it has no such control.
     Command: `condconv experiment routing --data imagenet --seeds 3 --epochs 90 --image-size 224`.

@@ -45,6 +45,12 @@ class Stored(nn.Module):
         wide = self.stored.to(torch.float32)
         return wide if self.scale is None else (wide * self.scale).reshape(self.shape)
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's; attention takes weight and bias of its last layer without calling it."""
+        bias: Tensor | None = self.layer.bias
+        return bias
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
         return torch.func.functional_call(self.layer, {"weight": self.weight}, (x,))
@@ -80,9 +86,7 @@ def widened(model: nn.Module) -> nn.Module:
 
 
 def _layers_to_store(model: nn.Module) -> Iterator[Any]:
-    # Attention takes the weight of its output layer without calling it.
-    taken = {id(each.out_proj) for each in model.modules() if isinstance(each, nn.MultiheadAttention)}
     for name, module in model.named_modules():
-        skipped = "routing_fn" in name.split(".") or id(module) in taken
-        if isinstance(module, _LAYERS) and not skipped and module.weight.numel() >= _SMALLEST:
+        is_router = "routing_fn" in name.split(".")
+        if isinstance(module, _LAYERS) and not is_router and module.weight.numel() >= _SMALLEST:
             yield module

@@ -293,7 +293,7 @@ class ConstantRouting(RoutingFunction):
         if values.shape != (num_experts,):
             raise ValueError(f"weights must have shape [E] = {(num_experts,)}, got {tuple(values.shape)}")
         self._start = values.detach().float()
-        self.register_buffer("weights", torch.empty(num_experts, device=options.get("device")))
+        self.register_buffer("weights", torch.empty(num_experts, dtype=torch.float32, device=options.get("device")))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

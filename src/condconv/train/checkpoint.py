@@ -198,5 +198,6 @@ def _unflatten(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
 
 def _as_dtype(value: Any) -> Any:
     """Return the dtype of that name, or what is none as it is."""
-    named = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
+    written = isinstance(value, str) and value.startswith("torch.")
+    named = getattr(torch, value.removeprefix("torch."), None) if written else None
     return named if isinstance(named, torch.dtype) else value

@@ -45,9 +45,7 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
             f"({error}): sgd, adamw, rmsproptf and lamb are some"
         ) from error
     if getattr(optimizer, "is_second_order", False):  # timm's word for those that differentiate twice
-        raise UsageError(
-            f"`optimizer` must do with first derivatives, got {config.optimizer!r}: adamw, lamb and kron do"
-        )
+        raise UsageError(f"`optimizer` must do with first derivatives, got {config.optimizer!r}: adamw and lamb do")
     _set_routers_apart_(optimizer, network, config)
     return optimizer
 
