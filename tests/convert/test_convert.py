@@ -544,6 +544,8 @@ def test_converting_twice_leaves_conditional_layers_alone() -> None:
     first = model.blocks[0].conv1
     report = convert_(model, 4, where=select.convs(), example_input=EXAMPLE)
     assert model.blocks[0].conv1 is first
+    with pytest.raises(ValueError, match="model must have layers left to convert: its convolutions are conditional al"):
+        convert_(model, 4, example_input=EXAMPLE)
     assert "blocks.1.conv1" in [layer.name for layer in report.layers]
 
 

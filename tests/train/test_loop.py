@@ -96,6 +96,19 @@ def test_a_run_learns_and_leaves_its_files(whole):
     assert whole.params == sum(each.numel() for each in small_network(10, 1).parameters())
 
 
+def test_without_a_terminal_each_epoch_is_a_line(tmp_path, capsys):
+    config = settings(tmp_path / "shown", epochs=1)
+    result = train(config, build=build)
+    accuracy = f"{100 * result.metrics[0].val_top1:.2f} %"
+    assert capsys.readouterr().err == f"epoch 1/1: train loss {result.metrics[0].train_loss:.4f}, top-1 {accuracy}\n"
+    train(settings(tmp_path / "quiet", epochs=1), build=build, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_slash_behind_a_folder_makes_no_other_run(tmp_path):
+    assert settings(tmp_path, data="photos/", val_data="more//") == settings(tmp_path, data="photos", val_data="more")
+
+
 def test_a_finished_run_is_returned_without_training(whole):
     config = settings(whole.out, random_erasing=0.5)
     again = train(config, build=build_with(StopAt(1, RuntimeError("it trained"))))

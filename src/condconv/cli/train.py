@@ -27,7 +27,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("--quiet", action="store_true", default=False, help="no progress bar")
+    parser.add_argument(
+        "--quiet",
+        action="store_true",
+        default=False,
+        help="no progress bar, and no line for each epoch where there is no terminal",
+    )
     add_settings(parser)
     parser.set_defaults(run=run)
 

@@ -16,7 +16,7 @@ from condconv.convert.scope import Scope, group_layers
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output
 from condconv.counting import count
-from condconv.nn import ExternalRouting
+from condconv.nn import ConditionalLayer, ExternalRouting
 from condconv.nn.factory import Routing
 from condconv.tracing import Trace, default_example, trace
 
@@ -149,6 +149,8 @@ def _choose(
         if candidate in asked
         or (selector(candidate) and (candidate not in linears or isinstance(candidate.module, selector.types)))
     ]
+    if not selected and where is None and any(isinstance(each, ConditionalLayer) for each in model.modules()):
+        raise ValueError("model must have layers left to convert: its convolutions are conditional already")
     if not selected:
         names = ", ".join(candidate.name for candidate in candidates[:8])
         raise ValueError(

@@ -121,6 +121,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in RULES:
             check(name, getattr(self, name))
+        for name in ("data", "val_data"):  # the same folder, whether or not a shell has put a slash behind it
+            path = getattr(self, name)
+            if path is not None:
+                object.__setattr__(self, name, path.rstrip("/") or path)
         self._check_together()
 
     def _check_together(self) -> None:

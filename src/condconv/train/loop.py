@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -107,6 +108,9 @@ def _train_epochs(run: Run, *, progress: bool, title: str) -> None:
             log_epoch(run, last)
             bar.set_postfix(epoch=f"{epoch}/{epochs}", loss=f"{train_loss:.3f}", val=f"{100 * last.val_top1:.1f}%")
             _log.info("epoch %d/%d: train loss %.4f, top-1 %.4f", epoch, epochs, train_loss, last.val_top1)
+            if show and not sys.stderr.isatty():  # where a bar is not shown, as in a log
+                line = f"epoch {epoch}/{epochs}: train loss {train_loss:.4f}, top-1 {100 * last.val_top1:.2f} %"
+                print(line, file=sys.stderr, flush=True)
 
 
 def _is_finished(run: Run) -> bool:
