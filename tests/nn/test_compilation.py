@@ -1,4 +1,4 @@
-"""Under torch.compile, layers and routed blocks need no graph for each batch size."""
+"""Under torch.compile layers need no graph for each batch size, nor exported ones for each size of image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.export import Dim, export
 
 from condconv import CondConv1d, CondConv2d, CondLinear
 from condconv.ops import cond_conv2d
-from tests.nn.test_block_routing import Net
 
 IMAGE = (6, 9, 10)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -20,7 +19,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "depthwise": (lambda: CondConv2d(6, 6, 3, stride=2, padding="tf_same", groups=6, num_experts=3), IMAGE),
     "dense": (lambda: CondConv2d(6, 12, 3, padding=1, num_experts=3), IMAGE),
     "linear": (lambda: CondLinear(6, 12, num_experts=3), IMAGE[:1]),
-    "block-routing": (Net, (3, 9, 10)),
 }
 
 
