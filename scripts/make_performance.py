@@ -245,9 +245,8 @@ def _rule_table(files: Sequence[Path]) -> list[str]:
 
 
 def _measured(record: dict[str, Any]) -> str:
-    machine = record["instructions"]
     return (
-        f"Measured with {record['num_experts']} experts, {record['threads']} thread, {machine}, torch "
+        f"Measured with {record['num_experts']} experts, {record['threads']} thread, {record['instructions']}, torch "
         f"{record['torch']}, {record['repetitions']} repetitions, batch 1, 8 and 32, inference and training, both "
         f"layouts of x: `{record['command']}`.\n"
     )

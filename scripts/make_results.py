@@ -16,7 +16,7 @@ from typing import Any
 from condconv.experiments.comparison import as_markdown, confidence_half_width
 from condconv.experiments.design import Experiment
 from condconv.experiments.runs import RunRecord
-from condconv.experiments.tables import compared, plot, read, summarise, table
+from condconv.experiments.tables import compared, differences, plot, read, summarise, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 from scripts.page import write_or_check
@@ -307,6 +307,14 @@ def routing_spread(run: Mapping[str, Any]) -> str:
     return "" if spreads is None else f"{median(spreads):.3f} [{min(spreads):.3f} {max(spreads):.3f}]"
 
 
+ENDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "last training loss": lambda run: f"{run['train_loss'][-1]:.3f}",
+    "top-1 (%)": top1,
+    "spread of the routing weights": routing_spread,
+}
+"""Columns of what a trial came to."""
+
+
 def kernels_apart() -> str:
     """Return the section on how much kernels depend on the image."""
 
@@ -318,9 +326,7 @@ def kernels_apart() -> str:
         "start": lambda run: run["what"],
         "pixels": lambda run: str(run["image_size"]),
         "epochs": lambda run: str(run["epochs"]),
-        "last training loss": lambda run: f"{run['train_loss'][-1]:.3f}",
-        "top-1 (%)": top1,
-        "spread of the routing weights": routing_spread,
+        **ENDS,
         "kernels apart (%)": apart,
     }
     return "\n\n".join((KERNELS_APART.strip(), trials(ROUTING, columns)))
@@ -331,9 +337,7 @@ def routing_lost() -> str:
     columns = {
         "12 epochs": lambda run: run["what"],
         "weight decay": lambda run: f"{run['weight_decay']:g}",
-        "last training loss": lambda run: f"{run['train_loss'][-1]:.3f}",
-        "top-1 (%)": top1,
-        "spread of the routing weights": routing_spread,
+        **ENDS,
     }
     return "\n\n".join((ROUTING_LOST.strip(), trials(TRIALS, columns)))
 
@@ -344,9 +348,7 @@ def regimes() -> str:
         "network": lambda run: run["what"],
         "optimizer": lambda run: f"{run['optimizer']}, {run['lr']:g}",
         "seed": lambda run: str(run["seed"]),
-        "last training loss": lambda run: f"{run['train_loss'][-1]:.3f}",
-        "top-1 (%)": top1,
-        "spread of the routing weights": routing_spread,
+        **ENDS,
     }
     return "\n\n".join((WHERE_ROUTING_LEARNS.strip(), trials(REGIMES, columns)))
 
@@ -357,21 +359,15 @@ def summary() -> str:
     for name in TEXTS:
         experiment, records = read(SOURCES / f"{name}.json")
         title = TEXTS[name].splitlines()[0].removeprefix("## ")
-        scores = {(record.label, record.seed): 100 * record.score for record in records}
         for arm in experiment.arms:
-            against = experiment.reference(arm)
-            if against is None:
+            points, against = differences(experiment, records, arm), experiment.reference(arm)
+            if against is None or not points:
                 continue
-            seeds = [seed for label, seed in scores if label == arm.label and (against.label, seed) in scores]
-            if not seeds:
-                continue
-            differences = [scores[arm.label, seed] - scores[against.label, seed] for seed in seeds]
-            width = confidence_half_width(differences) if len(differences) > 2 else None
-            interval = "" if width is None else f"{mean(differences) - width:+.1f} to {mean(differences) + width:+.1f}"
+            width = confidence_half_width(points) if len(points) > 2 else None
+            middle = mean(points)
+            interval = "" if width is None else f"{middle - width:+.1f} to {middle + width:+.1f}"
             epochs = str(len(next(record.curve[0] for record in records if record.label == arm.label)))
-            lines.append(
-                [title, epochs, arm.label, against.label, f"{mean(differences):+.2f}", interval, str(len(seeds))]
-            )
+            lines.append([title, epochs, arm.label, against.label, f"{middle:+.2f}", interval, str(len(points))])
     return "\n\n".join((SUMMARY.strip(), as_markdown(lines)))
 
 
@@ -382,9 +378,7 @@ def experts_start() -> str:
         "learning rate": lambda run: f"{run['lr']:g}",
         "weight decay": lambda run: f"{run['weight_decay']:g}",
         "seed": lambda run: str(run["seed"]),
-        "last training loss": lambda run: f"{run['train_loss'][-1]:.3f}",
-        "top-1 (%)": top1,
-        "spread of the routing weights": routing_spread,
+        **ENDS,
     }
     return "\n\n".join((EXPERTS_START.strip(), trials(COPIES, columns)))
 

@@ -11,6 +11,14 @@ from condconv import CondConv2d, convert_, create_model, fold_batch_norms_, sele
 X = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+class Pair(nn.Module):
+    """A conditional layer and a norm, for models that use them in ways of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = CondConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4)
+
+
 def with_statistics(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -46,11 +54,7 @@ def test_norm_with_activation_of_timm() -> None:
 
 
 def test_a_norm_is_left_where_its_input_is_used_elsewhere() -> None:
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = CondConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4)
-
+    class Both(Pair):
         def forward(self, x: Tensor) -> Tensor:
             y = self.conv(x)
             return y + self.norm(y)
@@ -62,11 +66,7 @@ def test_a_norm_is_left_where_its_input_is_used_elsewhere() -> None:
 
 
 def test_a_norm_is_left_where_the_model_gives_its_input_too() -> None:
-    class Features(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = CondConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4)
-
+    class Features(Pair):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             y = self.conv(x)
             return {"before": y, "after": self.norm(y)}
@@ -75,11 +75,7 @@ def test_a_norm_is_left_where_the_model_gives_its_input_too() -> None:
 
 
 def test_a_fold_that_changes_the_output_is_undone() -> None:
-    class Looks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = CondConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4)
-
+    class Looks(Pair):
         def forward(self, x: Tensor) -> Tensor:
             return self.norm(self.conv(x)) + self.conv.weight.sum()
 
@@ -97,10 +93,10 @@ def test_layers_that_run_twice_are_left() -> None:
 
 
 def test_compiled_parts_and_higher_order_operators_are_run_through() -> None:
-    class Branches(nn.Module):
+    class Branches(Pair):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.norm, self.last = CondConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+            self.last = nn.Conv2d(4, 4, 1)
             self.last.compile(fullgraph=True, backend="aot_eager")
 
         def forward(self, x: Tensor) -> Tensor:

@@ -44,10 +44,8 @@ def test_layers_whose_weight_is_taken_without_a_call_are_stored_too():
     class Attends(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.attention = (
-                condconv.CondConv2d(3, 64, 4, 4),
-                nn.MultiheadAttention(64, 4, batch_first=True),
-            )
+            self.embed = condconv.CondConv2d(3, 64, 4, 4)
+            self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
 
         def forward(self, x):
             tokens = self.embed(x).flatten(2).mT

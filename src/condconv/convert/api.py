@@ -149,9 +149,9 @@ def _choose(
         if candidate in asked
         or (selector(candidate) and (candidate not in linears or isinstance(candidate.module, selector.types)))
     ]
-    if not selected and where is None and any(isinstance(each, ConditionalLayer) for each in model.modules()):
-        raise ValueError("model must have layers left to convert: its convolutions are conditional already")
     if not selected:
+        if where is None and any(isinstance(each, ConditionalLayer) for each in model.modules()):
+            raise ValueError("model must have layers left to convert: its convolutions are conditional already")
         names = ", ".join(candidate.name for candidate in candidates[:8])
         raise ValueError(
             f"where must select a layer, {selector!r} matched none of {len(candidates)}"

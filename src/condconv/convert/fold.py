@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from condconv.convert.surgery import replace
-from condconv.convert.verification import check_same_output, tensors_in
+from condconv.convert.verification import check_same_output, output_tensors
 from condconv.nn import ConditionalLayer, fold_batch_norm
 from condconv.nn.foreign import full_name
 from condconv.tracing import default_example, evaluating
@@ -103,7 +103,7 @@ def find_norms(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[tuple
         for handle in handles:
             handle.remove()
     runs = [id(module) for module, _ in (*outputs, *inputs)]
-    given = {id(tensor) for tensor in tensors_in(result)}
+    given = {id(tensor) for tensor in output_tensors(result)}
     pairs = [
         (layer, norm)
         for layer, output in outputs
@@ -126,7 +126,6 @@ class _Uses(TorchDispatchMode):
         self.count: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}:
-            if value in self.count:
-                self.count[value] += 1
+        for taken in {id(leaf) for leaf in tree_leaves((args, kwargs))} & self.count.keys():
+            self.count[taken] += 1
         return func(*args, **(kwargs or {}))

@@ -38,7 +38,7 @@ def check_same_output(model: nn.Module, example: Any, expected: Any) -> bool:
             "of a replaced layer directly (leave that layer out), or a block cannot be routed by its first input "
             "(take scope='layer', or say which modules are blocks)"
         ) from error
-    pairs = [*zip_longest(tensors_in(expected), tensors_in(output))]
+    pairs = [*zip_longest(output_tensors(expected), output_tensors(output))]
     shapes = [[None if tensor is None else tuple(tensor.shape) for tensor in pair] for pair in pairs]
     if any(before != after for before, after in shapes):
         raise RuntimeError(f"the changed model must compute what it did, its output shapes differ: {shapes}; restored")
@@ -56,16 +56,16 @@ def check_same_output(model: nn.Module, example: Any, expected: Any) -> bool:
     return bool(pairs)
 
 
-def tensors_in(values: Any) -> Iterator[Tensor]:
+def output_tensors(values: Any) -> Iterator[Tensor]:
     """Yield the floating point tensors in what a model gave: in tuples, lists, dicts and dataclasses."""
     if isinstance(values, Tensor):
         if values.is_floating_point():
             yield values
     elif isinstance(values, dict):
         for value in values.values():
-            yield from tensors_in(value)
+            yield from output_tensors(value)
     elif isinstance(values, (tuple, list)):
         for value in values:
-            yield from tensors_in(value)
+            yield from output_tensors(value)
     elif is_dataclass(values) and not isinstance(values, type):
-        yield from tensors_in([getattr(values, each.name) for each in fields(values)])
+        yield from output_tensors([getattr(values, each.name) for each in fields(values)])

@@ -54,6 +54,16 @@ class Row:
     paper_difference: float | None
 
 
+def differences(experiment: Experiment, records: Sequence[RunRecord], arm: Arm) -> list[float]:
+    """Return an arm's differences to the one it is compared with, in points, seed by seed; of a reference none."""
+    reference = experiment.reference(arm)
+    if reference is None:
+        return []
+    scores = {(record.label, record.seed): record.score for record in records}
+    pairs = [(scores[key], scores.get((reference.label, key[1]))) for key in scores if key[0] == arm.label]
+    return [100 * (score - base) for score, base in pairs if base is not None]
+
+
 def summarise(experiment: Experiment, records: Sequence[RunRecord]) -> list[Row]:
     """Return a row for each arm with a finished run, in the order of the arms."""
     by_label: dict[str, dict[int, RunRecord]] = {}
@@ -65,9 +75,8 @@ def summarise(experiment: Experiment, records: Sequence[RunRecord]) -> list[Row]
         if not found:
             continue
         reference = experiment.reference(arm)
-        base = {} if reference is None else by_label.get(reference.label, {})
         scores = [100 * record.score for record in found.values()]
-        differences = [100 * (record.score - base[seed].score) for seed, record in found.items() if seed in base]
+        points = differences(experiment, records, arm)
         printed = None if reference is None else reference.paper
         one = next(iter(found.values()))
         rows.append(
@@ -79,8 +88,8 @@ def summarise(experiment: Experiment, records: Sequence[RunRecord]) -> list[Row]
                 spread=spread(scores),
                 seeds=len(scores),
                 against=None if reference is None else reference.label,
-                difference=mean(differences) if differences else None,
-                difference_spread=spread(differences),
+                difference=mean(points) if points else None,
+                difference_spread=spread(points),
                 minutes=median(record.seconds for record in found.values()) / 60,
                 paper=arm.paper,
                 paper_difference=None if printed is None or arm.paper is None else arm.paper - printed,

@@ -127,20 +127,20 @@ def _train_epoch(run: Run, epoch: int, bar: tqdm[None]) -> tuple[float, int, flo
     run.model.train()
     update = (epoch - 1) * run.updates_per_epoch
     losses: list[Tensor] = []
-    lr = before = run.optimizer.param_groups[0]["lr"]
+    rates: list[float] = []
     skipped = torch.zeros((), dtype=torch.long, device=accelerator.device)
     start = time.perf_counter()
     for images, targets in batches(run.train_loader):
         skipped += (targets == IGNORED).sum()
-        before, lr = lr, run.optimizer.param_groups[0]["lr"]
+        rates.append(run.optimizer.param_groups[0]["lr"])
         losses.append(_step(run, images, targets))
         if accelerator.sync_gradients:
             update += 1
             _after_update(run, update)
             bar.update(run.config.batch_size)
         if len(losses) > 1:  # the one before is computed already: reading it does not hold up the device
-            _check_finite(run, losses[-2].item(), epoch, len(losses) - 1, before)
-    _check_finite(run, losses[-1].item(), epoch, len(losses), lr)
+            _check_finite(run, losses[-2].item(), epoch, len(losses) - 1, rates[-2])
+    _check_finite(run, losses[-1].item(), epoch, len(losses), rates[-1])
     seconds = time.perf_counter() - start
     mean = accelerator.reduce(torch.stack(losses).double().mean(), "mean").item()
     return mean, int(accelerator.reduce(skipped, "sum").item()), len(run.sampler) / seconds

@@ -52,10 +52,8 @@ def forward(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | N
     Shapes as in `reference.forward`. Keeps the E outputs for the gradient of the routing weights.
     """
     wide, dtype = accumulation_dtype(x.dtype), x.dtype
-    if (
-        dtype == torch.float16 and len(weight) > 1
-    ):  # an expert that an example does not use may overflow, and infinity times zero is none
-        x = x.to(wide)
+    if dtype == torch.float16 and len(weight) > 1:
+        x = x.to(wide)  # an expert that an example does not use may overflow, and infinity times zero is no number
     weight, weights, dims = weight.to(x.dtype), routing_weights.to(wide), len(geometry.stride)
     if _is_product(x, weight, geometry):
         mixed = _mix_products(x, weight, weights)[(..., *(None,) * dims)]
