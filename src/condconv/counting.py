@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from condconv.nn import ConditionalLayer
 from condconv.nn.conv_base import CondConvNd
-from condconv.tracing import Call, default_example, trace
+from condconv.tracing import Call, Trace, default_example, trace
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,13 @@ def count(model: nn.Module, example_input: Any = None) -> CostReport:
         >>> report.total.madds  # 64 pixels x 1152, mixing 4 x 1152, routing 8 x 4
         78368
     """
-    example = default_example(model) if example_input is None else example_input
+    return count_trace(model, trace(model, default_example(model) if example_input is None else example_input))
+
+
+def count_trace(model: nn.Module, watched: Trace) -> CostReport:
+    """Return what `count` does, of a forward pass of the model that has been watched already."""
     costs: dict[nn.Module, LayerCost] = {}
-    calls = trace(model, example).calls
+    calls = watched.calls
     batch = next((call.input_shape[0] for call in calls if call.input_shape), 1)
     for call in calls:
         cost = _layer_cost(call, batch)

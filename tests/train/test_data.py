@@ -62,6 +62,12 @@ def break_content(root):
         image.unlink()
 
 
+def break_folders(root):
+    for split in ("train", "val"):
+        shutil.rmtree(root / split)
+        (root / split).mkdir()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -69,6 +75,7 @@ def break_content(root):
         (break_layout, "got {root} with no val/ (it holds elsewhere, train)"),
         (break_classes, "only train has dog and only val has wolf"),
         (break_count, "`data` must have at least two classes, got 1 in {root} (cat)"),
+        (break_folders, "`data` must hold a folder for each class, got {root}/train without any: put the images of"),
         (break_content, "`data` must have an image in every class folder, got none in {root}/train/dog"),
     ],
 )

@@ -4,6 +4,7 @@ from torch import nn
 
 from condconv.errors import UsageError
 from condconv.nn import CondConv2d
+from condconv.train import train
 from condconv.train.network import build_from_zoo, check_output, default_options, start_
 from tests.train.samples import settings
 
@@ -32,6 +33,11 @@ def test_the_zoo_builds_by_name_and_says_what_is_wrong(tmp_path):
         build_from_zoo(settings(tmp_path, model="mobilenet_v1_24"), 7, 1)
     with pytest.raises(UsageError, match="`model` mobilenet_v1_025 cannot be built with wings=2: .*wings"):
         build_from_zoo(settings(tmp_path, model="mobilenet_v1_025", model_options={"wings": 2}), 7, 1)
+
+
+def test_an_unknown_name_is_reported_before_the_data_is_opened(tmp_path):
+    with pytest.raises(UsageError, match="`model` cannot be built"):
+        train(settings(tmp_path, model="mobilenet_v1_24", data=str(tmp_path / "missing")))
 
 
 def test_the_trial_leaves_the_mode_and_the_statistics_alone():

@@ -61,5 +61,5 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"loss     {result.loss:.4f}")
     print(f"speed    {result.images_per_second:.0f} images/s, reading included")
     if result.skipped_images:
-        print(f"skipped  {result.skipped_images} unreadable images")
+        print(f"skipped  {result.skipped_images} that could not be read")
     return 0

@@ -15,7 +15,7 @@ from condconv.convert.report import ConversionReport, describe_layer
 from condconv.convert.scope import Scope, group_layers
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output
-from condconv.counting import count
+from condconv.counting import count, count_trace
 from condconv.nn import ConditionalLayer, ExternalRouting
 from condconv.nn.factory import Routing
 from condconv.tracing import Trace, default_example, trace
@@ -95,7 +95,7 @@ def convert_(
     blocks = Blocks(model, watched, scope.is_block)
     chosen, refused = _choose(blocks, where, scope, classifier)
     _check_optimizers(chosen)
-    before = None if watched is None else count(model, example)
+    before = None if watched is None else count_trace(model, watched)
     params_before = sum(parameter.numel() for parameter in model.parameters())
     old_layers = {candidate.name: candidate.module for candidate in chosen}
     if watched is None and scope.kind != "layer":

@@ -31,11 +31,16 @@ class FolderReader:
         class_names: Names of the class folders, 2 before 10.
 
     Raises:
-        UsageError: A class has no image.
+        UsageError: There is no class folder, or one has no image.
     """
 
     def __init__(self, root: Path) -> None:
         self.class_names = _class_folders(root)
+        if not self.class_names:
+            raise UsageError(
+                f"`data` must hold a folder for each class, got {root} without any: put the images of each class "
+                "into a folder of its own, or give the directory above"
+            )
         self._samples: list[tuple[str, int]] = []
         for target, name in enumerate(self.class_names):
             images, _ = find_images_and_targets(str(root / name))

@@ -24,12 +24,9 @@ def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.M
     Raises:
         UsageError: The name or an option is unknown.
     """
-    from condconv.models import create_model, get_model_info
+    from condconv.models import create_model
 
-    try:
-        get_model_info(config.model)
-    except ValueError as error:
-        raise UsageError(f"`model` cannot be built: {error}; 'condconv models' lists the names") from error
+    check_name(config.model)
     try:
         return create_model(
             config.model,
@@ -40,6 +37,20 @@ def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.M
         )
     except (ValueError, TypeError, LookupError) as error:
         raise UsageError(f"`model` {config.model} cannot be built with {_given(config)}: {error}") from error
+
+
+def check_name(model: str) -> None:
+    """Check that `condconv.models` has a network of this name.
+
+    Raises:
+        UsageError: It has none.
+    """
+    from condconv.models import get_model_info
+
+    try:
+        get_model_info(model)
+    except ValueError as error:
+        raise UsageError(f"`model` cannot be built: {error}; 'condconv models' lists the names") from error
 
 
 def _given(config: TrainConfig) -> str:

@@ -93,6 +93,8 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
         UsageError: Data, network, optimizer or schedule cannot be made from the settings, or the checkpoint is of
             other classes or another network.
     """
+    if build is networks.build_from_zoo:  # before any data is fetched
+        networks.check_name(config.model)
     accelerator = create_accelerator(config)
     micro = micro_batch(config, accelerator)
     with accelerator.local_main_process_first():  # what has to be fetched is fetched once
