@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condconv.cli.export import preprocessing
 from condconv.experiments.demo_config import DemoConfig
 from condconv.export import FORMATS, export
 from condconv.ops.native.library import instruction_set
@@ -50,7 +49,7 @@ def write_files(checkpoint: Path, pictures: Path, folder: Path) -> tuple[Path, P
     loaded = load_checkpoint(checkpoint)
     wide, narrow = folder / "fp32.onnx", folder / "int8.onnx"
     example = torch.zeros(1, loaded.in_chans, loaded.image_size, loaded.image_size)
-    facts = preprocessing(loaded)
+    facts = loaded.preprocessing
     export(load_network(loaded, checkpoint), wide, format="onnx", example=example, preprocessing=facts)
     subprocess.run([sys.executable, EXAMPLE, wide, narrow, pictures], check=True)
     return wide, narrow

@@ -1,8 +1,9 @@
-"""Errors of the whole package: the bottom layer, which imports nothing of ours."""
+"""Errors of the whole package, and words for their messages: the bottom layer, which imports nothing of ours."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -30,7 +31,7 @@ class MissingExtraError(ImportError):
 
 
 def require_extra(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency, or says which extra to install.
+    """Import an optional dependency, or say which extra to install.
 
     Args:
         module: Dotted name of the module to import, for example `"timm.data"`.
@@ -52,3 +53,9 @@ def require_extra(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f'{package} is needed here and is not installed: pip install "condconv[{extra}]"', name=error.name
         ) from error
+
+
+def few(names: Iterable[str], most: int = 4) -> str:
+    """Return the first names of a list in words, and how many more there are."""
+    first = list(names)
+    return ", ".join(first[:most]) + (f" and {len(first) - most} more" if len(first) > most else "")

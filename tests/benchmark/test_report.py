@@ -174,7 +174,7 @@ def test_the_command_fails_where_something_is_wrong(monkeypatch, capsys):
         (["--quick", "--batch", "8"], "`--quick` must be alone in choosing rows, got --batch too"),
         (["--device", "tpu"], "`--device` must be cpu or cuda, got 'tpu'"),
         (["--mode", "fast"], "invalid choice: 'fast'"),
-        (["-o", "no/such/file.json"], "`--out` must be in a directory that exists, got no/such/file.json"),
+        (["-o", "no/such/file.json"], "`out` must be in a directory that exists, got no/such/file.json"),
         (["--layers", "x9"], "`--layers` must be 'all' or fit one of the layers, got 'x9'"),
     ],
 )

@@ -3,7 +3,6 @@ import re
 
 import pytest
 
-from condconv.cli.export import preprocessing
 from condconv.cli.main import main
 from condconv.errors import ExportError
 from condconv.export import FORMATS, verification
@@ -38,7 +37,7 @@ def test_a_checkpoint_becomes_a_file(checkpoint, tmp_path, capsys):
     loaded = load_checkpoint(checkpoint)
     assert json.loads(found.metadata["class_names"]) == list(loaded.class_names)
     facts = json.loads(found.metadata["preprocessing"])
-    assert facts == preprocessing(loaded)
+    assert facts == loaded.preprocessing
     assert (facts["size"], facts["channels"], facts["crop"]) == (8, 3, 1.0)
 
 

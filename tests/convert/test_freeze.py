@@ -116,7 +116,9 @@ def test_none_takes_equal_weights():
 def test_wrong_names_and_shapes_change_nothing():
     model = network()
     before = model.state_dict()
-    with pytest.raises(UsageError, match="`layers` must be conditional layers of the network, got '1': there are 0, "):
+    with pytest.raises(
+        UsageError, match="`routing_weights` must be for conditional layers of the network, got '1': there are 0, "
+    ):
         freeze_layers_(model, {"0": WEIGHTS, "1": WEIGHTS})
     with pytest.raises(UsageError, match=r"`routing_weights` must have one finite float for each of the 3 experts"):
         freeze_layers_(model, {"0": WEIGHTS, "2.2": WEIGHTS[:2]})

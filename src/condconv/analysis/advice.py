@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from condconv.analysis.records import Intervention, RoutingRecord
+from condconv.analysis.report import RoutingReport
 from condconv.analysis.statistics import chance_share
-
-if TYPE_CHECKING:
-    from condconv.analysis.report import RoutingReport
 
 LOW_SHARE = 0.1
 """Below this between-class share, what chance would give taken off, a routing hardly tells classes apart."""

@@ -6,14 +6,11 @@ Names are escaped here: plotly reads a part of HTML in every text.
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
 
 from condconv.analysis.figure import Figure, figure, rounded, routing_title
 from condconv.analysis.records import Intervention, RoutingRecord
+from condconv.analysis.report import RoutingReport
 from condconv.analysis.statistics import chance_share
-
-if TYPE_CHECKING:
-    from condconv.analysis.report import RoutingReport
 
 
 def overview(report: RoutingReport) -> dict[str, Figure]:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,10 +15,8 @@ from condconv.analysis import advice, charts, depth
 from condconv.analysis.figure import routing_title
 from condconv.analysis.pictures import LONGEST_SIDE, MOST_PICTURES, Picture, shown
 from condconv.analysis.records import Intervention, RoutingRecord
+from condconv.analysis.report import RoutingReport
 from condconv.errors import require_extra
-
-if TYPE_CHECKING:
-    from condconv.analysis.report import RoutingReport
 
 _TOP_CLASSES = 10
 _MARKER = re.compile(r"\{\{(\w+)\}\}")

@@ -6,10 +6,9 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from condconv.analysis.report import RoutingReport
+from condconv.analysis.report import RoutingReport
 
 MOST_PICTURES = 1000
 """Most pictures on a page: with `LONGEST_SIDE` they take two or three megabytes."""

@@ -16,8 +16,8 @@ from condconv.analysis.lists import (
     record_to_lists,
     texts,
 )
-from condconv.analysis.page import render_page
 from condconv.analysis.records import Intervention, RoutingRecord
+from condconv.atomic import write_atomic
 from condconv.errors import UsageError
 
 
@@ -92,9 +92,11 @@ class RoutingReport:
         """
         path = Path(path)
         if path.suffix == ".json":
-            _write(path, json.dumps(self._to_lists(), allow_nan=False))
+            write_atomic(path, json.dumps(self._to_lists(), allow_nan=False))
         elif path.suffix == ".html":
-            _write(path, render_page(self))
+            from condconv.analysis.page import render_page  # which takes a report
+
+            write_atomic(path, render_page(self))
         else:
             raise UsageError(f"`path` must end in .json or .html, got {path}: give it one of these suffixes")
 
@@ -123,10 +125,3 @@ class RoutingReport:
                 f"`path` must be a JSON file that RoutingReport.save wrote (format {FORMAT}), got {path}, which "
                 f"{error}: save the report again, under a name in .json"
             ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"`path` must be a file that can be written, got {path} ({error.strerror})") from error

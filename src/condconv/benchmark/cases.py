@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from condconv.counting import count
 from condconv.errors import MissingExtraError, require_extra
 from condconv.models import create_model, get_model_info
-from condconv.nn import CondConv2d, ConditionalLayer
+from condconv.nn import CondConv2d
 from condconv.tracing import trace
 from condconv.weights import to_timm_state_dict
 
@@ -163,11 +163,6 @@ def layers_of(name: str) -> tuple[LayerCase, ...]:
             shape = (layer.kernel_size[0], layer.in_channels, layer.out_channels, call.input_shape[2])
             found[LayerCase(*shape, layer.groups, layer.stride[0], layer.num_experts)] = None
     return tuple(found)
-
-
-def conditional_layers(model: nn.Module) -> list[ConditionalLayer]:
-    """Return the layers of a model, itself included, that have experts."""
-    return [module for module in model.modules() if isinstance(module, ConditionalLayer)]
 
 
 def _static_name(name: str) -> str:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from condconv.benchmark.cases import Case, LayerCase, Trio, conditional_layers, layers_of
+from condconv.benchmark.cases import Case, LayerCase, Trio, layers_of
 from condconv.benchmark.contender import DTYPES, LAYOUTS, Conditions, Contender
+from condconv.nn.conditional import conditional_layers
 
 # In fp64 a whole batch of a network takes minutes; its first examples go through the same layers.
 _LAYER_EXAMPLES = 32
@@ -69,7 +70,7 @@ def check_parity(case: Case, trio: Trio, conditions: Conditions) -> Parity:
     examples = min(len(trio.inputs[0]), _LAYER_EXAMPLES if is_layer else _NETWORK_EXAMPLES)
     some = tuple(each[:examples] for each in trio.inputs)
     reference = copy.deepcopy(trio.ours)
-    for layer in conditional_layers(reference):
+    for layer in conditional_layers(reference).values():
         layer.impl = "reference"
     eager = Conditions(conditions.mode, conditions.dtype, conditions.device)
     rounded = {layout: _results(reference, some, eager, layout) for layout in LAYOUTS}

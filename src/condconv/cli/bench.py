@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from condconv.atomic import check_can_write, write_atomic
+from condconv.benchmark.runtimes import RUNTIMES
 from condconv.errors import MissingExtraError, UsageError
 
 _REPETITIONS = 15
 _QUICK_REPETITIONS = 5
-_RUNTIMES = ("torch-export", "aoti", "onnx", "openvino")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -35,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision (default: %(default)s)")
     parser.add_argument("--impl", metavar="NAME", help="of the layers with experts, as in cond_conv2d (default: auto)")
     parser.add_argument(
-        "--runtime", choices=_RUNTIMES, help="networks as exported files, beside their static twins in the same runtime"
+        "--runtime", choices=RUNTIMES, help="networks as exported files, beside their static twins in the same runtime"
     )
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda with or without an index (default: %(default)s)")
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.out is not None:
             command = shlex.join(["condconv", *sys.argv[1:]])
             record = report.record(rows, call, command, conditions, repetitions, keeps_memory)
-            Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_atomic(Path(arguments.out), json.dumps(record, indent=1) + "\n")
     print(f"\n{report.summary(rows, call)}")
     return int(any(row.refused is not None for row in rows))
 
@@ -97,7 +98,7 @@ def _run_runtime(arguments: argparse.Namespace, repetitions: int) -> int:
             rows.append(row)
     if arguments.out is not None:
         record = report.runtime_record(rows, shlex.join(["condconv", *sys.argv[1:]]), repetitions)
-        Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_atomic(Path(arguments.out), json.dumps(record, indent=1) + "\n")
     return 0
 
 
@@ -143,5 +144,5 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"`--device` must be cpu or cuda, got {arguments.device!r}: or cuda:1 for the second GPU")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"`--device` must be there, got {arguments.device!r}: torch sees no GPU here, use cpu")
-    if arguments.out is not None and not Path(arguments.out).resolve().parent.is_dir():
-        raise UsageError(f"`--out` must be in a directory that exists, got {arguments.out}: make it first")
+    if arguments.out is not None:
+        check_can_write(Path(arguments.out))

@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the demo and prints the table."""
+    """Run the demo and print the table."""
     from condconv.experiments import DemoConfig, run_demo
 
     epochs = {} if arguments.epochs is None else {"epochs": arguments.epochs}

@@ -6,9 +6,8 @@ import argparse
 from typing import Any
 
 from condconv.errors import UsageError
-
-_FORMATS = ("torch-export", "aoti", "onnx", "openvino", "executorch", "litert", "coreml")
-_WEIGHTS = ("float32", "bfloat16", "int8")
+from condconv.export import FORMATS, export
+from condconv.export.storage import WEIGHTS
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -22,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", help="a best.safetensors or last.safetensors")
-    parser.add_argument("--format", required=True, choices=_FORMATS, help="what to write")
+    parser.add_argument("--format", required=True, choices=tuple(FORMATS), help="what to write")
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the file to write")
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--dynamic-batch", action="store_true", help="take any batch size; this is the default")
@@ -32,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--form", action="append", metavar="PATTERN=FORM", help="write layers in another form; can be repeated"
     )
-    parser.add_argument("--weights", choices=_WEIGHTS, default="float32", help="how they are stored (%(default)s)")
+    parser.add_argument("--weights", choices=WEIGHTS, default="float32", help="how they are stored (%(default)s)")
     parser.add_argument("--no-verify", action="store_true", help="keep the file without running it")
     parser.set_defaults(run=run)
 
@@ -41,7 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file and print the report."""
     import torch
 
-    from condconv.export import export
     from condconv.train import load_checkpoint, load_network
 
     if arguments.batch is not None and arguments.batch < 1:
@@ -60,30 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
         forms=forms,
         weights=arguments.weights,
         class_names=checkpoint.class_names,
-        preprocessing=preprocessing(checkpoint),
+        preprocessing=checkpoint.preprocessing,
         verify=not arguments.no_verify,
     )
     print(report)
     return 0
-
-
-def preprocessing(checkpoint: Any) -> dict[str, Any]:
-    """Return what an image goes through before a trained network sees it, as in evaluation.
-
-    The shorter side is scaled to `size / crop` pixels, the middle `size` x `size` pixels are cut out, and values from
-    0 to 1 have `mean` subtracted and are divided by `std`.
-
-    Args:
-        checkpoint: Of `condconv.train.load_checkpoint`.
-    """
-    return {
-        "size": checkpoint.image_size,
-        "channels": checkpoint.in_chans,
-        "crop": 0.875 if checkpoint.image_size >= 128 else 1.0,
-        "interpolation": "bicubic",
-        "mean": list(checkpoint.normalization.mean),
-        "std": list(checkpoint.normalization.std),
-    }
 
 
 def _forms(given: list[str]) -> dict[str, str]:

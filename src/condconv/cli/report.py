@@ -74,8 +74,8 @@ def reading_of(arguments: argparse.Namespace) -> Any:
 def run(arguments: argparse.Namespace) -> int:
     """Write the page and print its path, with the figures that matter most."""
     from condconv.analysis import verdicts
+    from condconv.atomic import check_can_write
     from condconv.train import inspect_checkpoint
-    from condconv.train.atomic import check_can_write
 
     out = Path(arguments.out)
     # What would fail at the end is said before the work begins.

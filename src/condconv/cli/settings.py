@@ -76,7 +76,7 @@ def over_recipe(recipe: TrainConfig, given: dict[str, Any]) -> dict[str, Any]:
 
 def _add_option(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
     flag, text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
-    kind = str(option.type).removesuffix(" | None")
+    kind, optional = str(option.type).removesuffix(" | None"), str(option.type).endswith("| None")
     if option.name in ENTRIES:
         flag = f"--{ENTRIES[option.name].replace('_', '-')}"
         group.add_argument(flag, dest=option.name, action="append", metavar="NAME=VALUE", help=text)
@@ -86,12 +86,12 @@ def _add_option(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
         group.add_argument("-o", flag, help=f"{text} (default: runs/DATA-MODEL-seedSEED)")
     else:
         known = option.default not in (None, dataclasses.MISSING)
-        choices = option.metadata["choices"]
+        choices = option.metadata["rule"].choices
         group.add_argument(
             flag,
-            type=_or_none(_TYPES[kind]) if str(option.type).endswith("| None") else _TYPES[kind],
-            choices=choices,
-            metavar=None if choices else option.name.rpartition("_")[2].upper(),
+            type=_or_none(_TYPES[kind]) if optional else _TYPES[kind],
+            choices=((*choices, None) if optional else choices) if choices else None,
+            metavar=f"{{{','.join(map(str, choices))}}}" if choices else option.name.rpartition("_")[2].upper(),
             help=text + (f" (default: {option.default})" if known else ""),
         )
 

@@ -16,6 +16,7 @@ from condconv.convert.scope import Scope, group_layers
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output
 from condconv.counting import count, count_trace
+from condconv.errors import few
 from condconv.nn import ConditionalLayer, ExternalRouting
 from condconv.nn.factory import Routing
 from condconv.tracing import Trace, default_example, trace
@@ -103,7 +104,9 @@ def convert_(
     groups, unrouted = group_layers(scope, chosen, blocks)
     notes += unrouted
     with ExitStack() as undo:
-        new_layers = build_layers(model, groups, old_layers, watched, num_experts, routing, init, noise, impl, undo)
+        new_layers = build_layers(
+            model, groups, old_layers, watched, num_experts, routing, undo, init=init, noise=noise, impl=impl
+        )
         for name, layer in new_layers.items():
             undo.callback(replace(model, old_layers[name], layer))
         after = None
@@ -152,10 +155,10 @@ def _choose(
     if not selected:
         if where is None and any(isinstance(each, ConditionalLayer) for each in model.modules()):
             raise ValueError("model must have layers left to convert: its convolutions are conditional already")
-        names = ", ".join(candidate.name for candidate in candidates[:8])
+        names = few((candidate.name for candidate in candidates), most=8)
         raise ValueError(
             f"where must select a layer, {selector!r} matched none of {len(candidates)}"
-            + (f" ({names}{', ...' if len(candidates) > 8 else ''})" if candidates else ": the model has none")
+            + (f" ({names})" if candidates else ": the model has none")
         )
     shared = refusals.why_not_shared(model)
     several = {} if scope.kind == "layer" else refusals.in_several_blocks(blocks)

@@ -22,10 +22,11 @@ def build_layers(
     watched: Trace | None,
     num_experts: int,
     routing: Routing,
+    undo: ExitStack,
+    *,
     init: str,
     noise: float,
     impl: str,
-    undo: ExitStack,
 ) -> dict[str, ConditionalLayer]:
     """Return a conditional layer for each old one, by name, with the blocks of the groups routed.
 
@@ -36,10 +37,10 @@ def build_layers(
         watched: A forward pass of the model; needed where a group has a leader.
         num_experts: E.
         routing: As in `convert_`.
+        undo: Gets a callback for each block routed.
         init: As in `convert_`.
         noise: As in `convert_`.
         impl: As in `convert_`.
-        undo: Gets a callback for each block routed.
 
     Raises:
         ValueError: A routing module for several groups, or a block whose input is not `[B, C, ...]`.
@@ -49,13 +50,18 @@ def build_layers(
             f"routing must be a name or a factory for {len(groups)} routing functions, got one module; give its class "
             "or a functools.partial of it, or scope='single'"
         )
+
+    def make(old: nn.Module, routing: Routing) -> ConditionalLayer:
+        twin = next(conditional for static, conditional in TWINS.items() if isinstance(old, static))
+        return twin.from_static(old, num_experts, routing=routing, init=init, noise=noise, impl=impl)
+
     layers: dict[str, ConditionalLayer] = {}
     previous: RoutingSlot | None = None
     led = [group for group in groups if group.leader is not None]
     for group in groups:
         if group.leader is None:
             (name,) = group.layers
-            layers[name] = _make(old_layers[name], num_experts, routing, init, noise, impl)
+            layers[name] = make(old_layers[name], routing)
             continue
         block = model.get_submodule(group.leader)
         first = old_layers[group.layers[0]].weight
@@ -73,7 +79,7 @@ def build_layers(
         if init == "preserve":
             slot.start = start_constant_(routing_fn)
         for name in group.layers:
-            layers[name] = _make(old_layers[name], num_experts, slot, init, noise, impl)
+            layers[name] = make(old_layers[name], slot)
         routed = route_block_(
             block,
             routing_fn.train(block.training),
@@ -89,8 +95,3 @@ def build_layers(
             undo.callback(model.register_forward_hook(ClearSlot(slot), always_call=True).remove)
         previous = slot
     return layers
-
-
-def _make(old: nn.Module, num_experts: int, routing: Routing, init: str, noise: float, impl: str) -> ConditionalLayer:
-    twin = next(conditional for static, conditional in TWINS.items() if isinstance(old, static))
-    return twin.from_static(old, num_experts, routing=routing, init=init, noise=noise, impl=impl)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from condconv.convert.refusals import why_not_shared
 from condconv.counting import format_table
-from condconv.errors import UsageError
+from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer
+from condconv.nn.conditional import conditional_layers
 
 _DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16}
 
@@ -119,7 +120,7 @@ def quantize_experts_(
 
 def _choose(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, ConditionalLayer]:
     """Return the layers that the patterns name."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}
+    layers = conditional_layers(model)
     if not layers:
         raise UsageError(
             f"`model` must have conditional layers, got {type(model).__name__} without any: only experts are quantized"
@@ -131,8 +132,8 @@ def _choose(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, Co
         raise UsageError(f"`where` must be a pattern of layers' names, or several, got {where!r}: or None for all")
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
-            names = ", ".join(list(layers)[:8]) + (", ..." if len(layers) > 8 else "")
-            raise UsageError(f"`where` must match names of conditional layers ({names}), {pattern!r} matches none")
+            known = few(layers, most=8)
+            raise UsageError(f"`where` must match names of conditional layers ({known}), {pattern!r} matches none")
     return {name: layers[name] for name in layers if any(fnmatch.fnmatchcase(name, each) for each in patterns)}
 
 

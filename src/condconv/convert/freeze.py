@@ -12,6 +12,7 @@ from condconv.convert.surgery import replace
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer
 from condconv.nn.block_routing import ClearSlot, FillSlot
+from condconv.nn.conditional import conditional_layers
 
 
 def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None]) -> None:
@@ -35,12 +36,14 @@ def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None
         >>> network[0]
         Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ConditionalLayer)}
+    layers = conditional_layers(model)
     frozen: dict[str, nn.Module] = {}
     for name, weights in routing_weights.items():
         if name not in layers:
             known = ", ".join(layers) or "none"
-            raise UsageError(f"`layers` must be conditional layers of the network, got {name!r}: there are {known}")
+            raise UsageError(
+                f"`routing_weights` must be for conditional layers of the network, got {name!r}: there are {known}"
+            )
         layer: Any = layers[name]
         equal = torch.full((layer.num_experts,), 1 / layer.num_experts)
         frozen[name] = layer.freeze(equal if weights is None else _checked(name, weights, layer.num_experts))

@@ -1,4 +1,4 @@
-"""Networks with parallel branches: what conditional convolutions are the finest grain of."""
+"""Networks with parallel branches: mixtures of whole stages, the coarser relatives of conditional convolutions."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def ensembles(width: str = "050", num_experts: int = 4, size: ladder.Size = ladd
     Source: CondConv, sections 1 and 5, which set the method among mixtures of ever finer grain; the paper has no table
     of it. Every rung is a MobileNetV1 whose width is chosen so that the whole costs what the static network does.
     Command: `condconv experiment ensembles --data imagenet --seeds 3 --epochs 90 --image-size 224`.
-    Size: 7 rows, 6 + 2 K trainings a seed, K the number of experts or branches.
+    Size: 7 rows, 5 + 2 K trainings a seed, K the number of experts or branches.
     Expected: not printed anywhere.
     """
     return Experiment(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, median, stdev
 
 _T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""97.5 % quantile of Student's t by degrees of freedom (any table); 1.96 at infinity."""
+"""97.5 % quantile of Student's t by degrees of freedom, from any table."""
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from condconv.analysis import RoutingRecord
+from condconv.benchmark.timing import time_by_turns
 from condconv.counting import count
 from condconv.experiments import comparison
 from condconv.experiments.comparison import NetworkNumbers
 from condconv.experiments.demo_config import DemoConfig
 from condconv.experiments.demo_files import draw_pictures, write_numbers
-from condconv.experiments.throughput import inference_rates
 from condconv.train import (
     ImageData,
     TrainResult,
@@ -74,7 +75,7 @@ def _run(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> D
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     example = torch.stack([data.val[index][0] for index in range(config.batch_size)])
     say("measuring inference by turns")
-    rates = inference_rates({name: each.to(device) for name, each in networks.items()}, example.to(device))
+    rates = _inference_rates({name: each.to(device) for name, each in networks.items()}, example.to(device))
     numbers = {
         name: _numbers(name, runs[name], network.cpu(), example[:1], rates[name]) for name, network in networks.items()
     }
@@ -98,6 +99,14 @@ def _train_all(config: DemoConfig, *, progress: bool, say: Callable[[str], None]
 
 def _load(result: TrainResult) -> nn.Module:
     return load_network(load_checkpoint(result.last), result.last)
+
+
+def _inference_rates(networks: dict[str, nn.Module], images: torch.Tensor) -> dict[str, tuple[float, ...]]:
+    """Return images per second of each network, one value a repetition."""
+    calls = {name: partial(network, images) for name, network in networks.items()}
+    with torch.inference_mode():
+        seconds = time_by_turns(calls, repetitions=15, seconds=0.1, cuda=images.is_cuda)
+    return {name: tuple(len(images) / each for each in times) for name, times in seconds.items()}
 
 
 def _numbers(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from condconv.analysis import RoutingRecord, plot_learning_curves, plot_routing
+from condconv.atomic import write_atomic
 from condconv.experiments.comparison import NetworkNumbers
 from condconv.experiments.demo_config import DemoConfig
 from condconv.experiments.machine import describe_machine
 from condconv.train import ImageData, TrainResult
-from condconv.train.atomic import write_atomic
 
 
 def write_numbers(

@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from condconv.atomic import write_atomic
 from condconv.errors import UsageError, require_extra
 from condconv.experiments.comparison import as_markdown, spread
 from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.runner import Outcome
 from condconv.experiments.runs import RunRecord
-from condconv.train.atomic import write_atomic
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from condconv.errors import UsageError
 from condconv.export.storage import WEIGHTS
-from condconv.nn import ConditionalLayer
+from condconv.nn.conditional import conditional_layers
 
 
 def check_model(model: Any) -> None:
@@ -32,7 +32,7 @@ def check_model(model: Any) -> None:
     unset = nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer
     if any(tensor.is_meta or isinstance(tensor, unset) for tensor in tensors):
         raise UsageError("`model` must have values in its weights, got some without: load them, or run it once")
-    if any(isinstance(module, ConditionalLayer) and module.compact for module in model.modules()):
+    if any(layer.compact for layer in conditional_layers(model).values()):
         raise UsageError(
             "`model` must have ordinary experts, got compact ones: export the network as it was before "
             'quantize_experts_, with weights="int8" or "bfloat16" for a small file'

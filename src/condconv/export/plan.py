@@ -14,6 +14,7 @@ from condconv.export import forms
 from condconv.export.geometry import Geometry
 from condconv.nn import CondConv2d, ConditionalLayer, CondLinear, ConstantRouting
 from condconv.nn.block_routing import routing_functions
+from condconv.nn.conditional import conditional_layers
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def choose(
     if overrides is not None and not isinstance(overrides, Mapping):
         kind = type(overrides).__name__
         raise UsageError(f"`forms` must map patterns of layers' names to forms, got {kind}: give a dictionary")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}
+    layers = conditional_layers(model)
     for pattern, form in (overrides or {}).items():
         if form not in FORMS:
             raise UsageError(f"`forms` must name one of {', '.join(FORMS)}, got {form!r} for {pattern!r}: take one")

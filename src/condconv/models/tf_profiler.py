@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from condconv.counting import count
 from condconv.errors import UsageError
-from condconv.nn import ConditionalLayer, CondLinear
+from condconv.nn import CondLinear
+from condconv.nn.conditional import conditional_layers
 from condconv.tracing import Call, default_example, trace
 
 # Float operations for each element of the output; what is in neither table costs nothing, as in the profiler: ReLU,
@@ -69,7 +70,7 @@ def profiler_madds(model: nn.Module, example_input: Any = None, *, batched_produ
     """
     example = default_example(model) if example_input is None else example_input
     with _Profiler() as profiler, ExitStack() as hooks:
-        for layer in [module for module in model.modules() if isinstance(module, ConditionalLayer)]:
+        for layer in conditional_layers(model).values():
             hooks.callback(layer.register_forward_pre_hook(profiler.enter_layer).remove)
             hooks.callback(layer.register_forward_hook(profiler.leave_layer).remove)
             hooks.callback(layer.routing_fn.register_forward_pre_hook(profiler.enter_routing).remove)

@@ -249,3 +249,8 @@ class ConditionalLayer(nn.Module):
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
             self.bias.requires_grad_(bias.requires_grad)
+
+
+def conditional_layers(model: nn.Module) -> dict[str, ConditionalLayer]:
+    """Return the layers of a model, itself included, that have experts, by their names in it."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}

@@ -7,9 +7,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from condconv.nn.same_padding import TFSameConv2d
 
-# By full name, so that no library is imported: forward as the base's but for TensorFlow's padding,
+# Classes by full name, so that no library is imported. These compute what their base does after TensorFlow's padding;
 FOREIGN_PADDING = ("timm.layers.conv2d_same.Conv2dSame",)
-# and as the base's unless scripted.
+# these compute what their base does, unless they are scripted.
 _PLAIN = ("timm.layers.linear.Linear",)
 
 

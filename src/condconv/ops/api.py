@@ -358,10 +358,10 @@ def _run(
 def _watched(*tensors: Tensor | None) -> bool:
     """Return whether something wants to see the registered operator, and not only what it returns.
 
-    That is a mode, a tracer, a profiler, or a kind of tensor that PyTorch brings into shape on the way to an operator
-    (subclasses; numbers whose sign is to be turned yet). Otherwise a call without gradients runs at once: the way to an
-    operator written in Python takes longer than many a small layer. An `ExecutionTraceObserver` without a profiler is
-    the one that is not noticed.
+    That is a mode, a tracer, a profiler, or a kind of tensor that PyTorch resolves on the way to an operator
+    (subclasses, and views whose negation is pending). Otherwise a call without gradients runs at once: the way to an
+    operator written in Python takes longer than many a small layer. Only an `ExecutionTraceObserver` without a profiler
+    goes unnoticed.
     """
     return (
         torch._C._len_torch_dispatch_stack() > 0

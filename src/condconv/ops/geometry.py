@@ -39,6 +39,10 @@ class Geometry(NamedTuple):
         """Return O for stacked experts `[E, O, C/G, ...]`, or `[E, C, O/G, ...]` where transposed."""
         return weight.shape[2] * self.groups if self.transposed else weight.shape[1]
 
+    def is_depthwise(self, weight: Tensor) -> bool:
+        """Return whether each output channel has one input channel, for stacked kernels of any number."""
+        return self.groups > 1 and weight.shape[2] == 1
+
     def convolve(self, x: Tensor, kernel: Tensor, *, fold: int = 1) -> Tensor:
         """Apply torch's convolution. `fold` examples lie side by side in the channels (and the groups)."""
         return torch.convolution(

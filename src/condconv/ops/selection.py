@@ -85,7 +85,7 @@ def describe(
         output_numel=geometry.out_channels(weight) * pixels,
         output_pixels=pixels,
         taps=prod(weight.shape[3:]),
-        depthwise=geometry.groups > 1 and weight.shape[2] == 1,
+        depthwise=geometry.is_depthwise(weight),
         transposed=geometry.transposed,
         spatial=len(geometry.stride),
         dtypes=(dtype, accumulation_dtype(dtype) if compact else weight.dtype),

@@ -17,9 +17,10 @@ import timm
 import torch
 from torch import Tensor
 
+from condconv.atomic import write_atomic
 from condconv.errors import UsageError
-from condconv.train.atomic import write_atomic
 from condconv.train.config import TrainConfig
+from condconv.train.data import INTERPOLATION, val_crop
 from condconv.train.metrics import EpochMetrics
 from condconv.train.normalization import Normalization
 
@@ -63,6 +64,18 @@ class Checkpoint:
     def weights(self) -> dict[str, Tensor]:
         """What the metrics belong to: the averaged network's state dict if there is one, else the network's."""
         return self.model if self.ema is None else self.ema
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What an image goes through before the network sees it in evaluation, as `condconv.export.export` takes it."""
+        return {
+            "size": self.image_size,
+            "channels": self.in_chans,
+            "crop": val_crop(self.image_size),
+            "interpolation": INTERPOLATION,
+            "mean": list(self.normalization.mean),
+            "std": list(self.normalization.std),
+        }
 
     @property
     def epoch(self) -> int:

@@ -8,23 +8,23 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from condconv.errors import UsageError
-from condconv.train.rules import RULES, check
+from condconv.train.rules import BOOL, OPTIONS, TEXT, Rule, number, one_of, or_none, whole
 
 # The help text is what the reference and the command line both show; the group is the heading it stands under there.
 DATA, NETWORK, UPDATES = "data", "network", "optimisation"
 REGULARISATION, AUGMENTATION, RUN = "regularisation", "augmentation", "run"
 
 
-def _option(default: Any, group: str, help_text: str, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": help_text, "group": group, "choices": choices})
+def _option(default: Any, group: str, help_text: str, rule: Rule) -> Any:
+    return field(default=default, metadata={"help": help_text, "group": group, "rule": rule})
 
 
-def _required(group: str, help_text: str) -> Any:
-    return field(metadata={"help": help_text, "group": group, "choices": None})
+def _required(group: str, help_text: str, rule: Rule) -> Any:
+    return field(metadata={"help": help_text, "group": group, "rule": rule})
 
 
 def _options(group: str, help_text: str) -> Any:
-    return field(default_factory=dict, metadata={"help": help_text, "group": group, "choices": None})
+    return field(default_factory=dict, metadata={"help": help_text, "group": group, "rule": OPTIONS})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,83 +44,114 @@ class TrainConfig:
         DATA,
         "directory with train/ and val/ (one folder a class) or with train.tar and val.tar; or 'digits', "
         "'torch/NAME', 'hfds/NAME', 'wds/DIRECTORY'",
+        TEXT,
     )
-    val_data: str | None = _option(None, DATA, "validation images, if they are elsewhere; then DATA has the others")
-    data_dir: str | None = _option(None, DATA, "where the files of torch/NAME are (or go), or the cache of hfds/NAME")
+    val_data: str | None = _option(
+        None, DATA, "validation images, if they are elsewhere; then DATA has the others", or_none(TEXT)
+    )
+    data_dir: str | None = _option(
+        None, DATA, "where the files of torch/NAME are (or go), or the cache of hfds/NAME", or_none(TEXT)
+    )
     data_options: Mapping[str, Any] = _options(DATA, "option of a named dataset's reader, e.g. input_key=img")
-    image_size: int | None = _option(None, DATA, "side of the square input in pixels (default: 224, digits 8)")
-    in_chans: int | None = _option(None, DATA, "image channels, 1 or 3 (default: 3, digits 1)")
-    normalization: str | None = _option(
-        None, DATA, "of the pixels (default: what pretrained weights need, or imagenet)", ("imagenet", "inception")
+    image_size: int | None = _option(
+        None, DATA, "side of the square input in pixels (default: 224, digits 8)", or_none(whole(1))
     )
-    on_bad_image: str = _option("error", DATA, "what to do with an unreadable image", ("error", "skip"))
-    workers: int = _option(0, DATA, "processes that read images, for each training process")
+    in_chans: int | None = _option(None, DATA, "image channels, 1 or 3 (default: 3, digits 1)", or_none(one_of(1, 3)))
+    normalization: str | None = _option(
+        None,
+        DATA,
+        "of the pixels (default: what pretrained weights need, or imagenet)",
+        or_none(one_of("imagenet", "inception")),
+    )
+    on_bad_image: str = _option("error", DATA, "what to do with an unreadable image", one_of("error", "skip"))
+    workers: int = _option(0, DATA, "processes that read images, for each training process", whole(0))
 
     # Network
-    model: str = _required(NETWORK, "name of a network, see 'condconv models'")
+    model: str = _required(NETWORK, "name of a network, see 'condconv models'", TEXT)
     model_options: Mapping[str, Any] = _options(NETWORK, "option of the network, e.g. output_stride=8, drop_rate=0.2")
-    pretrained: bool = _option(False, NETWORK, "start from published ImageNet weights")
+    pretrained: bool = _option(False, NETWORK, "start from published ImageNet weights", BOOL)
     init_from: str | None = _option(
-        None, NETWORK, "start from the weights of a file, of the same network or of its static twin"
+        None, NETWORK, "start from the weights of a file, of the same network or of its static twin", or_none(TEXT)
     )
     init_skip: str | None = _option(
-        None, NETWORK, "names that do not start from the file, e.g. 'classifier*' for other classes"
+        None, NETWORK, "names that do not start from the file, e.g. 'classifier*' for other classes", or_none(TEXT)
     )
 
     # Optimisation
-    epochs: int = _option(30, UPDATES, "passes over the training images")
-    batch_size: int = _option(64, UPDATES, "images per optimizer update, over all processes")
-    grad_accumulation: int = _option(1, UPDATES, "forward passes that one update is spread over")
-    optimizer: str = _option("adamw", UPDATES, "optimizer, by its timm name")
+    epochs: int = _option(30, UPDATES, "passes over the training images", whole(1))
+    # One image an update would leave batch normalisation nothing to average on small maps.
+    batch_size: int = _option(64, UPDATES, "images per optimizer update, over all processes", whole(2))
+    grad_accumulation: int = _option(1, UPDATES, "forward passes that one update is spread over", whole(1))
+    optimizer: str = _option("adamw", UPDATES, "optimizer, by its timm name", TEXT)
     optimizer_options: Mapping[str, Any] = _options(UPDATES, "argument of the optimizer, e.g. momentum=0.9")
-    lr: float = _option(1e-3, UPDATES, "peak learning rate")
-    router_lr_scale: float = _option(1.0, UPDATES, "learning rate of routing functions, in times of the others'")
-    scheduler: str = _option("cosine", UPDATES, "learning rate schedule, by its timm name")
+    lr: float = _option(1e-3, UPDATES, "peak learning rate", number(0, open_below=True))
+    router_lr_scale: float = _option(
+        1.0, UPDATES, "learning rate of routing functions, in times of the others'", number(0, open_below=True)
+    )
+    scheduler: str = _option("cosine", UPDATES, "learning rate schedule, by its timm name", TEXT)
     scheduler_options: Mapping[str, Any] = _options(UPDATES, "argument of timm's schedule, e.g. decay_epochs=2.4")
-    warmup_epochs: int | None = _option(None, UPDATES, "epochs of linear warm-up (default: 1, or 0 of 1)")
-    clip_grad: float | None = _option(None, UPDATES, "largest gradient norm (default: no clipping)")
+    warmup_epochs: int | None = _option(
+        None, UPDATES, "epochs of linear warm-up (default: 1, or 0 of 1)", or_none(whole(0))
+    )
+    clip_grad: float | None = _option(
+        None, UPDATES, "largest gradient norm (default: no clipping)", or_none(number(0, open_below=True))
+    )
     patience: int | None = _option(
-        None, UPDATES, "stop after so many epochs without a better accuracy (default: never)"
+        None, UPDATES, "stop after so many epochs without a better accuracy (default: never)", or_none(whole(1))
     )
 
     # Regularisation
-    weight_decay: float = _option(0.05, REGULARISATION, "weight decay (not on biases and norms)")
-    router_decay: bool = _option(True, REGULARISATION, "let the weights of routing functions decay as kernels do")
-    norm_decay: bool = _option(False, REGULARISATION, "let biases and norms decay as kernels do")
-    label_smoothing: float = _option(0.1, REGULARISATION, "probability mass spread over the wrong classes")
-    expert_dropout: float = _option(0.0, REGULARISATION, "probability of leaving an expert out, for each image")
-    ema_decay: float | None = _option(
-        None, REGULARISATION, "average the weights over updates with this decay, and score the average (default: no)"
+    weight_decay: float = _option(0.05, REGULARISATION, "weight decay (not on biases and norms)", number(0))
+    router_decay: bool = _option(True, REGULARISATION, "let the weights of routing functions decay as kernels do", BOOL)
+    norm_decay: bool = _option(False, REGULARISATION, "let biases and norms decay as kernels do", BOOL)
+    label_smoothing: float = _option(
+        0.1, REGULARISATION, "probability mass spread over the wrong classes", number(0, 0.9)
     )
-    mixup: float = _option(0.0, REGULARISATION, "alpha of mixup, which blends pairs of images; 0 for none")
-    cutmix: float = _option(0.0, REGULARISATION, "alpha of cutmix, which pastes a part of another image; 0 for none")
+    expert_dropout: float = _option(
+        0.0, REGULARISATION, "probability of leaving an expert out, for each image", number(0, 0.9)
+    )
+    ema_decay: float | None = _option(
+        None,
+        REGULARISATION,
+        "average the weights over updates with this decay, and score the average (default: no)",
+        or_none(number(0, 0.999999)),
+    )
+    mixup: float = _option(0.0, REGULARISATION, "alpha of mixup, which blends pairs of images; 0 for none", number(0))
+    cutmix: float = _option(
+        0.0, REGULARISATION, "alpha of cutmix, which pastes a part of another image; 0 for none", number(0)
+    )
 
     # Augmentation
     min_crop: float | None = _option(
-        None, AUGMENTATION, "smallest random crop, fraction of the area (default: 0.25, digits 1)"
+        None,
+        AUGMENTATION,
+        "smallest random crop, fraction of the area (default: 0.25, digits 1)",
+        or_none(number(0, 1, open_below=True)),
     )
-    hflip: float | None = _option(None, AUGMENTATION, "probability of a horizontal flip (default: 0.5, digits 0)")
-    color_jitter: float = _option(0.0, AUGMENTATION, "strength of the colour jitter")
+    hflip: float | None = _option(
+        None, AUGMENTATION, "probability of a horizontal flip (default: 0.5, digits 0)", or_none(number(0, 1))
+    )
+    color_jitter: float = _option(0.0, AUGMENTATION, "strength of the colour jitter", number(0))
     auto_augment: str | None = _option(
-        None, AUGMENTATION, "timm's augmentation policy, e.g. rand-m9-mstd0.5 (default: none)"
+        None, AUGMENTATION, "timm's augmentation policy, e.g. rand-m9-mstd0.5 (default: none)", or_none(TEXT)
     )
-    random_erasing: float = _option(0.0, AUGMENTATION, "probability of erasing a rectangle")
+    random_erasing: float = _option(0.0, AUGMENTATION, "probability of erasing a rectangle", number(0, 1))
 
     # Run
-    out: str = _required(RUN, "directory for checkpoints and metrics; a run that is there goes on")
+    out: str = _required(RUN, "directory for checkpoints and metrics; a run that is there goes on", TEXT)
     log_with: str | None = _option(
-        None, RUN, "log the metrics to this as well (default: files only)", ("tensorboard", "wandb")
+        None, RUN, "log the metrics to this as well (default: files only)", or_none(one_of("tensorboard", "wandb"))
     )
-    seed: int = _option(0, RUN, "decides initial weights, image order and augmentation")
-    mixed_precision: str = _option("no", RUN, "arithmetic of the forward pass", ("no", "bf16", "fp16"))
-    sync_bn: bool = _option(False, RUN, "share batch statistics between GPUs")
-    channels_last: bool = _option(False, RUN, "keep images and kernels in channels-last layout")
-    compile: bool = _option(False, RUN, "compile the network with torch.compile")
-    device: str = _option("auto", RUN, "where to train; auto takes the GPU that is there", ("auto", "cpu"))
+    seed: int = _option(0, RUN, "decides initial weights, image order and augmentation", whole(0))
+    mixed_precision: str = _option("no", RUN, "arithmetic of the forward pass", one_of("no", "bf16", "fp16"))
+    sync_bn: bool = _option(False, RUN, "share batch statistics between GPUs", BOOL)
+    channels_last: bool = _option(False, RUN, "keep images and kernels in channels-last layout", BOOL)
+    compile: bool = _option(False, RUN, "compile the network with torch.compile", BOOL)
+    device: str = _option("auto", RUN, "where to train; auto takes the GPU that is there", one_of("auto", "cpu"))
 
     def __post_init__(self) -> None:
-        for name in RULES:
-            check(name, getattr(self, name))
+        for each in fields(self):
+            each.metadata["rule"].check(each.name, getattr(self, each.name))
         for name in ("data", "val_data"):  # the same folder, whether or not a shell has put a slash behind it
             path = getattr(self, name)
             if path is not None:
@@ -149,24 +180,23 @@ class TrainConfig:
         """Return the record as indented JSON."""
         return json.dumps(asdict(self), indent=2)
 
-    @classmethod
-    def from_json(cls, text: str) -> TrainConfig:
-        """Read what `to_json` wrote.
+    def check_same(self, saved: TrainConfig) -> None:
+        """Check that these settings are of the run that `out` holds; its place and its logger may be others.
+
+        Args:
+            saved: Of that run.
 
         Raises:
-            UsageError: The text is not JSON, or names other fields.
+            UsageError: They are not; the message names each setting that differs, with both values.
         """
-        try:
-            values = json.loads(text)
-            return cls(**values)
-        except (json.JSONDecodeError, TypeError) as error:
-            raise UsageError(f"`config` must be what this version of condconv writes, got: {error}") from error
-
-    def differences(self, other: TrainConfig) -> list[str]:
-        """Name the fields that make `other` another run, with both values; `out` and `log_with` are none of them."""
         named = [each.name for each in fields(self) if each.name not in ("out", "log_with")]
-        pairs = [(name, _plain(getattr(self, name)), _plain(getattr(other, name))) for name in named]
-        return [f"{name}: {ours!r}, not {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
+        pairs = [(name, _plain(getattr(self, name)), _plain(getattr(saved, name))) for name in named]
+        differences = [f"{name}: {ours!r}, not {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
+        if differences:
+            raise UsageError(
+                f"`out` must be a new directory or one with a run of the same settings, got {self.out}, which "
+                f"differs in {'; '.join(differences)}: give another --out, or the settings of that run"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, few
 from condconv.train import digits
 from condconv.train.config import TrainConfig
 from condconv.train.folder import open_path
@@ -22,6 +22,8 @@ from condconv.train.images import Images, Reader
 from condconv.train.named import HuggingFaceReader, TorchReader
 from condconv.train.normalization import Normalization, of_config
 from condconv.train.shards import ShardReader
+
+INTERPOLATION = "bicubic"
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,9 @@ def open_validation(
     reader = _open_reader(data, "val", alone=True, data_dir=data_dir, options=options or {})
     if set(reader.class_names) != set(class_names):
         raise UsageError(
-            f"`data` must have the classes that the network was trained on ({_some(class_names)}), "
-            f"got {data} with {_some(reader.class_names)}: give data of the same classes, in folders of the same names"
+            f"`data` must have the classes that the network was trained on ({len(class_names)}: {few(class_names)}), "
+            f"got {data} with {len(reader.class_names)}: {few(reader.class_names)}: give data of the same classes, in "
+            "folders of the same names"
         )
     images = Images(reader, class_names, in_chans=in_chans, skip_unreadable=skip)
     images.transform = val_transform(size, in_chans, normalization)
@@ -154,10 +157,6 @@ def _shared_classes(data: str, readers: Mapping[str, Reader]) -> tuple[str, ...]
     return names
 
 
-def _some(names: tuple[str, ...], most: int = 4) -> str:
-    return f"{len(names)}: " + ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
 def _train_transform(
     config: TrainConfig, size: int, in_chans: int, normalization: Normalization
 ) -> Callable[[Any], Tensor]:
@@ -176,7 +175,7 @@ def _train_transform(
             # None, not 0, which would draw the order of what does nothing anew for each image.
             color_jitter=config.color_jitter or None,  # type: ignore[arg-type]
             auto_augment=config.auto_augment,
-            interpolation="bicubic",
+            interpolation=INTERPOLATION,
             mean=normalization.mean,
             normalize=False,
         )
@@ -191,11 +190,19 @@ def _train_transform(
     return Compose([transform, *last])
 
 
+def val_crop(size: int) -> float:
+    """Return the share of the shorter side that evaluation keeps of an image.
+
+    Cutting the margin away helps with photographs; small images are mostly cropped to the thing already.
+    """
+    return 0.875 if size >= 128 else 1.0
+
+
 def val_transform(size: int, in_chans: int, normalization: Normalization) -> Callable[[Any], Tensor]:
     """Return what makes `[C, S, S]` float32 of a PIL image, with nothing random in it."""
-    # Cutting the margin away helps with photographs; small images are mostly cropped to the thing already.
-    crop = 0.875 if size >= 128 else 1.0
-    transform = create_transform((in_chans, size, size), crop_pct=crop, interpolation="bicubic", normalize=False)
+    transform = create_transform(
+        (in_chans, size, size), crop_pct=val_crop(size), interpolation=INTERPOLATION, normalize=False
+    )
     return Compose([transform, _Normalize(normalization)])
 
 

@@ -39,6 +39,6 @@ class DigitsReader:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self._samples[index]
 
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+    def filename(self, index: int) -> str:
         """Return what to call an image in a message."""
         return f"digit {index}"

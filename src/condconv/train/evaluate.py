@@ -22,6 +22,7 @@ from condconv.train.data import open_validation
 from condconv.train.images import IGNORED, Images
 from condconv.train.launch import create_accelerator
 from condconv.train.loading import batches, create_loader
+from condconv.train.rules import one_of, whole
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,9 @@ def evaluate_checkpoint(
     Raises:
         UsageError: The checkpoint or the data cannot be used, or their classes differ.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-        if value < least:
-            raise UsageError(f"`{name}` must be a whole number of at least {least}, got {value}")
+    whole(1).check("batch_size", batch_size)
+    whole(0).check("workers", workers)
+    one_of("error", "skip").check("on_bad_image", on_bad_image)
     checkpoint = load_checkpoint(path)
     images = open_images_of(checkpoint, data, data_dir=data_dir, skip=on_bad_image == "skip")
     accelerator = create_accelerator(

@@ -43,13 +43,13 @@ class FolderReader:
             )
         self._samples: list[tuple[str, int]] = []
         for target, name in enumerate(self.class_names):
-            images, _ = find_images_and_targets(str(root / name))
-            if not images:
+            paths = _find_images(root / name)
+            if not paths:
                 raise UsageError(
                     f"`data` must have an image in every class folder, got none in {root / name}: "
                     f"fill the folder or remove it, in both splits (image files are {', '.join(IMG_EXTENSIONS)})"
                 )
-            self._samples += [(path, target) for path, _ in images]
+            self._samples += [(path, target) for path in paths]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -58,9 +58,28 @@ class FolderReader:
         path, target = self._samples[index]
         return Path(path).open("rb"), target
 
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+    def filename(self, index: int) -> str:
         """Return the path of an image."""
         return self._samples[index][0]
+
+
+class LooseReader(FolderReader):
+    """Images of a directory without class folders; all have class 0.
+
+    Args:
+        root: The directory.
+
+    Raises:
+        UsageError: It has no image.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.class_names = ("",)
+        self._samples = [(path, 0) for path in _find_images(root)]
+        if not self._samples:
+            raise UsageError(
+                f"`data` must hold images or class folders with images, got {root} without: check the path"
+            )
 
 
 class TarReader:
@@ -102,7 +121,7 @@ class TarReader:
             file.seek(offset)
             return io.BytesIO(file.read(size)), target
 
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+    def filename(self, index: int) -> str:
         """Return the path of the tar file and of the image in it."""
         return f"{self._path}/{next(name for name, offset, _ in images(self._path) if offset == self._rows[index, 0])}"
 
@@ -118,7 +137,6 @@ def open_path(path: Path, split: str, *, alone: bool) -> Reader:
     Raises:
         UsageError: There is nothing of that kind.
     """
-    add_img_extensions(IMG_EXTENSIONS)  # timm alone would leave out bmp, tif and webp without a word
     if path.is_file() and alone:
         return _open_tar(path)
     if not path.is_dir():
@@ -162,3 +180,8 @@ def find_split(root: Path, split: str) -> Path | None:
 def _class_folders(root: Path) -> tuple[str, ...]:
     names = [each.name for each in os.scandir(root) if each.is_dir() and not each.name.startswith(".")]
     return tuple(sorted(names, key=natural_key))
+
+
+def _find_images(root: Path) -> list[str]:
+    add_img_extensions(IMG_EXTENSIONS)  # timm alone would leave out bmp, tif and webp without a word
+    return [path for path, _ in find_images_and_targets(str(root))[0]]

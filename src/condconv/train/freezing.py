@@ -10,11 +10,11 @@ from pathlib import Path
 from torch import nn
 
 from condconv.analysis import served_layers
+from condconv.atomic import check_can_write
 from condconv.convert import freeze_layers_
 from condconv.errors import UsageError
-from condconv.nn import ConditionalLayer
+from condconv.nn.conditional import conditional_layers
 from condconv.train import network as networks
-from condconv.train.atomic import check_can_write
 from condconv.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from condconv.train.data import open_data
 from condconv.train.evaluate import load_network
@@ -87,7 +87,7 @@ def freeze_checkpoint(
         Path(out),
         replace(checkpoint, model=network.state_dict(), ema=None, optimizer=None, scaler=None, static_layers=static),
     )
-    left = sum(isinstance(module, ConditionalLayer) for module in network.modules())
+    left = len(conditional_layers(network))
     return FrozenCheckpoint(chosen, left, int(report.routings[0].examples), params_before, _count(network))
 
 

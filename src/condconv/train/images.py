@@ -1,4 +1,4 @@
-"""What a set of images is to the rest of the training code: a reader of files, made strict."""
+"""Images with their classes: what a reader stores, opened when asked for and checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 
 
 class Reader(Protocol):
-    """Images of one split as they are stored; timm's readers have the same three methods."""
+    """Images of one split as they are stored."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ class Reader(Protocol):
 
     def __getitem__(self, index: int) -> tuple[IO[bytes] | Image.Image, int]: ...
 
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+    def filename(self, index: int) -> str:
         """Return what to call an image in a message."""
         ...
 
@@ -82,14 +82,14 @@ class Images(Dataset[tuple[Any, int]]):
             if self._skip:
                 return self._stand_in(index), IGNORED
             raise UsageError(
-                f"`data` must hold readable images, got {self._reader.filename(index, absolute=True)} "
+                f"`data` must hold readable images, got {self._reader.filename(index)} "
                 f"({_one_line(error)}): remove the file, or pass --on-bad-image skip to leave such files out and "
                 "count them"
             ) from error
 
     def filename(self, index: int) -> str:
         """Return what an image is called where it is stored."""
-        return self._reader.filename(index, absolute=True)
+        return self._reader.filename(index)
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         stored, label = self._reader[index]
@@ -101,7 +101,7 @@ class Images(Dataset[tuple[Any, int]]):
         if not 0 <= label < len(self._targets):
             raise UsageError(
                 f"`data` must have a class for each image, got {label} for "
-                f"{self._reader.filename(index, absolute=True)}: take a split that is labelled"
+                f"{self._reader.filename(index)}: take a split that is labelled"
             )
         return image, self._targets[label]
 

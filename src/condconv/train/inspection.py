@@ -24,17 +24,16 @@ from condconv.analysis import (
     verdicts,
 )
 from condconv.analysis.predictions import predicted_classes
+from condconv.atomic import write_atomic
 from condconv.errors import UsageError
 from condconv.train import network as networks
-from condconv.train.atomic import write_atomic
 from condconv.train.checkpoint import Checkpoint, load_checkpoint
 from condconv.train.data import val_transform
 from condconv.train.evaluate import load_network, open_images_of
-from condconv.train.folder import find_split
+from condconv.train.folder import LooseReader, find_split
 from condconv.train.images import Images
 from condconv.train.loading import batches, create_loader
-from condconv.train.loose import LooseReader
-from condconv.train.rules import check
+from condconv.train.rules import one_of, or_none, whole
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,11 @@ class Reading:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("max_images", self.max_images, 1),
-            ("batch_size", self.batch_size, 1),
-            ("workers", self.workers, 0),
-        ):
-            if value is not None and value < least:
-                raise UsageError(f"`{name}` must be a whole number of at least {least}, got {value}")
-        check("on_bad_image", self.on_bad_image)
-        check("device", self.device)
+        or_none(whole(1)).check("max_images", self.max_images)
+        whole(1).check("batch_size", self.batch_size)
+        whole(0).check("workers", self.workers)
+        one_of("error", "skip").check("on_bad_image", self.on_bad_image)
+        one_of("auto", "cpu").check("device", self.device)
 
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the GPU if there is one and the device is `"auto"`; else lay it out for the CPU.

@@ -13,10 +13,10 @@ from timm.utils.distributed import distribute_bn
 from torch import Tensor
 from tqdm import tqdm
 
+from condconv.atomic import remove_leftovers, write_atomic
 from condconv.errors import TrainingError, TrainingInterrupted
 from condconv.nn import anneal_
 from condconv.train import network as networks
-from condconv.train.atomic import remove_leftovers, write_atomic
 from condconv.train.averaging import update_average_
 from condconv.train.config import TrainConfig
 from condconv.train.evaluate import evaluate
@@ -39,7 +39,7 @@ def train(
     progress: bool = True,
     title: str = "train",
 ) -> TrainResult:
-    """Train a network, or goes on with the run that `config.out` holds.
+    """Train a network, or go on with the run that `config.out` holds.
 
     Every epoch starts from random numbers that (seed, epoch, process) decide, so a run that was interrupted
     and resumed gives the same numbers as one that was not: bit for bit on the CPU.

@@ -54,7 +54,7 @@ class TorchReader:
         image, target = self._dataset[index]
         return image, int(target)
 
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+    def filename(self, index: int) -> str:
         """Return what to call an image in a message."""
         return f"image {index} of torch/{self._name}"
 
@@ -105,7 +105,7 @@ class HuggingFaceReader:
         file, target = self._reader[index]
         return file, int(target)
 
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+    def filename(self, index: int) -> str:
         """Return what to call an image in a message."""
         return f"image {index} of {self._place}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, few
 from condconv.nn import RoutingFunction
 from condconv.tracing import evaluating
 from condconv.train.config import TrainConfig
@@ -139,14 +139,10 @@ def load_weights_(network: nn.Module, weights: Mapping[str, Tensor], path: str |
             if name in weights and own[name].shape != weights[name].shape
         ],
     }
-    found = [f"{what} {_first(names)}" for what, names in problems.items() if names]
+    found = [f"{what} {few(names, most=3)}" for what, names in problems.items() if names]
     if found:
         raise UsageError(
             f"`checkpoint` must hold the weights of this network, got {path}: {'; '.join(found)}: "
             "build the network with the checkpoint's own model name and options"
         )
     network.load_state_dict(dict(weights))
-
-
-def _first(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -13,9 +13,9 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
+from condconv.atomic import write_atomic
 from condconv.errors import UsageError
 from condconv.train import network as networks
-from condconv.train.atomic import write_atomic
 from condconv.train.averaging import create_average
 from condconv.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from condconv.train.config import TrainConfig
@@ -77,12 +77,7 @@ def previous_checkpoint(config: TrainConfig) -> Checkpoint | None:
     if not path.exists():
         return None
     checkpoint = load_checkpoint(path)
-    differences = config.differences(checkpoint.config)
-    if differences:
-        raise UsageError(
-            f"`out` must be a new directory or one with a run of the same settings, got {config.out}, which "
-            f"differs in {'; '.join(differences)}: give another --out, or the settings of that run"
-        )
+    config.check_same(checkpoint.config)
     return checkpoint
 
 

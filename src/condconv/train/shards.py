@@ -68,7 +68,7 @@ class ShardReader:
             file.seek(offset)
             return io.BytesIO(file.read(size)), label
 
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+    def filename(self, index: int) -> str:
         """Return the path of the shard and the name of the image in it."""
         shard, offset = self._shards[self._rows[index, 0]], self._rows[index, 1]
         with tarfile.open(shard, "r:") as archive:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from condconv.errors import few
 from condconv.nn import ConditionalLayer
 from condconv.weights.fit import Fit
 from condconv.weights.names import Matched, common_parts
-from condconv.weights.report import few
 
 # Names that give a family away, and what it is.
 _SIGNS = (

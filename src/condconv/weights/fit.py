@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from condconv.nn import ConditionalLayer, RoutingFunction
 from condconv.nn.block_routing import routing_functions
+from condconv.nn.conditional import conditional_layers
 from condconv.weights.names import own_tensors
 
 
@@ -37,7 +38,7 @@ def fit_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> Fit:
         tensors: By the network's names.
     """
     own = own_tensors(model)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}
+    layers = conditional_layers(model)
     static = [
         name
         for name, layer in layers.items()
@@ -86,7 +87,7 @@ def _experts(tensor: Tensor, target: Tensor) -> Tensor | None:
 def _optional(model: nn.Module, static: list[ConditionalLayer]) -> set[str]:
     """Return names a source may lack: counters, schedules, and the routing of layers that start from one kernel."""
     routing = routing_functions(model)
-    started = {routing.get(layer.routing_fn, layer.routing_fn) for layer in static}
+    started = {routing[layer.routing_fn] for layer in static}
     names = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
     for prefix, module in model.named_modules():
         if module in started:
@@ -103,7 +104,7 @@ def mixed_routing(model: nn.Module, fit: Fit) -> dict[str, str]:
     reasons = {}
     for layer_name in fit.static:
         layer = model.get_submodule(layer_name)
-        function = routing.get(layer.routing_fn, layer.routing_fn)  # type: ignore[arg-type]
+        function = routing[layer.routing_fn]  # type: ignore[index]
         trained = [name for name in fit.copies if name.startswith(f"{names[function]}.")]
         if any(name.endswith("weight") for name in trained):
             reasons[layer_name] = f"it has one kernel for {layer_name} and a trained routing for it, {trained[0]}"

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer, SigmoidRouting
 from condconv.nn.block_routing import routing_functions
+from condconv.nn.conditional import conditional_layers
 from condconv.weights.arithmetic import check_arithmetic, known_source
 from condconv.weights.diagnosis import Misfit, diagnose
 from condconv.weights.fit import Fit, fit_tensors, mixed_routing
 from condconv.weights.names import BY_ORDER, Matched, first_names, match_names, own_tensors
-from condconv.weights.report import few
 from condconv.weights.write import check_starts
 
 
@@ -100,7 +100,7 @@ def _leave_out(
 
     named = {firsts[name] for name in firsts if asked(name) or asked(matched.sources.get(name, name))}
     # A file has no name for the routing of a layer that it has one kernel for.
-    layers = [f"{name}." for name, module in model.named_modules() if isinstance(module, ConditionalLayer)]
+    layers = [f"{name}." for name in conditional_layers(model)]
     whole = tuple(layer for layer in layers if f"{layer}weight" in named)
     skipped = tuple(name for name in own_tensors(model) if name in named or name.startswith(whole))
     left = replace(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+
+from condconv.errors import few
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,3 @@ class LoadReport:
             lines.append(f"left as they were: {few(self.skipped)}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
-
-
-def few(names: Iterable[str], most: int = 4) -> str:
-    """Return the first names of a list in words, and how many more there are."""
-    first = list(names)
-    return ", ".join(first[:most]) + (f" and {len(first) - most} more" if len(first) > most else "")

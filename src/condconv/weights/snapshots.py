@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from condconv.convert.fold import find_norms
-from condconv.errors import UsageError
+from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer
+from condconv.nn.conditional import conditional_layers
 from condconv.nn.folding import scale_outputs
 from condconv.tracing import default_example
 from condconv.weights.plan import Plan, plan_load
-from condconv.weights.report import LoadReport, few
+from condconv.weights.report import LoadReport
 from condconv.weights.write import copy_tensors_, start_routing_
 
 
@@ -41,7 +42,7 @@ def load_snapshots(
     Raises:
         UsageError: The checkpoints are not as many as the experts, or one does not fit.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}
+    layers = conditional_layers(model)
     wrong = {name: layer.num_experts for name, layer in layers.items() if layer.num_experts != len(states)}
     if not layers or wrong:
         found = f"{len(states)} for {next(iter(wrong.values()))} experts" if wrong else "a network without experts"

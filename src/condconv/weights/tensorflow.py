@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, few
 from condconv.weights.arithmetic import TENSORFLOW, check_arithmetic
-from condconv.weights.report import few
 from condconv.weights.tensorflow_files import is_tensorflow_checkpoint, read_tensorflow_checkpoint
 
 __all__ = ["from_tensorflow", "is_tensorflow_checkpoint", "read_tensorflow_checkpoint"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from condconv.errors import UsageError
-from condconv.nn import ConditionalLayer, RoutingSlot, SigmoidRouting
+from condconv.nn import RoutingSlot, SigmoidRouting
 from condconv.nn.block_routing import routing_functions
+from condconv.nn.conditional import conditional_layers
 
 
 def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -34,10 +35,10 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
         >>> timm_model.load_state_dict(to_timm_state_dict(model))
         <All keys matched successfully>
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}
+    layers = conditional_layers(model)
     routing = routing_functions(model)
     for name, layer in layers.items():
-        function = routing.get(layer.routing_fn, layer.routing_fn)
+        function = routing[layer.routing_fn]
         reason = None
         if not isinstance(layer.routing_fn, RoutingSlot):
             reason = "it routes by its own input, not by its block's"

@@ -95,5 +95,4 @@ def spread_kernels_(
 def _functions(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Module]:
     """Return what computes the routing weights of each layer, by the layer's name."""
     routing = routing_functions(model)
-    held = {name: model.get_submodule(name).routing_fn for name in layers}
-    return {name: routing.get(function, function) for name, function in held.items()}  # type: ignore[arg-type]
+    return {name: routing[model.get_submodule(name).routing_fn] for name in layers}  # type: ignore[index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 from torchvision.models.detection.ssd import SSD
 from tqdm import tqdm
 
+from condconv.atomic import write_atomic
 from condconv.errors import TrainingError, TrainingInterrupted, UsageError
 from condconv.experiments.detection.coco import CocoImages, Target
 from condconv.experiments.detection.network import create_detector, detector_costs
 from condconv.nn import anneal_
 from condconv.train import TrainConfig
-from condconv.train.atomic import write_atomic
 from condconv.train.launch import create_accelerator, micro_batch, prepare, seed_everything
 from condconv.train.loading import EpochSampler, batches
 from condconv.train.lock import only_here
@@ -188,7 +188,7 @@ def _save(run: _Run) -> None:
     if not run.accelerator.is_main_process:
         return
     state = {
-        "config": run.config.to_json(),
+        "config": asdict(run.config),
         "scores": run.scores,
         "model": run.detector.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -206,12 +206,7 @@ def _restore(config: TrainConfig, detector: SSD, optimizer: Any) -> list[float]:
     if not path.exists():
         return []
     state = torch.load(path, map_location="cpu", weights_only=True)
-    differences = config.differences(TrainConfig.from_json(state["config"]))
-    if differences:
-        raise UsageError(
-            f"`out` must be a new directory or one with a run of the same settings, got {config.out}, which differs in "
-            f"{'; '.join(differences)}: give another --out, or the settings of that run"
-        )
+    config.check_same(TrainConfig(**state["config"]))
     detector.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return list(state["scores"])

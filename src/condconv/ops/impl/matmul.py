@@ -78,7 +78,7 @@ def _product(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
 
 
 def _is_depthwise(kernels: Tensor, geometry: Geometry) -> bool:
-    return not geometry.transposed and kernels.shape[2] == 1 and geometry.groups > 1
+    return not geometry.transposed and geometry.is_depthwise(kernels)
 
 
 def _tap_weights(kernels: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -56,7 +56,7 @@ def backward(
     """
     needs_x, needs_weight, needs_routing = needs
     source, grad = _channels_inside(x), _channels_inside(grad_output)
-    depthwise = weight.shape[2] == 1 and geometry.groups > 1
+    depthwise = geometry.is_depthwise(weight)
     # The taps outside: then a tap's channels lie side by side, as those of x do.
     wide = weight.float()
     experts = wide.contiguous() if depthwise else _inside(wide).contiguous().permute(0, 1, 4, 2, 3)

@@ -103,7 +103,7 @@ def _weight_gradient(
 ) -> tuple[Tensor, Tensor]:
     from condconv.ops.triton import dense_gradient, depthwise_gradient
 
-    kernels = depthwise_gradient if _is_depthwise(weight, geometry) else dense_gradient
+    kernels = depthwise_gradient if geometry.is_depthwise(weight) else dense_gradient
     each = forward_pass(x, _stored(weight, geometry).view, grad_output, geometry)
     grad_experts, grad_routing = kernels.weight_gradient(each, routing_weights.float().contiguous())
     return grad_experts.flatten(1, 2), grad_routing
@@ -127,7 +127,7 @@ def _convolve(
     """
     from condconv.ops.triton import dense, depthwise
 
-    batch, kernels = len(output), depthwise if _is_depthwise(weight, geometry) else dense
+    batch, kernels = len(output), depthwise if geometry.is_depthwise(weight) else dense
     experts, weights = _stored(weight, geometry), routing_weights.float().contiguous()
     if tiles.mixes_inside(prod(output.shape[2:]), batch):
         for each in passes(experts.view, slice(0, batch)):
@@ -140,12 +140,8 @@ def _convolve(
             kernels.convolve(each, None)
 
 
-def _is_depthwise(weight: Tensor, geometry: Geometry) -> bool:
-    return weight.shape[2] == 1 and geometry.groups > 1
-
-
 def _stored(weight: Tensor, geometry: Geometry) -> _Experts:
-    order = (0, 3, 4, 1, 2) if _is_depthwise(weight, geometry) else (0, 1, 3, 4, 2)
+    order = (0, 3, 4, 1, 2) if geometry.is_depthwise(weight) else (0, 1, 3, 4, 2)
     back = tuple(order.index(dim) for dim in range(len(order)))
     return _Experts(weight.permute(order).contiguous(), back)
 

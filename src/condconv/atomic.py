@@ -41,6 +41,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             file is intact.
     """
     payload = content.encode() if isinstance(content, str) else content
+    if path.is_dir():
+        raise UsageError(f"{path} must be a file to be written, and is a directory: give another name")
+    if path.exists() and not path.is_file():  # a pipe or a device, which renaming would put a file in the place of
+        path.write_bytes(payload)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -71,4 +76,4 @@ def _explain(path: Path, error: OSError, size: int) -> str:
             f"no file of {size / 2**20:.1f} MiB may be written to {path.parent} (its file system, or a limit that "
             f"ulimit -f shows); {kept}: raise the limit, or write elsewhere"
         )
-    return f"`out` must be a directory that can be written to, got {path.parent} ({error.strerror}); {kept}"
+    return f"{path} must be in a directory that can be written to ({error.strerror}); {kept}"

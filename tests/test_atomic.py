@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from condconv.atomic import remove_leftovers, write_atomic
 from condconv.errors import UsageError
-from condconv.train.atomic import remove_leftovers, write_atomic
 
 
 def test_writes_and_replaces(tmp_path):
@@ -23,7 +23,7 @@ def test_writes_and_replaces(tmp_path):
     [
         (errno.ENOSPC, "no space left on the disk"),
         (errno.EFBIG, "no file of 0.0 MiB may be written to"),
-        (errno.EIO, "`out` must be a directory"),
+        (errno.EIO, "must be in a directory that can be written to"),
     ],
 )
 def test_a_failing_disk_leaves_the_previous_file_and_nothing_else(tmp_path, monkeypatch, number, message):
@@ -63,7 +63,7 @@ def test_a_missing_directory_is_named(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from condconv.train.atomic import write_atomic
+from condconv.atomic import write_atomic
 os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
 write_atomic(Path(sys.argv[1]), "new")
 """
