@@ -23,5 +23,7 @@ def untrained(tmp_path_factory):
             if name.endswith("routing_fn.fc.weight"):
                 parameter.mul_(50)
     config = TrainConfig(data=str(data), model=MODEL, out=str(folder), model_options={"output_stride": 8})
-    save_checkpoint(folder / "best.safetensors", Checkpoint(config, CLASSES, 16, 3, IMAGENET, (), network.state_dict()))
+    save_checkpoint(
+        folder / "best.safetensors", Checkpoint(config, CLASSES, 16, 3, IMAGENET, (), 18, network.state_dict())
+    )
     return folder / "best.safetensors", data

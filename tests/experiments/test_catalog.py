@@ -29,6 +29,7 @@ def test_figure_2_is_six_curves_of_four_widths():
     curves = {arm.curve for arm in arms}
     assert curves == {"static", "2 experts", "4 experts", "8 experts", "16 experts", "32 experts"}
     assert {arm.label: arm.paper for arm in arms}["0.5x, 16 experts"] == 70.0  # Figure 2, read off
+    assert {arm.label: arm.paper for arm in arms}["1x, 8 experts"] == 75.2  # not Table 1's 73.7
 
 
 def test_each_arm_is_compared_with_its_own_static_network():

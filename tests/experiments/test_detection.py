@@ -1,6 +1,6 @@
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -142,7 +142,11 @@ def test_interrupted_and_resumed_is_as_uninterrupted(coco, tmp_path):
     resumed = train_detector(part, progress=False)
     states = [torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("whole", "part")]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    assert resumed == whole
+    assert [replace(each, seconds=0) for each in resumed.metrics] == [
+        replace(each, seconds=0) for each in whole.metrics
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [asdict(each) for each in resumed.metrics]
     assert calls == [3, 3]
     with pytest.raises(UsageError, match="`out` must be a new directory or one with a run of the same settings"):
         train_detector(replace(part, lr=0.5), progress=False)
@@ -182,6 +186,12 @@ def test_a_batch_larger_than_the_data(coco, tmp_path):
 def test_settings_that_do_not_apply_are_refused(coco, tmp_path):
     with pytest.raises(UsageError, match=r"`mixup` must be left as it is \(0.0\) for a detector, got 0.2"):
         train_detector(_config(coco, tmp_path, mixup=0.2), progress=False)
+
+
+def test_a_checkpoint_that_is_cut_off_is_named(coco, tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"`out` must hold a whole last.pt of this version, got .*last.pt \("):
+        train_detector(_config(coco, tmp_path), progress=False)
 
 
 def test_a_directory_that_another_run_holds(coco, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 
 from condconv.errors import TrainingInterrupted, UsageError
 from condconv.experiments.design import Arm, Experiment
-from condconv.experiments.runner import Outcome, list_runs, run_all
+from condconv.experiments.runner import Outcome, _shares, list_runs, run_all
 from condconv.experiments.runs import RunRecord, _averaged_accuracy, execute
 from condconv.experiments.tables import plot, read, summarise, table, write
 from condconv.models import create_model
@@ -90,14 +90,74 @@ def test_snapshots_share_the_epochs_of_one_run_and_follow_one_another(tmp_path):
         execute(short)
 
 
-def test_a_record_counts_for_its_own_settings_wherever_the_data_lies(tmp_path):
+def test_a_record_counts_for_its_own_settings_and_data_wherever_it_runs(tmp_path):
     run = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[0]
     assert run.record() is None
     _save(run)
     assert run.record() is not None
-    assert replace(run, settings=replace(SETTINGS, data="/elsewhere/digits", workers=3)).record() is not None
-    assert replace(run, settings=replace(SETTINGS, data="/elsewhere/pets")).record() is None
-    assert replace(run, settings=replace(SETTINGS, lr=0.1)).record() is None
+    assert replace(run, settings=replace(SETTINGS, device="cpu", workers=3)).record() is not None
+    for changes in ({"data": "/elsewhere/digits"}, {"val_data": "digits"}, {"data_dir": "/x"}, {"lr": 0.1}):
+        assert replace(run, settings=replace(SETTINGS, **changes)).record() is None
+
+
+def test_data_of_one_name_in_two_places_is_other_data(tmp_path):
+    places = ("/flowers/train.tar", "/pets/train.tar", "torch/cifar10", "hfds/cifar10", "cifar10")
+    runs = [list_runs(EXPERIMENT, replace(SETTINGS, data=each), tmp_path, 1)[0] for each in places]
+    assert len({run.path for run in runs}) == len({run.configs()[0].out for run in runs}) == len(places)
+
+
+def test_a_finished_run_is_not_done_again(tmp_path):
+    run = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[0]
+    _save(run, 0.25)
+    assert execute(run).score == 0.25
+    assert not (tmp_path / "trained").exists()
+
+
+def test_snapshots_go_on_from_one_another_whatever_the_first_started_from(tmp_path):
+    arm = Arm("two", "mobilenet_v1_025", members=2, chained=True)
+    settings = replace(SETTINGS, epochs=8, warmup_epochs=5, init_from="w.safetensors", init_skip="classifier*")
+    first, second = list_runs(Experiment("e", "", "", (arm,)), settings, tmp_path, 1)[0].configs()
+    assert (first.init_from, first.init_skip, first.warmup_epochs) == ("w.safetensors", "classifier*", 3)
+    assert (second.init_from, second.init_skip, second.warmup_epochs) == (f"{first.out}/last.safetensors", None, 0)
+    published = replace(SETTINGS, epochs=8, pretrained=True)
+    first, second = list_runs(Experiment("e", "", "", (arm,)), published, tmp_path, 1)[0].configs()
+    assert (first.pretrained, second.pretrained) == (True, False)
+
+
+def test_weights_that_have_changed_are_trained_from_anew(tmp_path):
+    weights = tmp_path / "w.safetensors"
+    settings = replace(SETTINGS, init_from=str(weights))
+    places = set()
+    for content in (b"1", b"2"):
+        weights.write_bytes(content)
+        places.add(list_runs(EXPERIMENT, settings, tmp_path, 1)[0].configs()[0].out)
+    assert len(places) == 2
+
+
+def test_a_record_names_no_directory_of_its_machine(tmp_path):
+    arm = Arm("two", "mobilenet_v1_025", members=2, chained=True)
+    assert str(tmp_path) not in list_runs(Experiment("e", "", "", (arm,)), SETTINGS, tmp_path, 1)[0].fingerprint()
+
+
+def test_runs_at_once_share_out_cores_and_gpus(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert _shares(3) == [{"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": gpu} for gpu in ("4", "6", "4")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    assert _shares(1) == [{}]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert _shares(2) == [{}, {}]
+
+
+def test_a_run_is_told_its_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "condconv.experiments.runner._shares", lambda jobs: [{"SHARE": str(each)} for each in range(jobs)]
+    )
+    runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)
+    said = [sys.executable, "-c", "import os, sys; sys.exit('share ' + os.environ['SHARE'])"]
+    reasons = run_all(runs, lambda run: said, jobs=2, progress=False).failures.values()
+    assert {reason.partition("share ")[2][0] for reason in reasons} <= {"0", "1"}
 
 
 def test_records_of_other_settings_stay(tmp_path):
@@ -195,6 +255,7 @@ def test_rows_are_means_and_paired_differences(tmp_path):
     assert "+4.00 ± 1.41" in text
     only_one = summarise(EXPERIMENT, records[:2])[1]
     assert (only_one.spread, only_one.difference_spread) == (None, None)
+    assert "+3.00 (1 of 2 seeds)" in table(summarise(EXPERIMENT, [*records[:2], records[3]]), "top-1 (%)")
 
 
 def test_files_of_what_is_finished(tmp_path):
@@ -228,9 +289,12 @@ def test_a_run_trains_measures_and_leaves_its_record(tmp_path):
     assert list(run.record().member_scores) == list(record.member_scores)
     one = create_model("mobilenet_v1_025", num_classes=10, in_chans=1)
     assert record.params == 2 * sum(parameter.numel() for parameter in one.parameters())
-    assert record.images_trained == 2 * 898  # training images of the digits
+    assert record.images_trained == 2 * 600  # two updates of 300 of the digits
     assert len(set(record.member_scores)) == 2, "members of one seed must differ"
     assert [len(curve) for curve in record.curve] == [1, 1]
+    # The time is that of the trainings, whoever did them.
+    run.path.unlink()
+    assert execute(run, progress=False).seconds == record.seconds > 0
 
 
 def test_several_members_are_scored_by_their_mean_probability():

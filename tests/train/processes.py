@@ -4,6 +4,7 @@ Arguments: a directory for the runs; it may hold begun ones. On the CPU accelera
 """
 
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -16,9 +17,11 @@ from torch.distributed.tensor import DTensor
 
 from condconv.nn import CondConv2d, TopKRouting
 from condconv.train import TrainConfig, launch, load_checkpoint, run, train
-from tests.train.samples import settings
+from condconv.train.metrics import EpochMetrics
+from tests.train.samples import StopAt, settings
 
 SGD = {"optimizer": "sgd", "lr": 0.05, "epochs": 2, "batch_size": 64, "clip_grad": 1.0, "ema_decay": 0.9}
+UPDATES = 898 // 64  # of an epoch
 RANDOM = {"mixup": 0.2, "cutmix": 1.0, "expert_dropout": 0.2, "optimizer": "adamw", "lr": 1e-3}
 
 
@@ -60,13 +63,21 @@ def check_statistics(root: Path) -> None:
     assert torch.equal(load_checkpoint(result.last).model["0.running_mean"], norm.running_mean)
 
 
-def save_sharded(this: run.Run) -> None:
+def save_sharded(this: run.Run, epoch: EpochMetrics) -> None:
     assert isinstance(this.network[1].weight, DTensor), "FSDP is not in use"
-    run.save(this)
+    run.save(this, epoch)
+
+
+def train_one_epoch(out: Path) -> None:
+    """Leave a run after its first epoch, for another number of processes to go on with."""
+    stop = StopAt(UPDATES + 1, RuntimeError("second epoch"))
+    with suppress(RuntimeError):
+        train(settings(out, **SGD), build=partial(build, first=stop))
 
 
 def main(root: Path) -> None:
     torch.set_num_threads(1)
+    train_one_epoch(root / "left-ddp")
     for name, changes in (("plain", {}), ("begun", {}), ("random", RANDOM)):
         train(settings(root / f"{name}-ddp", **(SGD | changes)), build=build)
         with (
@@ -74,6 +85,8 @@ def main(root: Path) -> None:
             patch("condconv.train.loop.save", save_sharded),
         ):
             train(settings(root / f"{name}-fsdp", **(SGD | changes)), build=build)
+            if name == "plain":
+                train_one_epoch(root / "left-fsdp")
     check_statistics(root)
 
 

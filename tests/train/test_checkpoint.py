@@ -8,7 +8,7 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import nn
 
 from condconv.errors import UsageError
-from condconv.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from condconv.train.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
 from condconv.train.metrics import EpochMetrics
 from condconv.train.network import load_weights_
 from condconv.train.normalization import Normalization
@@ -28,7 +28,8 @@ def checkpoint(tmp_path) -> Checkpoint:
         image_size=8,
         in_chans=1,
         normalization=Normalization((0.3,), (0.4,)),
-        metrics=(EpochMetrics(1, 0.1, 2.0, 1.0 / 3, 0.5, None, 100.0, 0),),
+        metrics=(EpochMetrics(1, 0.1, 2.0, 1.0 / 3, 0.5, None, 100.0, 9.0, 0),),
+        train_images=898,
         model=network.state_dict(),
         optimizer=optimizer.state_dict(),
     )
@@ -95,7 +96,7 @@ def test_a_pickle_is_refused_without_being_run(tmp_path):
         ("{", "Expecting property name"),
         ("[]", "list indices"),
         (json.dumps({"format": 99}), "format 99"),
-        (json.dumps({"format": 2}), "'optimizer'"),
+        (json.dumps({"format": FORMAT}), "'optimizer'"),
     ],
 )
 def test_a_foreign_header_is_refused(tmp_path, header, reason):

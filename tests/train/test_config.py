@@ -50,6 +50,21 @@ def test_a_run_of_other_settings_is_named_wherever_it_is_and_whatever_logs_it(tm
     ours.check_same(replace(theirs, lr=0.1))
 
 
+def test_where_and_how_a_run_is_computed_may_change_when_it_goes_on(tmp_path):
+    ours = settings(tmp_path)
+    how = {"workers": 3, "on_bad_image": "skip", "patience": 2, "grad_accumulation": 4, "compile": True}
+    ours.check_same(replace(ours, **how))
+    with pytest.raises(UsageError, match="differs in mixed_precision"):
+        ours.check_same(replace(ours, **how, mixed_precision="bf16"))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("pets/", "pets"), ("pets//", "pets"), ("/", "/"), ("digits/", "digits/"), ("digits", "digits")]
+)
+def test_a_slash_behind_a_folder_makes_no_other_run(tmp_path, given, kept):
+    assert settings(tmp_path, data=given).data == kept
+
+
 def test_what_json_changes_is_no_difference(tmp_path):
     config = settings(tmp_path, optimizer_options={"betas": (0.9, 0.99)})
     config.check_same(TrainConfig(**json.loads(config.to_json())))

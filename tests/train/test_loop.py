@@ -1,8 +1,12 @@
 import errno
 import json
 import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from threading import Event
 
 import numpy as np
 import pytest
@@ -12,6 +16,8 @@ from torch import nn
 from condconv.errors import TrainingError, TrainingInterrupted, UsageError
 from condconv.nn import CondConv2d, SoftmaxRouting
 from condconv.train import evaluate_checkpoint, load_checkpoint, loop, train
+from condconv.train.checkpoint import save_checkpoint
+from condconv.train.lock import only_here
 from condconv.train.metrics import EpochMetrics, as_csv
 from tests.train.samples import (
     NanAt,
@@ -28,7 +34,7 @@ UPDATES = 898 // 128  # updates per epoch of the digits in the settings of these
 
 
 def numbers(result):
-    return [replace(each, train_images_per_second=0.0) for each in result.metrics]
+    return [replace(each, train_images_per_second=0.0, seconds=0.0) for each in result.metrics]
 
 
 def assert_same_run(ours, theirs):
@@ -105,10 +111,6 @@ def test_without_a_terminal_each_epoch_is_a_line(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_slash_behind_a_folder_makes_no_other_run(tmp_path):
-    assert settings(tmp_path, data="photos/", val_data="more//") == settings(tmp_path, data="photos", val_data="more")
-
-
 def test_a_finished_run_is_returned_without_training(whole):
     config = settings(whole.out, random_erasing=0.5)
     again = train(config, build=build_with(StopAt(1, RuntimeError("it trained"))))
@@ -156,6 +158,60 @@ def test_ctrl_c_says_what_is_saved(tmp_path):
         train(config, build=build_with(StopAt(2 * UPDATES + 1, KeyboardInterrupt())))
 
 
+def test_ctrl_c_while_an_epoch_is_saved_does_not_count_it(tmp_path, monkeypatch):
+    def interrupted(path, checkpoint):
+        if checkpoint.epoch == 2 and path.name == "last.safetensors":
+            raise KeyboardInterrupt
+        return save_checkpoint(path, checkpoint)
+
+    monkeypatch.setattr("condconv.train.run.save_checkpoint", interrupted)
+    with pytest.raises(TrainingInterrupted, match="stopped after epoch 1 of 4: epoch 1 is saved in"):
+        train(settings(tmp_path), build=build)
+    assert load_checkpoint(tmp_path / "last.safetensors").epoch == 1
+
+
+def test_an_optimizer_that_cannot_be_saved_is_refused_at_its_first_update(tmp_path):
+    stop = StopAt(2, RuntimeError("a second update"))
+    with pytest.raises(UsageError, match="`optimizer` must keep numbers and tensors only, to be saved"):
+        train(settings(tmp_path, optimizer="kron"), build=build_with(stop))
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    root = make_folder(tmp_path / "data")
+    config = settings(tmp_path / "run", data=str(root), image_size=8, batch_size=4, epochs=2)
+    with pytest.raises(RuntimeError, match="stop"):
+        train(config, build=build_with(StopAt(4, RuntimeError("stop"))))
+    (root / "train" / "cat" / "0.png").unlink()
+    with pytest.raises(UsageError, match=r"`data` must have the training images of the run in .*run \(12\), got 11"):
+        train(config, build=build)
+
+
+def test_processes_that_find_other_epochs_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("condconv.train.run.gather_object", lambda own: [*own, 3])
+    with pytest.raises(UsageError, match="where some find 0 finished epochs and others 3: give a directory"):
+        train(settings(tmp_path), build=build)
+
+
+def test_a_run_that_is_waited_for_is_not_trained_again(tmp_path, whole):
+    taken = Event()
+
+    def other():
+        with only_here(tmp_path):
+            taken.set()
+            time.sleep(0.3)
+            for path in whole.out.iterdir():
+                if not path.name.startswith("."):
+                    shutil.copy(path, tmp_path)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(other)
+        taken.wait()
+        stop = StopAt(1, RuntimeError("it trained"))
+        result = train(settings(tmp_path, random_erasing=0.5), build=build_with(stop), wait=True)
+        done.result()
+    assert result.metrics == whole.metrics
+
+
 def test_accumulated_updates_equal_whole_ones(tmp_path):
     def linear(config, num_classes, in_chans):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
@@ -170,13 +226,16 @@ def test_accumulated_updates_equal_whole_ones(tmp_path):
     assert once.metrics[0].lr == thrice.metrics[0].lr
 
 
-def test_unreadable_images_are_counted_and_change_no_accuracy(tmp_path):
+def test_unreadable_images_are_named_and_counted_and_change_no_accuracy(tmp_path, caplog):
     root = make_folder(tmp_path / "data")
     for place in ("train/cat/0.png", "val/dog/0.png"):
         (root / place).write_bytes(b"no image")
-    config = settings(tmp_path / "run", data=str(root), image_size=8, batch_size=12, epochs=1, on_bad_image="skip")
+    config = settings(tmp_path / "run", data=str(root), image_size=8, batch_size=12, epochs=2, on_bad_image="skip")
     metrics = train(config, build=build).metrics[0]
     assert metrics.skipped_images == 2
+    named = [record.getMessage() for record in caplog.records]
+    for place in ("train/cat/0.png", "val/dog/0.png"):
+        assert sum(f"left out, unreadable: {root / place} (cannot identify image file)" in each for each in named) == 1
     assert metrics.val_top1 in {count / 5 for count in range(6)}
     assert metrics.val_top5 is None
 

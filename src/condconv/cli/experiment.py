@@ -93,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
         names = {each.name: each for each in runs}
         if arguments.one not in names:
             raise UsageError(f"`--run` must be one that --list names, got {arguments.one!r}: {', '.join(names)}")
-        execute(names[arguments.one], progress=not arguments.quiet)
+        record = execute(names[arguments.one], progress=not arguments.quiet)
+        print(f"{arguments.one}: {100 * record.score:.2f} %, kept in {names[arguments.one].path}")
         return 0
     given = [each for each in arguments.argv if each != "--list"]
     if arguments.list:
@@ -150,5 +151,5 @@ def _conditions(settings: TrainConfig) -> str:
     """Return what the table was made under: the settings that are not the default, as options."""
     default = TrainConfig(data="-", model="-", out="-")
     pairs = [(each.name, getattr(settings, each.name), getattr(default, each.name)) for each in fields(TrainConfig)]
-    words = [f"{name} {ours}" for name, ours, theirs in pairs if ours != theirs and name not in ("data", "workers")]
+    words = [f"{name} {ours}" for name, ours, theirs in pairs if ours != theirs and name != "workers"]
     return f"Settings of every run: {', '.join(words) or 'the defaults'}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import IO
 
+import torch
 from tqdm import tqdm
 
 from condconv.errors import TrainingInterrupted, UsageError
@@ -56,7 +58,8 @@ def run_all(
 ) -> Outcome:
     """Do the runs that are not done, and return what all of them left.
 
-    A run that fails does not hold up the others.
+    A run that fails does not hold up the others. Those at work together share out the cores, unless `OMP_NUM_THREADS`
+    says otherwise, and each has one of the GPUs.
 
     Args:
         runs: As `list_runs` returns them.
@@ -74,7 +77,7 @@ def run_all(
     if left:
         check_data(left[0])
     failures: dict[str, str] = {}
-    pool, processes = ThreadPoolExecutor(jobs), _Processes()
+    pool, processes = ThreadPoolExecutor(jobs), _Processes(_shares(min(jobs, len(left))))
     try:
         waiting = {pool.submit(_do, run, command(run), processes): run for run in left}
         for future in tqdm(as_completed(waiting), "runs", len(left), unit="run", disable=None if progress else True):
@@ -94,11 +97,28 @@ def run_all(
     return Outcome(tuple(records), failures)
 
 
-class _Processes:
-    """Processes that are all told to stop where one Ctrl-C or signal ends the command that started them."""
+def _shares(jobs: int) -> list[dict[str, str]]:
+    """Return what each of several processes at once is told of the machine, as environment variables."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Several processes that each start a thread a core are many times slower than one after the other.
+    threads = {} if "OMP_NUM_THREADS" in os.environ or jobs < 2 else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    if len(gpus) < 2:
+        return [threads] * jobs
+    return [{**threads, "CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(jobs)]
 
-    def __init__(self) -> None:
+
+class _Processes:
+    """Processes that are all told to stop where one Ctrl-C or signal ends the command that started them.
+
+    Args:
+        shares: Environment variables, one of the dictionaries for each process at a time.
+    """
+
+    def __init__(self, shares: list[dict[str, str]]) -> None:
         self._lock = Lock()
+        self._shares = shares
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
 
@@ -108,13 +128,17 @@ class _Processes:
             if self._stopped:
                 return -signal.SIGTERM
             # In a session of its own a terminal's Ctrl-C does not reach it: it would be told twice.
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            share = self._shares.pop()
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **share}
+            )
             self._running.add(process)
         try:
             return process.wait()
         finally:
             with self._lock:
                 self._running.discard(process)
+                self._shares.append(share)
 
     def stop(self) -> None:
         """Tell those that run to save and stop, and let none start."""

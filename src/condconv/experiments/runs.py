@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -24,6 +23,7 @@ from condconv.train import TrainConfig, load_checkpoint, load_network, open_data
 from condconv.train.images import IGNORED
 from condconv.train.loading import create_loader
 
+_TRAINED = "trained"  # the directory of all trainings
 _SEEDS_APART = 1000  # between the members of an arm, so that no member is another seed's
 
 
@@ -43,7 +43,7 @@ class RunRecord:
         member_scores: Score of each member.
         curve: Score after each epoch, one list a member.
         images_trained: Training images seen, all members and epochs.
-        seconds: Wall time of training and scoring.
+        seconds: Wall time of all epochs of all members, scoring included, however often they were interrupted.
         machine: What it ran on, with versions.
     """
 
@@ -120,8 +120,11 @@ class Run:
                 changes["expert_dropout"] = 0.0
             if self.arm.chained:
                 share = epochs // self.arm.members + (index < epochs % self.arm.members)
-                changes |= {"epochs": share, "warmup_epochs": None if index == 0 else 0}
-                changes |= {"init_from": f"{members[-1].out}/last.safetensors"} if members else {}
+                warmup = self.settings.warmup_epochs
+                changes |= {"epochs": share, "warmup_epochs": warmup and min(warmup, share - 1)}
+                if members:  # all of the network before it
+                    start = {"init_from": f"{members[-1].out}/last.safetensors", "init_skip": None, "pretrained": False}
+                    changes |= {**start, "warmup_epochs": 0}
             config = replace(
                 self.settings,
                 model=self.arm.model,
@@ -129,25 +132,14 @@ class Run:
                 out="-",
                 **changes,
             )
-            digest = hashlib.sha256(replace(config, log_with=None).to_json().encode()).hexdigest()[:10]
-            members.append(replace(config, out=str(self.out / "trained" / f"{self.arm.model}-{digest}")))
+            digest = hashlib.sha256(json.dumps(_what(config), sort_keys=True).encode()).hexdigest()[:10]
+            members.append(replace(config, out=str(self.out / _TRAINED / f"{self.arm.model}-{digest}")))
         return tuple(members)
 
     def fingerprint(self) -> str:
-        """Return the settings as text: the data by its name, not by where it lies."""
-        fixed = ("out", "workers", "device", "data_dir")  # where it runs is no part of what runs
-        plain = [{key: value for key, value in asdict(each).items() if key not in fixed} for each in self.configs()]
-        for each in plain:
-            each |= {key: each[key] and Path(each[key]).name for key in ("data", "val_data")}
-            each["log_with"] = None
-            each.pop("init_from", None)  # a path of this machine; that members are chained shows in their epochs
-        start = self.settings.init_from
-        if start is not None:  # what the file holds, not where it lies
-            path = Path(start)
-            changed = path.stat().st_mtime_ns if path.is_file() else None
-            # Of a file that is not there, its name: the run itself reports it.
-            plain[0]["init_from"] = path.name if changed is None else _digest(path, changed)
-        return json.dumps({"members": plain, "chained": self.arm.chained}, sort_keys=True)
+        """Return the settings as text, which tell this run from others of the same arm and seed."""
+        members = [_what(each) for each in self.configs()]
+        return json.dumps({"members": members, "chained": self.arm.chained}, sort_keys=True)
 
     def record(self) -> RunRecord | None:
         """Return what the run has left, or `None` if it is not finished."""
@@ -159,6 +151,19 @@ class Run:
             raise UsageError(
                 f"`out` must hold records of this version, {self.path} is none ({error}): remove it"
             ) from error
+
+
+def _what(config: TrainConfig) -> dict[str, Any]:
+    """Return what a training is, without where it runs; a file to start from by what it holds."""
+    where = ("out", "workers", "device", "log_with")
+    settings = {key: value for key, value in asdict(config).items() if key not in where}
+    if config.init_from is not None:
+        path = Path(config.init_from)
+        if path.parent.parent.name == _TRAINED:  # another member, whose directory tells what it is
+            settings["init_from"] = path.parent.name
+        elif path.is_file():  # one that is not there is reported where it is read
+            settings["init_from"] = _digest(path, path.stat().st_mtime_ns)
+    return settings
 
 
 @cache
@@ -185,6 +190,8 @@ def check_data(run: Run) -> None:
 def execute(run: Run, *, progress: bool = True) -> RunRecord:
     """Train the members of a run that are not trained yet, measure, and write the record.
 
+    A training that another run is at work on is waited for. A finished run is left as it is.
+
     Raises:
         UsageError: Settings or data do not fit.
         TrainingError: The loss is no longer a finite number.
@@ -195,7 +202,9 @@ def execute(run: Run, *, progress: bool = True) -> RunRecord:
             f"`epochs` must be at least {run.arm.members} for {run.arm.label!r}, got {run.settings.epochs}: each "
             "snapshot needs one"
         )
-    start = time.perf_counter()
+    done = run.record()
+    if done is not None:
+        return done
     measured = {"classification": _classify, "detection": _detect}[run.experiment.task](run, progress)
     record = RunRecord(
         experiment=run.experiment.name,
@@ -203,7 +212,6 @@ def execute(run: Run, *, progress: bool = True) -> RunRecord:
         seed=run.seed,
         settings=run.fingerprint(),
         **measured,
-        seconds=round(time.perf_counter() - start, 1),
         machine=describe_machine(),
     )
     run.path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +222,7 @@ def execute(run: Run, *, progress: bool = True) -> RunRecord:
 def _classify(run: Run, progress: bool) -> dict[str, Any]:
     """Train the members as classifiers; returns the fields of the record that are measured."""
     results = [
-        train(config, build=build, progress=progress, title=f"{run.name} ({index + 1} of {run.arm.members})")
+        train(config, build=build, progress=progress, title=f"{run.name} ({index + 1} of {run.arm.members})", wait=True)
         for index, config in enumerate(run.configs())
     ]
     networks = [load_network(load_checkpoint(each.last), each.last, build=build) for each in results]
@@ -229,7 +237,8 @@ def _classify(run: Run, progress: bool) -> dict[str, Any]:
         "score": curves[0][-1] if len(networks) == 1 else _averaged_accuracy(networks, data.val),
         "member_scores": tuple(curve[-1] for curve in curves),
         "curve": tuple(map(tuple, curves)),
-        "images_trained": sum(len(data.train) * config.epochs for config in run.configs()),
+        "images_trained": sum(result.images for result in results),
+        "seconds": round(sum(each.seconds for result in results for each in result.metrics), 1),
     }
 
 
@@ -238,14 +247,16 @@ def _detect(run: Run, progress: bool) -> dict[str, Any]:
     from condconv.experiments.detection import train_detector
 
     (config,) = run.configs()
-    result = train_detector(config, progress=progress, title=run.name)
+    result = train_detector(config, progress=progress, title=run.name, wait=True)
+    scores = tuple(each.ap for each in result.metrics)
     return {
         "params": result.params,
         "madds": result.madds,
-        "score": result.scores[-1],
-        "member_scores": result.scores[-1:],
-        "curve": (result.scores,),
-        "images_trained": result.images * config.epochs,
+        "score": scores[-1],
+        "member_scores": scores[-1:],
+        "curve": (scores,),
+        "images_trained": result.images * len(result.metrics),
+        "seconds": round(sum(each.seconds for each in result.metrics), 1),
     }
 
 

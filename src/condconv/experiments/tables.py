@@ -35,6 +35,7 @@ class Row:
         difference: Mean of the differences to that arm, seed by seed, in points; `None` for a reference and where no
             seed is finished in both.
         difference_spread: Standard deviation of these; `None` for one seed.
+        pairs: How many seeds are finished in both.
         minutes: Median wall time of a run's training.
         paper: What the paper prints, on its data; `None` where it prints nothing.
         paper_difference: The difference in the paper; `None` likewise.
@@ -49,6 +50,7 @@ class Row:
     against: str | None
     difference: float | None
     difference_spread: float | None
+    pairs: int
     minutes: float
     paper: float | None
     paper_difference: float | None
@@ -90,6 +92,7 @@ def summarise(experiment: Experiment, records: Sequence[RunRecord]) -> list[Row]
                 against=None if reference is None else reference.label,
                 difference=mean(points) if points else None,
                 difference_spread=spread(points),
+                pairs=len(points),
                 minutes=median(record.seconds for record in found.values()) / 60,
                 paper=arm.paper,
                 paper_difference=None if printed is None or arm.paper is None else arm.paper - printed,
@@ -108,7 +111,7 @@ def table(rows: Sequence[Row], metric: str) -> str:
             f"{row.madds / 1e6:.2f}M",
             _plus_minus(row.score, row.spread, ".2f"),
             str(row.seeds),
-            _plus_minus(row.difference, row.difference_spread, "+.2f"),
+            _plus_minus(row.difference, row.difference_spread, "+.2f") + _fewer(row),
             "" if row.paper is None else f"{row.paper:.1f}",
             "" if row.paper_difference is None else f"{row.paper_difference:+.1f}",
             f"{row.minutes:.1f}",
@@ -122,6 +125,11 @@ def _plus_minus(value: float | None, spread: float | None, form: str) -> str:
     if value is None:
         return ""
     return format(value, form) + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def _fewer(row: Row) -> str:
+    """Say over how many seeds a difference is, where that is not the number beside it."""
+    return f" ({row.pairs} of {row.seeds} seeds)" if row.pairs not in (0, row.seeds) else ""
 
 
 def compared(rows: Sequence[Row]) -> str:
@@ -209,7 +217,7 @@ def plot(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
     figure = figures.Figure(figsize=(7.5, height), dpi=150, layout="constrained")
     axes = figure.subplots()
     if curves:
-        _curves(axes, rows, curves)
+        _curves(axes, rows, curves, experiment.source)
         axes.set_ylabel(experiment.metric)
     else:
         _differences(axes, rows)
@@ -217,15 +225,22 @@ def plot(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     axes.set_title(experiment.title, fontsize=11)
-    figure.savefig(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomic(path, content.getvalue())
 
 
-def _curves(axes: Any, rows: Sequence[Row], curves: dict[str, str]) -> None:
+def _curves(axes: Any, rows: Sequence[Row], curves: dict[str, str], source: str) -> None:
     for name in dict.fromkeys(curves.values()):
         points = sorted((row for row in rows if curves.get(row.label) == name), key=lambda row: row.madds)
         if points:
             x, y = [row.madds / 1e6 for row in points], [row.score for row in points]
-            axes.errorbar(x, y, [row.spread or 0.0 for row in points], label=name, marker="o", capsize=3)
+            line = axes.errorbar(x, y, [row.spread or 0.0 for row in points], label=name, marker="o", capsize=3)
+            printed = [(row.madds / 1e6, row.paper) for row in points if row.paper is not None]
+            if printed:  # in the same colour
+                axes.plot(*zip(*printed, strict=True), "--D", mfc="none", alpha=0.5, color=line[0].get_color())
+    if any(row.paper is not None for row in rows):
+        axes.plot([], [], "--D", mfc="none", alpha=0.5, color="grey", label=f"{source}, on its data")
     axes.set(xscale="log", xlabel="multiply-adds (millions)")
     costs = [row.madds for row in rows]
     axes.xaxis.set_major_formatter("{x:g}")

@@ -24,7 +24,7 @@ from condconv.train.data import INTERPOLATION, val_crop
 from condconv.train.metrics import EpochMetrics
 from condconv.train.normalization import Normalization
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file's layout; a reader refuses one it does not know."""
 
 
@@ -39,6 +39,7 @@ class Checkpoint:
         in_chans: Image channels, as resolved.
         normalization: What the pixels are normalised by, as resolved.
         metrics: One entry for each finished epoch.
+        train_images: Number of training images, which the schedule counts.
         model: The network's state dict, on the CPU; in a file that is for use, of the average if there is one.
         ema: The state dict of the averaged network, or None if the run averages nothing.
         optimizer: The optimizer's state dict, or None in a file that is for use and not for resuming.
@@ -53,6 +54,7 @@ class Checkpoint:
     in_chans: int
     normalization: Normalization
     metrics: tuple[EpochMetrics, ...]
+    train_images: int
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None = None
     optimizer: dict[str, Any] | None = None
@@ -103,6 +105,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "in_chans": checkpoint.in_chans,
         "normalization": asdict(checkpoint.normalization),
         "metrics": [asdict(each) for each in checkpoint.metrics],
+        "train_images": checkpoint.train_images,
         "optimizer": None,
         "scaler": checkpoint.scaler,
         "versions": checkpoint.versions,
@@ -158,6 +161,7 @@ def _from_header(header: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoi
         in_chans=header["in_chans"],
         normalization=Normalization(**normalization),
         metrics=tuple(EpochMetrics(**each) for each in header["metrics"]),
+        train_images=header["train_images"],
         model=_below("model.", tensors),
         ema=_below("ema.", tensors) or None,
         optimizer=optimizer,
@@ -169,6 +173,15 @@ def _from_header(header: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoi
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def check_can_be_saved(optimizer: dict[str, Any]) -> None:
+    """Check that a checkpoint can hold an optimizer's state dict.
+
+    Raises:
+        UsageError: It has more than numbers and tensors.
+    """
+    _flatten(optimizer)
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -191,7 +204,8 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         json.dumps(header)
     except TypeError as error:
         raise UsageError(
-            f"`optimizer` must keep numbers and tensors only, got another kind of state: {error}"
+            f"`optimizer` must keep numbers and tensors only, to be saved, got another kind of state ({error}): take "
+            "another optimizer"
         ) from error
     return header, tensors
 

@@ -27,6 +27,13 @@ def _options(group: str, help_text: str) -> Any:
     return field(default_factory=dict, metadata={"help": help_text, "group": group, "rule": OPTIONS})
 
 
+_HOW = (
+    *("out", "log_with", "data_dir", "workers", "on_bad_image", "patience"),
+    *("device", "grad_accumulation", "sync_bn", "channels_last", "compile"),
+)
+"""Settings that may change when a run goes on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run.
@@ -101,7 +108,13 @@ class TrainConfig:
     )
 
     # Regularisation
-    weight_decay: float = _option(0.05, REGULARISATION, "weight decay (not on biases and norms)", number(0))
+    weight_decay: float | None = _option(
+        None,
+        REGULARISATION,
+        "weight decay, not on biases and norms (default: 0.05, or 5e-4 with sgd, momentum, nesterov, rmsprop and "
+        "rmsproptf, where the gradient has it)",
+        or_none(number(0)),
+    )
     router_decay: bool = _option(True, REGULARISATION, "let the weights of routing functions decay as kernels do", BOOL)
     norm_decay: bool = _option(False, REGULARISATION, "let biases and norms decay as kernels do", BOOL)
     label_smoothing: float = _option(
@@ -154,8 +167,8 @@ class TrainConfig:
             each.metadata["rule"].check(each.name, getattr(self, each.name))
         for name in ("data", "val_data"):  # the same folder, whether or not a shell has put a slash behind it
             path = getattr(self, name)
-            if path is not None:
-                object.__setattr__(self, name, path.rstrip("/") or path)
+            if path is not None and path.rstrip("/") not in ("", "digits"):  # digits/ is a folder, digits a dataset
+                object.__setattr__(self, name, path.rstrip("/"))
         self._check_together()
 
     def _check_together(self) -> None:
@@ -181,7 +194,10 @@ class TrainConfig:
         return json.dumps(asdict(self), indent=2)
 
     def check_same(self, saved: TrainConfig) -> None:
-        """Check that these settings are of the run that `out` holds; its place and its logger may be others.
+        """Check that these settings are of the run that `out` holds.
+
+        What decides only where and how it is computed may be another, so that a run goes on with other processes,
+        another memory or a newly broken image: bit for bit the same it is with the same of these alone.
 
         Args:
             saved: Of that run.
@@ -189,7 +205,7 @@ class TrainConfig:
         Raises:
             UsageError: They are not; the message names each setting that differs, with both values.
         """
-        named = [each.name for each in fields(self) if each.name not in ("out", "log_with")]
+        named = [each.name for each in fields(self) if each.name not in _HOW]
         pairs = [(name, _plain(getattr(self, name)), _plain(getattr(saved, name))) for name in named]
         differences = [f"{name}: {ours!r}, not {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
         if differences:

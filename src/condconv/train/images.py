@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import IO, Any, Protocol
 
@@ -16,6 +17,9 @@ IGNORED = -100
 """Target of an image that could not be read; cross entropy's own `ignore_index`, counted by nobody."""
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+_log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
@@ -42,7 +46,8 @@ class Images(Dataset[tuple[Any, int]]):
         reader: Where the images come from.
         class_names: The same names as the reader's, in the order of the targets.
         in_chans: 1 makes grey images, 3 colour.
-        skip_unreadable: Whether an unreadable image is left out; otherwise it is an error.
+        skip_unreadable: Whether an unreadable image is left out, with a warning in the log that names it once a
+            process; otherwise it is an error.
 
     Attributes:
         class_names: In the order of the targets.
@@ -60,6 +65,7 @@ class Images(Dataset[tuple[Any, int]]):
         self._targets = [targets[name] for name in reader.class_names]
         self._mode = "L" if in_chans == 1 else "RGB"
         self._skip = skip_unreadable
+        self._named: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -79,13 +85,15 @@ class Images(Dataset[tuple[Any, int]]):
         except UsageError:
             raise
         except _UNREADABLE as error:
-            if self._skip:
-                return self._stand_in(index), IGNORED
-            raise UsageError(
-                f"`data` must hold readable images, got {self._reader.filename(index)} "
-                f"({_one_line(error)}): remove the file, or pass --on-bad-image skip to leave such files out and "
-                "count them"
-            ) from error
+            if not self._skip:
+                raise UsageError(
+                    f"`data` must hold readable images, got {self._reader.filename(index)} ({_one_line(error)}): "
+                    "remove the file, or pass --on-bad-image skip to leave such files out and count them"
+                ) from error
+            if index not in self._named:
+                self._named.add(index)
+                _log.warning("left out, unreadable: %s (%s)", self._reader.filename(index), _one_line(error))
+            return self._stand_in(index), IGNORED
 
     def filename(self, index: int) -> str:
         """Return what an image is called where it is stored."""

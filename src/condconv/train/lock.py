@@ -15,7 +15,7 @@ NAME = ".lock"
 
 
 @contextmanager
-def only_here(out: Path) -> Iterator[None]:
+def only_here(out: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a run's directory, which is made if it is not there, against other runs.
 
     The operating system lets go of it when the process ends, however it does. Of several processes of one run the
@@ -23,17 +23,19 @@ def only_here(out: Path) -> Iterator[None]:
 
     Args:
         out: The directory.
+        wait: Whether to wait for a run that is at work in it.
 
     Raises:
-        UsageError: It cannot be made, or another run is at work in it.
+        UsageError: It cannot be made, or another run is at work in it, unless that is waited for.
     """
     if os.environ.get("RANK", "0") != "0":  # torchrun's and accelerate's number of this process
         yield
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / NAME, timeout=0)
+        lock = FileLock(out / NAME, timeout=-1 if wait else 0)
         lock.acquire()
+        out.mkdir(exist_ok=True)  # a run that was waited for may have left nothing
     except Timeout:
         raise UsageError(
             f"`out` must be a directory that no other run is at work in, got {out}: wait for that run, or give another "

@@ -18,6 +18,7 @@ from condconv.errors import TrainingError, TrainingInterrupted
 from condconv.nn import anneal_
 from condconv.train import network as networks
 from condconv.train.averaging import update_average_
+from condconv.train.checkpoint import check_can_be_saved
 from condconv.train.config import TrainConfig
 from condconv.train.evaluate import evaluate
 from condconv.train.images import IGNORED
@@ -38,6 +39,7 @@ def train(
     build: networks.Build = networks.build_from_zoo,
     progress: bool = True,
     title: str = "train",
+    wait: bool = False,
 ) -> TrainResult:
     """Train a network, or go on with the run that `config.out` holds.
 
@@ -49,6 +51,8 @@ def train(
         build: Builds the network; for networks that are not in the zoo.
         progress: Whether to show a bar, which only a terminal gets.
         title: Text before the bar.
+        wait: Whether to wait for a run that is at work in the directory, and take what it trains; otherwise that is
+            an error.
 
     Returns:
         The metrics of all epochs, and where the files are.
@@ -58,10 +62,11 @@ def train(
         TrainingError: The loss is no longer a finite number. What was saved stays.
         TrainingInterrupted: Ctrl-C; the finished epochs are saved.
     """
-    with only_here(Path(config.out)):
+    with only_here(Path(config.out), wait=wait):
         run = set_up(config, build, previous_checkpoint(config))
         _write_settings(run)
-        start_logs(run)
+        if not _is_finished(run):
+            start_logs(run)
         try:
             _train_epochs(run, progress=progress, title=title)
         except KeyboardInterrupt:
@@ -69,7 +74,8 @@ def train(
         finally:
             finish_logs(run)
     params = sum(each.numel() for each in run.network.parameters())
-    return TrainResult(run.metrics, run.out, last_path(run.out), run.out / "best.safetensors", params)
+    images = len(run.metrics) * len(run.sampler)
+    return TrainResult(run.metrics, run.out, last_path(run.out), run.out / "best.safetensors", params, images)
 
 
 def _write_settings(run: Run) -> None:
@@ -101,10 +107,10 @@ def _train_epochs(run: Run, *, progress: bool, title: str) -> None:
     with bar:
         while not _is_finished(run):
             epoch = len(run.metrics) + 1
+            started = time.perf_counter()
             train_loss, skipped, rate = _train_epoch(run, epoch, bar)
-            run.metrics += (_validate(run, epoch, train_loss, skipped, rate),)
-            save(run)
-            last = run.metrics[-1]
+            last = _validate(run, epoch, train_loss, skipped, rate, started)
+            save(run, last)
             log_epoch(run, last)
             bar.set_postfix(epoch=f"{epoch}/{epochs}", loss=f"{train_loss:.3f}", val=f"{100 * last.val_top1:.1f}%")
             _log.info("epoch %d/%d: train loss %.4f, top-1 %.4f", epoch, epochs, train_loss, last.val_top1)
@@ -136,13 +142,15 @@ def _train_epoch(run: Run, epoch: int, bar: tqdm[None]) -> tuple[float, int, flo
         losses.append(_step(run, images, targets))
         if accelerator.sync_gradients:
             update += 1
+            if not run.metrics and update == 1:  # before an epoch's work depends on it
+                check_can_be_saved(run.optimizer.state_dict())
             _after_update(run, update)
             bar.update(run.config.batch_size)
         if len(losses) > 1:  # the one before is computed already: reading it does not hold up the device
             _check_finite(run, losses[-2].item(), epoch, len(losses) - 1, rates[-2])
     _check_finite(run, losses[-1].item(), epoch, len(losses), rates[-1])
     seconds = time.perf_counter() - start
-    mean = accelerator.reduce(torch.stack(losses).double().mean(), "mean").item()
+    mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
     return mean, int(accelerator.reduce(skipped, "sum").item()), len(run.sampler) / seconds
 
 
@@ -171,7 +179,7 @@ def _after_update(run: Run, update: int) -> None:
     run.scheduler.step_update(update)
 
 
-def _validate(run: Run, epoch: int, train_loss: float, skipped: int, rate: float) -> EpochMetrics:
+def _validate(run: Run, epoch: int, train_loss: float, skipped: int, rate: float, started: float) -> EpochMetrics:
     if run.accelerator.num_processes > 1:
         # Each process keeps batch statistics of its own share of the images; their mean is scored, saved, gone on with.
         for network in dict.fromkeys((run.network, run.scored)):
@@ -187,6 +195,7 @@ def _validate(run: Run, epoch: int, train_loss: float, skipped: int, rate: float
         val_top1=scores.top1,
         val_top5=scores.top5,
         train_images_per_second=rate,
+        seconds=time.perf_counter() - started,
         skipped_images=skipped + scores.skipped_images,
     )
 
@@ -197,5 +206,5 @@ def _check_finite(run: Run, loss: float, epoch: int, step: int, lr: float) -> No
     kept = f"epochs 1 to {len(run.metrics)} are saved in {run.out}" if run.metrics else "no epoch was finished"
     raise TrainingError(
         f"the loss became {loss} in epoch {epoch}, step {step}, at learning rate {lr:.3g}; {kept}: "
-        "train with a lower --lr, more --warmup-epochs, --clip-grad 1, or --mixed-precision no"
+        "train in another --out with a lower --lr, more --warmup-epochs, --clip-grad 1, or --mixed-precision no"
     )

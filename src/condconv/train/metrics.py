@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class EpochMetrics:
         val_top1: Fraction of validation images whose class is ranked first, 0 to 1.
         val_top5: Fraction whose class is among the first five; None with five classes or fewer.
         train_images_per_second: Speed of the training part, over all processes.
+        seconds: Wall time of training and validation.
         skipped_images: Unreadable images left out, training and validation together.
     """
 
@@ -33,6 +36,7 @@ class EpochMetrics:
     val_top1: float
     val_top5: float | None
     train_images_per_second: float
+    seconds: float
     skipped_images: int
 
 
@@ -46,6 +50,7 @@ class TrainResult:
         last: Checkpoint of the last epoch, complete enough to resume from.
         best: Checkpoint of the epoch with the highest validation accuracy (the earliest of equals).
         params: Number of parameters of the network.
+        images: Training images seen, over all epochs.
     """
 
     metrics: tuple[EpochMetrics, ...]
@@ -53,6 +58,7 @@ class TrainResult:
     last: Path
     best: Path
     params: int
+    images: int
 
     @property
     def best_epoch(self) -> EpochMetrics:
@@ -70,17 +76,17 @@ def best_epoch(metrics: tuple[EpochMetrics, ...]) -> EpochMetrics:
     return max(metrics, key=lambda each: (each.val_top1, -each.epoch))
 
 
-def as_csv(metrics: tuple[EpochMetrics, ...]) -> str:
-    """Return the epochs as CSV with a header line; a value that does not exist is an empty cell."""
+def as_csv(metrics: Sequence[Any]) -> str:
+    """Return epochs, records of one class, as CSV with a header line; a value that does not exist is an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [each.name for each in fields(EpochMetrics)], lineterminator="\n")
+    writer = csv.DictWriter(text, [each.name for each in fields(metrics[0])], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(each) for each in metrics)
     return text.getvalue()
 
 
-def as_json_lines(metrics: tuple[EpochMetrics, ...]) -> str:
-    """Return the epochs as JSON, one object a line; a value that does not exist is null."""
+def as_json_lines(metrics: Sequence[Any]) -> str:
+    """Return epochs, records of one class, as JSON, one object a line; a value that does not exist is null."""
     return "".join(json.dumps(asdict(each)) + "\n" for each in metrics)
 
 

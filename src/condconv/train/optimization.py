@@ -13,6 +13,9 @@ from condconv.errors import UsageError
 from condconv.nn.block_routing import routing_functions
 from condconv.train.config import TrainConfig
 
+_PART_OF_THE_GRADIENT = dict.fromkeys(("sgd", "momentum", "nesterov", "rmsprop", "rmsproptf"), 5e-4)
+"""Default decay of optimizers whose steps grow with the gradient: AdamW's 0.05 would draw all kernels to zero."""
+
 
 def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
     """Return timm's optimizer of that name, with three rules for the parameters.
@@ -25,12 +28,13 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
     Raises:
         UsageError: timm does not know the name, the optimizer refuses an argument, or it needs second derivatives.
     """
+    decay = _PART_OF_THE_GRADIENT.get(config.optimizer, 0.05) if config.weight_decay is None else config.weight_decay
     try:
         optimizer = create_optimizer_v2(
             network,
             opt=config.optimizer,
             lr=config.lr,
-            weight_decay=config.weight_decay,
+            weight_decay=decay,
             **{"filter_bias_and_bn": not config.norm_decay, **config.optimizer_options},
         )
     except TypeError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from timm.data.mixup import Mixup
 from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils.model_ema import ModelEmaV3
@@ -91,6 +92,7 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
     if build is networks.build_from_zoo:  # before any data is fetched
         networks.check_name(config.model)
     accelerator = create_accelerator(config)
+    _check_same_epoch(config, checkpoint)
     micro = micro_batch(config, accelerator)
     with accelerator.local_main_process_first():  # what has to be fetched is fetched once
         data = open_data(config)
@@ -103,7 +105,7 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
     scheduler = create_scheduler(config, optimizer, updates)
     sampler = EpochSampler(train_images, config.batch_size, config.seed)
     train_loader = create_loader(data.train, micro, workers=config.workers, sampler=sampler)
-    val_loader = create_loader(data.val, micro * config.grad_accumulation, workers=config.workers)
+    val_loader = create_loader(data.val, micro, workers=config.workers)
     if config.compile:
         network.compile()
     model, prepared, train_loader, val_loader = prepare(accelerator, network, optimizer, train_loader, val_loader)
@@ -127,6 +129,15 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
     return run
 
 
+def _check_same_epoch(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
+    epochs = gather_object([0 if checkpoint is None else checkpoint.epoch])
+    if len(set(epochs)) > 1:
+        raise UsageError(
+            f"`out` must be one directory for all processes, got {config.out}, where some find {min(epochs)} finished "
+            f"epochs and others {max(epochs)}: give a directory that all machines share"
+        )
+
+
 def _build_network(
     config: TrainConfig, build: networks.Build, data: ImageData, checkpoint: Checkpoint | None
 ) -> nn.Module:
@@ -139,7 +150,7 @@ def _build_network(
     networks.start_(network, config)
     networks.check_output(network, len(data.class_names), data.in_chans, data.image_size)
     if checkpoint is not None:
-        _check_classes(checkpoint, data, config)
+        _check_data(checkpoint, data, config)
         networks.load_weights_(network, checkpoint.model, last_path(config.out))
     if config.sync_bn:
         network = convert_sync_batchnorm(network)
@@ -162,11 +173,16 @@ def _build_average(
     return average
 
 
-def _check_classes(checkpoint: Checkpoint, data: ImageData, config: TrainConfig) -> None:
+def _check_data(checkpoint: Checkpoint, data: ImageData, config: TrainConfig) -> None:
     if checkpoint.class_names != data.class_names:
         raise UsageError(
             f"`data` must have the classes of the run in {config.out} ({len(checkpoint.class_names)}), got "
             f"{len(data.class_names)} other ones: restore the class folders, or give another --out"
+        )
+    if checkpoint.train_images != len(data.train):
+        raise UsageError(
+            f"`data` must have the training images of the run in {config.out} ({checkpoint.train_images}), got "
+            f"{len(data.train)}: its schedule counts them; restore the images, or give another --out"
         )
 
 
@@ -180,27 +196,33 @@ def _restore_(run: Run, checkpoint: Checkpoint) -> None:
     run.metrics = checkpoint.metrics  # the learning rate came with the optimizer; the next update sets it anew
 
 
-def save(run: Run) -> None:
-    """Write the checkpoints, the tables of metrics and the settings; each file is whole at any moment.
+def save(run: Run, epoch: EpochMetrics) -> None:
+    """Write the checkpoints and the tables of metrics after an epoch; each file is whole at any moment.
 
     `last` comes at the end: whatever is interrupted before it is done again, with the same result, by the
     resumed run.
 
+    Args:
+        run: The run, which has the epoch among its metrics once all is written.
+        epoch: Its numbers.
+
     Raises:
         UsageError: A file cannot be written.
     """
-    checkpoint = _checkpoint(run)  # every process helps to put tensors together; one writes
+    metrics = (*run.metrics, epoch)
+    checkpoint = _checkpoint(run, metrics)  # every process helps to put tensors together; one writes
     if run.accelerator.is_main_process:
-        write_atomic(run.out / "metrics.csv", as_csv(run.metrics))
-        write_atomic(run.out / "metrics.jsonl", as_json_lines(run.metrics))
-        if best_epoch(run.metrics) is run.metrics[-1]:
+        write_atomic(run.out / "metrics.csv", as_csv(metrics))
+        write_atomic(run.out / "metrics.jsonl", as_json_lines(metrics))
+        if best_epoch(metrics) is epoch:
             in_use = replace(checkpoint, model=checkpoint.weights, ema=None, optimizer=None, scaler=None)
             save_checkpoint(run.out / "best.safetensors", in_use)
         save_checkpoint(last_path(run.out), checkpoint)
+    run.metrics = metrics
     run.accelerator.wait_for_everyone()
 
 
-def _checkpoint(run: Run) -> Checkpoint:
+def _checkpoint(run: Run, metrics: tuple[EpochMetrics, ...]) -> Checkpoint:
     scaler = run.accelerator.scaler
     return Checkpoint(
         config=run.config,
@@ -208,7 +230,8 @@ def _checkpoint(run: Run) -> Checkpoint:
         image_size=run.data.image_size,
         in_chans=run.data.in_chans,
         normalization=run.data.normalization,
-        metrics=run.metrics,
+        metrics=metrics,
+        train_images=len(run.data.train),
         model=whole(run.network.state_dict()),
         ema=None if run.average is None else whole(run.average.module.state_dict()),
         optimizer=whole(run.optimizer.state_dict()),

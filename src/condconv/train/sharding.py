@@ -18,7 +18,7 @@ def whole(state: Any) -> Any:
         state: A tensor, or dicts and lists that hold some; other values stay.
     """
     if isinstance(state, DTensor):
-        return state.full_tensor()
+        return state.full_tensor().cpu()  # one after the other, or the device would hold all of them whole
     if isinstance(state, Mapping):
         return {name: whole(each) for name, each in state.items()}
     return [whole(each) for each in state] if isinstance(state, list) else state

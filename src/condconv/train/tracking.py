@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 
 from condconv.train.metrics import EpochMetrics
@@ -11,8 +12,11 @@ from condconv.train.run import Run
 def start_logs(run: Run) -> None:
     """Start the logger that the run asks for, if any; it writes below the run's directory."""
     if run.config.log_with is not None:
-        name = {"wandb": {"name": run.out.name, "dir": str(run.out)}}
-        run.accelerator.init_trackers("condconv", init_kwargs=name)
+        # A run that goes on is the same one there.
+        same = {"id": hashlib.sha256(str(run.out.resolve()).encode()).hexdigest()[:16], "resume": "allow"}
+        run.accelerator.init_trackers(
+            "condconv", init_kwargs={"wandb": {"name": run.out.name, "dir": str(run.out), **same}}
+        )
 
 
 def log_epoch(run: Run, metrics: EpochMetrics) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import pickle
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from timm.utils.distributed import distribute_bn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.models.detection.ssd import SSD
@@ -25,6 +28,7 @@ from condconv.train import TrainConfig
 from condconv.train.launch import create_accelerator, micro_batch, prepare, seed_everything
 from condconv.train.loading import EpochSampler, batches
 from condconv.train.lock import only_here
+from condconv.train.metrics import as_csv, as_json_lines
 from condconv.train.optimization import create_optimizer, create_scheduler
 from condconv.weights import load_pretrained
 
@@ -38,17 +42,36 @@ _NOT_FOR_DETECTORS = {
 
 
 @dataclass(frozen=True)
+class DetectionMetrics:
+    """Numbers of one epoch.
+
+    Attributes:
+        epoch: Counted from 1.
+        lr: Learning rate after the epoch's last update.
+        train_loss: Mean over the epoch's updates of the sum of SSD's losses.
+        ap: COCO's AP on the validation images, 0 to 1.
+        seconds: Wall time of training and validation.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    ap: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class DetectionResult:
     """A finished run.
 
     Attributes:
-        scores: COCO's AP on the validation images after each epoch, 0 to 1.
+        metrics: One entry an epoch, in order.
         params: Parameters.
         madds: Multiply-adds for one image.
         images: Training images of an epoch.
     """
 
-    scores: tuple[float, ...]
+    metrics: tuple[DetectionMetrics, ...]
     params: int
     madds: int
     images: int
@@ -65,10 +88,12 @@ class _Run:
     sampler: EpochSampler
     loaders: tuple[Any, Any]
     val: CocoImages
-    scores: list[float]
+    metrics: tuple[DetectionMetrics, ...]
 
 
-def train_detector(config: TrainConfig, *, progress: bool = True, title: str = "train") -> DetectionResult:
+def train_detector(
+    config: TrainConfig, *, progress: bool = True, title: str = "train", wait: bool = False
+) -> DetectionResult:
     """Train SSD on a network's features, or go on with the run that `config.out` holds.
 
     Of the settings, those of the data path, network, optimisation, seed and precision apply, and the others must be
@@ -79,6 +104,7 @@ def train_detector(config: TrainConfig, *, progress: bool = True, title: str = "
         config: The run.
         progress: Whether to show a bar, which only a terminal gets.
         title: Text before the bar.
+        wait: As in `condconv.train.train`.
 
     Raises:
         UsageError: Settings or data do not fit, or the directory holds a run of other settings.
@@ -86,18 +112,24 @@ def train_detector(config: TrainConfig, *, progress: bool = True, title: str = "
         TrainingInterrupted: Ctrl-C; the finished epochs are saved.
     """
     _check_apply(config)
-    with only_here(Path(config.out)):
+    with only_here(Path(config.out), wait=wait):
         run = _set_up(config)
         try:
-            for epoch in range(len(run.scores) + 1, config.epochs + 1):
-                _train_epoch(run, epoch, f"{title}, epoch {epoch}/{config.epochs}", progress)
-                run.scores.append(_score(run))
-                _save(run)
+            for epoch in range(len(run.metrics) + 1, config.epochs + 1):
+                started = time.perf_counter()
+                loss = _train_epoch(run, epoch, f"{title}, epoch {epoch}/{config.epochs}", progress)
+                if run.accelerator.num_processes > 1:  # as in the training of classifiers
+                    distribute_bn(run.detector, run.accelerator.num_processes, reduce=True)
+                score, lr = _score(run), run.optimizer.param_groups[0]["lr"]
+                _save(run, DetectionMetrics(epoch, lr, loss, score, time.perf_counter() - started))
         except KeyboardInterrupt:
-            done = f"{len(run.scores)} of {config.epochs} epochs are saved in {config.out}"
-            raise TrainingInterrupted(done) from None
+            raise TrainingInterrupted(_what_is_saved(run)) from None
     params, madds = detector_costs(run.detector.cpu(), config.image_size or _SIZE)
-    return DetectionResult(tuple(run.scores), params, madds, len(run.sampler))
+    return DetectionResult(run.metrics, params, madds, len(run.sampler))
+
+
+def _what_is_saved(run: _Run) -> str:
+    return f"{len(run.metrics)} of {run.config.epochs} epochs are saved in {run.config.out}"
 
 
 def _check_apply(config: TrainConfig) -> None:
@@ -112,6 +144,8 @@ def _check_apply(config: TrainConfig) -> None:
 
 def _set_up(config: TrainConfig) -> _Run:
     accelerator = create_accelerator(config)
+    if accelerator.is_fsdp2:
+        raise UsageError("`accelerate launch` must start plain processes for a detector, got FSDP: drop --use_fsdp")
     micro = micro_batch(config, accelerator)
     root = Path(config.data)
     train, val = CocoImages(root, "train", augment=True), CocoImages(root, "val", augment=False)
@@ -132,11 +166,11 @@ def _set_up(config: TrainConfig) -> _Run:
     sampler = EpochSampler(len(train), config.batch_size, config.seed)
     train_loader = DataLoader(train, micro, sampler=sampler, num_workers=config.workers, collate_fn=_collate)
     val_loader = DataLoader(val, micro, num_workers=config.workers, collate_fn=_collate)
-    scores = _restore(config, detector, optimizer)
+    metrics = _restore(config, detector, optimizer, accelerator)
     prepared = prepare(accelerator, detector, optimizer, train_loader, val_loader)
     model, optimizer, *loaders = prepared
     return _Run(
-        config, accelerator, detector, model, optimizer, scheduler, sampler, (loaders[0], loaders[1]), val, scores
+        config, accelerator, detector, model, optimizer, scheduler, sampler, (loaders[0], loaders[1]), val, metrics
     )
 
 
@@ -145,19 +179,24 @@ def _collate(batch: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Tar
     return list(images), list(targets)
 
 
-def _train_epoch(run: _Run, epoch: int, title: str, progress: bool) -> None:
+def _train_epoch(run: _Run, epoch: int, title: str, progress: bool) -> float:
+    """Train one epoch; returns the mean loss."""
     seed_everything(run.config.seed, epoch, run.accelerator.process_index)
     run.sampler.epoch = epoch
     run.model.train()
     update = (epoch - 1) * (len(run.sampler) // run.config.batch_size)
     show = progress and run.accelerator.is_main_process
+    losses: list[Tensor] = []
     for images, targets in tqdm(
         batches(run.loaders[0]), title, len(run.loaders[0]), unit="batch", disable=None if show else True
     ):
         with run.accelerator.accumulate(run.model):
             loss = sum(run.model(images, targets).values())
             if not torch.isfinite(loss):
-                raise TrainingError(f"the loss became {loss.item()} in epoch {epoch}: train with a lower --lr")
+                raise TrainingError(
+                    f"the loss became {loss.item()} in epoch {epoch}; {_what_is_saved(run)}: train with a lower --lr"
+                )
+            losses.append(loss.detach())
             run.accelerator.backward(loss)
             if run.accelerator.sync_gradients and run.config.clip_grad is not None:
                 run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.clip_grad)
@@ -167,6 +206,8 @@ def _train_epoch(run: _Run, epoch: int, title: str, progress: bool) -> None:
             update += 1
             anneal_(run.detector)
             run.scheduler.step_update(update)
+    mean: Tensor = run.accelerator.reduce(torch.stack(losses).mean(), "mean")
+    return mean.item()
 
 
 @torch.no_grad()
@@ -184,29 +225,50 @@ def _checkpoint_path(config: TrainConfig) -> Path:
     return Path(config.out) / "last.pt"
 
 
-def _save(run: _Run) -> None:
-    if not run.accelerator.is_main_process:
-        return
-    state = {
-        "config": asdict(run.config),
-        "scores": run.scores,
-        "model": run.detector.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-    }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    path = _checkpoint_path(run.config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue())
+def _save(run: _Run, epoch: DetectionMetrics) -> None:
+    """Write what is trained, and the tables of metrics, after an epoch."""
+    metrics = (*run.metrics, epoch)
+    if run.accelerator.is_main_process:
+        scaler = run.accelerator.scaler
+        state = {
+            "config": asdict(run.config),
+            "metrics": [asdict(each) for each in metrics],
+            "model": run.detector.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        out = Path(run.config.out)
+        write_atomic(out / "metrics.csv", as_csv(metrics))
+        write_atomic(out / "metrics.jsonl", as_json_lines(metrics))
+        write_atomic(_checkpoint_path(run.config), buffer.getvalue())
+    run.metrics = metrics
 
 
-def _restore(config: TrainConfig, detector: SSD, optimizer: Any) -> list[float]:
-    """Put detector and optimizer where the last finished epoch left them; returns the scores so far."""
+def _restore(
+    config: TrainConfig, detector: SSD, optimizer: Any, accelerator: Accelerator
+) -> tuple[DetectionMetrics, ...]:
+    """Put detector, optimizer and loss scaler where the last finished epoch left them; returns the epochs so far."""
     path = _checkpoint_path(config)
     if not path.exists():
-        return []
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    config.check_same(TrainConfig(**state["config"]))
+        return ()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        saved = TrainConfig(**state["config"])
+        metrics = tuple(DetectionMetrics(**each) for each in state["metrics"])
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError) as error:
+        raise UsageError(
+            f"`out` must hold a whole last.pt of this version, got {path} ({_first_line(error)}): remove it, or give "
+            "another --out"
+        ) from error
+    config.check_same(saved)
     detector.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return list(state["scores"])
+    if accelerator.scaler is not None and state["scaler"] is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    return metrics
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
