@@ -654,3 +654,15 @@ def test_an_output_that_cannot_be_compared_is_noted() -> None:
     model = Returning(lambda conv, y: str(y.shape))
     report = convert_(model, num_experts=3, example_input=torch.randn(2, 3, 8, 8))
     assert any(note.startswith("output not checked: it holds no tensors") for note in report.notes)
+
+
+def test_inference_mode_is_refused_since_nothing_could_be_trained():
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"outside torch.inference_mode"):
+        convert_(nn.Sequential(nn.Conv2d(3, 8, 3)))
+
+
+def test_a_symbolic_trace_is_named():
+    network = Net()
+    convert_(network, 2, where=select.last_blocks(1), scope="block", example_input=torch.randn(1, 3, 8, 8))
+    with pytest.raises(TypeError, match=r"torch.fx traces with proxies, trace with torch.export"):
+        torch.fx.symbolic_trace(network)

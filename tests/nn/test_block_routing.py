@@ -295,7 +295,7 @@ def test_bad_blocks() -> None:
         route_block_(nn.Sequential(), SigmoidRouting(6, 3), [])
     block = Block(6)
     route_block_(block, SigmoidRouting(6, 3), [])
-    with pytest.raises(ValueError, match="block must not have an attribute `routing_fn` yet"):
+    with pytest.raises(ValueError, match="block must not have an attribute `routing_fn` yet, .* it is routed already"):
         route_block_(block, SoftmaxRouting(6, 3), [])
     with pytest.raises(TypeError, match="must be called with a tensor to be routed by, got none"):
         block("not a tensor")

@@ -6,9 +6,11 @@ import copy
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import condconv
 from condconv import CondConv2d, CondLinear
@@ -239,6 +241,8 @@ def test_fold_batch_norm_refuses_what_it_cannot_do() -> None:
     ("make", "message"),
     [
         (lambda: CondConv2d(0, 4, 3), "in_channels must be a positive int, got 0"),
+        (lambda: CondConv2d(4, 4, 3, num_experts=True), "num_experts must be a positive int, got True"),
+        (lambda: CondConv2d(4, 4, 3, padding=2)(torch.zeros(1, 4, 0, 9)), "x must be large enough for an output"),
         (lambda: CondConv2d(4, 6, 3, groups=4), "groups must divide in_channels = 4 and out_channels = 6, got 4"),
         (lambda: CondConv2d(4, 6, 3, num_experts=0), "num_experts must be a positive int, got 0"),
         (
@@ -366,3 +370,17 @@ def test_a_mode_of_padding_that_is_not_looked_at_is_not_taken_over() -> None:
 def test_experts_that_are_spread_from_a_parameter_are_leaves() -> None:
     experts = spread_experts(nn.Parameter(torch.randn(4, 3)), torch.full((5,), 0.5), 0.5)
     assert not experts.requires_grad
+
+
+def test_numpy_integers_are_integers() -> None:
+    numbers = {"stride": np.int64(2), "padding": np.int64(1), "groups": np.int64(2), "num_experts": np.int64(3)}
+    layer = CondConv2d(np.int64(4), np.int64(8), np.int64(3), **numbers)
+    assert repr(layer) == repr(CondConv2d(4, 8, 3, 2, 1, groups=2, num_experts=3))
+    assert layer(torch.zeros(2, 4, 6, 6)).shape == (2, 8, 3, 3)
+
+
+def test_parametrized_experts_are_laid_out_as_a_static_kernel() -> None:
+    layer = CondConv2d(8, 8, 3, num_experts=2)
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    layer.to(memory_format=torch.channels_last)
+    assert layer.weight[0].is_contiguous(memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import nn
 
 from condconv.convert import refusals, select
@@ -54,7 +55,7 @@ def convert_(
         example_input: A tensor or a tuple of arguments the model takes; `None` to guess an image of the usual size.
             Tells the order of the layers, the channels of blocks and the costs.
         init: `"preserve"`, or `"independent"` to train from scratch as the paper does: experts drawn one by one, the
-            routing at random, so that the output is a new network's.
+            routing at random, so that the output is a new network's; each expert's bias is the old layer's.
         noise: Difference between experts, relative to the standard deviation of the kernel.
         impl: As in `condconv.ops.cond_conv2d`.
 
@@ -64,8 +65,8 @@ def convert_(
     Raises:
         TypeError: `model` is not a module, or the routing cannot start constant.
         ValueError: Nothing is selected or nothing of it can be converted (the message repeats the selector), the
-            model is wrapped, scripted or compiled, an optimizer already holds its parameters, or scope and routing
-            do not fit the model. Each message has the remedy.
+            model is wrapped, scripted or compiled, an optimizer already holds its parameters, inference mode is on, or
+            scope and routing do not fit the model. Each message has the remedy.
         RuntimeError: The converted model did not compute what it did before; it has been restored.
 
     Source:
@@ -78,6 +79,8 @@ def convert_(
         >>> [layer.name for layer in report.layers]
         ['2']
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("convert_ must be called outside torch.inference_mode: its experts could never be trained")
     reason = refusals.why_not_model(model)
     if reason is not None:
         raise (ValueError if isinstance(model, nn.Module) else TypeError)(reason)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils.hooks import RemovableHandle
 
 _CHILD = "routing_fn"
@@ -100,7 +101,9 @@ class FillSlot:
         """Route by the first tensor among the arguments."""
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if x is None:
-            raise TypeError(f"{self.slot.scope} must be called with a tensor to be routed by, got none")
+            traced = any(isinstance(value, Proxy) for value in (*args, *kwargs.values()))
+            hint = ": torch.fx traces with proxies, trace with torch.export instead" if traced else ""
+            raise TypeError(f"{self.slot.scope} must be called with a tensor to be routed by, got none{hint}")
         routing_fn = getattr(block, _CHILD)
         if self.previous is None:
             self.slot.fill(routing_fn(x))
@@ -192,7 +195,10 @@ def route_block_(
             "choose the module around it, or route each layer by itself"
         )
     if hasattr(block, _CHILD):
-        raise ValueError(f"block must not have an attribute `{_CHILD}` yet, this {type(block).__name__} has")
+        raise ValueError(
+            f"block must not have an attribute `{_CHILD}` yet, this {type(block).__name__} has: it is routed already, "
+            "so convert all its layers at once, or the others with scope='layer'"
+        )
     if slot is None:
         slot = RoutingSlot(f"its {type(block).__name__}", int(getattr(routing_fn, "num_experts", 0)))
     block.add_module(_CHILD, routing_fn)

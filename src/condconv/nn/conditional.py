@@ -60,7 +60,7 @@ class ConditionalLayer(nn.Module):
         check_positive(num_experts=num_experts)
         if impl != "auto" and impl not in WHY_NOT:
             raise ValueError(f"impl must be 'auto' or one of {', '.join(WHY_NOT)}, got {impl!r}")
-        self.num_experts = num_experts
+        self.num_experts = num_experts = int(num_experts)
         self.num_outputs = out_features
         self.impl = impl
         self.weight = nn.Parameter(torch.empty(num_experts, *weight_shape, device=device, dtype=dtype))
@@ -114,8 +114,10 @@ class ConditionalLayer(nn.Module):
     def _apply(self: _Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Layer:
         # `model.to(memory_format=torch.channels_last)` converts every 4-D and 5-D parameter and fails on the latter.
         # Seen with the experts stacked along the output channels it lays out each expert, as a static layer's kernel.
+        shape = self.weight.shape
+
         def apply_to_experts(tensor: Tensor) -> Tensor:
-            if tensor.dim() < 4 or tensor.shape != self.weight.shape:
+            if tensor.dim() < 4 or tensor.shape != shape:
                 applied = fn(tensor)
             else:
                 applied = fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2])
@@ -126,8 +128,8 @@ class ConditionalLayer(nn.Module):
             return applied
 
         if recurse:
-            for child in self.children():
-                child._apply(fn)
+            for name, child in self.named_children():  # a parametrized weight's numbers are in a child
+                child._apply(apply_to_experts if name == "parametrizations" else fn)
         super()._apply(apply_to_experts, recurse=False)
         return self
 

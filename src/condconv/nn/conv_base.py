@@ -44,6 +44,7 @@ class CondConvNd(ConditionalLayer):
     ) -> None:
         dims = self.spatial_dims
         check_positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        in_channels, out_channels, groups = int(in_channels), int(out_channels), int(groups)  # of numpy's, perhaps
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide in_channels = {in_channels} and out_channels = {out_channels}, got {groups}"

@@ -67,8 +67,8 @@ class RoutingFunction(nn.Module):
         check_positive(in_channels=in_channels, num_experts=num_experts)
         if not 0.0 <= expert_dropout < 1.0:
             raise ValueError(f"expert_dropout must lie in [0, 1), got {expert_dropout!r}")
-        self.in_channels = in_channels
-        self.num_experts = num_experts
+        self.in_channels = int(in_channels)
+        self.num_experts = int(num_experts)
         self.expert_dropout = expert_dropout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class HiddenRouting(RoutingFunction):
         ValueError: `hidden_ratio` is not positive.
 
     Source:
-        CondConv, Table 3: no gain over one linear layer; 8C overfits.
+        CondConv, Table 3: with C units as good as one linear layer (62.2 to 62.0 %), with C/8 and 8C worse.
     """
 
     def __init__(self, in_channels: int, num_experts: int, *, hidden_ratio: float = 1.0, **options: Any) -> None:
@@ -188,7 +188,8 @@ class HierarchicalRouting(RoutingFunction):
         **options: Of `RoutingFunction`.
 
     Source:
-        CondConv, Table 3 ("hierarchical").
+        CondConv, Table 3 ("hierarchical"). Deviation: `convert_` and the networks of this package hand weights from
+        block to block; layers outside blocks, such as the classifier, route by their own input alone.
     """
 
     def __init__(self, in_channels: int, num_experts: int, *, previous_experts: int = 0, **options: Any) -> None:

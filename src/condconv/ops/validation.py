@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -22,9 +23,9 @@ def to_tuple(name: str, value: int | Sequence[int], dims: int, minimum: int) -> 
         ValueError: `value` is not an int, nor a sequence of `dims` ints, of at least `minimum`.
     """
     values = tuple(value) if isinstance(value, Sequence) else (value,) * dims
-    if len(values) != dims or any(not isinstance(entry, int) or entry < minimum for entry in values):
+    if len(values) != dims or any(not isinstance(entry, Integral) or entry < minimum for entry in values):
         raise ValueError(f"{name} must be an int or {dims} ints, each at least {minimum}, got {value!r}")
-    return tuple(int(entry) for entry in values)  # True is an int, but not for torch's convolutions
+    return tuple(int(entry) for entry in values)  # True and numpy's are ints, but not for torch's convolutions
 
 
 def check_positive(**counts: object) -> None:
@@ -34,7 +35,7 @@ def check_positive(**counts: object) -> None:
         ValueError: One is not.
     """
     for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive int, got {value!r}")
 
 
@@ -80,7 +81,7 @@ def check_shapes(
     in_channels = out_channels if transposed else per_group * groups
     if transposed:
         out_channels = per_group * groups
-    if not isinstance(groups, int) or groups < 1 or in_channels % groups or out_channels % groups:
+    if not isinstance(groups, Integral) or groups < 1 or in_channels % groups or out_channels % groups:
         raise ValueError(
             f"groups must be a positive divisor of the channels in ({in_channels}) and out ({out_channels}), "
             f"got {groups!r}"
@@ -178,12 +179,12 @@ def check_compact(
 def check_output_size(
     size: Sequence[int], input_size: Sequence[int], kernel_size: Sequence[int], transposed: bool
 ) -> None:
-    """Check that the kernel fits into the padded input.
+    """Check that the input has pixels, and the kernel fits into it with its padding.
 
     Raises:
-        ValueError: The output would have no pixel in some dimension.
+        ValueError: The input or the output would have no pixel in some dimension.
     """
-    if any(extent < 1 for extent in size):
+    if any(extent < 1 for extent in (*size, *input_size)):
         remedy = "less padding" if transposed else "more padding"
         raise ValueError(
             f"x must be large enough for an output of at least one pixel, got size {tuple(input_size)} for kernel "
