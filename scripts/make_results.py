@@ -14,9 +14,9 @@ from statistics import mean, median
 from typing import Any
 
 from condconv.experiments.comparison import as_markdown, confidence_half_width
-from condconv.experiments.design import Experiment
+from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.runs import RunRecord
-from condconv.experiments.tables import compared, differences, plot, read, summarise, table
+from condconv.experiments.tables import compared, differences, last_loss, plot, read, summarise, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 from scripts.page import write_or_check
@@ -30,6 +30,7 @@ COPIES = ROOT / "benchmarks" / "results" / "start-trials.json"
 ROUTING = ROOT / "benchmarks" / "results" / "routing-trials.json"
 REGIMES = ROOT / "benchmarks" / "results" / "regime-trials.json"
 ASSETS = ROOT / "docs" / "assets"
+CONTROL = "all images alike (control)"
 
 INTRO = """\
 # Results
@@ -57,8 +58,10 @@ goes when it is raised.
 SUMMARY = """\
 ## In short
 
-Points of accuracy over the network that each is compared with, seed by seed, and where the mean lies at 95 % (Student's
-t; none for fewer than three seeds).
+Points of accuracy over the network that each is compared with, seed by seed, and the 95 % interval of the mean
+(Student's t; none for fewer than three seeds); and the same of the last epoch's training loss, which varies less, where
+it was kept. Each interval stands for itself: none is corrected for there being so
+many, nor for seeds that were added after a look at the first.
 """
 TEXTS = {
     "starts-sixteen-pixels": """\
@@ -353,22 +356,42 @@ def regimes() -> str:
     return "\n\n".join((WHERE_ROUTING_LEARNS.strip(), trials(REGIMES, columns)))
 
 
+def pairs(experiment: Experiment) -> list[tuple[Arm, Arm]]:
+    """Return which networks of an experiment to compare in short: with routing, static, and without routing."""
+    labels = {arm.label: arm for arm in experiment.arms}
+    if "static" in labels and CONTROL in labels:
+        routed, static, control = experiment.arms[0], labels["static"], labels[CONTROL]
+        return [(routed, static), (control, static), (routed, control)]
+    return [(arm, against) for arm in experiment.arms if (against := experiment.reference(arm)) is not None]
+
+
 def summary() -> str:
     """Return what all experiments found, a line for each network that is compared with another."""
-    lines = [["experiment", "epochs", "network", "over", "difference", "95 % interval", "seeds"]]
+    header = ["experiment", "epochs", "network", "over", "difference", "95 % interval", "seeds"]
+    lines = [[*header, "training loss", "95 % interval"]]
     for name in TEXTS:
         experiment, records = read(SOURCES / f"{name}.json")
         title = TEXTS[name].splitlines()[0].removeprefix("## ")
-        for arm in experiment.arms:
-            points, against = differences(experiment, records, arm), experiment.reference(arm)
-            if against is None or not points:
+        for arm, against in pairs(experiment):
+            points = differences(records, arm, against)
+            if not points:
                 continue
-            width = confidence_half_width(points) if len(points) > 2 else None
-            middle = mean(points)
-            interval = "" if width is None else f"{middle - width:+.1f} to {middle + width:+.1f}"
+            kept = all(record.loss_curve for record in records)
+            losses = differences(records, arm, against, last_loss) if kept else []
             epochs = str(len(next(record.curve[0] for record in records if record.label == arm.label)))
-            lines.append([title, epochs, arm.label, against.label, f"{middle:+.2f}", interval, str(len(points))])
+            cells = [*mean_and_interval(points, 2), str(len(points)), *mean_and_interval(losses, 3)]
+            lines.append([title, epochs, arm.label, against.label, *cells])
     return "\n\n".join((SUMMARY.strip(), as_markdown(lines)))
+
+
+def mean_and_interval(differences: Sequence[float], digits: int) -> tuple[str, str]:
+    """Return the mean of differences, and from three of them on its 95 % interval; that of points with one digit."""
+    if not differences:
+        return "", ""
+    middle, form = mean(differences), f"+.{digits - (digits == 2)}f"
+    width = confidence_half_width(differences) if len(differences) > 2 else None
+    interval = "" if width is None else f"{middle - width:{form}} to {middle + width:{form}}"
+    return f"{middle:+.{digits}f}", interval
 
 
 def experts_start() -> str:

@@ -35,6 +35,7 @@ def _record(run, score, seconds=60.0):
         score=score,
         member_scores=(score,),
         curve=((score,),),
+        loss_curve=((2.0, 1.25),),
         images_trained=10,
         seconds=seconds,
         machine={},
@@ -253,6 +254,7 @@ def test_rows_are_means_and_paired_differences(tmp_path):
     text = table([plain, experts], "top-1 (%)")
     assert "| 2 experts |  2.00M | 3.00M | 59.00 ± 8.49 |" in text
     assert "+4.00 ± 1.41" in text
+    assert "| 1.250 |" in text.replace("  ", "").replace("|1", "| 1").replace("0|", "0 |")
     only_one = summarise(EXPERIMENT, records[:2])[1]
     assert (only_one.spread, only_one.difference_spread) == (None, None)
     assert "+3.00 (1 of 2 seeds)" in table(summarise(EXPERIMENT, [*records[:2], records[3]]), "top-1 (%)")
@@ -291,7 +293,7 @@ def test_a_run_trains_measures_and_leaves_its_record(tmp_path):
     assert record.params == 2 * sum(parameter.numel() for parameter in one.parameters())
     assert record.images_trained == 2 * 600  # two updates of 300 of the digits
     assert len(set(record.member_scores)) == 2, "members of one seed must differ"
-    assert [len(curve) for curve in record.curve] == [1, 1]
+    assert [len(curve) for curve in record.curve] == [len(curve) for curve in record.loss_curve] == [1, 1]
     # The time is that of the trainings, whoever did them.
     run.path.unlink()
     assert execute(run, progress=False).seconds == record.seconds > 0

@@ -42,6 +42,7 @@ class RunRecord:
             probabilities where there are several members.
         member_scores: Score of each member.
         curve: Score after each epoch, one list a member.
+        loss_curve: Mean training loss of each epoch, likewise; it varies less from seed to seed than the score.
         images_trained: Training images seen, all members and epochs.
         seconds: Wall time of all epochs of all members, scoring included, however often they were interrupted.
         machine: What it ran on, with versions.
@@ -56,6 +57,7 @@ class RunRecord:
     score: float
     member_scores: tuple[float, ...]
     curve: tuple[tuple[float, ...], ...]
+    loss_curve: tuple[tuple[float, ...], ...]
     images_trained: int
     seconds: float
     machine: Mapping[str, Any]
@@ -68,8 +70,8 @@ class RunRecord:
             TypeError: It has other fields.
             LookupError: It lacks one.
         """
-        curve = tuple(tuple(each) for each in values["curve"])
-        return cls(**{**values, "member_scores": tuple(values["member_scores"]), "curve": curve})
+        curves = {name: tuple(map(tuple, values[name])) for name in ("curve", "loss_curve")}
+        return cls(**{**values, **curves, "member_scores": tuple(values["member_scores"])})
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,7 @@ def _classify(run: Run, progress: bool) -> dict[str, Any]:
         "score": curves[0][-1] if len(networks) == 1 else _averaged_accuracy(networks, data.val),
         "member_scores": tuple(curve[-1] for curve in curves),
         "curve": tuple(map(tuple, curves)),
+        "loss_curve": tuple(tuple(each.train_loss for each in result.metrics) for result in results),
         "images_trained": sum(result.images for result in results),
         "seconds": round(sum(each.seconds for result in results for each in result.metrics), 1),
     }
@@ -255,6 +258,7 @@ def _detect(run: Run, progress: bool) -> dict[str, Any]:
         "score": scores[-1],
         "member_scores": scores[-1:],
         "curve": (scores,),
+        "loss_curve": (tuple(each.train_loss for each in result.metrics),),
         "images_trained": result.images * len(result.metrics),
         "seconds": round(sum(each.seconds for each in result.metrics), 1),
     }

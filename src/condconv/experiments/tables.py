@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -36,6 +36,7 @@ class Row:
             seed is finished in both.
         difference_spread: Standard deviation of these; `None` for one seed.
         pairs: How many seeds are finished in both.
+        loss: Mean training loss of the last epoch; `None` where it was not kept.
         minutes: Median wall time of a run's training.
         paper: What the paper prints, on its data; `None` where it prints nothing.
         paper_difference: The difference in the paper; `None` likewise.
@@ -51,19 +52,31 @@ class Row:
     difference: float | None
     difference_spread: float | None
     pairs: int
+    loss: float | None
     minutes: float
     paper: float | None
     paper_difference: float | None
 
 
-def differences(experiment: Experiment, records: Sequence[RunRecord], arm: Arm) -> list[float]:
-    """Return an arm's differences to the one it is compared with, in points, seed by seed; of a reference none."""
-    reference = experiment.reference(arm)
-    if reference is None:
-        return []
-    scores = {(record.label, record.seed): record.score for record in records}
-    pairs = [(scores[key], scores.get((reference.label, key[1]))) for key in scores if key[0] == arm.label]
-    return [100 * (score - base) for score, base in pairs if base is not None]
+def differences(
+    records: Sequence[RunRecord],
+    arm: Arm,
+    other: Arm | None,
+    measure: Callable[[RunRecord], float] = lambda record: 100 * record.score,
+) -> list[float]:
+    """Return the differences of an arm to another, in points, for each seed that both have; to none, none.
+
+    Args:
+        records: Of all arms.
+        arm: One of them.
+        other: Another, or `None`.
+        measure: What is compared.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for record in records:
+        found.setdefault(record.label, {})[record.seed] = measure(record)
+    ours, theirs = found.get(arm.label, {}), {} if other is None else found.get(other.label, {})
+    return [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
 
 
 def summarise(experiment: Experiment, records: Sequence[RunRecord]) -> list[Row]:
@@ -78,7 +91,7 @@ def summarise(experiment: Experiment, records: Sequence[RunRecord]) -> list[Row]
             continue
         reference = experiment.reference(arm)
         scores = [100 * record.score for record in found.values()]
-        points = differences(experiment, records, arm)
+        points = differences(records, arm, reference)
         printed = None if reference is None else reference.paper
         one = next(iter(found.values()))
         rows.append(
@@ -93,6 +106,7 @@ def summarise(experiment: Experiment, records: Sequence[RunRecord]) -> list[Row]
                 difference=mean(points) if points else None,
                 difference_spread=spread(points),
                 pairs=len(points),
+                loss=mean(map(last_loss, found.values())) if all(each.loss_curve for each in found.values()) else None,
                 minutes=median(record.seconds for record in found.values()) / 60,
                 paper=arm.paper,
                 paper_difference=None if printed is None or arm.paper is None else arm.paper - printed,
@@ -101,9 +115,15 @@ def summarise(experiment: Experiment, records: Sequence[RunRecord]) -> list[Row]
     return rows
 
 
+def last_loss(record: RunRecord) -> float:
+    """Return the mean training loss of the last epoch, over the members."""
+    return mean(curve[-1] for curve in record.loss_curve)
+
+
 def table(rows: Sequence[Row], metric: str) -> str:
     """Return the rows as a Markdown table, scores under the name of the metric."""
-    header = ["network", "params", "MADDs", metric, "seeds", "difference", "paper", "paper: difference", "minutes"]
+    header = ["network", "params", "MADDs", metric, "seeds", "difference", "training loss"]
+    header += ["paper", "paper: difference", "minutes"]
     cells = [
         [
             row.label,
@@ -112,6 +132,7 @@ def table(rows: Sequence[Row], metric: str) -> str:
             _plus_minus(row.score, row.spread, ".2f"),
             str(row.seeds),
             _plus_minus(row.difference, row.difference_spread, "+.2f") + _fewer(row),
+            "" if row.loss is None else f"{row.loss:.3f}",
             "" if row.paper is None else f"{row.paper:.1f}",
             "" if row.paper_difference is None else f"{row.paper_difference:+.1f}",
             f"{row.minutes:.1f}",
