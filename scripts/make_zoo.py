@@ -96,6 +96,10 @@ input, `features_only`, tags of weights and `timm.models.save_for_hf` work as wi
 `condconv.create_model` takes can be given too. `*_b0_depth` is set up for images of 224 pixels, as the paper's; timm's
 static B1, whose weights `pretrained=True` brings, was trained on 240 or more.
 
+Give the number of classes when the network is made: `reset_classifier` puts a new static layer in the place of a
+conditional classifier. timm's `checkpoint_path` reads files of these networks only; [`load_pretrained`](weights.md)
+also reads those of timm's own conditional networks.
+
 `torch.compile(model, dynamic=True)` takes minutes with an EfficientNet, and once more at the next size of batch;
 `torch._dynamo.mark_dynamic(images, 0)` before the first call leaves the batch alone open and takes a third of the time.
 

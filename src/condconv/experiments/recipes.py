@@ -44,7 +44,7 @@ _PLACE: dict[str, Any] = {
 def efficientnet_b0(data: str, model: str = "tf_efficientnet_cc_b0_8e") -> TrainConfig:
     """Return the settings of EfficientNet-B0, by the authors' values.
 
-    - Source: authors; AutoAugment and mixup 0.2: paper.
+    - Source: authors; AutoAugment and mixup 0.2: the paper, as we recall it.
     - Command: `accelerate launch --num_processes 8 -m condconv train --recipe efficientnet_b0 --data imagenet/`
     - Hardware: 8 GPUs with 256 images each at 16 bits, 16 GB each or more.
     - Expected top-1: 77.2 for `tf_efficientnet_b0`, 77.8 for `tf_efficientnet_cc_b0_4e`, 78.3 for
@@ -94,9 +94,9 @@ def mobilenet_v2(data: str, model: str = "mobilenet_v2_cc_100_8e") -> TrainConfi
 def resnet_50(data: str, model: str = "resnet_cc_50_8e") -> TrainConfig:
     """Return the settings of ResNet-50.
 
-    - Source: AutoAugment and mixup 0.2, and dropping experts: paper; the probability of the latter, 0.1: ours, as
-      none is stated. SGD with Nesterov's momentum, 0.1 for 256 images, one cosine over 200 epochs, weight decay
-      1e-4: timm.
+    - Source: AutoAugment and mixup 0.2, and dropping experts: the paper, as we recall it; the probability of the
+      latter, 0.1: ours, as none is stated. SGD with Nesterov's momentum, 0.1 for 256 images, one cosine over 200
+      epochs, weight decay 1e-4: timm.
     - Command: `accelerate launch --num_processes 8 -m condconv train --recipe resnet_50 --data imagenet/`
     - Hardware: 8 GPUs with 128 images each at 16 bits, 24 GB each or more.
     - Expected top-1: 77.7 for `resnet_50`, 78.6 for `resnet_cc_50_8e`.
