@@ -141,33 +141,6 @@ def test_one_image_has_none_to_change_weights_with():
     assert (found["shuffled", ()].images, found["learned", ()].images) == (2, 3)
 
 
-def test_known_predictions_take_the_place_of_runs():
-    network = classifier()
-    report = recorded(network, INPUTS, TARGETS, CLASSES)
-    batches = [(INPUTS[:3], TARGETS[:3]), (INPUTS[3:], torch.tensor([-100]))]  # the last one could not be read
-    runs: list[None] = []
-    network.register_forward_hook(lambda *arguments: runs.append(None))
-    measured = measure_interventions(network, batches, report)
-    without = len(runs)
-    predictions = torch.tensor([0, 1, 0, 1])
-    assert measure_interventions(network, batches, report, predictions=predictions) == measured
-    assert len(runs) - without == without - 2  # one a batch less
-    name = report.routings[0].name
-    static = measure_static(network, batches, report, [name])
-    assert measure_static(network, batches, report, [name], predictions=predictions) == static
-    # They are what the others are compared with: none is the class that the mean gives these, 0.
-    assert measure_static(network, batches, report, [name], predictions=predictions * 0 + 1).agree == 0
-
-
-@pytest.mark.parametrize("count", [0, 2, 3, 5])
-def test_predictions_of_other_data_are_refused(count):
-    network = classifier()
-    report = recorded(network, INPUTS, TARGETS, CLASSES)
-    batches = [(INPUTS[:2], TARGETS[:2]), (INPUTS[2:], TARGETS[2:])]
-    with pytest.raises(UsageError, match=f"`predictions` must have one class for each image, got {count} for [24] im"):
-        measure_interventions(network, batches, report, predictions=torch.zeros(count, dtype=torch.long))
-
-
 def test_the_network_as_it_is_runs_once_a_batch():
     network = classifier()
     report = recorded(network, INPUTS, TARGETS, CLASSES)

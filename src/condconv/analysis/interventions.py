@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.analysis.predictions import Predictions, predicted_classes
 from condconv.analysis.recorder import served_layers
 from condconv.analysis.records import Intervention
 from condconv.analysis.report import RoutingReport
@@ -120,7 +119,6 @@ def measure_interventions(
     report: RoutingReport,
     *,
     layer_images: int = 10_000,
-    predictions: Tensor | None = None,
 ) -> tuple[Intervention, ...]:
     """Measure what the routing is worth, in one reading of the data; the network runs once for each intervention.
 
@@ -138,15 +136,12 @@ def measure_interventions(
             read) do not count. Without class names in the report only the sign of the classes matters.
         report: What was recorded of the network.
         layer_images: Most images for the interventions on one routing function.
-        predictions: The class that the unchanged network gives each image of `batches`, `[N]`, if it is known; None
-            to run it once more.
 
     Returns:
         The interventions on all routing functions, then those on each.
 
     Raises:
-        UsageError: There is no readable image, the network is no classifier, or the predictions are not as many as
-            the images.
+        UsageError: There is no readable image, or the network is no classifier.
     """
     means = {record.name: record.mean for record in report.routings}
     every = tuple(means)
@@ -159,8 +154,7 @@ def measure_interventions(
         *(_Variant(f"top-{k}", (), _top(k)) for k in (1, 2, 4) if k < experts),
         *(_Variant("mean", (name,), static, layer_images) for name in every),
     ]
-    known = Predictions(network, predictions)
-    return _measure(known, batches, variants, every, labelled=report.class_names is not None)
+    return _measure(network, batches, variants, every, labelled=report.class_names is not None)
 
 
 def measure_static(
@@ -168,8 +162,6 @@ def measure_static(
     batches: Iterable[tuple[Tensor, Tensor]],
     report: RoutingReport,
     routings: Iterable[str],
-    *,
-    predictions: Tensor | None = None,
 ) -> Intervention:
     """Measure the network with the mean weights in the named routing functions together.
 
@@ -178,15 +170,24 @@ def measure_static(
         batches: As in `measure_interventions`.
         report: As in `measure_interventions`.
         routings: Names of routing functions.
-        predictions: As in `measure_interventions`.
 
     Raises:
         UsageError: As in `measure_interventions`; or there is no routing function of that name.
     """
     means = {name: report.routing(name).mean for name in routings}
     variant = _Variant("mean", tuple(means), _constant(means))
-    known = Predictions(network, predictions)
-    return _measure(known, batches, [variant], (), labelled=report.class_names is not None)[0]
+    return _measure(network, batches, [variant], (), labelled=report.class_names is not None)[0]
+
+
+def _predicted(logits: Tensor) -> Tensor:
+    """Return the classes `[B]` that a classifier's outputs `[B, classes]` say.
+
+    Raises:
+        UsageError: They have another shape.
+    """
+    if logits.dim() != 2:
+        raise UsageError(f"`network` must give one number a class, [B, classes], got {list(logits.shape)}")
+    return logits.argmax(1)
 
 
 def _constant(means: Mapping[str, Tensor]) -> Change:
@@ -199,21 +200,20 @@ def _top(k: int) -> Change:
 
 @torch.inference_mode()
 def _measure(
-    known: Predictions,
+    network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     variants: list[_Variant],
     every: tuple[str, ...],
     *,
     labelled: bool,
 ) -> tuple[Intervention, ...]:
-    network = known.network
     device = next(network.parameters()).device
     # Found once, since finding them walks through the network.
     modules = [_routing_modules(network, variant.routings or every) for variant in variants]
     for images, targets in batches:
         readable = (targets >= 0).to(device)
         images, targets = images.to(device), targets.to(device)[readable]
-        before, images = known.of(images)[readable], images[readable]
+        before, images = _predicted(network(images))[readable], images[readable]
         for variant, changed in zip(variants, modules, strict=True):
             left = len(images)
             if variant.most_images is not None:
@@ -223,9 +223,8 @@ def _measure(
             now = before[:left]
             if variant.change is not None:
                 with _changed(changed, variant.change):
-                    now = predicted_classes(network(images[:left]))
+                    now = _predicted(network(images[:left]))
             variant.add(before[:left], now, targets[:left] if labelled else None)
-    known.check_all_used()
     if all(variant.counts["images"] == 0 for variant in variants):
         raise UsageError("`batches` must hold a readable image, got none: check the files")
     return tuple(variant.result(labelled) for variant in variants if variant.counts["images"])

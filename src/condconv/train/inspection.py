@@ -23,7 +23,6 @@ from condconv.analysis import (
     render_page,
     verdicts,
 )
-from condconv.analysis.predictions import predicted_classes
 from condconv.atomic import write_atomic
 from condconv.errors import UsageError
 from condconv.train import network as networks
@@ -156,22 +155,14 @@ def inspect_checkpoint(
     network = reading.place(load_network(checkpoint, path, build=build))
     order = reading.choose(images)
     names = checkpoint.class_names if labelled else None
-    found: list[Tensor] = []  # what the unchanged network predicts is the same in each reading
-    with network.register_forward_hook(lambda module, args, logits: found.append(predicted_classes(logits).cpu())):
-        report = record(network, reading.read(images, order, "routing"), names)
-    predictions = torch.cat(found)
+    report = record(network, reading.read(images, order, "routing"), names)
     measured = measure_interventions(
-        network,
-        reading.read(images, order, "interventions"),
-        report,
-        layer_images=layer_images,
-        predictions=predictions,
+        network, reading.read(images, order, "interventions"), report, layer_images=layer_images
     )
     report = replace(report, interventions=measured)
     advised = [verdict.routing for verdict in verdicts(report) if verdict.kind == "static"]
     if advised:
-        batches_again = reading.read(images, order, "advice")
-        together = measure_static(network, batches_again, report, advised, predictions=predictions)
+        together = measure_static(network, reading.read(images, order, "advice"), report, advised)
         report = replace(report, interventions=(*measured, together))
     return Inspection(
         report,
