@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,23 @@ def test_an_interruption_leaves_the_previous_file_and_nothing_else(tmp_path, mon
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link_and_a_mode_stays(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    write_atomic(link, "new")
+    assert link.is_symlink()
+    assert (target.read_text(), target.stat().st_mode & 0o777) == ("new", 0o600)
+
+
+def test_a_device_is_written_to_and_not_replaced():
+    write_atomic(Path("/dev/null"), "text")
+    assert not Path("/dev/null").is_file()
+    with pytest.raises(UsageError, match="no space left on the disk for /dev/full"):
+        write_atomic(Path("/dev/full"), "text")
 
 
 def test_a_missing_directory_is_named(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 from condconv.errors import UsageError
@@ -18,6 +19,8 @@ def check_can_write(path: Path) -> None:
     Raises:
         UsageError: There is no such directory, it cannot be written to, or a directory has the name.
     """
+    if _is_special(path):
+        return
     if path.is_dir():
         raise UsageError(f"`out` must be a file, got {path}, which is a directory: name a file in it")
     folder = path.resolve().parent
@@ -43,15 +46,18 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     payload = content.encode() if isinstance(content, str) else content
     if path.is_dir():
         raise UsageError(f"{path} must be a file to be written, and is a directory: give another name")
-    if path.exists() and not path.is_file():  # a pipe or a device, which renaming would put a file in the place of
-        path.write_bytes(payload)
-        return
+    path = path.resolve()  # or a link would become a file
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if _is_special(path):  # renaming would put a file in its place
+            path.write_bytes(payload)
+            return
         with temporary.open("wb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -59,6 +65,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_special(path: Path) -> bool:
+    """Return whether there is a pipe or a device."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -156,9 +156,35 @@ def test_a_run_is_told_its_share(tmp_path, monkeypatch):
         "condconv.experiments.runner._shares", lambda jobs: [{"SHARE": str(each)} for each in range(jobs)]
     )
     runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)
-    said = [sys.executable, "-c", "import os, sys; sys.exit('share ' + os.environ['SHARE'])"]
-    reasons = run_all(runs, lambda run: said, jobs=2, progress=False).failures.values()
-    assert {reason.partition("share ")[2][0] for reason in reasons} <= {"0", "1"}
+    # Each waits for the other one's file, so that both are at work.
+    script = (
+        "import os, pathlib, sys, time\n"
+        f"here, share = pathlib.Path({str(tmp_path)!r}), os.environ['SHARE']\n"
+        "(here / f'share{share}').touch()\n"
+        "start = time.time()\n"
+        "while not (here / f'share{1 - int(share)}').exists() and time.time() - start < 60: time.sleep(0.01)\n"
+        "sys.exit('alone' if time.time() - start >= 60 else 'together')\n"
+    )
+    reasons = run_all(runs, lambda run: [sys.executable, "-c", script], jobs=2, progress=False).failures.values()
+    assert [reason.split()[3] for reason in reasons] == ["together", "together"]
+
+
+def test_a_process_that_cannot_be_started_holds_no_share(tmp_path):
+    runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)
+    outcome = run_all(runs, lambda run: [str(tmp_path / "no such program")], jobs=1, progress=False)
+    assert set(outcome.failures) == {"plain/0", "2 experts/0"}
+    assert all("No such file" in reason for reason in outcome.failures.values())
+
+
+def test_a_file_to_start_from_is_told_by_what_it_holds_wherever_it_lies(tmp_path):
+    folder = tmp_path / "trained" / "m-abc"
+    folder.mkdir(parents=True)
+    paths = []
+    for name in ("best", "last"):
+        (folder / name).write_bytes(name.encode())
+        settings = replace(SETTINGS, init_from=str(folder / name))
+        paths.append(list_runs(EXPERIMENT, settings, tmp_path, 1)[0].path)
+    assert paths[0] != paths[1]
 
 
 def test_records_of_other_settings_stay(tmp_path):

@@ -26,7 +26,9 @@ def test_kernels_decay_and_biases_and_norms_do_not_unless_asked(tmp_path):
     assert decayed(network, tmp_path, norm_decay=True, router_decay=False) == every - routers
 
 
-@pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.05), ("lamb", 0.05), ("sgd", 5e-4), ("rmsproptf", 5e-4)])
+@pytest.mark.parametrize(
+    ("optimizer", "decay"), [("adamw", 0.05), ("lamb", 0.05), ("SGD", 5e-4), ("lookahead_rmsproptf", 5e-4)]
+)
 def test_decay_that_is_part_of_the_gradient_is_less_unless_asked(tmp_path, optimizer, decay):
     network = nn.Conv2d(1, 1, 1)
     groups = create_optimizer(settings(tmp_path, optimizer=optimizer), network).param_groups

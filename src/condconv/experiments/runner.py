@@ -128,10 +128,11 @@ class _Processes:
             if self._stopped:
                 return -signal.SIGTERM
             # In a session of its own a terminal's Ctrl-C does not reach it: it would be told twice.
-            share = self._shares.pop()
+            share = self._shares[-1]
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **share}
             )
+            self._shares.pop()
             self._running.add(process)
         try:
             return process.wait()

@@ -134,13 +134,16 @@ class Run:
                 out="-",
                 **changes,
             )
-            digest = hashlib.sha256(json.dumps(_what(config), sort_keys=True).encode()).hexdigest()[:10]
+            # By the name of a file to start from as well: a run that goes on is asked for the same one.
+            what = _what(config, follows=bool(members) and self.arm.chained), config.init_from
+            digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
             members.append(replace(config, out=str(self.out / _TRAINED / f"{self.arm.model}-{digest}")))
         return tuple(members)
 
     def fingerprint(self) -> str:
         """Return the settings as text, which tell this run from others of the same arm and seed."""
-        members = [_what(each) for each in self.configs()]
+        configs = self.configs()
+        members = [_what(each, follows=self.arm.chained and each is not configs[0]) for each in configs]
         return json.dumps({"members": members, "chained": self.arm.chained}, sort_keys=True)
 
     def record(self) -> RunRecord | None:
@@ -155,13 +158,18 @@ class Run:
             ) from error
 
 
-def _what(config: TrainConfig) -> dict[str, Any]:
-    """Return what a training is, without where it runs; a file to start from by what it holds."""
+def _what(config: TrainConfig, *, follows: bool) -> dict[str, Any]:
+    """Return what a training is, without where it runs; a file to start from by what it holds.
+
+    Args:
+        config: Its settings.
+        follows: Whether it starts from another member, whose directory tells what that is.
+    """
     where = ("out", "workers", "device", "log_with")
     settings = {key: value for key, value in asdict(config).items() if key not in where}
     if config.init_from is not None:
         path = Path(config.init_from)
-        if path.parent.parent.name == _TRAINED:  # another member, whose directory tells what it is
+        if follows:
             settings["init_from"] = path.parent.name
         elif path.is_file():  # one that is not there is reported where it is read
             settings["init_from"] = _digest(path, path.stat().st_mtime_ns)

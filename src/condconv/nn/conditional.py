@@ -114,13 +114,10 @@ class ConditionalLayer(nn.Module):
     def _apply(self: _Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Layer:
         # `model.to(memory_format=torch.channels_last)` converts every 4-D and 5-D parameter and fails on the latter.
         # Seen with the experts stacked along the output channels it lays out each expert, as a static layer's kernel.
-        shape = self.weight.shape
-
+        # Nothing else in the layer has four dimensions.
         def apply_to_experts(tensor: Tensor) -> Tensor:
-            if tensor.dim() < 4 or tensor.shape != shape:
-                applied = fn(tensor)
-            else:
-                applied = fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2])
+            stacked = tensor.dim() > 3
+            applied = fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2]) if stacked else fn(tensor)
             # Compact experts and their scale stay as they are in a model that changes its dtype.
             compact = self.compact and (tensor is self.weight or tensor is self.weight_scale)
             if compact and applied.dtype != tensor.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,7 +43,7 @@ def resolve_padding(
         dilation: Dilation a dimension.
     """
     dims = range(len(kernel_size))
-    if isinstance(padding, int):
+    if isinstance(padding, (int, Integral)):
         return [(int(padding), int(padding)) for _ in dims]
     if padding == "valid":
         return [(0, 0) for _ in dims]

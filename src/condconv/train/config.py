@@ -112,7 +112,7 @@ class TrainConfig:
         None,
         REGULARISATION,
         "weight decay, not on biases and norms (default: 0.05, or 5e-4 with sgd, momentum, nesterov, rmsprop and "
-        "rmsproptf, where the gradient has it)",
+        "rmsproptf, where it is part of the gradient)",
         or_none(number(0)),
     )
     router_decay: bool = _option(True, REGULARISATION, "let the weights of routing functions decay as kernels do", BOOL)
@@ -197,7 +197,7 @@ class TrainConfig:
         """Check that these settings are of the run that `out` holds.
 
         What decides only where and how it is computed may be another, so that a run goes on with other processes,
-        another memory or a newly broken image: bit for bit the same it is with the same of these alone.
+        another memory or a newly broken image. The result is the same bit for bit only if these are unchanged too.
 
         Args:
             saved: Of that run.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -65,7 +66,7 @@ class Images(Dataset[tuple[Any, int]]):
         self._targets = [targets[name] for name in reader.class_names]
         self._mode = "L" if in_chans == 1 else "RGB"
         self._skip = skip_unreadable
-        self._named: set[int] = set()
+        self._named = torch.zeros(len(reader), dtype=torch.bool).share_memory_()  # with the workers of all epochs
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -88,10 +89,10 @@ class Images(Dataset[tuple[Any, int]]):
             if not self._skip:
                 raise UsageError(
                     f"`data` must hold readable images, got {self._reader.filename(index)} ({_one_line(error)}): "
-                    "remove the file, or pass --on-bad-image skip to leave such files out and count them"
+                    "replace the file, or pass --on-bad-image skip to leave such files out and count them"
                 ) from error
-            if index not in self._named:
-                self._named.add(index)
+            if not self._named[index]:
+                self._named[index] = True
                 _log.warning("left out, unreadable: %s (%s)", self._reader.filename(index), _one_line(error))
             return self._stand_in(index), IGNORED
 

@@ -28,7 +28,8 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
     Raises:
         UsageError: timm does not know the name, the optimizer refuses an argument, or it needs second derivatives.
     """
-    decay = _PART_OF_THE_GRADIENT.get(config.optimizer, 0.05) if config.weight_decay is None else config.weight_decay
+    name = config.optimizer.lower().removeprefix("lookahead_")  # as timm reads it
+    decay = _PART_OF_THE_GRADIENT.get(name, 0.05) if config.weight_decay is None else config.weight_decay
     try:
         optimizer = create_optimizer_v2(
             network,

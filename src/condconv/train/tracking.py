@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import uuid
 from dataclasses import asdict
+from pathlib import Path
 
+from condconv.atomic import write_atomic
 from condconv.train.metrics import EpochMetrics
 from condconv.train.run import Run
 
@@ -12,11 +14,17 @@ from condconv.train.run import Run
 def start_logs(run: Run) -> None:
     """Start the logger that the run asks for, if any; it writes below the run's directory."""
     if run.config.log_with is not None:
-        # A run that goes on is the same one there.
-        same = {"id": hashlib.sha256(str(run.out.resolve()).encode()).hexdigest()[:16], "resume": "allow"}
-        run.accelerator.init_trackers(
-            "condconv", init_kwargs={"wandb": {"name": run.out.name, "dir": str(run.out), **same}}
-        )
+        options = {"name": run.out.name, "dir": str(run.out), "resume": "allow"}
+        if run.config.log_with == "wandb" and run.accelerator.is_main_process:
+            options["id"] = _identity(run.out / "wandb-id")
+        run.accelerator.init_trackers("condconv", init_kwargs={"wandb": options})
+
+
+def _identity(path: Path) -> str:
+    """Return what tells a run from others, drawn once and kept: one that goes on is the same run there."""
+    if not path.exists():
+        write_atomic(path, uuid.uuid4().hex[:16])
+    return path.read_text(encoding="utf-8")
 
 
 def log_epoch(run: Run, metrics: EpochMetrics) -> None:

@@ -194,7 +194,8 @@ def _train_epoch(run: _Run, epoch: int, title: str, progress: bool) -> float:
             loss = sum(run.model(images, targets).values())
             if not torch.isfinite(loss):
                 raise TrainingError(
-                    f"the loss became {loss.item()} in epoch {epoch}; {_what_is_saved(run)}: train with a lower --lr"
+                    f"the loss became {loss.item()} in epoch {epoch}; {_what_is_saved(run)}: train in another "
+                    "--out with a lower --lr"
                 )
             losses.append(loss.detach())
             run.accelerator.backward(loss)
