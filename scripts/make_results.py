@@ -52,8 +52,7 @@ routing, and how much to each kernel being a sum of several, we cannot tell. Sha
 made no network better, and with AdamW, one seed, worse ones. After forty epochs the network with routing is ahead of
 that control for the first time, by 0.6 points over three seeds, within their spread, with the lower training loss on
 all three. Two seeds of a network are often two points apart, so that three seeds, as in most tables here, show nothing
-smaller. Two differences are larger than that, both as in the paper: experts from the first layer on are best, and
-softmax routing is behind sigmoids.
+smaller. One difference is larger than that, and as in the paper: softmax routing is behind sigmoids.
 
 Nor do experts pay on images this small. Mixing eight kernels of MobileNetV1 0.12x takes more multiply-adds than
 convolving with one of them: 0.70M with experts, 0.29M without. A static network of 0.83M, at 0.25x, is six points
