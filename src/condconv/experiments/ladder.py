@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -71,10 +72,15 @@ def _width(name: Callable[[int], str], options: Mapping[str, Any], target: int, 
     """Return the width in percent whose multiply-adds come nearest to a target, the narrowest of equals."""
     key = tuple(sorted(options.items()))
     low, high = 1, 100
+    if _madds(name(low), key, size) >= target:
+        return low
     while _madds(name(high), key, size) < target:
         high *= 2
     while high - low > 1:
-        middle = (low + high) // 2
+        # Multiply-adds grow nearly with the square of the width: a few networks are counted, not a halving's dozen.
+        below, above = (math.sqrt(_madds(name(each), key, size)) for each in (low, high))
+        share = (math.sqrt(target) - below) / (above - below)
+        middle = min(max(low + round((high - low) * share), low + 1), high - 1)
         low, high = (middle, high) if _madds(name(middle), key, size) < target else (low, middle)
     return min((low, high), key=lambda each: abs(_madds(name(each), key, size) - target))
 

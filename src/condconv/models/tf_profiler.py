@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from condconv.counting import count
+from condconv.counting import count_trace
 from condconv.errors import UsageError
 from condconv.nn import CondLinear
 from condconv.nn.conditional import conditional_layers
@@ -75,13 +75,14 @@ def profiler_madds(model: nn.Module, example_input: Any = None, *, batched_produ
             hooks.callback(layer.register_forward_hook(profiler.leave_layer).remove)
             hooks.callback(layer.routing_fn.register_forward_pre_hook(profiler.enter_routing).remove)
             hooks.callback(layer.routing_fn.register_forward_hook(profiler.leave_routing).remove)
-        calls = trace(model, example).calls
+        watched = trace(model, example)
+    calls = watched.calls
     shape = calls[0].input_shape
     if not shape or not shape[0]:
         found = "no tensor" if shape is None else f"shape {shape}"
         raise UsageError(f"example_input must hold a tensor [B, ...] with B > 0, got {found}: pass one image or more")
     normalisation = 2 * prod(shape)
-    madds = count(model, example).total.madds + (profiler.operations + normalisation) // (2 * shape[0])
+    madds = count_trace(model, watched).total.madds + (profiler.operations + normalisation) // (2 * shape[0])
     return madds if batched_products else madds - sum(map(_batched_products, calls)) // shape[0]
 
 
