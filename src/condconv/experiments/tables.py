@@ -243,8 +243,10 @@ def plot(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
     else:
         _differences(axes, rows)
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
+    if curves:
         axes.legend(frameon=False)
+    else:  # beside the points, some of which may lie anywhere
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.set_title(experiment.title, fontsize=11)
     content = io.BytesIO()
     figure.savefig(content, format="png")
