@@ -59,3 +59,8 @@ def few(names: Iterable[str], most: int = 4) -> str:
     """Return the first names of a list in words, and how many more there are."""
     first = list(names)
     return ", ".join(first[:most]) + (f" and {len(first) - most} more" if len(first) > most else "")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -64,17 +64,12 @@ def build_layers(
             layers[name] = make(old_layers[name], routing)
             continue
         block = model.get_submodule(group.leader)
-        first = old_layers[group.layers[0]].weight
-        options: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
         call = None if watched is None else watched.first_call(block)
         if call is None or call.input_shape is None:
             raise ValueError(f"example_input must be given and run {group.leader!r}, whose input routes its layers")
-        channels = call.input_shape[1]
-        routing_fn = make_routing(routing, channels, num_experts, **options)
+        first = old_layers[group.layers[0]].weight
+        routing_fn = _make_routing(routing, call.input_shape[1], num_experts, first, previous)
         chained = isinstance(routing_fn, HierarchicalRouting)
-        if chained and previous is not None:
-            options["previous_experts"] = previous.num_experts
-            routing_fn = make_routing(routing, channels, num_experts, **options)
         slot = RoutingSlot(f"block {group.leader!r}", num_experts)
         if init == "preserve":
             slot.start = start_constant_(routing_fn)
@@ -95,3 +90,22 @@ def build_layers(
             undo.callback(model.register_forward_hook(ClearSlot(slot), always_call=True).remove)
         previous = slot
     return layers
+
+
+def _make_routing(
+    routing: Routing, channels: int, num_experts: int, like: Any, previous: RoutingSlot | None
+) -> nn.Module:
+    """Return the routing function of a block, placed like a weight; one of a chain knows the weights before it.
+
+    Args:
+        routing: As in `convert_`.
+        channels: C of the block's input.
+        num_experts: E.
+        like: The weight.
+        previous: Slot of the block before; `None` for the first.
+    """
+    options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+    routing_fn = make_routing(routing, channels, num_experts, **options)
+    if previous is None or not isinstance(routing_fn, HierarchicalRouting):
+        return routing_fn
+    return make_routing(routing, channels, num_experts, previous_experts=previous.num_experts, **options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from condconv.errors import UsageError
 from condconv.experiments import ladder
 from condconv.experiments.design import Arm, Experiment
 from condconv.models.names import parse_name
-from condconv.models.paper import FIGURE_2, ROWS, TABLE_3, TABLE_4, Ablation
+from condconv.models.paper import FIGURE_2, ROWS, TABLE_3, TABLE_4, Ablation, PaperRow
 
 
 def experts_width(
@@ -39,9 +39,7 @@ def experts_width(
         for width in widths:
             name = _v1(width, number)
             wide = f"{int(width) / 100:g}x"
-            row = FIGURE_2.get(name)
-            printed = None if row is None else row.top1
-            arms.append(Arm(f"{wide}, {curve}", name, paper=printed, against=f"{wide}, static", curve=curve))
+            arms.append(_zoo(name, f"{wide}, {curve}", FIGURE_2, against=f"{wide}, static", curve=curve))
     return Experiment("experts-width", "Width and number of experts, MobileNetV1", "CondConv, Figure 2", tuple(arms))
 
 
@@ -62,10 +60,10 @@ def plug_in(networks: Sequence[str] = _TABLE_1, experts: Sequence[int] = (8,)) -
         parsed = parse_name(name)
         if parsed.num_experts is not None:
             raise UsageError(f"`networks` must be static ones, got {name}: give the network without experts")
-        arms.append(_zoo(name, name, against=name))
+        arms.append(_zoo(name, name, ROWS, against=name))
         for number in experts:
             model = str(replace(parsed, num_experts=number))
-            arms.append(_zoo(model, f"{name}, {number} experts", against=name))
+            arms.append(_zoo(model, f"{name}, {number} experts", ROWS, against=name))
     return Experiment("plug-in", "Static networks and their conditional forms", "CondConv, Table 1", tuple(arms))
 
 
@@ -256,9 +254,10 @@ def _v1(width: str, experts: int | None) -> str:
     return f"mobilenet_v1_{width}" if experts is None else f"mobilenet_v1_cc_{width}_{experts}e"
 
 
-def _zoo(model: str, label: str, *, against: str) -> Arm:
-    row = ROWS.get(model)
-    return Arm(label, model, paper=None if row is None else row.top1, against=against)
+def _zoo(model: str, label: str, rows: Mapping[str, PaperRow], *, against: str, curve: str | None = None) -> Arm:
+    """Return the arm of a network, with the figure that a table of the paper has for it."""
+    row = rows.get(model)
+    return Arm(label, model, paper=None if row is None else row.top1, against=against, curve=curve)
 
 
 def _note(width: str, num_experts: int) -> str:

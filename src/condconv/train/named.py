@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from PIL import Image
 
-from condconv.errors import UsageError, require_extra
+from condconv.errors import UsageError, first_line, require_extra
 
 _TOO_LARGE = ("places365", "inaturalist", "inat")
 _HF_VALIDATION = ("validation", "val", "valid", "test")
@@ -83,7 +83,7 @@ class HuggingFaceReader:
             self._reader: Any = create_reader(f"hfds/{name}", root=root, split=found, **options)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UsageError(
-                f"`data` must be a dataset with images and classes, got hfds/{name} ({_first_line(error)}): name the "
+                f"`data` must be a dataset with images and classes, got hfds/{name} ({first_line(error)}): name the "
                 "split and columns by --data-option val_split=..., input_key=... and target_key=..."
             ) from error
         reader = self._reader
@@ -116,7 +116,3 @@ def _split_name(names: list[str], split: str) -> str:
     if found is None:
         raise ValueError(f"no split {' or '.join(wanted)}, only {', '.join(names)}")
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import UsageError, few
+from condconv.errors import UsageError, few, first_line
 from condconv.nn import RoutingFunction
 from condconv.tracing import evaluating
 from condconv.train.config import TrainConfig
@@ -105,9 +105,8 @@ def check_output(network: nn.Module, num_classes: int, in_chans: int, image_size
         with evaluating(network), torch.inference_mode():
             output = network(torch.zeros(2, in_chans, image_size, image_size))
     except (RuntimeError, ValueError) as error:  # ValueError: of conditional layers
-        reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"`image_size` must suit the network, got {image_size} ({reason}): take a larger one, "
+            f"`image_size` must suit the network, got {image_size} ({first_line(error)}): take a larger one, "
             "or a smaller output_stride"
         ) from error
     if tuple(output.shape) != (2, num_classes):

@@ -20,7 +20,7 @@ from torchvision.models.detection.ssd import SSD
 from tqdm import tqdm
 
 from condconv.atomic import write_atomic
-from condconv.errors import TrainingError, TrainingInterrupted, UsageError
+from condconv.errors import TrainingError, TrainingInterrupted, UsageError, first_line
 from condconv.experiments.detection.coco import CocoImages, Target
 from condconv.experiments.detection.network import create_detector, detector_costs
 from condconv.nn import anneal_
@@ -260,7 +260,7 @@ def _restore(
         metrics = tuple(DetectionMetrics(**each) for each in state["metrics"])
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError) as error:
         raise UsageError(
-            f"`out` must hold a whole last.pt of this version, got {path} ({_first_line(error)}): remove it, or give "
+            f"`out` must hold a whole last.pt of this version, got {path} ({first_line(error)}): remove it, or give "
             "another --out"
         ) from error
     config.check_same(saved)
@@ -269,7 +269,3 @@ def _restore(
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     return metrics
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
