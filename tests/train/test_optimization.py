@@ -5,6 +5,7 @@ from torch import nn
 from condconv.errors import UsageError
 from condconv.models import create_model
 from condconv.nn import CondConv2d, RoutingFunction
+from condconv.nn.conditional import conditional_layers
 from condconv.train.optimization import create_optimizer, create_scheduler
 from tests.train.samples import settings
 
@@ -51,6 +52,40 @@ def test_no_router_decays_wherever_it_is(options, tmp_path):
     kernels = {name for name, each in network.named_parameters() if each.ndim > 1 and not name.endswith("bias")}
     assert routers
     assert decayed(network, tmp_path, router_decay=False) == kernels - routers
+
+
+@pytest.mark.parametrize("routing", ["softmax", "sigmoid"])
+def test_a_mixture_moves_as_far_as_a_static_kernel_once_the_rate_makes_up_for_its_weights(tmp_path, routing):
+    """By 1 / sum(r_e^2) times the rate, with the decay of a static kernel too."""
+    static = nn.Conv2d(2, 3, 3, bias=False)
+    layer = CondConv2d.from_static(static, num_experts=8, routing=routing, noise=0)
+    weights = layer.routing_fn(torch.ones(1, 2, 5, 5))[0].detach()
+    network = nn.Sequential(layer)
+    scale = 1 / float(weights.square().sum())
+    sgd = {"optimizer": "sgd", "optimizer_options": {"momentum": 0.0, "nesterov": False}, "lr": 0.1}
+    x = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    for net, options in ((static, {}), (network, {"expert_lr_scale": scale, "router_lr_scale": 1e-9})):
+        optimizer = create_optimizer(settings(tmp_path, weight_decay=0.3, **sgd, **options), net)
+        for group in optimizer.param_groups:  # as the schedule does
+            group["lr"] = 0.1 * group.get("lr_scale", 1.0)
+        net(x).square().sum().backward()
+        optimizer.step()
+    mixture = torch.einsum("e,e...->...", weights, layer.weight.detach())
+    torch.testing.assert_close(mixture, static.weight.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_experts_at_another_rate_are_kernels_and_biases_and_no_router(tmp_path):
+    network = create_model("mobilenet_v1_cc_025_2e", num_classes=2)
+    groups = create_optimizer(settings(tmp_path, expert_lr_scale=4.0, weight_decay=0.2), network).param_groups
+    found = {
+        id(each): (group.get("lr_scale", 1.0), group["weight_decay"]) for group in groups for each in group["params"]
+    }
+    for name, layer in conditional_layers(network).items():
+        assert found[id(layer.weight)] == (4.0, 0.05), name
+        assert layer.bias is None or found[id(layer.bias)] == (4.0, 0.0), name
+    apart = {id(own) for layer in conditional_layers(network).values() for own in (layer.weight, layer.bias)}
+    assert {scale for key, (scale, _) in found.items() if key not in apart} == {1.0}
+    assert len(found) == len(list(network.parameters()))
 
 
 def test_routers_learn_more_slowly_all_along_the_schedule(tmp_path):

@@ -95,6 +95,12 @@ class TrainConfig:
     router_lr_scale: float = _option(
         1.0, UPDATES, "learning rate of routing functions, in times of the others'", number(0, open_below=True)
     )
+    expert_lr_scale: float = _option(
+        1.0,
+        UPDATES,
+        "learning rate of experts, in times of the others' (with softmax routing and sgd: their number or more)",
+        number(0, open_below=True),
+    )
     scheduler: str = _option("cosine", UPDATES, "learning rate schedule, by its timm name", TEXT)
     scheduler_options: Mapping[str, Any] = _options(UPDATES, "argument of timm's schedule, e.g. decay_epochs=2.4")
     warmup_epochs: int | None = _option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from condconv.errors import UsageError
 from condconv.nn.block_routing import routing_functions
+from condconv.nn.conditional import conditional_layers
 from condconv.train.config import TrainConfig
 
 _PART_OF_THE_GRADIENT = dict.fromkeys(("sgd", "momentum", "nesterov", "rmsprop", "rmsproptf"), 5e-4)
@@ -18,12 +20,15 @@ _PART_OF_THE_GRADIENT = dict.fromkeys(("sgd", "momentum", "nesterov", "rmsprop",
 
 
 def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Return timm's optimizer of that name, with three rules for the parameters.
+    """Return timm's optimizer of that name, with four rules for the parameters.
 
     - Biases and norms are not decayed, unless `norm_decay` says so.
     - Routing functions are decayed as kernels are, unless `router_decay` is off. No norm follows a router, so that
       decay draws it to where all images are routed alike; `docs/results.md` has when that is lost altogether.
     - Routing functions learn at `router_lr_scale` times the rate.
+    - Experts learn at `expert_lr_scale` times the rate, and decay as they would without. In a step of SGD the mixture
+      of E experts moves as many times as far as a static kernel as the squares of their weights add up to: E / 4 where
+      sigmoids start, but 1 / E where a softmax starts, so that E makes it move as far as a static kernel.
 
     Raises:
         UsageError: timm does not know the name, the optimizer refuses an argument, or it needs second derivatives.
@@ -51,24 +56,28 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
         ) from error
     if getattr(optimizer, "is_second_order", False):  # timm's word for those that differentiate twice
         raise UsageError(f"`optimizer` must do with first derivatives, got {config.optimizer!r}: adamw and lamb do")
-    _set_routers_apart_(optimizer, network, config)
+    routers = {parameter for each in routing_functions(network).values() for parameter in each.parameters()}
+    experts = {parameter for each in conditional_layers(network).values() for parameter in each.parameters()} - routers
+    decay_scale = 1.0 if config.router_decay else 0.0
+    _set_apart_(optimizer, routers, lr_scale=config.router_lr_scale, decay_scale=decay_scale)
+    _set_apart_(optimizer, experts, lr_scale=config.expert_lr_scale, decay_scale=1 / config.expert_lr_scale)
     return optimizer
 
 
-def _set_routers_apart_(optimizer: torch.optim.Optimizer, network: nn.Module, config: TrainConfig) -> None:
-    """Move the parameters of routing functions into groups of their own, in place, if the run treats them otherwise.
+def _set_apart_(
+    optimizer: torch.optim.Optimizer, parameters: Set[nn.Parameter], *, lr_scale: float, decay_scale: float
+) -> None:
+    """Move parameters into groups of their own, in place, if the run treats them otherwise.
 
     Timm forms the groups first: what its options say of them holds, and its schedules heed `lr_scale`.
     """
-    if config.router_decay and config.router_lr_scale == 1:
+    if lr_scale == decay_scale == 1:
         return
-    routers = {parameter for each in routing_functions(network).values() for parameter in each.parameters()}
     for group in tuple(optimizer.param_groups):
-        own = [parameter for parameter in group["params"] if parameter in routers]
+        own = [parameter for parameter in group["params"] if parameter in parameters]
         if own:
-            group["params"] = [parameter for parameter in group["params"] if parameter not in routers]
-            scale = group.get("lr_scale", 1.0) * config.router_lr_scale
-            decay = group["weight_decay"] if config.router_decay else 0.0
+            group["params"] = [parameter for parameter in group["params"] if parameter not in parameters]
+            scale, decay = group.get("lr_scale", 1.0) * lr_scale, group["weight_decay"] * decay_scale
             optimizer.add_param_group(group | {"params": own, "weight_decay": decay, "lr_scale": scale})
 
 
