@@ -171,6 +171,17 @@ def test_folded_windows_have_a_kernel_each() -> None:
     assert report.total.madds == 5 * (12 * 36 + 2 * 12 + 3 * 2)
 
 
+def test_costs_say_what_input_they_are_for_and_that_a_guess_failed() -> None:
+    assert str(count(nn.Conv2d(3, 4, 3))).splitlines()[-1] == "MADDs are for one example of 3 x 224 x 224"
+    small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    with pytest.raises(
+        ValueError, match=r"^example_input must be given: Sequential fails on a guess of shape \(1, 3, 224, 224\) \(mat"
+    ):
+        count(small)
+    with pytest.raises(RuntimeError):  # of an example that is given, the error is the model's own
+        count(small, torch.zeros(1, 3, 9, 9))
+
+
 def test_the_guessed_input_suits_a_conditional_stem() -> None:
     net = nn.Sequential(condconv.CondConv1d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 4, 3))
     assert default_example(net).shape == (1, 2, 1024)

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from condconv.nn import ConditionalLayer
 from condconv.nn.conv_base import CondConvNd
-from condconv.tracing import Call, Trace, default_example, trace
+from condconv.tracing import Call, Trace, trace
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,26 @@ class CostReport:
     Attributes:
         layers: Layers with multiply-adds in the order in which they run, then "(other)".
         total: Their sum.
+        example_shape: Of the input that the multiply-adds are for, without the batch; empty where there is no tensor.
     """
 
     layers: tuple[LayerCost, ...]
     total: LayerCost
+    example_shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        """Return a table with a line a layer."""
+        """Return a table with a line a layer, and what input it is for."""
         rows = [
             (c.name, c.kind, f"{c.params:,}", f"{c.madds:,}", f"{c.expert_bytes:,}", f"{c.kernel_bytes:,}")
             for c in (*self.layers, self.total)
         ]
-        return format_table(("layer", "kind", "params", "MADDs", "expert bytes", "kernel bytes"), rows)
+        table = format_table(("layer", "kind", "params", "MADDs", "expert bytes", "kernel bytes"), rows)
+        return f"{table}\n{self.input_note}"
+
+    @property
+    def input_note(self) -> str:
+        """What input the multiply-adds are for, in words: who gives none gets those of a guess."""
+        return f"MADDs are for one example of {' x '.join(map(str, self.example_shape))}"
 
 
 def count(model: nn.Module, example_input: Any = None) -> CostReport:
@@ -74,7 +82,7 @@ def count(model: nn.Module, example_input: Any = None) -> CostReport:
         The report.
 
     Raises:
-        ValueError: No example is given and none can be guessed.
+        ValueError: No example is given, and none can be guessed or the model fails on the guess.
 
     Source:
         CondConv, section 3.3. The paper's own figures are the TF-1 profiler's, mostly 0.1 to 1.4 % higher.
@@ -84,14 +92,14 @@ def count(model: nn.Module, example_input: Any = None) -> CostReport:
         >>> report.total.madds  # 64 pixels x 1152, mixing 4 x 1152, routing 8 x 4
         78368
     """
-    return count_trace(model, trace(model, default_example(model) if example_input is None else example_input))
+    return count_trace(model, trace(model, example_input))
 
 
 def count_trace(model: nn.Module, watched: Trace) -> CostReport:
     """Return what `count` does, of a forward pass of the model that has been watched already."""
     costs: dict[nn.Module, LayerCost] = {}
     calls = watched.calls
-    batch = next((call.input_shape[0] for call in calls if call.input_shape), 1)
+    batch, *example_shape = next((call.input_shape for call in calls if call.input_shape), (1,))
     for call in calls:
         cost = _layer_cost(call, batch)
         if cost is not None:
@@ -108,7 +116,7 @@ def count_trace(model: nn.Module, watched: Trace) -> CostReport:
         sum(cost.expert_bytes for cost in layers),
         sum(cost.kernel_bytes for cost in layers),
     )
-    return CostReport(layers, total)
+    return CostReport(layers, total, tuple(example_shape))
 
 
 def _add(cost: LayerCost, before: LayerCost) -> LayerCost:

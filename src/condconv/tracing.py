@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from condconv.errors import first_line
+
 _FIRST_SIZES = {nn.Conv1d: (1024,), nn.Conv2d: (224, 224), nn.Conv3d: (16, 112, 112)}
 
 
@@ -107,17 +109,22 @@ def _shape(values: Any) -> tuple[int, ...] | None:
     return next((found for found in map(_shape, values) if found is not None), None)
 
 
-def trace(model: nn.Module, example_input: Any) -> Trace:
+def trace(model: nn.Module, example_input: Any = None) -> Trace:
     """Run a model once, without gradients, in evaluation mode, and record every module's calls.
 
     Args:
         model: Left as it was.
-        example_input: A tensor, or a tuple of positional arguments.
+        example_input: A tensor, or a tuple of positional arguments; `None` for `default_example`.
 
     Returns:
         The calls and the output.
+
+    Raises:
+        ValueError: None is given, and none can be guessed, or the model fails on the guess. What it raises on an
+            example that is given is raised as it is.
     """
-    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    given = default_example(model) if example_input is None else example_input
+    arguments = given if isinstance(given, tuple) else (given,)
     entered: list[tuple[str, nn.Module, tuple[int, ...] | None]] = []
     finished: dict[int, tuple[int, ...] | None] = {}
     running: list[int] = []
@@ -138,6 +145,13 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
             handles.append(module.register_forward_hook(leave))
         with evaluating(model), torch.no_grad():
             output = model(*arguments)
+    except Exception as error:
+        if example_input is not None:
+            raise
+        raise ValueError(
+            f"example_input must be given: {type(model).__name__} fails on a guess of shape {_shape(given)} "
+            f"({first_line(error)})"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

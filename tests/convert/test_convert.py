@@ -79,7 +79,8 @@ def test_report() -> None:
     assert report.after.total.madds - report.before.total.madds == 4 * (128 + 1152 + 8) + 8 * 4
     text = str(report)
     assert "blocks.2.conv1  Conv2d -> CondConv2d x4  from block 'blocks.2'" in text
-    assert text.splitlines()[-1].startswith("model           2 converted")
+    assert text.splitlines()[-2].startswith("model           2 converted")
+    assert text.splitlines()[-1] == "MADDs are for one example of 3 x 16 x 16"
 
 
 def test_default_is_every_convolution_of_more_than_one_pixel() -> None:

@@ -76,6 +76,7 @@ class ConversionReport:
         rows.append(("model", f"{len(self.layers)} converted", "", *params, _number(madds[0]), _number(madds[1])))
         header = ("layer", "old -> new", "routing", "params", "-> params", "MADDs", "-> MADDs")
         lines = [format_table(header, rows)]
+        lines += [] if self.after is None else [self.after.input_note]
         lines += [f"not converted: {name}: {reason}" for name, reason in self.refused.items()]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

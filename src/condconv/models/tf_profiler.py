@@ -13,7 +13,7 @@ from condconv.counting import count_trace
 from condconv.errors import UsageError
 from condconv.nn import CondLinear
 from condconv.nn.conditional import conditional_layers
-from condconv.tracing import Call, default_example, trace
+from condconv.tracing import Call, trace
 
 # Float operations for each element of the output; what is in neither table costs nothing, as in the profiler: ReLU,
 # ReLU6, sigmoid, tanh, padding, concatenation, batch norm (fused) among them.
@@ -68,14 +68,13 @@ def profiler_madds(model: nn.Module, example_input: Any = None, *, batched_produ
         >>> profiler_madds(net, torch.zeros(1, 3, 5, 5))  # 24 x 25, and half of 2 x 75, 8 x 25 and 8 x 25
         875
     """
-    example = default_example(model) if example_input is None else example_input
     with _Profiler() as profiler, ExitStack() as hooks:
         for layer in conditional_layers(model).values():
             hooks.callback(layer.register_forward_pre_hook(profiler.enter_layer).remove)
             hooks.callback(layer.register_forward_hook(profiler.leave_layer).remove)
             hooks.callback(layer.routing_fn.register_forward_pre_hook(profiler.enter_routing).remove)
             hooks.callback(layer.routing_fn.register_forward_hook(profiler.leave_routing).remove)
-        watched = trace(model, example)
+        watched = trace(model, example_input)
     calls = watched.calls
     shape = calls[0].input_shape
     if not shape or not shape[0]:
