@@ -83,8 +83,8 @@ TABLES = """\
 ## The paper's ablations
 
 CC-MobileNetV1 0.25x with 32 experts and 1001 classes. In these rows the product of the conditional classifier is not
-counted: TensorFlow computes it as `BatchMatMul`, for which its profiler had no formula when the paper was written
-(`batched_products=False`).
+counted (`batched_products=False`). That is our reading: TensorFlow computes it as `BatchMatMul`, for which its profiler
+had no formula when the paper was written, and it brings every row below but two to the printed digit.
 """
 
 TIMM = """\

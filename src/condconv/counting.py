@@ -85,7 +85,7 @@ def count(model: nn.Module, example_input: Any = None) -> CostReport:
         ValueError: No example is given, and none can be guessed or the model fails on the guess.
 
     Source:
-        CondConv, section 3.3. The paper's own figures are the TF-1 profiler's, mostly 0.1 to 1.4 % higher.
+        CondConv, section 3. The paper's own figures are the TF-1 profiler's, mostly 0.1 to 1.4 % higher.
 
     Example:
         >>> report = count(condconv.CondConv2d(8, 16, 3, bias=False, num_experts=4), torch.zeros(1, 8, 10, 10))

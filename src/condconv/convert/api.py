@@ -70,7 +70,7 @@ def convert_(
         RuntimeError: The converted model did not compute what it did before; it has been restored.
 
     Source:
-        CondConv, section 3 and 4.1. Deviation: the authors train from random experts with a random router; starting
+        CondConv, sections 3 and 4. Deviation: the authors train from random experts with a random router; starting
         from one trained kernel and an even routing is ours.
 
     Example:

@@ -25,7 +25,7 @@ class Scope:
         is_block: Decides by name and module which modules are blocks; `None` to find residual blocks and the like.
 
     Source:
-        CondConv, section 4.1 (per block) and Table 3 (every two blocks, single).
+        CondConv, section 4 (per block) and Table 3 (every two blocks, single).
     """
 
     kind: str = "layer"

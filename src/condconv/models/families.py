@@ -122,7 +122,7 @@ _EFFICIENTNET: dict[str, Any] = {
     "classifier": "classifier",
     "classes_widen": True,
 }
-_PAPER = "CondConv, section 4.1"
+_PAPER = "CondConv, section 4"
 
 
 def _efficientnet(prefix: str, source: str) -> Family:
@@ -162,7 +162,7 @@ FAMILIES = {
             first_block="blocks.3.0",
             conditional_head=True,
             conditional_classifier=True,
-            source="Not settled by the paper; the layers that give its 329M",
+            source="Ours, the paper does not settle it; one of three choices that give its 329M",
             listed={"100": (8,)},
         ),
         Family(

@@ -96,9 +96,10 @@ def create_model(
         routing: Of conditional networks; see `condconv.convert_`.
         scope: Of conditional networks; the paper's is one routing a block.
         first_layer: First layer with experts, as the paper counts: 1 is the stem, each block is one layer, so is a 1x1
-            convolution after the blocks, and the classifier is the last. `None` for the paper's choice.
-        conditional_head: Whether the 1x1 convolution after the blocks has experts; `None` for the paper's choice.
-        conditional_classifier: Whether the classifier has experts; `None` for the paper's choice.
+            convolution after the blocks, and the classifier is the last. `None` for the paper's choice; MobileNetV2's
+            is ours, since the paper does not settle it.
+        conditional_head: Whether the 1x1 convolution after the blocks has experts; `None` as for `first_layer`.
+        conditional_classifier: Whether the classifier has experts; `None` as for `first_layer`.
         init: Of conditional networks: `"independent"` draws each expert on its own, as the paper does; `"preserve"`
             starts as the static network of the same seed, with experts that differ a little, as `pretrained` does.
             `None` for the first.
@@ -120,7 +121,7 @@ def create_model(
         MissingExtraError: timm is not installed.
 
     Source:
-        CondConv, section 4.1. Deviation: MobileNetV1 and V2, MnasNet, ResNet and `efficientnet_*` pad as torch, where
+        CondConv, section 4. Deviation: MobileNetV1 and V2, MnasNet, ResNet and `efficientnet_*` pad as torch, where
         TensorFlow pads as SAME; timm rounds channels to multiples of 8 and to 8 at least, where TF-Slim cuts
         MobileNetV1's off to an int of 8 at least: the same at the paper's widths. Classifiers for fewer than 1000
         classes start as wide as one for 1000, where timm's and the authors' start the wider the fewer there are.

@@ -173,7 +173,7 @@ def route_block_(
         ValueError: The block has an attribute `routing_fn`, or is a container that would run it as a layer.
 
     Source:
-        CondConv, section 4.1 and the authors' code: one routing for each block, used by all its convolutions.
+        CondConv, section 4 and the authors' code: one routing for each block, used by all its convolutions.
 
     Example:
         >>> class Separable(torch.nn.Module):

@@ -51,7 +51,7 @@ class RoutingFunction(nn.Module):
         ValueError: A count below one, or a probability outside `[0, 1)`.
 
     Source:
-        CondConv, section 3.1; dropping experts in training: section 4.1.
+        CondConv, section 3; dropping experts in training: the paper, as we recall it.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class SigmoidRouting(RoutingFunction):
         **options: Of `RoutingFunction`.
 
     Source:
-        CondConv, section 3.1 and Table 3: the best or within 0.5 points of it.
+        CondConv, section 3 and Table 3: the best or within 0.5 points of it.
 
     Example:
         >>> SigmoidRouting(16, 4)(torch.randn(2, 16, 7, 7)).shape
