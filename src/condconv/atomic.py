@@ -30,6 +30,18 @@ def check_can_write(path: Path) -> None:
         raise UsageError(f"`out` must be in a directory that can be written to, got {path}: take another")
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it, if it is not there.
+
+    Raises:
+        UsageError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"`out` must be a directory that can be made, got {path} ({error.strerror})") from error
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file so that a crash at any moment leaves the previous file, or the new one, whole.
 

@@ -57,7 +57,8 @@ def default_example(model: nn.Module) -> Tensor:
     config = getattr(model, "pretrained_cfg", None) or {}
     parameter = next(model.parameters(), None)
     device = None if parameter is None else parameter.device
-    dtype = None if parameter is None else parameter.dtype
+    compact = {id(module.weight) for module in model.modules() if getattr(module, "compact", False)}
+    dtype = next((each.dtype for each in model.parameters() if id(each) not in compact), None)
     first: Any = next((m for m in model.modules() if _size_for(m) is not None), None)
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("example_input must be given: its lazy layers do not know their channels yet")

@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from condconv.analysis import plot_learning_curves, plot_routing
+from condconv.errors import UsageError
 
 
 def drawn(monkeypatch, draw) -> Figure:
@@ -60,3 +62,8 @@ def test_many_classes_are_cut_and_the_title_says_so(tmp_path, monkeypatch):
     figure = drawn(monkeypatch, lambda: plot_routing(tmp_path / "a.png", torch.rand(50, 4), names, title="Layer"))
     assert figure.axes[0].get_title() == "Layer (first 40 of 50 classes)"
     assert len(figure.axes[0].get_yticklabels()) == 40
+
+
+def test_a_picture_that_cannot_be_written_is_one_sentence(tmp_path):
+    with pytest.raises(UsageError, match="must be in a directory that can be written to"):
+        plot_routing(tmp_path / "no" / "routing.png", torch.rand(2, 3), ["a", "b"], title="x")

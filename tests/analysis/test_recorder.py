@@ -273,3 +273,8 @@ def test_a_network_that_has_diverged_is_named():
             UsageError, match="`network` must give finite routing weights, got others in '0.routing_fn'"
         ):
             recorder.update(torch.tensor([0, 0]))
+
+
+def test_a_part_without_the_block_that_routes_it_is_refused():
+    with pytest.raises(UsageError, match=r"`model` must hold the block that routes its layers, got a part without it"):
+        RoutingRecorder(nn.Sequential(routed_block().first))

@@ -228,3 +228,5 @@ def test_the_command_names_the_advised_layers():
     free = tuple(Intervention("mean", (record.name,), 1000, 1000, 900, 0, 0) for record in report.routings)
     text = freeze_command(replace(report, interventions=free), "my run/best.safetensors", "data")
     assert text == ("condconv freeze 'my run/best.safetensors' --data data --layers '0,1.*' -o frozen.safetensors")
+    text = freeze_command(replace(report, interventions=free), "best.safetensors", "torch/cifar10", "my data")
+    assert "--data torch/cifar10 --data-dir 'my data' --layers" in text

@@ -8,8 +8,8 @@ from condconv.analysis import changed_routing
 from condconv.cli.main import main
 from condconv.models import create_model
 from condconv.nn import ConditionalLayer
-from condconv.train import freezing, load_checkpoint, load_network
-from condconv.train.checkpoint import save_checkpoint
+from condconv.train import TrainConfig, freezing, load_checkpoint, load_network
+from condconv.train.checkpoint import Checkpoint, save_checkpoint
 from condconv.train.freezing import match_layers
 from condconv.train.inspection import Reading, open_images, record
 from condconv.train.normalization import Normalization
@@ -141,3 +141,18 @@ def test_patterns_match_in_the_networks_order(untrained):
     names = conditional(untrained[0])
     assert match_layers(network, ["classifier", names[0]]) == (names[0], "classifier")
     assert match_layers(network, ["*"]) == tuple(names)
+
+
+def test_a_folder_of_a_datasets_name_is_not_the_dataset(tmp_path, monkeypatch, capsys):
+    """Digits are embedded; a folder of that name would be taken by its path, digits/."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits" / "x").mkdir(parents=True)
+    config = TrainConfig(data="digits", model="mobilenet_v1_cc_025_2e", out="-", model_options={"output_stride": 4})
+    network = create_model(config.model, num_classes=10, in_chans=1, output_stride=4)
+    classes = tuple(map(str, range(10)))
+    saved = Checkpoint(config, classes, 8, 1, Normalization((0.5,), (0.5,)), (), 898, network.state_dict())
+    save_checkpoint(tmp_path / "digits.safetensors", saved)
+    assert freeze("digits.safetensors", "frozen.safetensors", "blocks.4.1.*") == 0
+    said = capsys.readouterr().out
+    assert "mean over    898 images" in said
+    assert "899 images)" in said

@@ -54,6 +54,9 @@ def test_version(capsys):
         (["train", "--data", "digits", "--model", NETWORK, "--epochs", "two"], "--epochs: invalid int value: 'two'"),
         (["train", "--data", "digits", "--model", NETWORK, "--epochs", "0"], "`epochs` must be a whole number of at"),
         (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x"], "must be NAME=VALUE, got 'x'"),
+        (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x={1, 2}"], "which JSON can hold, got"),
+        (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x={[1]: 2}"], "cannot be built with x="),
+        (["train", "--data", "digits", "--model", NETWORK, "--model-option", "aa_layer=foo"], "cannot be built with"),
         (["train", "--data", "no/such", "--model", NETWORK], "got no/such, which does not exist"),
         (["evaluate", "no.safetensors"], "`checkpoint` must be a file, got no.safetensors"),
         (["models", "transformer"], "`pattern` must be part of a network's name, got 'transformer'"),
@@ -122,6 +125,15 @@ def test_each_kind_of_end_has_its_status(capsys, monkeypatch, error, status, mes
 
     monkeypatch.setattr(models, "run", raising)
     assert message in fails(capsys, ["models", "a b"], status)
+
+
+def test_a_pipe_that_breaks_inside_is_no_reader_that_has_gone(monkeypatch):
+    def raising(arguments):
+        raise BrokenPipeError("a worker")
+
+    monkeypatch.setattr(models, "run", raising)
+    with pytest.raises(BrokenPipeError, match="a worker"):
+        main(["models"])
 
 
 def test_a_missing_extra_is_named():

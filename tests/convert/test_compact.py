@@ -15,6 +15,7 @@ from condconv import (
     CondConvTranspose2d,
     CondLinear,
     convert_,
+    count,
     fold_batch_norms_,
     quantize_experts_,
 )
@@ -272,3 +273,10 @@ def test_where_is_patterns_of_names(where):
     model = nn.Sequential(CondConv2d(2, 2, 1, num_experts=2))
     with pytest.raises(UsageError, match="`where` must be a pattern of layers' names, or several"):
         quantize_experts_(model, where=where)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_the_guessed_input_is_no_compact_one(dtype: str) -> None:
+    net = nn.Sequential(CondConv2d(3, 4, 3), nn.ReLU())
+    quantize_experts_(net, dtype)
+    assert count(net).example_shape == (3, 224, 224)

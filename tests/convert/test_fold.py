@@ -105,3 +105,19 @@ def test_compiled_parts_and_higher_order_operators_are_run_through() -> None:
             return self.last(y)
 
     assert fold_batch_norms_(with_statistics(Branches().double()), X) == [("conv", "norm")]
+
+
+def test_a_norm_of_timms_whose_activation_has_parameters() -> None:
+    layers = pytest.importorskip("timm.layers")
+    norm = layers.BatchNormAct2d(4, act_layer=nn.PReLU)
+    model = with_statistics(nn.Sequential(CondConv2d(3, 4, 3), norm).double())
+    model[0].requires_grad_(False)
+    expected = model(X)
+    assert fold_batch_norms_(model, X[:1]) == [("0", "1")]
+    torch.testing.assert_close(model(X), expected)
+    assert not model[0].weight.requires_grad
+    unfit = nn.Sequential(
+        CondConv2d(3, 4, 3), layers.BatchNormAct2d(4, track_running_stats=False, device="cpu")
+    ).double()
+    with pytest.raises(ValueError, match="norm must have running statistics"):
+        fold_batch_norms_(unfit, X)

@@ -151,3 +151,28 @@ def test_weights_of_any_width_are_taken():
         model = network()
         freeze_layers_(model, {"0": WEIGHTS.to(dtype)})
         assert model[0].weight.dtype == torch.float32
+
+
+def test_a_frozen_layer_learns_if_its_experts_did():
+    model = network()
+    model[0].weight.requires_grad_(False)
+    model[2].requires_grad_(False)
+    freeze_layers_(model, dict.fromkeys(["0", "2.2"], WEIGHTS))
+    learns = [each.requires_grad for each in (*model[0].parameters(), *model[2].parameters())]
+    assert learns == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("register", "message"),
+    [
+        (lambda layer: layer.register_full_backward_hook(lambda *_: None), "it has backward hooks"),
+        (lambda layer: layer.register_state_dict_post_hook(lambda *_: None), "it has state-dict hooks"),
+        (lambda layer: layer.weight.register_hook(lambda gradient: gradient), "its parameters have hooks"),
+    ],
+)
+def test_a_layer_whose_hooks_would_be_lost_is_refused(register, message):
+    model = network()
+    register(model[0])
+    with pytest.raises(UsageError, match=f"`routing_weights` must be for layers .* got '0': {message}"):
+        freeze_layers_(model, {"2.2": WEIGHTS, "0": WEIGHTS})
+    assert isinstance(model[2][2], CondLinear)

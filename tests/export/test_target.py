@@ -59,3 +59,13 @@ def test_a_file_replaces_the_one_before(tmp_path):
     run = FORMATS["torch-export"].load(path)
     assert run(torch.zeros(5, *example.shape[1:])).shape == (5, 4)
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_link_is_written_through(tmp_path):
+    network, example = small_network()
+    (tmp_path / "kept").mkdir()
+    link = tmp_path / "n.pt2"
+    link.symlink_to(tmp_path / "kept" / "real.pt2")
+    export(network, link, format="torch-export", example=example, verify=False)
+    assert link.is_symlink()
+    assert FORMATS["torch-export"].load(tmp_path / "kept" / "real.pt2")(torch.zeros_like(example)).shape[1] == 4

@@ -117,6 +117,11 @@ def test_from_conv_keeps_what_the_conv_had() -> None:
     assert layer.routing_fn.fc.weight.dtype == torch.float64
 
 
+def test_from_static_keeps_the_layout_of_three_dimensions() -> None:
+    static = nn.Conv3d(4, 6, 3).to(memory_format=torch.channels_last_3d)
+    assert condconv.CondConv3d.from_static(static, 2).weight[0].is_contiguous(memory_format=torch.channels_last_3d)
+
+
 def test_meta_device() -> None:
     static = nn.Conv2d(4, 6, 3, device="meta")
     for layer in (CondConv2d(4, 6, 3, device="meta"), CondConv2d.from_conv(static, init="independent")):

@@ -309,3 +309,21 @@ def test_a_tar_file_in_a_tar_file_that_lost_its_end_is_told(tmp_path, folder):
     make_shard(tmp_path / "all.tar", {"cat.tar": whole[:1024], "dog/1.png": png(1)})
     with pytest.raises(UsageError, match=r"`data` must be a whole tar file, got .*all.tar \(cat.tar in it is damaged"):
         open_data(small(tmp_path / "all.tar", tmp_path, val_data=str(folder / "val")))
+
+
+def test_links_in_a_tar_file_are_refused_and_what_macos_leaves_is_no_image(tmp_path, folder):
+    """A link would be left out, and the images that it stands for with it."""
+    image = folder / "train" / "9" / "0.png"
+    image.with_name("._0.png").write_bytes(b"AppleDouble")
+    make_tar(folder / "train", tmp_path / "train.tar")
+    make_tar(folder / "val", tmp_path / "val.tar")
+    same_data(open_data(small(folder, tmp_path)), open_data(small(tmp_path, tmp_path)))
+    image.with_name("7.png").symlink_to(image)
+    make_tar(folder / "train", tmp_path / "train.tar")
+    with pytest.raises(UsageError, match=r"9/7.png in it is a link: pack with tar --dereference --hard-dereference"):
+        open_data(small(tmp_path, tmp_path))
+    image.with_name("7.png").unlink()
+    image.with_name("8.png").hardlink_to(image)
+    make_tar(folder / "train", tmp_path / "train.tar")
+    with pytest.raises(UsageError, match="in it is a link"):
+        open_data(small(tmp_path, tmp_path))

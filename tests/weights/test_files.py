@@ -65,7 +65,7 @@ def test_safetensors_folders_and_checkpoints_of_ours(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "model.safetensors"):
         assert set(read_state_dict(path)) == set(state)
     ours = {f"model.{name}": value for name, value in state.items()} | {"optimizer.0.momentum": torch.zeros(3)}
-    torch_io.save_file(ours, tmp_path / "last.safetensors")
+    torch_io.save_file(ours, tmp_path / "last.safetensors", metadata={"condconv": "{}"})
     assert set(read_state_dict(tmp_path / "last.safetensors")) == set(state)
 
 
@@ -260,9 +260,10 @@ def test_tensors_without_plain_values(tmp_path: Path) -> None:
         assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
-def test_a_checkpoint_to_resume_from_gives_its_averaged_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer.0.momentum": torch.zeros(3)}], ids=["plain", "momentum"])
+def test_a_checkpoint_to_resume_from_gives_its_averaged_network(tmp_path: Path, optimizer: dict[str, Any]) -> None:
     path = tmp_path / "last.safetensors"
-    tensors = {"model.weight": torch.zeros(2), "ema.weight": torch.ones(2), "optimizer.0.momentum": torch.zeros(3)}
-    pytest.importorskip("safetensors.torch").save_file(tensors, path)
+    tensors = {"model.weight": torch.zeros(2), "ema.weight": torch.ones(2)} | optimizer
+    pytest.importorskip("safetensors.torch").save_file(tensors, path, metadata={"condconv": "{}"})
     assert read_state_dict(path)["weight"].tolist() == [1, 1]
     assert read_state_dict(path, ema=False)["weight"].tolist() == [0, 0]

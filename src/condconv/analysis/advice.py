@@ -101,21 +101,25 @@ def _describe(cost: Intervention) -> str:
     return f"Its mean weights {'cost' if cost.cost >= 0 else 'gain'} {abs(cost.cost):.2f} {error} points."
 
 
-def freeze_command(report: RoutingReport, checkpoint: str, data: str | None = None) -> str | None:
+def freeze_command(
+    report: RoutingReport, checkpoint: str, data: str | None = None, data_dir: str | None = None
+) -> str | None:
     """Return the shell command that makes the advised layers static; None if none is advised.
 
     Args:
         report: With interventions.
         checkpoint: Path of the network's checkpoint.
         data: Path of other images than the network's own training images; None for those.
+        data_dir: Where the files of a named dataset are; None where it was in training.
     """
     advised = [verdict for verdict in verdicts(report) if verdict.kind == "static"]
     if not advised:
         return None
     every = [layer for record in report.routings for layer in record.layers]
     patterns = ",".join(_pattern(verdict.layers, every) for verdict in advised)
-    given = [] if data is None else ["--data", data]
-    return shlex.join(["condconv", "freeze", checkpoint, *given, "--layers", patterns, "-o", "frozen.safetensors"])
+    options = {"--data": data, "--data-dir": data_dir, "--layers": patterns, "-o": "frozen.safetensors"}
+    given = [word for option, value in options.items() if value is not None for word in (option, value)]
+    return shlex.join(["condconv", "freeze", checkpoint, *given])
 
 
 def _pattern(layers: tuple[str, ...], every: list[str]) -> str:

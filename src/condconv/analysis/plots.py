@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from condconv.atomic import write_atomic
 from condconv.errors import require_extra
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
@@ -32,6 +34,7 @@ def plot_learning_curves(
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        UsageError: The file cannot be written.
     """
     figure, (left, right) = _new_figure(2, (9.0, 3.8))
     for colour, (name, seeds) in zip(_COLOURS, accuracy.items(), strict=False):
@@ -54,7 +57,7 @@ def plot_learning_curves(
     count = len(next(iter(accuracy.values())))
     spread = f"mean of {count} seeds, band: lowest to highest" if count > 1 else "one seed"
     figure.suptitle(f"{title}\n{spread}")
-    figure.savefig(path)
+    save_figure(figure, Path(path))
 
 
 def plot_routing(
@@ -71,6 +74,7 @@ def plot_routing(
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        UsageError: The file cannot be written.
     """
     weights = np.asarray(mean_weights, dtype=float)[:most_classes]
     classes, experts = weights.shape
@@ -88,7 +92,18 @@ def plot_routing(
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, ax=axes, label="mean routing weight")
     axes.set_title(title, fontsize=11)
-    figure.savefig(path)
+    save_figure(figure, Path(path))
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib's as PNG, whole or not at all.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomic(path, content.getvalue())
 
 
 def _new_figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:

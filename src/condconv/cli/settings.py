@@ -112,5 +112,5 @@ def _parse_entry(text: str, flag: str) -> tuple[str, Any]:
         raise UsageError(f"`--{flag.replace('_', '-')}` must be NAME=VALUE, got {text!r}, for example output_stride=8")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return name, value  # a word, such as a name, needs no quotes

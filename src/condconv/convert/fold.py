@@ -65,9 +65,10 @@ def _split(norm: Any) -> tuple[nn.Module, nn.Module]:
     """Return the normalisation alone, and what a module of timm's does after it."""
     if full_name(type(norm)) != "timm.layers.norm_act.BatchNormAct2d":
         return norm, nn.Identity()
-    mean = norm.running_mean
-    plain = nn.BatchNorm2d(norm.num_features, norm.eps, affine=norm.affine, device=mean.device, dtype=mean.dtype)
-    plain.load_state_dict(norm.state_dict())
+    options = {"affine": norm.affine, "track_running_stats": norm.track_running_stats}
+    plain = nn.BatchNorm2d(norm.num_features, norm.eps, device="meta", **options)
+    own = norm.state_dict()  # with its activation's
+    plain.load_state_dict({name: own[name] for name in plain.state_dict()}, assign=True)
     return plain, nn.Sequential(norm.drop, norm.act)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condconv.convert.refusals import why_not_hooks
 from condconv.convert.surgery import replace
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer
@@ -27,7 +28,8 @@ def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None
             data set; None for `1 / E` each, where other weights are loaded into the layer anyway.
 
     Raises:
-        UsageError: There is no conditional layer of that name, or weights are no finite floats `[E]`.
+        UsageError: There is no conditional layer of that name, it has backward or state-dict hooks, or weights are no
+            finite floats `[E]`.
         ValueError: Torch has no such ordinary layer.
 
     Example:
@@ -45,6 +47,8 @@ def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None
                 f"`routing_weights` must be for conditional layers of the network, got {name!r}: there are {known}"
             )
         layer: Any = layers[name]
+        if (reason := why_not_hooks(layer)) is not None:
+            raise UsageError(f"`routing_weights` must be for layers that can be exchanged, got {name!r}: {reason}")
         equal = torch.full((layer.num_experts,), 1 / layer.num_experts)
         frozen[name] = layer.freeze(equal if weights is None else _checked(name, weights, layer.num_experts))
     for name, static in frozen.items():

@@ -52,12 +52,17 @@ def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
         return "torch.nn.MultiheadAttention uses its weight without calling it"
+    return why_not_hooks(layer)
+
+
+def why_not_hooks(layer: nn.Module) -> str | None:
+    """Return why a layer cannot be exchanged for another because of its hooks, or `None`."""
     if layer._backward_hooks or layer._backward_pre_hooks:
-        return "it has backward hooks, which would not see the routing: register them after the conversion"
+        return "it has backward hooks, which the new layer would not call: register them on that one"
     if any(getattr(layer, name, None) for name in _STATE_HOOKS):
-        return "it has state-dict hooks, written for other shapes: register them after the conversion"
+        return "it has state-dict hooks, written for other shapes: register them on the new layer"
     if any(parameter._backward_hooks for parameter in layer.parameters(recurse=False)):
-        return "its parameters have hooks: register them after the conversion, on the experts"
+        return "its parameters have hooks: register them on those of the new layer"
     return None
 
 

@@ -153,12 +153,12 @@ def _do(run: Run, command: Sequence[str], processes: _Processes) -> str | None:
     """Do a run in a process; return why it failed, or `None`."""
     try:
         run.log.parent.mkdir(parents=True, exist_ok=True)
-        with run.log.open("w") as log:
+        with run.log.open("w", encoding="utf-8", errors="backslashreplace") as log:
             print(shlex.join(command), file=log, flush=True)
             status = processes.call(command, log)
         if status == 0 and run.record() is not None:
             return None
     except (OSError, UsageError) as error:  # no room for the log, or a record that cannot be read: the others go on
         return str(error)
-    last = run.log.read_text(errors="replace").strip().splitlines()[-1]
+    last = run.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
     return f"exit status {status}: {last} (all of it: {run.log})"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.atomic import write_atomic
+from condconv.atomic import make_directory, write_atomic
 from condconv.counting import count
 from condconv.errors import UsageError
 from condconv.experiments.branches import build
@@ -149,7 +149,7 @@ class Run:
     def record(self) -> RunRecord | None:
         """Return what the run has left, or `None` if it is not finished."""
         try:
-            return RunRecord.from_plain(json.loads(self.path.read_text()))
+            return RunRecord.from_plain(json.loads(self.path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, LookupError) as error:
@@ -224,7 +224,7 @@ def execute(run: Run, *, progress: bool = True) -> RunRecord:
         **measured,
         machine=describe_machine(),
     )
-    run.path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(run.path.parent)
     write_atomic(run.path, json.dumps(asdict(record), indent=2) + "\n")
     return record
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from condconv.atomic import write_atomic
+from condconv.analysis.plots import save_figure
+from condconv.atomic import make_directory, write_atomic
 from condconv.errors import UsageError, require_extra
 from condconv.experiments.comparison import as_markdown, spread
 from condconv.experiments.design import Arm, Experiment
@@ -176,8 +177,9 @@ def write(
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        UsageError: A file cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     rows = summarise(experiment, outcome.records)
     failed = "".join(f"\nFailed: {name}, {reason}\n" for name, reason in outcome.failures.items())
     notes = f"{conditions} {experiment.note}".strip()
@@ -248,9 +250,7 @@ def plot(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
     else:  # beside the points, some of which may lie anywhere
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.set_title(experiment.title, fontsize=11)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_atomic(path, content.getvalue())
+    save_figure(figure, path)
 
 
 def _curves(axes: Any, rows: Sequence[Row], curves: dict[str, str], source: str) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.utils.hooks import RemovableHandle
 
+from condconv.errors import UsageError
+
 _CHILD = "routing_fn"
 
 
@@ -219,6 +221,9 @@ def routing_functions(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
     Args:
         model: Any module.
+
+    Raises:
+        UsageError: It has a layer of a block, and not the block.
     """
     owners: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
@@ -226,4 +231,11 @@ def routing_functions(model: nn.Module) -> dict[nn.Module, nn.Module]:
             if isinstance(hook, FillSlot):
                 owners[hook.slot] = getattr(module, _CHILD)
     held = (getattr(module, _CHILD, None) for module in model.modules() if hasattr(module, "num_experts"))
-    return {routing: routing for routing in held if isinstance(routing, nn.Module)} | owners
+    functions = {routing: routing for routing in held if isinstance(routing, nn.Module)} | owners
+    for routing, function in functions.items():
+        if isinstance(function, RoutingSlot):
+            raise UsageError(
+                f"`model` must hold the block that routes its layers, got a part without it ({routing.extra_repr()}): "
+                "give the network that contains the block"
+            )
+    return functions

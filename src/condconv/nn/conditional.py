@@ -94,6 +94,10 @@ class ConditionalLayer(nn.Module):
             bias = self.shift.detach().double() + (0 if bias is None else bias)
         return kernel, None if bias is None else bias.to(dtype)
 
+    def parameter_from(self, value: Tensor, *sources: Tensor | None) -> nn.Parameter:
+        """Return a parameter that learns if one of those it is made of does; compact experts cannot, it can."""
+        return nn.Parameter(value, self.compact or any(each.requires_grad for each in sources if each is not None))
+
     def wide_experts(self) -> Tensor:
         """Return the experts in fp64, compact ones widened; exact."""
         return widen(self.weight.detach(), self.weight_scale, self.groups, self.transposed, torch.float64)

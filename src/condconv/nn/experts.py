@@ -67,7 +67,8 @@ def spread_experts(kernel: Tensor, routing_weights: Tensor, noise: float) -> Ten
 
 def in_layout_of(kernel: Tensor, experts: Tensor) -> Tensor:
     """Return `experts` with each expert in the memory layout of `kernel`."""
-    if kernel.dim() == 4 and not kernel.is_contiguous():
-        flat = experts.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    if kernel.dim() in (4, 5) and not kernel.is_contiguous():
+        layout = torch.channels_last if kernel.dim() == 4 else torch.channels_last_3d
+        flat = experts.flatten(0, 1).contiguous(memory_format=layout)
         return flat.unflatten(0, experts.shape[:2])
     return experts.contiguous()

@@ -96,8 +96,8 @@ class CondLinear(ConditionalLayer):
         """Return the ordinary linear layer that constant routing weights `[E]` make of this one."""
         weight, bias = self.mix(routing_weights)
         linear = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
-        linear.weight = nn.Parameter(weight)
-        linear.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
+        linear.weight = self.parameter_from(weight, self.weight)
+        linear.bias = None if bias is None else self.parameter_from(bias, self.bias, self.shift)  # type: ignore[assignment]
         return linear.train(self.training)
 
     def extra_repr(self) -> str:

@@ -49,6 +49,6 @@ def static_conv(layer: Any, kernel: Tensor, bias: Tensor | None) -> nn.Module:
                 "zero padding: torch has no static layer for it"
             )
     conv: Any = kind(**arguments, bias=bias is not None, device="meta")
-    conv.weight = nn.Parameter(kernel)
-    conv.bias = None if bias is None else nn.Parameter(bias)
+    conv.weight = layer.parameter_from(kernel, layer.weight)
+    conv.bias = None if bias is None else layer.parameter_from(bias, layer.bias, layer.shift)
     return conv

@@ -40,7 +40,7 @@ class Geometry(NamedTuple):
         return weight.shape[2] * self.groups if self.transposed else weight.shape[1]
 
     def is_depthwise(self, weight: Tensor) -> bool:
-        """Return whether each output channel has one input channel, for stacked kernels of any number."""
+        """Return whether a group of stacked kernels has one input channel, or one output channel where transposed."""
         return self.groups > 1 and weight.shape[2] == 1
 
     def convolve(self, x: Tensor, kernel: Tensor, *, fold: int = 1) -> Tensor:

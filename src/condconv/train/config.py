@@ -34,6 +34,11 @@ _HOW = (
 """Settings that may change when a run goes on."""
 
 
+def is_named(data: str) -> bool:
+    """Return whether data is a dataset by name: whatever folder there is of the same name, it is not meant."""
+    return data == "digits" or data.partition("/")[0] in ("torch", "hfds", "wds")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run.
@@ -173,7 +178,7 @@ class TrainConfig:
             each.metadata["rule"].check(each.name, getattr(self, each.name))
         for name in ("data", "val_data"):  # the same folder, whether or not a shell has put a slash behind it
             path = getattr(self, name)
-            if path is not None and path.rstrip("/") not in ("", "digits"):  # digits/ is a folder, digits a dataset
+            if path is not None and path.rstrip("/") not in ("", "digits"):  # digits/ is a folder
                 object.__setattr__(self, name, path.rstrip("/"))
         self._check_together()
 

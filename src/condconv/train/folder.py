@@ -16,7 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from condconv.errors import UsageError
 from condconv.train.images import Reader
-from condconv.train.tars import class_folders, images
+from condconv.train.tars import class_folders, images, is_image
 
 _SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "test")}
 
@@ -184,4 +184,4 @@ def _class_folders(root: Path) -> tuple[str, ...]:
 
 def _find_images(root: Path) -> list[str]:
     add_img_extensions(IMG_EXTENSIONS)  # timm alone would leave out bmp, tif and webp without a word
-    return [path for path, _ in find_images_and_targets(str(root))[0]]
+    return [path for path, _ in find_images_and_targets(str(root))[0] if is_image(Path(path).name)]

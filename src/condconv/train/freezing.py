@@ -16,6 +16,7 @@ from condconv.errors import UsageError
 from condconv.nn.conditional import conditional_layers
 from condconv.train import network as networks
 from condconv.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from condconv.train.config import is_named
 from condconv.train.data import open_data
 from condconv.train.evaluate import load_network
 from condconv.train.folder import find_split
@@ -130,10 +131,9 @@ def match_layers(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]
 def _training_images(checkpoint: Checkpoint, data: str, data_dir: str | None, reading: Reading) -> Images:
     """Open the images to average over, without augmentation."""
     skip = reading.on_bad_image == "skip"
-    path = Path(data)
-    if path.exists():
-        found = find_split(path, "train") if path.is_dir() else None
-        return open_images(checkpoint, str(found or path), data_dir=data_dir, skip=skip)[0]
+    if not is_named(data):
+        found = find_split(Path(data), "train")
+        return open_images(checkpoint, str(found or data), data_dir=data_dir, skip=skip)[0]
     config = checkpoint.config
     both = open_data(
         replace(config, data=data, data_dir=data_dir or config.data_dir, on_bad_image=reading.on_bad_image)

@@ -27,6 +27,7 @@ from condconv.atomic import write_atomic
 from condconv.errors import UsageError
 from condconv.train import network as networks
 from condconv.train.checkpoint import Checkpoint, load_checkpoint
+from condconv.train.config import is_named
 from condconv.train.data import val_transform
 from condconv.train.evaluate import load_network, open_images_of
 from condconv.train.folder import LooseReader, find_split
@@ -169,7 +170,7 @@ def inspect_checkpoint(
         {number: _picture(images, order[number], labelled) for number in choose_pictures(report)},
         checkpoint.config.model,
         f"{path} on {len(order)} of {len(images)} images of {shown}",
-        freeze_command(report, str(path), data),
+        freeze_command(report, str(path), data, data_dir),
     )
 
 
@@ -206,7 +207,7 @@ def open_images(
         UsageError: The data is missing, or its classes are not the network's.
     """
     folder = Path(data)
-    if folder.is_dir():
+    if folder.is_dir() and not is_named(data):
         folder = find_split(folder, "val") or folder
         if folder.is_dir() and not [each for each in folder.iterdir() if each.is_dir() and each.name[0] != "."]:
             images = Images(LooseReader(folder), ("",), in_chans=checkpoint.in_chans, skip_unreadable=skip)

@@ -43,7 +43,8 @@ class TorchReader:
                 f"`data` must be in --data-dir or within reach, got torch/{name} in {root} ({error}): "
                 "put its files there"
             ) from error
-        names = getattr(self._dataset, "wnids", None) or self._dataset.classes
+        kinds = ("wnids", "classes", "all_categories")  # the last of torchvision's INaturalist
+        names = next(getattr(self._dataset, each) for each in kinds if hasattr(self._dataset, each))
         self.class_names = tuple(map(str, names))
         self._name = name
 

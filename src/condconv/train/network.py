@@ -22,7 +22,7 @@ def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.M
     """Build the named network of `condconv.models`.
 
     Raises:
-        UsageError: The name or an option is unknown.
+        UsageError: The name or an option is unknown, or the weights are not within reach.
     """
     from condconv.models import create_model
 
@@ -35,8 +35,10 @@ def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.M
             pretrained=config.pretrained,
             **config.model_options,
         )
-    except (ValueError, TypeError, LookupError) as error:
-        raise UsageError(f"`model` {config.model} cannot be built with {_given(config)}: {error}") from error
+    except (ValueError, TypeError, LookupError, AssertionError, OSError, RuntimeError) as error:
+        raise UsageError(
+            f"`model` {config.model} cannot be built with {_given(config)}: {first_line(error)}"
+        ) from error
 
 
 def check_name(model: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,6 +64,14 @@ def or_none(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.holds(value), f"{rule.text}, or None", rule.choices)
 
 
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(dict(value))
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(value, Mapping)
+
+
 TEXT = Rule(lambda value: isinstance(value, str) and value != "", "a text that is not empty")
-OPTIONS = Rule(lambda value: isinstance(value, Mapping), "a mapping")
+OPTIONS = Rule(_is_plain, "a mapping of names to numbers, texts, lists and the like, which JSON can hold")
 BOOL = Rule(lambda value: isinstance(value, bool), "True or False")

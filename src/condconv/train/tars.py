@@ -50,8 +50,18 @@ def images(path: Path) -> Iterator[tuple[str, int, int]]:
         for name, each in inside:
             if each.offset_data + each.size > member.offset_data + member.size:
                 raise tarfile.ReadError(f"{member.name} in it is damaged or cut off")
-            if each.isfile() and PurePosixPath(name).suffix.lower() in IMG_EXTENSIONS:
+            if not is_image(name):
+                continue
+            if each.issym() or each.islnk():
+                raise tarfile.ReadError(f"{name} in it is a link: pack with tar --dereference --hard-dereference")
+            if each.isfile():
                 yield name, each.offset_data, each.size
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file is an image by its name; macOS leaves files ._NAME beside those it copies elsewhere."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith("._")
 
 
 def class_folders(names: Sequence[str]) -> list[str]:

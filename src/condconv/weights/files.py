@@ -101,8 +101,9 @@ def _read_safetensors(file: Path) -> Mapping[str, Any]:
         raise UsageError(
             f"`path` must be a whole safetensors file, got {str(file)!r} ({error}): take another copy"
         ) from error
-    if not any(name.startswith("optimizer.") for name in tensors):
-        return tensors
+    with safetensors.safe_open(file, framework="pt") as opened:
+        if "condconv" not in (opened.metadata() or {}):
+            return tensors
     # A checkpoint of `condconv train` keeps the optimizer beside the network, and the averaged network if there is one.
     return {"state_dict": _below(tensors, "model."), "ema": _below(tensors, "ema.")}
 

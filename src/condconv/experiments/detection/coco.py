@@ -40,7 +40,7 @@ class CocoImages(Dataset[tuple[Tensor, Target]]):
         self.annotations = _only(root / "annotations", f"instances_{split}*.json")
         self.images = _only(root, f"{split}*/")
         try:
-            content = json.loads(self.annotations.read_text())
+            content = json.loads(self.annotations.read_text(encoding="utf-8"))
             categories = sorted(content["categories"], key=lambda each: each["id"])
             self._labels = {each["id"]: index for index, each in enumerate(categories, start=1)}
             self.class_names = tuple(each["name"] for each in categories)
