@@ -27,7 +27,7 @@ from tests.train.samples import settings
         ({"ema_decay": 1.0}, "`ema_decay` must be a number from 0 to 0.999999, or None, got 1.0"),
         ({"patience": 0}, "`patience` must be a whole number of at least 1, or None, got 0"),
         ({"log_with": "paper"}, "`log_with` must be one of tensorboard, wandb, or None, got 'paper'"),
-        ({"optimizer_options": [1]}, "`optimizer_options` must be a mapping, got [1]"),
+        ({"optimizer_options": [1]}, "`optimizer_options` must be a mapping of names to"),
         ({"pretrained": True, "init_from": "x"}, "`init_from` must be None with `pretrained`, got 'x'"),
         ({"init_skip": "fc*"}, "`init_skip` must be None without `init_from`, got 'fc*'"),
     ],
