@@ -27,6 +27,9 @@ class SoftmaxRouting(RoutingFunction):
     Raises:
         ValueError: A temperature is not positive, or a final temperature comes without steps (or the reverse).
 
+    With SGD the experts need a higher learning rate: at weights of 1 / E the mixture moves 1 / E as far in a step as a
+    static kernel does (`condconv train --expert-lr-scale`; `docs/routing.md`).
+
     Source:
         CondConv, Table 3 ("softmax", temperature 1); annealing from 30 to 1: Chen et al., "Dynamic Convolution",
         CVPR 2020, section 3.3.
