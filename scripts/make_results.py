@@ -48,12 +48,12 @@ stand beside ours for the direction only.
 over six seeds (95 % interval 0.3 to 2.9; three seeds were added after a look at the first three): images of 16 pixels,
 where the network is the bottleneck, and experts that start as copies of one kernel. But the same experts mixed alike
 for all images are no less ahead, by 2.2 points over four seeds (-2.3 to 6.7), and how much of the gain is due to
-routing, and how much to each kernel being a sum of several, we cannot tell; with experts from the first layer on, where
-both gain most, routing adds 0.3 points of 2.2. Sharper routing, by rate or by optimizer, made none of the few
-networks better that were tried with one seed each. After forty epochs the network with routing is ahead of that control
-for the first time, by 0.6 points over three seeds, within their spread, with the lower training loss on all three. Two
-seeds of a network are often two points apart, so that the intervals of three seeds, as in most tables here, are about
-four points wide to each side: that zero lies within them says little.
+routing, and how much to the higher rate that a sum of experts amounts to, we cannot tell; with experts from the first
+layer on, where both gain most, routing adds 0.3 points of 2.2. Sharper routing, by rate or by optimizer, made none of
+the few networks better that were tried with one seed each. After forty epochs the network with routing is ahead of that
+control for the first time, by 0.6 points over three seeds, within their spread, with the lower training loss on all
+three. Two seeds of a network are often two points apart, so that the intervals of three seeds, as in most tables here,
+are about four points wide to each side: that zero lies within them says little.
 
 What nearly all of these runs have in common works against routing, too:
 
@@ -102,9 +102,10 @@ The last row has the experts, the start and the parameters of the first, and mix
 one half that sigmoids start from: a static network each of whose kernels is a sum of eight. It is 0.8 points above the
 network with routing (four seeds, 0.3, 3.4, -2.0 and 1.4), and 2.2 above the static one (2.0, 3.5, -1.6 and 4.9; 95 %
 interval -2.3 to 6.7). **So the gain of copies in the section before is not shown to be one of routing**, and the
-control's own gain is not beyond doubt either. The sum of eight copies moves twice as far in a step of SGD as one kernel
-does; yet the static network at twice the rate is worse (below). The table's differences are to its first row, the
-network with routing.
+control's own gain is not beyond doubt either. In a step of SGD, momentum and decay included, such a sum moves as one
+kernel would at twice the rate and half the decay: **the control is, to rounding, the static network with twice the rate
+in the layers that have experts**, and its gain, if it is one, that of the rate. Twice the rate in all layers is worse
+(below). The table's differences are to its first row, the network with routing.
 """,
     "widths-sixteen-pixels": """\
 ## Numbers of experts and widths, three seeds
@@ -114,8 +115,9 @@ network in the mean, by 0.4 to 0.8 points, none by more than its spread. At a qu
 0.6 and 1.0, within theirs, and **four are behind on every seed**, by 1.7, 1.3 and 1.2 points (95 % interval 0.8 to
 2.0), with the higher training loss on every seed too. So at this width more experts do better, as in the paper, but
 from below the static network. Part of it may be the rate: in a step of SGD the mixture of four copies moves as far as a
-static kernel, that of eight twice, of sixteen four times as far. The minutes of the rows are not comparable: other
-programs were at work beside some of them.
+static kernel, that of eight twice, of sixteen four times as far; so that four experts are the ones to compare with the
+static network at equal rates, and with them routing brings nothing here. The minutes of the rows are not comparable:
+other programs were at work beside some of them.
 """,
     "begin-layer": """\
 ## The first layer with experts, three seeds
@@ -256,7 +258,7 @@ If the routing is what is missing, more of it should help. It does not, in ten e
 - **The static network at twice the rate**, at which its kernels move as far in a step as a sum of eight copies, has
   59.9, 60.1 and 60.2 with the decay of the others, and 57.6, 61.3 and 60.8 with half of it, where its kernels do what
   such a sum does (its norms and first layers, which have no experts elsewhere, move twice as far too). At the rate of
-  all others it has 60.2, 60.4 and 62.5. That its kernels move further does not explain why the control is ahead.
+  all others it has 60.2, 60.4 and 62.5. The control has twice the rate in the layers from the seventh on only.
 - **Routers at ten times the rate**: the weights of two images differ 2.7 times as much in the median (copies far apart)
   or 1.3 times (independent experts), and the accuracy changes by -0.5 and -1.1 points, within what two seeds differ by.
 - **AdamW**, whose steps do not shrink with the gradient, makes the first two routers 2 to 9 times as sharp, and most of
