@@ -102,5 +102,6 @@ def test_a_page_is_written_or_checked(
     assert (page.read_text(encoding="utf-8"), drawn, capsys.readouterr().err) == ("new", [2], "")
 
 
+@pytest.mark.slow  # counts each network in two ways
 def test_the_page_of_the_networks_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run python scripts/make_zoo.py"
