@@ -62,7 +62,8 @@ class CostReport:
     @property
     def input_note(self) -> str:
         """What input the multiply-adds are for, in words: who gives none gets those of a guess."""
-        return f"MADDs are for one example of {' x '.join(map(str, self.example_shape))}"
+        sizes = " x ".join(map(str, self.example_shape))
+        return f"MADDs are for one example of {sizes}" if sizes else "MADDs are for one example"
 
 
 def count(model: nn.Module, example_input: Any = None) -> CostReport:

@@ -57,7 +57,7 @@ def default_example(model: nn.Module) -> Tensor:
     config = getattr(model, "pretrained_cfg", None) or {}
     parameter = next(model.parameters(), None)
     device = None if parameter is None else parameter.device
-    compact = {id(module.weight) for module in model.modules() if getattr(module, "compact", False)}
+    compact = {id(getattr(module, "weight", None)) for module in model.modules() if getattr(module, "compact", False)}
     dtype = next((each.dtype for each in model.parameters() if id(each) not in compact), None)
     first: Any = next((m for m in model.modules() if _size_for(m) is not None), None)
     if any(is_lazy(parameter) for parameter in model.parameters()):
@@ -71,6 +71,30 @@ def default_example(model: nn.Module) -> Tensor:
             f"example_input must be given: {type(model).__name__} has no convolution to tell the input shape from"
         )
     return _noise((1, first.in_channels, *(_size_for(first) or ())), device, dtype)
+
+
+@contextmanager
+def arguments_of(model: nn.Module, example_input: Any) -> Iterator[tuple[Any, ...]]:
+    """Give the arguments of a run of the model, which happens in the block.
+
+    Args:
+        model: Any module.
+        example_input: A tensor, or a tuple of positional arguments; `None` for `default_example`.
+
+    Raises:
+        ValueError: None is given, and none can be guessed, or the block fails on the guess. What it raises on an
+            example that is given is raised as it is.
+    """
+    given = default_example(model) if example_input is None else example_input
+    try:
+        yield given if isinstance(given, tuple) else (given,)
+    except Exception as error:
+        if example_input is not None:
+            raise
+        raise ValueError(
+            f"example_input must be given: {type(model).__name__} fails on a guess of shape {_shape(given)} "
+            f"({first_line(error)})"
+        ) from error
 
 
 def _size_for(module: nn.Module) -> tuple[int, ...] | None:
@@ -124,8 +148,6 @@ def trace(model: nn.Module, example_input: Any = None) -> Trace:
         ValueError: None is given, and none can be guessed, or the model fails on the guess. What it raises on an
             example that is given is raised as it is.
     """
-    given = default_example(model) if example_input is None else example_input
-    arguments = given if isinstance(given, tuple) else (given,)
     entered: list[tuple[str, nn.Module, tuple[int, ...] | None]] = []
     finished: dict[int, tuple[int, ...] | None] = {}
     running: list[int] = []
@@ -144,15 +166,8 @@ def trace(model: nn.Module, example_input: Any = None) -> Trace:
                 module.register_forward_pre_hook(lambda m, a, k, n=name: enter(n, m, a, k), with_kwargs=True)
             )
             handles.append(module.register_forward_hook(leave))
-        with evaluating(model), torch.no_grad():
+        with arguments_of(model, example_input) as arguments, evaluating(model), torch.no_grad():
             output = model(*arguments)
-    except Exception as error:
-        if example_input is not None:
-            raise
-        raise ValueError(
-            f"example_input must be given: {type(model).__name__} fails on a guess of shape {_shape(given)} "
-            f"({first_line(error)})"
-        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -156,3 +156,6 @@ def test_a_folder_of_a_datasets_name_is_not_the_dataset(tmp_path, monkeypatch, c
     said = capsys.readouterr().out
     assert "mean over    898 images" in said
     assert "899 images)" in said
+    (tmp_path / "digits" / "x").rmdir()
+    images, labelled = open_images(saved, "digits")
+    assert (len(images), labelled) == (899, True)

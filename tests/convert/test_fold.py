@@ -111,13 +111,31 @@ def test_a_norm_of_timms_whose_activation_has_parameters() -> None:
     layers = pytest.importorskip("timm.layers")
     norm = layers.BatchNormAct2d(4, act_layer=nn.PReLU)
     model = with_statistics(nn.Sequential(CondConv2d(3, 4, 3), norm).double())
-    model[0].requires_grad_(False)
     expected = model(X)
     assert fold_batch_norms_(model, X[:1]) == [("0", "1")]
     torch.testing.assert_close(model(X), expected)
-    assert not model[0].weight.requires_grad
     unfit = nn.Sequential(
         CondConv2d(3, 4, 3), layers.BatchNormAct2d(4, track_running_stats=False, device="cpu")
     ).double()
     with pytest.raises(ValueError, match="norm must have running statistics"):
         fold_batch_norms_(unfit, X)
+
+
+@pytest.mark.parametrize("learns", ["neither", "layer", "norm"])
+def test_a_folded_layer_learns_if_what_it_is_made_of_did(learns: str) -> None:
+    model = with_statistics(nn.Sequential(CondConv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    model.requires_grad_(False)
+    if learns != "neither":
+        model[learns == "norm"].requires_grad_(True)
+    fold_batch_norms_(model, torch.randn(1, 3, 8, 8))
+    assert model[0].weight.requires_grad == model[0].bias.requires_grad == (learns != "neither")
+    assert model[0].shift.requires_grad == (learns == "norm")
+
+
+def test_hooks_that_would_be_lost_and_a_guess_that_fails_are_said() -> None:
+    model = with_statistics(nn.Sequential(CondConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)))
+    with pytest.raises(ValueError, match=r"example_input must be given: Sequential fails on a guess of shape \(1, 3"):
+        fold_batch_norms_(model)
+    model[1].register_full_backward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="that can be exchanged, got '1': it has backward hooks"):
+        fold_batch_norms_(model, torch.randn(1, 3, 8, 8))

@@ -69,3 +69,7 @@ def test_a_link_is_written_through(tmp_path):
     export(network, link, format="torch-export", example=example, verify=False)
     assert link.is_symlink()
     assert FORMATS["torch-export"].load(tmp_path / "kept" / "real.pt2")(torch.zeros_like(example)).shape[1] == 4
+    other = tmp_path / "other.pt2"
+    other.symlink_to(tmp_path / "kept" / "blob")
+    with pytest.raises(UsageError, match=r"must end in .pt2 for torch-export, got .*kept/blob"):
+        export(network, other, format="torch-export", example=example, verify=False)

@@ -62,16 +62,18 @@ def test_a_mixture_moves_as_far_as_a_static_kernel_once_the_rate_makes_up_for_it
     weights = layer.routing_fn(torch.ones(1, 2, 5, 5))[0].detach()
     network = nn.Sequential(layer)
     scale = 1 / float(weights.square().sum())
-    sgd = {"optimizer": "sgd", "optimizer_options": {"momentum": 0.0, "nesterov": False}, "lr": 0.1}
     x = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(0))
-    for net, options in ((static, {}), (network, {"expert_lr_scale": scale, "router_lr_scale": 1e-9})):
-        optimizer = create_optimizer(settings(tmp_path, weight_decay=0.3, **sgd, **options), net)
+    layer.routing_fn.requires_grad_(False)  # stays where it starts, alike for all
+    for net, options in ((static, {}), (network, {"expert_lr_scale": scale})):
+        optimizer = create_optimizer(settings(tmp_path, optimizer="sgd", lr=0.01, weight_decay=0.3, **options), net)
         for group in optimizer.param_groups:  # as the schedule does
-            group["lr"] = 0.1 * group.get("lr_scale", 1.0)
-        net(x).square().sum().backward()
-        optimizer.step()
+            group["lr"] = 0.01 * group.get("lr_scale", 1.0)
+        for _ in range(5):  # momentum and decay gather
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
     mixture = torch.einsum("e,e...->...", weights, layer.weight.detach())
-    torch.testing.assert_close(mixture, static.weight.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mixture, static.weight.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_experts_at_another_rate_are_kernels_and_biases_and_no_router(tmp_path):

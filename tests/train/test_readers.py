@@ -323,6 +323,11 @@ def test_links_in_a_tar_file_are_refused_and_what_macos_leaves_is_no_image(tmp_p
     with pytest.raises(UsageError, match=r"9/7.png in it is a link: pack with tar --dereference --hard-dereference"):
         open_data(small(tmp_path, tmp_path))
     image.with_name("7.png").unlink()
+    (folder / "train" / "zebra").symlink_to(image.parent)  # a whole class
+    make_tar(folder / "train", tmp_path / "train.tar")
+    with pytest.raises(UsageError, match="train/zebra in it is a link"):
+        open_data(small(tmp_path, tmp_path))
+    (folder / "train" / "zebra").unlink()
     image.with_name("8.png").hardlink_to(image)
     make_tar(folder / "train", tmp_path / "train.tar")
     with pytest.raises(UsageError, match="in it is a link"):

@@ -96,13 +96,13 @@ def plot_routing(
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure of matplotlib's as PNG, whole or not at all.
+    """Write a figure of matplotlib's, whole or not at all, as the suffix says; PNG without one.
 
     Raises:
         UsageError: The file cannot be written.
     """
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
     write_atomic(path, content.getvalue())
 
 

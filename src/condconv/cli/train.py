@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from condconv.cli.settings import add_settings, given_settings, make_recipe, over_recipe
 from condconv.errors import UsageError
 from condconv.train import TrainConfig
+from condconv.train.config import is_named
 
 if TYPE_CHECKING:
     from condconv.train import TrainResult
@@ -64,8 +65,8 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def _default_out(given: dict[str, Any]) -> str:
-    path = Path(given["data"])
-    data = path.resolve().name if path.exists() else given["data"].strip("/").replace("/", "-")
+    path = given["data"]
+    data = path.strip("/").replace("/", "-") if is_named(path) else Path(path).resolve().name
     return f"runs/{data}-{given['model']}-seed{given.get('seed', 0)}"
 
 

@@ -11,11 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from condconv.convert.refusals import why_not_hooks
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output, output_tensors
 from condconv.nn import ConditionalLayer, fold_batch_norm
 from condconv.nn.foreign import full_name
-from condconv.tracing import default_example, evaluating
+from condconv.tracing import arguments_of, evaluating
 
 
 def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple[str, str]]:
@@ -33,7 +34,8 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
         Names of the folded pairs, layer and norm, in the order in which they run.
 
     Raises:
-        ValueError: No example is given and none can be guessed, or the output holds no tensors.
+        ValueError: No example is given, and none can be guessed or the model fails on the guess; a layer or norm has
+            backward or state-dict hooks; or the output holds no tensors.
         RuntimeError: The folded model does not compute what it did (something else uses an output that is folded away);
             it has been restored.
 
@@ -42,8 +44,12 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
         >>> condconv.fold_batch_norms_(net, torch.randn(1, 3, 8, 8))
         [('0', '1')]
     """
-    example = default_example(model) if example_input is None else example_input
-    pairs, output = find_norms(model, example if isinstance(example, tuple) else (example,))
+    with arguments_of(model, example_input) as example:
+        pairs, output = find_norms(model, example)
+    for module in (module for pair in pairs for module in pair):
+        if (reason := why_not_hooks(module)) is not None:
+            name = next(name for name, each in model.named_modules() if each is module)
+            raise ValueError(f"model must have layers and norms that can be exchanged, got {name!r}: {reason}")
     names = {module: name for name, module in model.named_modules()}
     folded = [(names[layer], names[norm]) for layer, norm in pairs]
     with ExitStack() as undo:

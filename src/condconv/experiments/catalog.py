@@ -85,8 +85,8 @@ def begin_layer(width: str = "025", num_experts: int = 32) -> Experiment:
 def routing(width: str = "025", num_experts: int = 32) -> Experiment:
     """Eight routing functions and ways to share them, and the same experts without routing.
 
-    The last row mixes the experts alike for all images, at the weights that sigmoids start from: what it gains over the
-    static network is due to there being more parameters, and what the others gain over it, to routing.
+    The last row mixes the experts alike for all images, at the weights that sigmoids start from: what the others gain
+    over it is due to routing. It differs from the static network in how far its kernels move in a step.
 
     Source: CondConv, Table 3: MobileNetV1 0.25x, 32 experts; it has no such control.
     Command: `condconv experiment routing --data imagenet --seeds 3 --epochs 90 --image-size 224`.
@@ -201,8 +201,8 @@ def create_experiment(name: str, init: str | None = None, *, control: bool = Fal
         name: A key of `CATALOG`.
         init: How experts start in all networks that leave it open, as in `condconv.models.create_model`.
         control: Whether each network with experts has one beside it whose experts are mixed alike for all images, at
-            the weights that sigmoids start from: what the first gains over it is due to routing, and the rest to
-            there being more parameters.
+            the weights that sigmoids start from: what the first gains over it is due to routing; it differs from
+            the static network in how far its kernels move in a step.
         **options: Of its function; `None` stands for the function's own default.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from condconv.train.images import IGNORED
 from condconv.train.loading import create_loader
 
 _TRAINED = "trained"  # the directory of all trainings
+_OF_EXPERTS = ("expert_dropout", "expert_lr_scale", "router_lr_scale", "router_decay")
 _SEEDS_APART = 1000  # between the members of an arm, so that no member is another seed's
 
 
@@ -118,8 +119,8 @@ class Run:
         epochs = self.settings.epochs
         for index in range(self.arm.members):
             changes: dict[str, Any] = {"seed": self.seed + index * _SEEDS_APART}
-            if not self.arm.has_experts:  # none to leave out
-                changes["expert_dropout"] = 0.0
+            if not self.arm.has_experts:  # settings that say nothing to it make no other training
+                changes |= {each.name: each.default for each in fields(TrainConfig) if each.name in _OF_EXPERTS}
             if self.arm.chained:
                 share = epochs // self.arm.members + (index < epochs % self.arm.members)
                 warmup = self.settings.warmup_epochs

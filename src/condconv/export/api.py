@@ -86,6 +86,7 @@ def export(
     writer = _format(format)
     check_path(path, format, writer.SUFFIX)
     path = path.resolve()  # or a link would become a file
+    check_path(path, format, writer.SUFFIX)
     request = make_request(model, example, dynamic_batch, max_batch, opset, weights, class_names, preprocessing)
     if (reason := writer.why_not(request)) is not None:
         raise UsageError(reason)

@@ -59,10 +59,10 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
         shift = shift + norm.bias.double()
     if layer.shift is not None:
         shift = shift + layer.shift.double() * scale
-    folded.weight = layer.parameter_from(scale_outputs(layer, scale).to(dtype), layer.weight)
+    folded.weight = layer.parameter_from(scale_outputs(layer, scale).to(dtype), layer.weight, norm.weight)
     if layer.bias is not None:
-        folded.bias = layer.parameter_from((layer.bias.double() * scale).to(dtype), layer.bias)
-    folded.shift = layer.parameter_from(shift.to(dtype), layer.shift, norm.bias)
+        folded.bias = layer.parameter_from((layer.bias.double() * scale).to(dtype), layer.bias, norm.weight)
+    folded.shift = layer.parameter_from(shift.to(dtype), layer.shift, norm.weight, norm.bias)
     return folded
 
 

@@ -23,8 +23,9 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
     """Return timm's optimizer of that name, with four rules for the parameters.
 
     - Biases and norms are not decayed, unless `norm_decay` says so.
-    - Routing functions are decayed as kernels are, unless `router_decay` is off. No norm follows a router, so that
-      decay draws it to where all images are routed alike; `docs/results.md` has when that is lost altogether.
+    - Routing functions are decayed as kernels are, at their own rate, unless `router_decay` is off. No norm follows a
+      router, so that decay draws it to where all images are routed alike; `docs/results.md` has when that is lost
+      altogether.
     - Routing functions learn at `router_lr_scale` times the rate.
     - Experts learn at `expert_lr_scale` times the rate, and decay as they would without. In a step of SGD the mixture
       of E experts moves as many times as far as a static kernel as the squares of their weights add up to: E / 4 where

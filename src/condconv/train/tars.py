@@ -50,11 +50,9 @@ def images(path: Path) -> Iterator[tuple[str, int, int]]:
         for name, each in inside:
             if each.offset_data + each.size > member.offset_data + member.size:
                 raise tarfile.ReadError(f"{member.name} in it is damaged or cut off")
-            if not is_image(name):
-                continue
             if each.issym() or each.islnk():
                 raise tarfile.ReadError(f"{name} in it is a link: pack with tar --dereference --hard-dereference")
-            if each.isfile():
+            if each.isfile() and is_image(name):
                 yield name, each.offset_data, each.size
 
 

@@ -22,7 +22,7 @@ from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer
 from condconv.nn.conditional import conditional_layers
 from condconv.nn.folding import scale_outputs
-from condconv.tracing import default_example
+from condconv.tracing import arguments_of
 from condconv.weights.plan import Plan, plan_load
 from condconv.weights.report import LoadReport
 from condconv.weights.write import copy_tensors_, start_routing_
@@ -51,11 +51,9 @@ def load_snapshots(
     first = plans[0]
     for plan, (source, _) in zip(plans, states, strict=True):
         _check_alike(plan, first, layers, source)
-    arguments = default_example(model) if example is None else example
-    # Hooks do not fire inside what torch.compile made: what it was made of is run.
-    pairs, _ = find_norms(
-        getattr(model, "_orig_mod", model), arguments if isinstance(arguments, tuple) else (arguments,)
-    )
+    with arguments_of(model, example) as arguments:
+        # Hooks do not fire inside what torch.compile made: what it was made of is run.
+        pairs, _ = find_norms(getattr(model, "_orig_mod", model), arguments)
     names = {module: name for name, module in model.named_modules()}
     norms = {names[layer]: (names[norm], norm) for layer, norm in pairs}
     _check_norms(model, first.fit.static, norms, first.skipped)
