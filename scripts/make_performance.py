@@ -185,7 +185,8 @@ def summary() -> str:
         for what, there in (
             ("on a GPU", any(row.device != "cpu" for row in every)),
             ("of compiled networks", any(row.compiled for row in every)),
-            ("in bf16", any(row.dtype == "bf16" for row in every)),
+            ("of networks in bf16", any(row.dtype == "bf16" for row in every)),
+            ("with several threads", any(read(source)["machine"]["threads"] > 1 for source in sources())),
         )
         if not there
     ]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from condconv.experiments.comparison import NetworkNumbers, as_markdown, table, verdict
-from scripts import make_results
+from scripts import make_performance, make_results
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "benchmarks/results/demo-digits.json"
@@ -30,3 +30,18 @@ def test_the_page_of_results_is_made_from_its_sources() -> None:
     assert make_results.PAGE.read_text(encoding="utf-8") == make_results.page(), "run python scripts/make_results.py"
     for name in make_results.TEXTS:
         assert (make_results.ASSETS / f"results-{name}.png").is_file()
+
+
+def test_the_speeds_are_those_of_their_source() -> None:
+    rows = make_performance.rows_of(make_performance.read(ROOT / "benchmarks/results/performance-cpu-avx2.json"))
+    networks = sorted((row for row in rows if row.kind == "network"), key=lambda row: (row.mode, row.batch))
+    assert [(row.mode, row.batch) for row in networks] == [
+        ("inference", 1),
+        ("inference", 8),
+        ("inference", 32),
+        ("training", 16),
+    ]
+    ours, timm = ([f"{row.ratio[whose].median:.2f}" for row in networks] for whose in ("ours", "timm"))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"takes {ours[0]}, {ours[1]} and {ours[2]} times as long as the static network" in readme
+    assert f"and {ours[3]} times in training; with timm's layer {timm[0]}, {timm[1]}, {timm[2]} and {timm[3]}" in readme

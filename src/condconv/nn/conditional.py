@@ -64,7 +64,8 @@ class ConditionalLayer(nn.Module):
         self.num_outputs = out_features
         self.impl = impl
         self.weight = nn.Parameter(torch.empty(num_experts, *weight_shape, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(num_experts, out_features, device=device, dtype=dtype)) if bias else None
+        biases = nn.Parameter(torch.empty(num_experts, out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", biases)
         self.register_parameter("shift", None)
         self.compact = False
         self.register_buffer("weight_scale", None)

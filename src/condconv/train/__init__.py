@@ -15,7 +15,7 @@ from condconv.train.config import TrainConfig
 if TYPE_CHECKING:
     from condconv.train.checkpoint import Checkpoint, load_checkpoint
     from condconv.train.data import ImageData, open_data
-    from condconv.train.evaluate import Evaluation, evaluate_checkpoint, load_network
+    from condconv.train.evaluate import Evaluation, evaluate_checkpoint, image_transform, load_network
     from condconv.train.freezing import FrozenCheckpoint, freeze_checkpoint
     from condconv.train.inspection import Inspection, Reading, inspect_checkpoint
     from condconv.train.loop import train
@@ -33,6 +33,7 @@ __all__ = [
     "TrainResult",
     "evaluate_checkpoint",
     "freeze_checkpoint",
+    "image_transform",
     "inspect_checkpoint",
     "load_checkpoint",
     "load_network",
@@ -51,6 +52,7 @@ _HOME = {
     "TrainResult": "metrics",
     "evaluate_checkpoint": "evaluate",
     "freeze_checkpoint": "freezing",
+    "image_transform": "evaluate",
     "inspect_checkpoint": "inspection",
     "load_checkpoint": "checkpoint",
     "load_network": "evaluate",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -18,8 +20,8 @@ from condconv.errors import UsageError
 from condconv.tracing import evaluating
 from condconv.train import network as networks
 from condconv.train.checkpoint import Checkpoint, load_checkpoint
-from condconv.train.data import open_validation
-from condconv.train.images import IGNORED, Images
+from condconv.train.data import open_validation, val_transform
+from condconv.train.images import IGNORED, Images, in_mode
 from condconv.train.launch import create_accelerator
 from condconv.train.loading import batches, create_loader
 from condconv.train.rules import one_of, whole
@@ -109,6 +111,20 @@ def load_network(
     freeze_layers_(network, dict.fromkeys(checkpoint.static_layers))
     networks.load_weights_(network, checkpoint.weights, path)
     return network.eval()
+
+
+def image_transform(checkpoint: Checkpoint) -> Callable[[Image.Image], Tensor]:
+    """Return what makes an image what the network of a checkpoint takes, as evaluation does.
+
+    The function takes an image of any mode as PIL opens it, but for floating point pixels, and gives `[C, S, S]`
+    float32.
+
+    Args:
+        checkpoint: As `load_checkpoint` returned it.
+    """
+    transform = val_transform(checkpoint.image_size, checkpoint.in_chans, checkpoint.normalization)
+    mode = "L" if checkpoint.in_chans == 1 else "RGB"
+    return lambda image: transform(in_mode(image, mode))
 
 
 def open_images_of(checkpoint: Checkpoint, data: str, *, data_dir: str | None, skip: bool) -> Images:
