@@ -17,6 +17,7 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     root = make_folder(folder / "data")
     fixed = ["--image-size", "8", "--batch-size", "4", "--epochs", "1", "--device", "cpu"]
+    fixed += ["--model-option", "first_layer=14"]  # a few layers to rewrite
     argv = ["train", "--data", str(root), "-o", str(folder / "run"), "--model", "mobilenet_v1_cc_025_2e", *fixed]
     assert main(argv) == 0
     return folder / "run" / "best.safetensors"

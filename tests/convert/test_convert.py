@@ -360,7 +360,7 @@ def test_wrong_types() -> None:
 def test_backward_hooks_are_refused() -> None:
     model = Net(1)
     model.stem.register_full_backward_hook(lambda *arguments: None)
-    with pytest.raises(ValueError, match="it has backward hooks, which would not see the routing"):
+    with pytest.raises(ValueError, match="it has backward hooks, which the new layer would not call"):
         convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
 
 
@@ -571,9 +571,15 @@ def test_independent_start_is_not_checked_for_equality() -> None:
 
 
 def test_hierarchical_factory_subclass_counts_as_hierarchical() -> None:
+    class Chained(HierarchicalRouting):
+        pass
+
     model = Net(2)
-    convert_(model, 2, where=select.name("blocks.*"), scope="block", routing=HierarchicalRouting, example_input=EXAMPLE)
+    convert_(model, 2, where=select.name("blocks.*"), scope="block", routing=Chained, example_input=EXAMPLE)
     assert model.blocks[1].routing_fn.previous_experts == 2
+    for routing in ("hierarchical", Chained, functools.partial(Chained, expert_dropout=0.1)):
+        with pytest.raises(ValueError, match=r'routing "hierarchical" needs scope "block", got \'single\''):
+            convert_(Net(2), 2, where=select.name("blocks.*"), scope="single", routing=routing, example_input=EXAMPLE)
 
 
 def test_bad_scopes_and_selectors() -> None:

@@ -139,9 +139,12 @@ def test_a_control_that_is_there_anyway():
         create_experiment("routing", control=True)
 
 
-@pytest.mark.parametrize("options", [{"stages": "first"}, {"branches": 0}])
-def test_branches_that_cannot_be(options):
-    with pytest.raises(UsageError, match="must be"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"stages": "first"}, "`stages` must be 'last' or 'all'"), ({"branches": 0}, "`branches` must be a whole number")],
+)
+def test_branches_that_cannot_be(options, message):
+    with pytest.raises(UsageError, match=message):
         create_branches("mobilenet_v1_025", **options)
 
 

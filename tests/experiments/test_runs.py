@@ -13,10 +13,12 @@ from condconv.experiments.runner import Outcome, _shares, list_runs, run_all
 from condconv.experiments.runs import RunRecord, _averaged_accuracy, execute
 from condconv.experiments.tables import plot, read, summarise, table, write
 from condconv.models import create_model
-from condconv.train import TrainConfig
+from condconv.train import TrainConfig, load_checkpoint
 from condconv.train.images import IGNORED
 
-SETTINGS = TrainConfig(data="digits", model="-", out="-", epochs=2, batch_size=64, lr=0.02, optimizer="sgd")
+SETTINGS = TrainConfig(
+    data="digits", model="-", out="-", epochs=2, batch_size=64, lr=0.02, optimizer="sgd", device="cpu"
+)
 ARMS = (
     Arm("plain", "mobilenet_v1_025", paper=50.0),
     Arm("2 experts", "mobilenet_v1_cc_025_2e", paper=53.5),
@@ -246,7 +248,9 @@ def test_ctrl_c_stops_the_runs_at_work_and_starts_no_other(tmp_path, monkeypatch
     )
 
     def interrupted(futures):
+        latest = time.monotonic() + 60
         while not runs[0].log.exists() or "ready" not in runs[0].log.read_text().splitlines():
+            assert time.monotonic() < latest, "the run did not start"
             time.sleep(0.01)
         raise KeyboardInterrupt
 
@@ -323,6 +327,20 @@ def test_a_run_trains_measures_and_leaves_its_record(tmp_path):
     # The time is that of the trainings, whoever did them.
     run.path.unlink()
     assert execute(run, progress=False).seconds == record.seconds > 0
+
+
+def test_snapshots_go_on_from_one_another(tmp_path):
+    arm = Arm("snapshots", "mobilenet_v1_012", {"output_stride": 8}, members=2, chained=True)
+    settings = replace(SETTINGS, epochs=3, batch_size=300, warmup_epochs=1)
+    run = list_runs(Experiment("e", "", "", (arm,)), settings, tmp_path, 1)[0]
+    record = execute(run, progress=False)
+    assert [len(curve) for curve in record.curve] == [2, 1]  # three epochs, shared out
+    assert record.images_trained == 3 * 600
+    first, second = (config.out for config in run.configs())
+    assert run.configs()[1].init_from == f"{first}/last.safetensors"
+    before, after = (load_checkpoint(f"{each}/last.safetensors").model["conv_stem.weight"] for each in (first, second))
+    start = create_model("mobilenet_v1_012", num_classes=10, in_chans=1).conv_stem.weight
+    assert (after - before).abs().max() < (start - before).abs().max()
 
 
 def test_several_members_are_scored_by_their_mean_probability():

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condconv import CondConv2d, CondLinear, Scope, convert_, count, create_model, select
+from condconv import CondConv2d, CondLinear, convert_, count, create_model, select
 from condconv.errors import UsageError
 from condconv.models.tf_profiler import profiler_madds
-from condconv.nn import HiddenRouting, SigmoidRouting, route_block_
+from condconv.nn import SigmoidRouting, route_block_
 
 
 class Function(nn.Module):
@@ -215,46 +215,6 @@ def from_timm(name: str, experts: int | None, *patterns: str, classifier: bool =
         options = {"scope": "block", "classifier": classifier, "init": "independent"}
         convert_(model, experts, where=where, example_input=images(), **options)
     return model
-
-
-@pytest.mark.parametrize(
-    ("name", "experts", "patterns", "classifier", "paper"),
-    [
-        ("mobilenetv2_100", None, (), False, 301),
-        ("mobilenetv2_100", 8, ("blocks.[3-6].*", "conv_head"), True, 329),
-        ("semnasnet_100", None, (), False, 312),
-        ("semnasnet_100", 8, ("blocks.[456].*",), False, 325),
-        ("resnet50", None, (), False, 4093),
-        ("resnet50", 8, ("layer4.*",), False, 4213),
-        ("tf_efficientnet_b0", None, (), False, 391),
-        ("tf_efficientnet_b0", 8, ("blocks.[456].*",), False, 413),
-        ("tf_efficientnet_b1", 8, ("blocks.[456].*",), False, 614),  # at 224 px: B0 with depth 1.1
-    ],
-)
-def test_table_1(name: str, experts: int | None, patterns: tuple[str, ...], classifier: bool, paper: int) -> None:
-    """Millions of multiply-adds with 1000 classes, as printed."""
-    model = from_timm(name, experts, *patterns, classifier=classifier)
-    assert round(profiler_madds(model, images()) / 1e6) == paper
-
-
-@pytest.mark.parametrize(
-    ("options", "paper"),
-    [
-        ({}, 55.7),
-        ({"scope": "single"}, 55.5),
-        ({"scope": Scope("block", every=2)}, 55.6),
-        ({"routing": partial(HiddenRouting, hidden_ratio=1 / 8)}, 55.6),
-        ({"routing": "hidden"}, 55.9),
-        ({"routing": partial(HiddenRouting, hidden_ratio=8)}, 57.8),
-        ({"routing": "hierarchical"}, 55.7),
-        ({"routing": "softmax"}, 55.7),
-    ],
-    ids=["sigmoid", "single", "shared", "hidden C/8", "hidden C", "hidden 8C", "hierarchical", "softmax"],
-)
-def test_table_3(options: dict, paper: float) -> None:
-    """CC-MobileNetV1 0.25x with 32 experts and 1001 classes, as printed: its classifier's product is not counted."""
-    model = mobilenet_v1(0.25, 1001, 32, **options)
-    assert round(profiler_madds(model, images(), batched_products=False) / 1e6, 1) == paper
 
 
 def test_counts_per_example() -> None:

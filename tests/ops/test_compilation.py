@@ -53,8 +53,9 @@ def count_graphs(function: Callable[..., Tensor], batches: tuple[int, ...], **op
 def test_one_graph_for_all_batch_sizes(kernel: str, impl: str) -> None:
     layer = Layer(kernel, impl)
     assert count_graphs(layer, (7, 13, 9), dynamic=True) == 1
-    with torch.no_grad():
-        assert count_graphs(layer, (7, 13, 9), dynamic=True) == 1
+    if impl in ("auto", "native"):  # the others are the same with and without gradients
+        with torch.no_grad():
+            assert count_graphs(layer, (7, 13, 9), dynamic=True) == 1
 
 
 def test_automatic_dynamic_shapes_need_a_second_graph_only() -> None:

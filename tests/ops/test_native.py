@@ -145,13 +145,14 @@ def test_only_the_gradients_asked_for(needed: tuple[bool, ...]) -> None:
             torch.testing.assert_close(leaf.grad.double(), reference.grad, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("threads", [2, 5])
 @pytest.mark.parametrize("name", ["pointwise-tails", "pointwise-laid-out", "dense-deep", "depthwise-chunks", "grouped"])
 def test_the_number_of_threads_does_not_matter(name: str, threads: int) -> None:
     (x, weight, routing, _), options = tensors(name)  # the bias is mixed by torch
     arguments = (x, weight, routing)
+    assert library._parallel_for() is not None, "torch's threads are not found: the kernels would run on one"
     before = torch.get_num_threads()
-    expected = cond_conv2d(*arguments, impl="native", **options)
+    expected = cond_conv2d(*arguments, impl="native", **options)  # on the one thread of these tests
     torch.set_num_threads(threads)
     try:
         output = cond_conv2d(*arguments, impl="native", **options)

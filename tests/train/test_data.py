@@ -123,7 +123,7 @@ def test_the_order_depends_on_seed_and_epoch_alone_and_gives_whole_updates():
         return list(sampler)
 
     assert order(0, 1) == order(0, 1)
-    assert order(0, 1) != order(0, 2) != order(1, 1)
+    assert len({tuple(order(seed, epoch)) for seed, epoch in ((0, 1), (0, 2), (1, 1))}) == 3
     assert len(order(0, 1)) == len(set(order(0, 1))) == 8
 
 
@@ -172,3 +172,28 @@ def test_a_tag_that_there_is_not_is_named_with_where_they_are_listed(tmp_path):
     config = settings(tmp_path, data="x", pretrained=True, model="tf_efficientnet_b0", model_options=options)
     with pytest.raises(UsageError, match=r"`pretrained_cfg` must be a tag that timm has for .*list_pretrained"):
         of_config(config, 3)
+
+
+def test_flips_and_crops_change_training_images_and_no_others(tmp_path):
+    root = make_folder(tmp_path / "data")
+    shutil.copytree(root / "train", root / "val", dirs_exist_ok=True)  # the same images in both
+
+    def images(**changes):
+        data = open_data(folder_settings(root, tmp_path, **changes))
+        return torch.stack([data.train[index][0] for index in range(12)]), torch.stack(
+            [data.val[i][0] for i in range(12)]
+        )
+
+    train, val = images(hflip=1.0, min_crop=1.0)
+    assert torch.equal(train, val.flip(-1))
+    train, val = images(hflip=0.0, min_crop=1.0)
+    assert torch.equal(train, val)
+    for change in (
+        {"min_crop": 0.3},
+        {"color_jitter": 0.4},
+        {"auto_augment": "rand-m9-mstd0.5"},
+        {"random_erasing": 1.0},
+    ):
+        train, changed = images(**{"hflip": 0.0, "min_crop": 1.0} | change)
+        assert torch.equal(changed, val)
+        assert not torch.equal(train, val), change

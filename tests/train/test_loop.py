@@ -59,19 +59,20 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("step", "error"),
+    ("step", "error", "left"),
     [
-        (2 * UPDATES + 1, RuntimeError("stop before the third epoch's first update")),
-        (2 * UPDATES + 4, RuntimeError("stop in the middle of the third epoch")),
-        (3, KeyboardInterrupt()),
+        (2 * UPDATES + 1, RuntimeError("stop before the third epoch's first update"), 2),
+        (2 * UPDATES + 4, RuntimeError("stop in the middle of the third epoch"), 2),
+        (3, KeyboardInterrupt(), 4),
     ],
 )
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, whole, step, error):
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, whole, step, error, left):
     config = settings(tmp_path, random_erasing=0.5)
-    with pytest.raises((RuntimeError, TrainingInterrupted)):
+    with pytest.raises((RuntimeError, TrainingInterrupted), match="^stop"):
         train(config, build=build_with(StopAt(step, error)))
     torch.manual_seed(12345)  # what happened in the process before must not matter
-    resumed = train(config, build=build)
+    no_more = StopAt(left * UPDATES + 1, RuntimeError("finished epochs were trained again"))
+    resumed = train(config, build=build_with(no_more))
     assert_same_run(whole, resumed)
 
 
@@ -205,7 +206,7 @@ def test_a_run_that_is_waited_for_is_not_trained_again(tmp_path, whole):
 
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(other)
-        taken.wait()
+        assert taken.wait(30)
         stop = StopAt(1, RuntimeError("it trained"))
         result = train(settings(tmp_path, random_erasing=0.5), build=build_with(stop), wait=True)
         done.result()
@@ -424,3 +425,20 @@ def test_a_run_goes_on_without_the_file_that_it_started_from(tmp_path, whole):
     torch.testing.assert_close(started, load_checkpoint(whole.best).model["1.weight"])
     start.unlink()
     assert len(train(config, build=build).metrics) == 2
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_and_leaves_what_the_network_would(tmp_path):
+    def without_dropout(config, num_classes, in_chans):  # whose numbers the compiler draws otherwise
+        network = conditional(nn.Identity())(config, num_classes, in_chans)
+        network[5] = nn.Identity()
+        return network
+
+    plain, compiled = (
+        train(settings(tmp_path / str(each), epochs=1, compile=each), build=without_dropout) for each in (False, True)
+    )
+    ours, theirs = (load_checkpoint(each.last).model for each in (compiled, plain))
+    assert ours.keys() == theirs.keys()
+    for name, each in ours.items():
+        torch.testing.assert_close(each, theirs[name], rtol=1e-2, atol=1e-3)
+    assert compiled.metrics[0].train_loss == pytest.approx(plain.metrics[0].train_loss, rel=1e-3)

@@ -77,9 +77,9 @@ def test_tar_files_give_what_the_folder_gives(tmp_path, folder):
 
 
 def test_workers_read_a_tar_file_side_by_side(tmp_path, folder):
-    make_tar(folder / "train", folder / "train.tar")
-    data = open_data(small(folder / "train.tar", tmp_path, val_data=str(folder / "val")))
-    data.train[0]  # what is opened here must not be shared
+    make_tar(folder / "val", folder / "val.tar")
+    data = open_data(small(folder / "train", tmp_path, val_data=str(folder / "val.tar")))
+    data.val[0]  # what is opened here must not be shared
     loaded = torch.cat([images for images, _ in batches(create_loader(data.val, 2, workers=2))])
     alone = torch.stack([data.val[index][0] for index in range(len(data.val))])
     assert torch.equal(loaded, alone)
