@@ -76,6 +76,22 @@ def test_a_mixture_moves_as_far_as_a_static_kernel_once_the_rate_makes_up_for_it
     torch.testing.assert_close(mixture, static.weight.detach(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"optimizer": "sgd"}, True),
+        ({"optimizer": "sgd", "expert_lr_scale": 4.0}, False),
+        ({"optimizer": "adamw"}, False),
+    ],
+)
+def test_softmax_routing_at_the_rate_of_everything_else_is_told(tmp_path, caplog, options, said):
+    for routing, told in (("softmax", said), ("sigmoid", False)):
+        caplog.clear()
+        network = nn.Sequential(CondConv2d(2, 3, 3, num_experts=4, routing=routing))
+        create_optimizer(settings(tmp_path, **options), network)
+        assert ("moves 1/4 as far as a static kernel would; --expert-lr-scale 4" in caplog.text) == told
+
+
 def test_experts_at_another_rate_are_kernels_and_biases_and_no_router(tmp_path):
     network = create_model("mobilenet_v1_cc_025_2e", num_classes=2)
     groups = create_optimizer(settings(tmp_path, expert_lr_scale=4.0, weight_decay=0.2), network).param_groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Set
 from typing import Any
 
@@ -11,11 +12,17 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
 from condconv.errors import UsageError
+from condconv.nn import SoftmaxRouting
 from condconv.nn.block_routing import routing_functions
 from condconv.nn.conditional import conditional_layers
 from condconv.train.config import TrainConfig
 
-_PART_OF_THE_GRADIENT = dict.fromkeys(("sgd", "momentum", "nesterov", "rmsprop", "rmsproptf"), 5e-4)
+_log = logging.getLogger(__name__)
+
+_BY_THE_GRADIENT = ("sgd", "momentum", "nesterov")
+"""Optimizers whose steps are as long as the gradient is."""
+
+_PART_OF_THE_GRADIENT = dict.fromkeys((*_BY_THE_GRADIENT, "rmsprop", "rmsproptf"), 5e-4)
 """Default decay of optimizers whose steps grow with the gradient: AdamW's 0.05 would draw all kernels to zero."""
 
 
@@ -59,10 +66,24 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
         raise UsageError(f"`optimizer` must do with first derivatives, got {config.optimizer!r}: adamw and lamb do")
     routers = {parameter for each in routing_functions(network).values() for parameter in each.parameters()}
     experts = {parameter for each in conditional_layers(network).values() for parameter in each.parameters()} - routers
+    if name in _BY_THE_GRADIENT and config.expert_lr_scale == 1:
+        _say_that_mixtures_move_little(network, name)
     decay_scale = 1.0 if config.router_decay else 0.0
     _set_apart_(optimizer, routers, lr_scale=config.router_lr_scale, decay_scale=decay_scale)
     _set_apart_(optimizer, experts, lr_scale=config.expert_lr_scale, decay_scale=1 / config.expert_lr_scale)
     return optimizer
+
+
+def _say_that_mixtures_move_little(network: nn.Module, name: str) -> None:
+    """Log what softmax routing costs at the rate of everything else; nothing else in a run would tell."""
+    functions = routing_functions(network).values()
+    experts = max((each.num_experts for each in functions if isinstance(each, SoftmaxRouting)), default=1)
+    if experts > 1:
+        _log.warning(
+            "softmax routing with %s: in a step the mixture of %d experts moves 1/%d as far as a static kernel would; "
+            "--expert-lr-scale %d makes up for it",
+            *(name, experts, experts, experts),
+        )
 
 
 def _set_apart_(
