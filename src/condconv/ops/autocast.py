@@ -8,9 +8,14 @@ from typing import Any
 import torch
 
 
+# Asked here, once: torch.compile of torch 2.11 cannot trace the question.
+_KINDS = ("cpu", "cuda", "hpu", "ipu", "maia", "meta", "mps", "mtia", "privateuseone", "xla", "xpu")
+_HAVE_AUTOCAST = frozenset(kind for kind in _KINDS if torch.amp.is_autocast_available(kind))
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Return the dtype autocast asks for on a device; `None` where it is off or there is none (meta)."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    if device.type in _HAVE_AUTOCAST and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return None
 

@@ -74,7 +74,8 @@ def describe(
     """
     dtype = dtype or x.dtype
     input_pixels = prod(x.shape[2:] if input_size is None else input_size)
-    compiling, exporting = torch.compiler.is_compiling(), torch.compiler.is_exporting()
+    # Not is_exporting(), which the compiler of torch 2.11 takes for true in all that it compiles.
+    compiling, exporting = torch.compiler.is_compiling(), torch.compiler._is_exporting_flag
     tensors = (x, weight, routing_weights, bias)
     return Problem(
         batch=None if compiling or exporting else x.shape[0],
