@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+OLDEST := .venv-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs clean
+.PHONY: help demo test test-slow test-oldest lint format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +19,9 @@ test: $(VENV)/.installed-all  ## run every check that CI runs
 
 test-slow: $(VENV)/.installed-all  ## run the tests marked slow
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-oldest: $(OLDEST)/.installed  ## run the core's tests on the oldest torch that is supported
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 tests/nn tests/ops tests/convert tests/weights tests/test_counting.py
 
 lint: $(VENV)/.installed-all  ## format check, lint, types, import contracts
 	$(BIN)/python scripts/check.py format lint types imports
@@ -42,4 +46,11 @@ $(VENV)/.created:
 KERNELS := $(wildcard src/condconv/ops/native/*.[ch]) src/condconv/ops/native/build.py
 $(VENV)/.installed-%: pyproject.toml $(KERNELS) $(VENV)/.created
 	$(PIP) install --quiet --editable '.[$*]'
+	@touch $@
+
+# numpy below 2.4: the interpreter of that torch's Triton does not work with newer ones.
+$(OLDEST)/.installed: pyproject.toml $(KERNELS)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --editable . \
+		'torch==2.11.*' 'torchvision==0.26.*' 'numpy<2.4' timm safetensors pytest pytest-xdist
 	@touch $@

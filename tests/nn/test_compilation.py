@@ -41,7 +41,10 @@ def test_two_graphs_serve_all_batch_sizes(name: str, grad: bool) -> None:
 @pytest.mark.parametrize(
     ("make", "least", "sizes"),
     [
-        (lambda: CondConv1d(3, 4, 3, padding=1, num_experts=3), 2, [(3,), (2,), (40,)]),
+        pytest.param(
+            *(lambda: CondConv1d(3, 4, 3, padding=1, num_experts=3), 2, [(3,), (2,), (40,)]),
+            marks=pytest.mark.skipif(torch.__version__.startswith("2.11."), reason="it cannot tell that n <= 3 n"),
+        ),
         (lambda: CondConv2d(3, 4, 3, padding=1, num_experts=3), 1, [(3, 3), (9, 1), (20, 31)]),
         (lambda: CondConv2d(3, 4, 3, padding=1, stride=2, num_experts=3), 8, [(9, 10), (11, 8), (31, 32)]),
         (lambda: CondConv2d(3, 3, 5, padding=2, stride=3, groups=3, num_experts=3), 8, [(9, 10), (11, 8), (31, 32)]),

@@ -216,6 +216,7 @@ class Own(Tensor):
     """A subclass, as distributed and quantized tensors are."""
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # torch 2.11 says so of every profile
 @pytest.mark.parametrize("impl", [IMPL, pytest.param("native", marks=NATIVE)])
 def test_what_watches_sees_the_operator(directly, impl):
     def call() -> Tensor:

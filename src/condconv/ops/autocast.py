@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-
 # Asked here, once: torch.compile of torch 2.11 cannot trace the question.
 _KINDS = ("cpu", "cuda", "hpu", "ipu", "maia", "meta", "mps", "mtia", "privateuseone", "xla", "xpu")
 _HAVE_AUTOCAST = frozenset(kind for kind in _KINDS if torch.amp.is_autocast_available(kind))
