@@ -64,19 +64,19 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
         ) from error
     if getattr(optimizer, "is_second_order", False):  # timm's word for those that differentiate twice
         raise UsageError(f"`optimizer` must do with first derivatives, got {config.optimizer!r}: adamw and lamb do")
-    routers = {parameter for each in routing_functions(network).values() for parameter in each.parameters()}
+    functions = set(routing_functions(network).values())
+    routers = {parameter for each in functions for parameter in each.parameters()}
     experts = {parameter for each in conditional_layers(network).values() for parameter in each.parameters()} - routers
     if name in _BY_THE_GRADIENT and config.expert_lr_scale == 1:
-        _say_that_mixtures_move_little(network, name)
+        _say_that_mixtures_move_little(functions, name)
     decay_scale = 1.0 if config.router_decay else 0.0
     _set_apart_(optimizer, routers, lr_scale=config.router_lr_scale, decay_scale=decay_scale)
     _set_apart_(optimizer, experts, lr_scale=config.expert_lr_scale, decay_scale=1 / config.expert_lr_scale)
     return optimizer
 
 
-def _say_that_mixtures_move_little(network: nn.Module, name: str) -> None:
+def _say_that_mixtures_move_little(functions: Set[nn.Module], name: str) -> None:
     """Log what softmax routing costs at the rate of everything else; nothing else in a run would tell."""
-    functions = routing_functions(network).values()
     experts = max((each.num_experts for each in functions if isinstance(each, SoftmaxRouting)), default=1)
     if experts > 1:
         _log.warning(

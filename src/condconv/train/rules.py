@@ -65,11 +65,13 @@ def or_none(rule: Rule) -> Rule:
 
 
 def _is_plain(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
     try:
         json.dumps(dict(value))
     except (TypeError, ValueError, RecursionError):
         return False
-    return isinstance(value, Mapping)
+    return True
 
 
 TEXT = Rule(lambda value: isinstance(value, str) and value != "", "a text that is not empty")
