@@ -130,11 +130,10 @@ def _watch(model: nn.Module, example_input: Any) -> tuple[Any, Trace | None, lis
     if example_input is not None:
         return example_input, trace(model, example_input), []
     try:
-        example = default_example(model)
-        return example, trace(model, example), []
-    except Exception as error:
-        note = f"costs not counted and output not checked: running the model on a guessed input failed ({error})"
-        return None, None, [f"{note}; pass example_input"]
+        watched = trace(model)
+    except ValueError as error:
+        return None, None, [f"costs not counted and output not checked: {error}"]
+    return default_example(model), watched, []
 
 
 def _choose(

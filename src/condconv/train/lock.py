@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from condconv.atomic import make_directory
 from condconv.errors import UsageError
 
 NAME = ".lock"
@@ -31,8 +32,8 @@ def only_here(out: Path, *, wait: bool = False) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":  # torchrun's and accelerate's number of this process
         yield
         return
+    make_directory(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / NAME, timeout=-1 if wait else 0)
         lock.acquire()
         out.mkdir(exist_ok=True)  # a run that was waited for may have left nothing
@@ -42,7 +43,7 @@ def only_here(out: Path, *, wait: bool = False) -> Iterator[None]:
             "--out"
         ) from None
     except OSError as error:
-        raise UsageError(f"`out` must be a directory that can be made, got {out} ({error.strerror})") from error
+        raise UsageError(f"`out` must be a directory to write in, got {out} ({error.strerror})") from error
     try:
         yield
     finally:

@@ -94,16 +94,16 @@ def tensors_in(loaded: Any, source: str, *, ema: bool = True) -> dict[str, Tenso
 
 def _read_safetensors(file: Path) -> Mapping[str, Any]:
     safetensors = require_extra("safetensors", "models")
-    torch_io = require_extra("safetensors.torch", "models")
     try:
-        tensors: dict[str, Tensor] = torch_io.load_file(file)
+        with safetensors.safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.offset_keys()}
+            metadata = opened.metadata() or {}
     except safetensors.SafetensorError as error:
         raise UsageError(
             f"`path` must be a whole safetensors file, got {str(file)!r} ({error}): take another copy"
         ) from error
-    with safetensors.safe_open(file, framework="pt") as opened:
-        if "condconv" not in (opened.metadata() or {}):
-            return tensors
+    if "condconv" not in metadata:
+        return tensors
     # A checkpoint of `condconv train` keeps the optimizer beside the network, and the averaged network if there is one.
     return {"state_dict": _below(tensors, "model."), "ema": _below(tensors, "ema.")}
 
