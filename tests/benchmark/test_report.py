@@ -129,7 +129,7 @@ def test_the_command_writes_the_table_and_the_file(monkeypatch, capsys, tmp_path
     monkeypatch.setattr("condconv.benchmark.plan.LAYERS", layers)
     file = tmp_path / "rows.json"
     argv = ["bench", "--layers", "depthwise", "--batch", "2", "3", "--mode", "inference", "--repetitions", "2"]
-    assert main([*argv, "-o", str(file)]) == 0
+    assert main([*argv, "--dtype", "bf16", "-o", str(file)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("threads: 1; rows: 2")
     assert said[2].startswith("a call with as good as nothing to compute: ")
@@ -138,6 +138,7 @@ def test_the_command_writes_the_table_and_the_file(monkeypatch, capsys, tmp_path
     assert json.loads(file.read_text())["keeps_freed_memory"] is True
     rows = json.loads(file.read_text())["rows"]
     assert [row["batch"] for row in rows] == [2, 3]
+    assert {row["dtype"] for row in rows} == {"bf16"}
     assert set(rows[0]) == {field.name for field in dataclasses.fields(Row)}
 
 

@@ -36,6 +36,7 @@ def test_the_list_is_one_command_a_run_that_names_it(capsys, tmp_path):
         (["--run", "8/0"], "`--run` must be one that --list names, got '8/0': static/0, "),
         (["--widths", "025"], "`widths` must not be given for 'begin-layer', which has width, num_experts"),
         (["--seeds", "0"], "`seeds` must be a whole number of at least 1, got 0"),
+        (["--jobs", "0"], "`jobs` must be a whole number of at least 1, got 0"),
         (["--lr", "-1"], "`lr` must be a finite number above 0, got -1.0"),
     ],
 )

@@ -52,10 +52,23 @@ def test_a_fixed_batch_and_chosen_forms(checkpoint, tmp_path, capsys):
     assert " bmm " not in said
 
 
+def test_a_largest_batch_and_a_file_that_is_not_run(checkpoint, tmp_path, capsys, monkeypatch):
+    def run(path):
+        raise AssertionError("the file was run")
+
+    monkeypatch.setattr(FORMATS["onnx"], "load", run)
+    options = ["--max-batch", "3", "--no-verify"]
+    assert main(["export", str(checkpoint), "--format", "onnx", "-o", str(tmp_path / "n.onnx"), *options]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^batch    1 to 3$", said, re.MULTILINE)
+    assert re.search(r"^verified no$", said, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--opset", "17"], "`opset` must lie between 18 and 23, got 17"),
+        (["--max-batch", "1"], "`max_batch` must be at least 2, with a dynamic batch, got 1"),
         (["--batch", "0"], "`--batch` must be at least 1, got 0"),
         (["--form", "esum"], "`--form` must be PATTERN=FORM, got 'esum'"),
         (["--batch", "1", "--dynamic-batch"], "not allowed with argument --batch"),
