@@ -67,6 +67,10 @@ LAYERS = (
     Layer(64, 64, 3, 56),
     Layer(256, 256, 3, 14),
     Layer(512, 512, 3, 7),
+    Layer(3, 32, 3, 32),
+    Layer(8, 16, 3, 14),
+    Layer(16, 24, 3, 16),
+    Layer(16, 32, 3, 8),
     Layer(256, 256, 1, 1),
     Layer(1280, 1000, 1, 1),
 )
@@ -172,7 +176,9 @@ def main() -> None:
     """Measure all layers, print a line each and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--layers", default="*", metavar="PATTERN", help="layers whose names fit, such as '*@1'")
+    parser.add_argument(
+        "--layers", nargs="+", default=["*"], metavar="PATTERN", help="layers whose names fit one, such as '*@1'"
+    )
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
@@ -182,7 +188,7 @@ def main() -> None:
     torch.manual_seed(0)
     keep_freed_memory()
     rows = []
-    for layer in (layer for layer in LAYERS if fnmatch(layer.name, arguments.layers)):
+    for layer in (layer for layer in LAYERS if any(fnmatch(layer.name, each) for each in arguments.layers)):
         for batch in arguments.batches:
             for training in (False, True):
                 for channels_last in (False, True):

@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 SOURCES = ROOT / "benchmarks" / "results"
 # Of the files of one dtype a later one stands for an earlier one's rows of the same case.
-SELECTION = (SOURCES / "selection-cpu.json", SOURCES / "selection-cpu-pixel.json")
-SELECTION_BF16 = (SOURCES / "selection-cpu-bf16.json", SOURCES / "selection-cpu-pixel-bf16.json")
+SELECTION = tuple(SOURCES / f"selection-cpu{part}.json" for part in ("", "-pixel", "-few"))
+SELECTION_BF16 = tuple(SOURCES / f"selection-cpu{part}-bf16.json" for part in ("", "-pixel", "-few"))
 
 INTRO = """\
 # Performance
@@ -99,7 +99,8 @@ AUTO = """\
 
 The first line that fits decides. Times are medians over the cases that the line decides, with the least and the
 largest. The lines after `native` also decide where no compiled kernel can run, so it is not among their others. Layers
-of one pixel were measured again, later and on another machine, after their form had become a product.
+of one pixel were measured again, later and on another machine, after their form had become a product, and there too
+those of few channels, where to call a convolution for each example takes longer than to compute it.
 """
 
 

@@ -121,7 +121,7 @@ def test_auto_reads_them_as_they_are_where_it_can(caplog: pytest.LogCaptureFixtu
         ops.cond_linear(torch.randn(2, 4), experts[..., 0, 0], routing)
         ops.cond_conv1d(torch.randn(2, 4, 6), experts[..., 0], routing)
     chosen = [record.getMessage() for record in caplog.records]
-    assert [text.partition(" ")[0] for text in chosen] == ["native", "native", "native", "per_example"]
+    assert [text.partition(" ")[0] for text in chosen] == ["native", "native", "native", "grouped"]
     assert [text.endswith("torch.bfloat16 and widened first") for text in chosen] == [False, False, False, True]
 
 

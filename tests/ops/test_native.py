@@ -272,7 +272,7 @@ def test_maps_of_one_pixel_need_no_turning_around_and_are_matrices(kernel, group
         (torch.bfloat16, (3, 64, 64, 1, 1), 8, "native"),
         (torch.bfloat16, (3, 64, 64, 1, 1), 9, "matmul"),
         (torch.bfloat16, (3, 4, 4, 3, 3), 18, "native"),
-        (torch.bfloat16, (3, 4, 4, 3, 3), 19, "per_example"),
+        (torch.bfloat16, (3, 4, 4, 3, 3), 19, "grouped"),
         (torch.bfloat16, (3, 64, 1, 3, 3), 30, "native"),
         (torch.float16, (3, 4, 4, 3, 3), 30, "native"),
     ],

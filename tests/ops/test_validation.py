@@ -118,7 +118,8 @@ def test_auto_logs_its_choice(caplog: pytest.LogCaptureFixture) -> None:
     ("kernel", "x", "options", "expected"),
     [
         ((3, 6, 4, 1, 1), (2, 4, 5, 5), {}, "matmul"),
-        ((3, 6, 4, 3, 3), (2, 4, 5, 5), {}, "per_example"),
+        ((3, 32, 32, 4, 4), (2, 32, 11, 11), {}, "grouped"),  # 2 ** 20 multiply-adds an example
+        ((3, 32, 32, 4, 4), (2, 32, 12, 11), {}, "per_example"),
         ((3, 6, 4, 5, 5), (2, 4, 5, 5), {}, "mix_outputs"),
         ((1, 6, 4, 3, 3), (2, 4, 5, 5), {}, "mix_outputs"),
         ((3, 4, 1, 3, 3), (2, 4, 30, 30), {"groups": 4}, "grouped"),
@@ -128,6 +129,16 @@ def test_rules_of_auto_on_cpu(kernel, x, options, expected: str, caplog: pytest.
     with caplog.at_level(logging.DEBUG, logger="condconv"):
         ops.cond_conv2d(torch.zeros(x), torch.zeros(kernel), torch.zeros(2, kernel[0]), **options)
     assert caplog.text.split("api.py")[1].split()[1] == expected
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_auto_keeps_kernels_of_a_small_batch_only(caplog: pytest.LogCaptureFixture) -> None:
+    kernel = torch.zeros(2, 512, 512, 3)
+    with caplog.at_level(logging.DEBUG, logger="condconv"):
+        for batch in (10, 11):  # 10 kernels are 31.5 MB
+            ops.cond_conv_transpose1d(torch.zeros(batch, 512, 1), kernel, torch.zeros(batch, 2))
+    taken = [line.split("api.py")[1].split()[1] for line in caplog.text.splitlines()]
+    assert taken == ["grouped", "per_example"]
 
 
 @pytest.mark.usefixtures("without_kernels")

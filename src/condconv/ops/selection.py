@@ -274,6 +274,12 @@ RULES = (
         lambda problem: not problem.depthwise and problem.needs_grad and _experts(problem) > _CACHED_NUMBERS,
         "each example would go through all experts again",
     ),
+    Rule(
+        "grouped",
+        "CPU, dense, not compiled, up to a million multiply-adds an example, kernels of the batch up to 32 MB",
+        lambda problem: not problem.depthwise and not problem.compiling and _is_small(problem),
+        MEASURED,
+    ),
     Rule("per_example", "CPU, dense", lambda problem: not problem.depthwise, MEASURED),
     Rule(
         "grouped",
@@ -341,6 +347,12 @@ def _kernels(problem: Problem) -> int:
 
 def _experts(problem: Problem) -> int:
     return problem.num_experts * problem.kernel_numel
+
+
+def _is_small(problem: Problem) -> bool:
+    """Return whether to call a convolution for one example takes longer than to compute it, and kernels can be kept."""
+    products = problem.kernel_numel * (problem.input_pixels if problem.transposed else problem.output_pixels)
+    return products <= 2**20 and _kernels(problem) <= _CACHED_NUMBERS
 
 
 def _outputs(problem: Problem) -> int:
