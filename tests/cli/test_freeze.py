@@ -14,6 +14,7 @@ from condconv.train.freezing import match_layers
 from condconv.train.inspection import Reading, open_images, record
 from condconv.train.normalization import Normalization
 from tests.cli.test_report import fails, report
+from tests.train.samples import make_folder
 
 
 def freeze(checkpoint, out, layers, *more) -> int:
@@ -49,6 +50,16 @@ def test_the_frozen_network_is_that_of_the_mean_weights(untrained, tmp_path, cap
     assert torch.allclose(load_network(frozen, out)(x), expected, atol=1e-4)
     assert frozen.static_layers == tuple(last)
     assert not any(name.startswith(tuple(routings)) for name in frozen.model)
+
+
+def test_class_folders_may_be_called_as_splits_are(tmp_path):
+    classes = ("cat", "train", "val")
+    root = make_folder(tmp_path / "data", classes, train=4, val=2)
+    config = TrainConfig(data="torch/x", model="m", out="-", data_dir="elsewhere", data_options={"input_key": "a"})
+    checkpoint = Checkpoint(config, classes, 8, 3, Normalization((0.5,) * 3, (0.5,) * 3), (), 12, {})
+    for split, count in (("train", 12), ("val", 6)):
+        images, labelled = open_images(checkpoint, str(root), split=split)
+        assert (len(images), images.class_names, labelled) == (count, classes, True)
 
 
 def test_a_frozen_checkpoint_is_evaluated_reported_and_frozen_further(untrained, tmp_path, capsys):

@@ -5,7 +5,7 @@ import torch
 
 from condconv.errors import UsageError
 from condconv.train import open_data
-from condconv.train.data import open_validation
+from condconv.train.data import open_trained
 from condconv.train.images import IGNORED
 from condconv.train.loading import EpochSampler, batches, create_loader
 from condconv.train.normalization import IMAGENET, INCEPTION, Normalization, of_config
@@ -130,7 +130,7 @@ def test_the_order_depends_on_seed_and_epoch_alone_and_gives_whole_updates():
 def test_validation_takes_the_class_folders_themselves_and_the_order_of_the_network(tmp_path):
     root = make_folder(tmp_path / "data")
     for place in (root, root / "val"):
-        data = open_validation(str(place), ("dog", "cat"), size=8, in_chans=3, skip=False, normalization=IMAGENET)
+        data = open_trained(str(place), ("dog", "cat"), size=8, in_chans=3, skip=False, normalization=IMAGENET)
         assert [data[index][1] for index in range(6)] == [1, 1, 1, 0, 0, 0]
         assert data[0][0].mean() < data[5][0].mean()  # dogs, class 0 of the network, are the brighter ones
 
@@ -138,7 +138,7 @@ def test_validation_takes_the_class_folders_themselves_and_the_order_of_the_netw
 def test_validation_with_other_classes_is_refused(tmp_path):
     root = make_folder(tmp_path / "data")
     with pytest.raises(UsageError, match=r"network was trained on \(2: cat, fox\), got .* with 2: cat, dog"):
-        open_validation(str(root), ("cat", "fox"), size=8, in_chans=3, skip=False, normalization=IMAGENET)
+        open_trained(str(root), ("cat", "fox"), size=8, in_chans=3, skip=False, normalization=IMAGENET)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,6 +172,9 @@ def test_wrong_shards_are_explained(tmp_path, spoil, message):
     assert message.format(root=root) in str(caught.value)
 
 
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
 def make_mnist(root: Path) -> None:
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -190,6 +194,19 @@ def test_torchvision_reads_what_is_there(tmp_path):
     assert (len(data.train), len(data.val), len(data.class_names)) == (8, 4, 10)
     image, target = data.train.read(1)
     assert (image.getpixel((3, 3)), target) == (90, 1)
+
+
+def test_options_are_those_of_the_dataset_that_takes_them(tmp_path):
+    make_mnist(tmp_path / "files")
+    for digit, name in enumerate(_DIGITS):
+        folder = tmp_path / "own" / f"{digit} - {name}"
+        folder.mkdir(parents=True)
+        Image.new("L", (28, 28)).save(folder / "0.png")
+    named: dict[str, Any] = {"data_dir": str(tmp_path / "files"), "in_chans": 1}
+    validated = open_data(small("torch/mnist", tmp_path, val_data=str(tmp_path / "own"), **named))
+    assert (len(validated.train), len(validated.val)) == (8, 10)
+    trained = open_data(small(tmp_path / "own", tmp_path, val_data="torch/mnist", **named))
+    assert (len(trained.train), len(trained.val)) == (10, 4)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from condconv.cli.report import add_reading_options, reading_of
+from condconv.cli.reading import add_max_images, add_reading_options, reading_of
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -25,7 +25,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("-o", "--out", required=True, help="file to write, another than the checkpoint")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     parser.add_argument("--no-evaluate", action="store_true", help="do not measure the accuracy")
-    add_reading_options(parser, max_images=10_000)
+    add_reading_options(parser, unlabelled=True)
+    add_max_images(parser, default=10_000)
     parser.set_defaults(run=run)
 
 
@@ -57,7 +58,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from condconv.train.inspection import open_images
 
     checkpoint = load_checkpoint(arguments.checkpoint)
-    data = arguments.data or checkpoint.config.val_data or checkpoint.config.data
+    data = arguments.data or checkpoint.config.data_of("val")
     if not open_images(checkpoint, data, data_dir=arguments.data_dir, skip=True)[1]:
         print("top-1        not measured: the images have no classes")
         return

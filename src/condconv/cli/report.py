@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from condconv.cli.reading import add_max_images, add_reading_options, reading_of
 from condconv.errors import UsageError, require_extra
 
 
@@ -19,7 +20,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "which layers may be made static (condconv freeze).",
     )
     parser.add_argument("checkpoint", help="a best.safetensors or last.safetensors, or what condconv freeze wrote")
-    add_reading_options(parser)
+    add_reading_options(parser, unlabelled=True)
+    add_max_images(parser)
     parser.add_argument(
         "--layer-images",
         type=int,
@@ -33,42 +35,6 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="file to write, .html, or .json for RoutingReport.load (default: %(default)s)",
     )
     parser.set_defaults(run=run)
-
-
-def add_reading_options(parser: argparse.ArgumentParser, *, max_images: int | None = None) -> None:
-    """Add the options that say which images are read, and how."""
-    parser.add_argument(
-        "--data",
-        help="as for 'condconv evaluate', or a directory of images without class folders (default: the run's)",
-    )
-    parser.add_argument("--data-dir", help="where the files of torch/NAME are, or the cache of hfds/NAME")
-    parser.add_argument(
-        "--max-images",
-        type=int,
-        default=max_images,
-        help=f"most images, a fixed random choice (default: {max_images or 'all'})",
-    )
-    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
-    parser.add_argument(
-        "--on-bad-image", choices=("error", "skip"), default="error", help="what to do with an unreadable image"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="where to run (default: %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def reading_of(arguments: argparse.Namespace) -> Any:
-    """Return the `Reading` that the options ask for."""
-    from condconv.train import Reading
-
-    return Reading(
-        max_images=arguments.max_images,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        on_bad_image=arguments.on_bad_image,
-        device=arguments.device,
-        progress=not arguments.quiet,
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -200,6 +200,18 @@ class TrainConfig:
         if self.init_skip and not self.init_from:
             raise UsageError(f"`init_skip` must be None without `init_from`, got {self.init_skip!r}: give --init-from")
 
+    def data_of(self, split: str) -> str:
+        """Return where the images of `"train"` or `"val"` are."""
+        return self.data if split == "train" else self.val_data or self.data
+
+    def reader_options(self, data: str) -> dict[str, Any]:
+        """Return `data_dir` and `data_options` as far as they are meant for this one of the run's datasets.
+
+        Where one of the two takes them and the other does not, they are the one's. Where none does, the reader says so.
+        """
+        mine = _takes_options(data) or not any(map(_takes_options, (self.data, self.data_of("val"))))
+        return {"data_dir": self.data_dir, "options": self.data_options} if mine else {"data_dir": None, "options": {}}
+
     def to_json(self) -> str:
         """Return the record as indented JSON."""
         return json.dumps(asdict(self), indent=2)
@@ -224,6 +236,10 @@ class TrainConfig:
                 f"`out` must be a new directory or one with a run of the same settings, got {self.out}, which "
                 f"differs in {'; '.join(differences)}: give another --out, or the settings of that run"
             )
+
+
+def _takes_options(data: str) -> bool:
+    return data.startswith(("torch/", "hfds/"))
 
 
 def _plain(value: Any) -> Any:

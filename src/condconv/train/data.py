@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +60,11 @@ def open_data(config: TrainConfig) -> ImageData:
     if config.auto_augment and in_chans == 1:
         raise UsageError(f"`auto_augment` must be None with one image channel, got {config.auto_augment!r}: drop it")
     normalization = of_config(config, in_chans)
-    open_split = partial(
-        _open_reader, alone=config.val_data is not None, data_dir=config.data_dir, options=config.data_options
-    )
-    readers = {"train": open_split(config.data, "train"), "val": open_split(config.val_data or config.data, "val")}
+    readers = {}
+    for split in ("train", "val"):
+        data = config.data_of(split)
+        alone = config.val_data is not None
+        readers[split] = _open_reader(data, split, alone=alone, **config.reader_options(data))
     names = _shared_classes(config.data, readers)
     skip = config.on_bad_image == "skip"
     train, val = (Images(each, names, in_chans=in_chans, skip_unreadable=skip) for each in readers.values())
@@ -78,10 +78,11 @@ def open_data(config: TrainConfig) -> ImageData:
     return ImageData(train, val, names, size, in_chans, normalization)
 
 
-def open_validation(
+def open_trained(
     data: str,
     class_names: tuple[str, ...],
     *,
+    split: str = "val",
     size: int,
     in_chans: int,
     skip: bool,
@@ -89,12 +90,13 @@ def open_validation(
     data_dir: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Images:
-    """Open the images to evaluate a trained network on.
+    """Open images as a trained network takes them, without augmentation.
 
     Args:
         data: A directory with `val/` (also `validation/`, `test/`, or a `.tar` of these names), or one with the
             class folders; a tar file; or a named dataset, as for training.
         class_names: The network's classes; the data has to have exactly these.
+        split: `"val"`, or `"train"` for the images of `train/`.
         size: Side of the square input in pixels.
         in_chans: Image channels, 1 or 3.
         skip: Whether unreadable images are left out and counted.
@@ -105,7 +107,7 @@ def open_validation(
     Raises:
         UsageError: The data is missing, or its classes are not the network's.
     """
-    reader = _open_reader(data, "val", alone=True, data_dir=data_dir, options=options or {})
+    reader = _open_reader(data, split, alone=True, data_dir=data_dir, options=options or {})
     if set(reader.class_names) != set(class_names):
         raise UsageError(
             f"`data` must have the classes that the network was trained on ({len(class_names)}: {few(class_names)}), "

@@ -20,7 +20,7 @@ from condconv.errors import UsageError
 from condconv.tracing import evaluating
 from condconv.train import network as networks
 from condconv.train.checkpoint import Checkpoint, load_checkpoint
-from condconv.train.data import open_validation, val_transform
+from condconv.train.data import open_trained, val_transform
 from condconv.train.images import IGNORED, Images, in_mode
 from condconv.train.launch import create_accelerator
 from condconv.train.loading import batches, create_loader
@@ -127,12 +127,15 @@ def image_transform(checkpoint: Checkpoint) -> Callable[[Image.Image], Tensor]:
     return lambda image: transform(in_mode(image, mode))
 
 
-def open_images_of(checkpoint: Checkpoint, data: str, *, data_dir: str | None, skip: bool) -> Images:
-    """Open validation images as the network of a checkpoint takes them.
+def open_images_of(
+    checkpoint: Checkpoint, data: str, *, split: str = "val", data_dir: str | None, skip: bool
+) -> Images:
+    """Open images as the network of a checkpoint takes them.
 
     Args:
         checkpoint: As `load_checkpoint` returned it.
         data: As in `evaluate_checkpoint`; for the checkpoint's own data the options of its reader are used too.
+        split: `"val"` or `"train"`.
         data_dir: Where the files of a named set are; `None` for where the checkpoint's own were.
         skip: Whether unreadable images are left out and counted.
 
@@ -140,22 +143,22 @@ def open_images_of(checkpoint: Checkpoint, data: str, *, data_dir: str | None, s
         UsageError: The data cannot be used, or has other classes.
     """
     config = checkpoint.config
-    own = data in (config.data, config.val_data)
-    return open_validation(
+    options = config.reader_options(data) if data in (config.data, config.val_data) else {}
+    return open_trained(
         data,
         checkpoint.class_names,
+        split=split,
         size=checkpoint.image_size,
         in_chans=checkpoint.in_chans,
         skip=skip,
         normalization=checkpoint.normalization,
-        data_dir=data_dir or (config.data_dir if own else None),
-        options=config.data_options if own else None,
+        **options | ({} if data_dir is None else {"data_dir": data_dir}),
     )
 
 
 def evaluate_checkpoint(
     path: str | Path,
-    data: str,
+    data: str | None = None,
     *,
     data_dir: str | None = None,
     batch_size: int = 64,
@@ -170,7 +173,7 @@ def evaluate_checkpoint(
     Args:
         path: A `best.safetensors` or `last.safetensors`.
         data: A directory with `val/` or the class folders themselves, a tar file, or a named dataset; see
-            `TrainConfig`. Where it is the run's own, so are `data_dir` and `data_options`.
+            `TrainConfig`. `None` for the run's own; where it is that, so are `data_dir` and `data_options`.
         data_dir: Where the files of `torch/NAME` are, or the cache of `hfds/NAME`.
         batch_size: Images per forward pass and process.
         workers: Processes that read images.
@@ -186,6 +189,7 @@ def evaluate_checkpoint(
     whole(0).check("workers", workers)
     one_of("error", "skip").check("on_bad_image", on_bad_image)
     checkpoint = load_checkpoint(path)
+    data = data or checkpoint.config.data_of("val")
     images = open_images_of(checkpoint, data, data_dir=data_dir, skip=on_bad_image == "skip")
     accelerator = create_accelerator(
         replace(checkpoint.config, device=device, mixed_precision="no", log_with=None, sync_bn=False, compile=False)

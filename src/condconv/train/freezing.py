@@ -15,12 +15,8 @@ from condconv.convert import freeze_layers_
 from condconv.errors import UsageError
 from condconv.nn.conditional import conditional_layers
 from condconv.train import network as networks
-from condconv.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from condconv.train.config import is_named
-from condconv.train.data import open_data
+from condconv.train.checkpoint import load_checkpoint, save_checkpoint
 from condconv.train.evaluate import load_network
-from condconv.train.folder import find_split
-from condconv.train.images import Images
 from condconv.train.inspection import Reading, open_images, record
 
 
@@ -79,7 +75,9 @@ def freeze_checkpoint(
     checkpoint = load_checkpoint(path)
     network = reading.place(load_network(checkpoint, path, build=build))
     chosen = match_layers(network, patterns)
-    images = _training_images(checkpoint, data or checkpoint.config.data, data_dir, reading)
+    data = data or checkpoint.config.data_of("train")
+    skip = reading.on_bad_image == "skip"
+    images, _ = open_images(checkpoint, data, split="train", data_dir=data_dir, skip=skip)
     report = record(network, reading.read(images, reading.choose(images), "routing"), None)
     params_before = _count(network)
     freeze_layers_(network, {name: report.routing(name).mean for name in chosen})
@@ -126,20 +124,6 @@ def match_layers(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]
     if not patterns:
         raise UsageError("`layers` must name at least one layer, got none")
     return tuple(name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
-
-
-def _training_images(checkpoint: Checkpoint, data: str, data_dir: str | None, reading: Reading) -> Images:
-    """Open the images to average over, without augmentation."""
-    skip = reading.on_bad_image == "skip"
-    if not is_named(data):
-        found = find_split(Path(data), "train")
-        return open_images(checkpoint, str(found or data), data_dir=data_dir, skip=skip)[0]
-    config = checkpoint.config
-    both = open_data(
-        replace(config, data=data, data_dir=data_dir or config.data_dir, on_bad_image=reading.on_bad_image)
-    )
-    both.train.transform = both.val.transform
-    return both.train
 
 
 def _count(network: nn.Module) -> int:

@@ -151,7 +151,7 @@ def inspect_checkpoint(
         raise UsageError(f"`layer_images` must be a whole number of at least 1, got {layer_images}")
     reading = reading or Reading()
     checkpoint = load_checkpoint(path)
-    shown = data or checkpoint.config.val_data or checkpoint.config.data
+    shown = data or checkpoint.config.data_of("val")
     images, labelled = open_images(checkpoint, shown, data_dir=data_dir, skip=reading.on_bad_image == "skip")
     network = reading.place(load_network(checkpoint, path, build=build))
     order = reading.choose(images)
@@ -193,13 +193,14 @@ def record(
 
 
 def open_images(
-    checkpoint: Checkpoint, data: str, *, data_dir: str | None = None, skip: bool = False
+    checkpoint: Checkpoint, data: str, *, split: str = "val", data_dir: str | None = None, skip: bool = False
 ) -> tuple[Images, bool]:
     """Open images to look at a network with, and say whether they have classes.
 
     Args:
         checkpoint: The network's; tells size, channels, normalization and class names.
         data: As for `evaluate_checkpoint`, or a directory of images without class folders.
+        split: `"val"`, or `"train"` for the images of `train/`, where a directory has them apart.
         data_dir: Where the files of a named dataset are.
         skip: Whether unreadable images are left out.
 
@@ -208,12 +209,13 @@ def open_images(
     """
     folder = Path(data)
     if folder.is_dir() and not is_named(data):
-        folder = find_split(folder, "val") or folder
+        split = split if find_split(folder, split) else "val"
+        folder = find_split(folder, split) or folder
         if folder.is_dir() and not [each for each in folder.iterdir() if each.is_dir() and each.name[0] != "."]:
             images = Images(LooseReader(folder), ("",), in_chans=checkpoint.in_chans, skip_unreadable=skip)
             images.transform = val_transform(checkpoint.image_size, checkpoint.in_chans, checkpoint.normalization)
             return images, False
-    return open_images_of(checkpoint, data, data_dir=data_dir, skip=skip), True
+    return open_images_of(checkpoint, data, split=split, data_dir=data_dir, skip=skip), True
 
 
 def _picture(images: Images, index: int, labelled: bool) -> Picture:

@@ -1,0 +1,48 @@
+"""Options of the commands that run a trained network over images."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = False) -> None:
+    """Add the options that say which images are read, and how; `unlabelled` images have no class folders."""
+    kinds = (
+        "a directory with val/ or with class folders, a .tar, 'digits', 'torch/NAME', 'hfds/NAME' or 'wds/DIRECTORY'"
+    )
+    if unlabelled:
+        kinds = "as for 'condconv evaluate', or a directory of images without class folders"
+    parser.add_argument("--data", help=f"{kinds} (default: the run's)")
+    parser.add_argument("--data-dir", help="where the files of torch/NAME are, or the cache of hfds/NAME")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
+    parser.add_argument(
+        "--on-bad-image", choices=("error", "skip"), default="error", help="what to do with an unreadable image"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="where to run (default: %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_max_images(parser: argparse.ArgumentParser, *, default: int | None = None) -> None:
+    """Add the option that bounds how many images are read."""
+    parser.add_argument(
+        "--max-images",
+        type=int,
+        default=default,
+        help=f"most images, a fixed random choice (default: {default or 'all'})",
+    )
+
+
+def reading_of(arguments: argparse.Namespace) -> Any:
+    """Return the `Reading` that the options ask for."""
+    from condconv.train import Reading
+
+    return Reading(
+        max_images=arguments.max_images,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        on_bad_image=arguments.on_bad_image,
+        device=arguments.device,
+        progress=not arguments.quiet,
+    )
