@@ -42,6 +42,13 @@ def test_a_failing_disk_leaves_the_previous_file_and_nothing_else(tmp_path, monk
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "file/a"])
+def test_a_name_that_cannot_be_is_said_once(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UsageError, match="can be written to"):
+        write_atomic(tmp_path / name, b"new")
+
+
 def test_an_interruption_leaves_the_previous_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "last.safetensors"
     path.write_bytes(b"old")

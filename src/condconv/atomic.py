@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from condconv.errors import UsageError
@@ -21,7 +22,7 @@ def check_can_write(path: Path) -> None:
     """
     if _is_special(path):
         return
-    if path.is_dir():
+    if _exists(path) and path.is_dir():
         raise UsageError(f"`out` must be a file, got {path}, which is a directory: name a file in it")
     folder = path.resolve().parent
     if not folder.is_dir():
@@ -56,11 +57,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             file is intact.
     """
     payload = content.encode() if isinstance(content, str) else content
-    if path.is_dir():
-        raise UsageError(f"{path} must be a file to be written, and is a directory: give another name")
-    path = path.resolve()  # or a link would become a file
+    given, path = path, path.resolve()  # or a link would become a file
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.is_dir():
+            raise UsageError(f"{given} must be a file to be written, and is a directory: give another name")
         if _is_special(path):  # renaming would put a file in its place
             path.write_bytes(payload)
             return
@@ -71,17 +72,24 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         if path.exists():
             shutil.copymode(path, temporary)
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(_explain(path, error, len(payload))) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise UsageError(_explain(path, error, len(payload))) from error
         raise
 
 
 def _is_special(path: Path) -> bool:
     """Return whether there is a pipe or a device."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    return _exists(path) and not path.is_file() and not path.is_dir()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # of a name that is too long
+        return False
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -91,7 +99,7 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def _explain(path: Path, error: OSError, size: int) -> str:
-    kept = f"the previous {path.name} is intact" if path.exists() else "nothing was written"
+    kept = f"the previous {path.name} is intact" if _exists(path) else "nothing was written"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the disk for {path} ({size / 2**20:.1f} MiB); {kept}: free some, run again"
     if error.errno == errno.EFBIG:

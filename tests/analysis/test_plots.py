@@ -22,6 +22,12 @@ def drawn(monkeypatch, draw) -> Figure:
     return saved[0]
 
 
+def test_there_are_curves_for_any_number_of_networks(tmp_path, monkeypatch):
+    curves = {str(index): [[0.1, 0.2]] for index in range(6)}
+    figure = drawn(monkeypatch, lambda: plot_learning_curves(tmp_path / "a.png", curves, curves, title="Six"))
+    assert [len(axes.lines) for axes in figure.axes] == [6, 6]
+
+
 def test_curves_show_the_mean_the_range_and_the_units(tmp_path, monkeypatch):
     accuracy = {"static": [[0.5, 0.7], [0.7, 0.9]], "conditional": [[0.6, 0.9], [0.8, 0.9]]}
     loss = {"static": [[2.0, 1.0], [2.0, 1.0]], "conditional": [[2.0, 0.5], [2.0, 0.5]]}

@@ -135,6 +135,7 @@ def test_the_command_writes_the_table_and_the_file(monkeypatch, capsys, tmp_path
     assert said[2].startswith("a call with as good as nothing to compute: ")
     assert [line.split("  ")[0] for line in said[5:7]] == ["depthwise 3x3 4 @5"] * 2
     assert json.loads(file.read_text())["call"]["target"] == 15
+    assert json.loads(file.read_text())["command"].startswith("condconv bench --layers depthwise --batch 2 3 ")
     assert json.loads(file.read_text())["keeps_freed_memory"] is True
     rows = json.loads(file.read_text())["rows"]
     assert [row["batch"] for row in rows] == [2, 3]
@@ -176,6 +177,7 @@ def test_the_command_fails_where_something_is_wrong(monkeypatch, capsys):
         (["--device", "tpu"], "`--device` must be cpu or cuda, got 'tpu'"),
         (["--mode", "fast"], "invalid choice: 'fast'"),
         (["-o", "no/such/file.json"], "`out` must be in a directory that exists, got no/such/file.json"),
+        (["--impl", "triton", "--layers", "192"], "impl='triton' cannot run here: "),
         (["--layers", "x9"], "`--layers` must be 'all' or fit one of the layers, got 'x9'"),
     ],
 )

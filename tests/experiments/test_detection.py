@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from condconv.errors import UsageError
+from condconv.errors import TrainingError, UsageError
 from condconv.experiments.detection import create_detector, train_detector
 from condconv.experiments.detection.coco import CocoImages
 from condconv.experiments.detection.network import detector_costs
+from condconv.models import create_model
 from condconv.nn import ConditionalLayer
 from condconv.train import TrainConfig
 from condconv.train.lock import only_here
@@ -192,6 +193,42 @@ def test_a_batch_larger_than_the_data(coco, tmp_path):
 def test_settings_that_do_not_apply_are_refused(coco, tmp_path):
     with pytest.raises(UsageError, match=r"`mixup` must be left as it is \(0.0\) for a detector, got 0.2"):
         train_detector(_config(coco, tmp_path, mixup=0.2), progress=False)
+
+
+def test_data_options_and_options_of_no_network_are_refused(coco, tmp_path):
+    with pytest.raises(UsageError, match=r"`data_options` must be left as it is \({}\) for a detector"):
+        train_detector(_config(coco, tmp_path, data_options={"a": 1}), progress=False)
+    with pytest.raises(UsageError, match="`model` mobilenet_v1_cc_025_2e cannot be built with colour: "):
+        train_detector(_config(coco, tmp_path, model_options={"colour": "red"}), progress=False)
+
+
+def test_a_run_goes_on_with_its_own_data_only(coco, tmp_path):
+    root, out = tmp_path / "coco", tmp_path / "out"
+    shutil.copytree(coco, root)
+    train_detector(_config(root, out), progress=False)
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    kept = content["images"][0]["id"]
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] != kept]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"the run in .*out \(2 and 5\), got 2 and 4: restore the annotations"):
+        train_detector(_config(root, out), progress=False)
+
+
+def test_a_classifier_s_features_to_start_from(coco, tmp_path):
+    classifier = create_model("mobilenet_v1_cc_025_2e", num_classes=7)
+    torch.save(classifier.state_dict(), tmp_path / "classifier.pth")
+    config = _config(coco, tmp_path / "out", lr=1e-30, init_from=str(tmp_path / "classifier.pth"))
+    train_detector(config, progress=False)
+    trained = torch.load(tmp_path / "out" / "last.pt", weights_only=True)["model"]
+    for name, value in classifier.named_parameters():
+        if name.startswith("blocks"):
+            torch.testing.assert_close(trained[f"backbone.body.{name}"], value, rtol=0, atol=1e-20)
+
+
+def test_a_loss_that_is_not_finite_keeps_what_is_trained(coco, tmp_path):
+    with pytest.raises(TrainingError, match="became (nan|inf) in epoch 1; 0 of 1 epochs are saved in .*lower --lr"):
+        train_detector(_config(coco, tmp_path, lr=1e38), progress=False)
 
 
 def test_a_checkpoint_that_is_cut_off_is_named(coco, tmp_path):

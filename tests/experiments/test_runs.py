@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from torch import nn
 
 from condconv.errors import TrainingInterrupted, UsageError
@@ -91,6 +92,8 @@ def test_snapshots_share_the_epochs_of_one_run_and_follow_one_another(tmp_path):
     short = list_runs(Experiment("e", "", "", (arm,)), SETTINGS, tmp_path, 1)[0]
     with pytest.raises(UsageError, match="`epochs` must be at least 3 for 'three', got 2"):
         execute(short)
+    with pytest.raises(UsageError, match="`epochs` must be at least 3 for 'three', got 2"):  # before any is trained
+        run_all([short], lambda run: [], progress=False)
 
 
 def test_a_record_counts_for_its_own_settings_and_data_wherever_it_runs(tmp_path):
@@ -368,6 +371,21 @@ def test_points_of_curves_are_drawn_by_cost(tmp_path):
     rows = summarise(experiment, [_record(run, 0.5) for run in runs])
     plot(experiment, rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_difference_that_is_not_known_is_not_drawn(tmp_path, monkeypatch):
+    runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, seeds=2)
+    records = [_record(run, 0.5) for run in runs if run.seed == (run.arm.label != "plain")]  # no seed of both
+    points = []
+    original = Axes.errorbar
+
+    def errorbar(self, x, y, **options):
+        points.append((list(x), list(y)))
+        return original(self, x, y, **options)
+
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
+    plot(EXPERIMENT, summarise(EXPERIMENT, records), tmp_path / "plot.png")
+    assert points == [([], [])]
 
 
 def test_a_run_whose_log_cannot_be_written_loses_no_other(tmp_path):

@@ -159,6 +159,7 @@ class Two(nn.Module):
         ({"forms": ["esum"]}, "`forms` must map patterns of layers' names to forms, got list: give a dictionary"),
         ({"model": copy.deepcopy(CONV).double()}, "`model` must be in torch.float32, got torch.float64"),
         ({"model": Two()}, r"`model` must return one tensor \[B, ...\], got tuple"),
+        ({"model": nn.Linear(3, 4), "example": None}, "`example` must be given: Linear has no convolution to tell"),
         ({"weights": "int2"}, "`weights` must be one of float32, bfloat16, int8, got 'int2'"),
         ({"max_batch": 1}, "`max_batch` must be at least 2, with a dynamic batch, got 1"),
         ({"max_batch": 4, "dynamic_batch": False}, "`max_batch` must be at least 2, with a dynamic batch, got 4"),

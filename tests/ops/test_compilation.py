@@ -123,6 +123,16 @@ def test_per_example_gradients_by_vmap_over_grad(impl: str) -> None:
     torch.testing.assert_close(batched.sum(0), total, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("impl", ["grouped", "matmul", "per_example"])
+def test_transforms_of_an_empty_batch(impl: str) -> None:
+    weight = torch.randn(3, 6, 4, 3, 3)
+
+    def loss(weight: Tensor) -> Tensor:
+        return cond_conv2d(torch.zeros(0, 4, 5, 5), weight, torch.zeros(0, 3), impl=impl).sum()
+
+    assert torch.equal(grad(loss)(weight), torch.zeros_like(weight))
+
+
 def test_vmap_over_an_ensemble_of_parameters() -> None:
     layer = Layer("depthwise")
     stacked = {"weight": torch.randn(2, *layer.weight.shape)}

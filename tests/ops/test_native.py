@@ -302,9 +302,13 @@ def test_what_it_cannot_do_is_said() -> None:
 
 def test_without_the_library_all_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "broken.so").write_bytes(b"no library")
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "digest_of_sources", lambda: "0")
+        build.compile_library(tmp_path / "older.so")
     for path, message in (
         (tmp_path / "missing.so", "were not compiled when"),
         (tmp_path / "broken.so", "cannot be loaded"),
+        (tmp_path / "older.so", "were compiled from other sources"),
     ):
         loaded, reason = library.open_library(path)
         monkeypatch.setattr(library, "LOADED", loaded)

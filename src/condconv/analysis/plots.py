@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ def plot_learning_curves(
         UsageError: The file cannot be written.
     """
     figure, (left, right) = _new_figure(2, (9.0, 3.8))
-    for colour, (name, seeds) in zip(_COLOURS, accuracy.items(), strict=False):
+    for colour, (name, seeds) in zip(cycle(_COLOURS), accuracy.items(), strict=False):
         _band(left, 100 * np.asarray(seeds), name, colour)
-    for colour, (name, seeds) in zip(_COLOURS, loss.items(), strict=False):
+    for colour, (name, seeds) in zip(cycle(_COLOURS), loss.items(), strict=False):
         _band(right, np.asarray(seeds), name, colour)
     left.set(xlabel="epoch", ylabel="validation accuracy (%)")
     highest = max(100 * np.asarray(seeds).max() for seeds in accuracy.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
     keeps_memory = timing.keep_freed_memory()
     conditions = tasks[0].conditions
     print(f"{report.kernels_in_use(conditions)}; threads: {torch.get_num_threads()}; rows: {len(tasks)}\n")
-    call = measure_call(conditions, repetitions)
+    try:
+        call = measure_call(conditions, repetitions)
+    except RuntimeError as error:  # --impl cannot run here
+        raise UsageError(str(error)) from error
     print(f"a call with as good as nothing to compute: {call}\n")
     print(report.header(), flush=True)
     rows: list[Row] = []
@@ -78,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         print(report.line(rows[-1]), flush=True)
         if arguments.out is not None:
-            command = shlex.join(["condconv", *sys.argv[1:]])
+            command = shlex.join(["condconv", *arguments.argv])
             record = report.record(rows, call, command, conditions, repetitions, keeps_memory)
             write_atomic(Path(arguments.out), json.dumps(record, indent=1) + "\n")
     print(f"\n{report.summary(rows, call)}")
@@ -97,7 +99,7 @@ def _run_runtime(arguments: argparse.Namespace, repetitions: int) -> int:
             print(runtimes.line(row), flush=True)
             rows.append(row)
     if arguments.out is not None:
-        record = report.runtime_record(rows, shlex.join(["condconv", *sys.argv[1:]]), repetitions)
+        record = report.runtime_record(rows, shlex.join(["condconv", *arguments.argv]), repetitions)
         write_atomic(Path(arguments.out), json.dumps(record, indent=1) + "\n")
     return 0
 

@@ -114,9 +114,17 @@ class Run:
         """Return the settings of each member's training.
 
         A training's directory is named after its settings, so that experiments which need the same one share it.
+
+        Raises:
+            UsageError: There are fewer epochs than snapshots.
         """
         members: list[TrainConfig] = []
         epochs = self.settings.epochs
+        if self.arm.chained and epochs < self.arm.members:
+            raise UsageError(
+                f"`epochs` must be at least {self.arm.members} for {self.arm.label!r}, got {epochs}: each snapshot "
+                "needs one"
+            )
         for index in range(self.arm.members):
             changes: dict[str, Any] = {"seed": self.seed + index * _SEEDS_APART}
             if not self.arm.has_experts:  # settings that say nothing to it make no other training
@@ -208,11 +216,6 @@ def execute(run: Run, *, progress: bool = True) -> RunRecord:
         TrainingError: The loss is no longer a finite number.
         TrainingInterrupted: Ctrl-C; the finished epochs are saved.
     """
-    if run.arm.chained and run.settings.epochs < run.arm.members:
-        raise UsageError(
-            f"`epochs` must be at least {run.arm.members} for {run.arm.label!r}, got {run.settings.epochs}: each "
-            "snapshot needs one"
-        )
     done = run.record()
     if done is not None:
         return done

@@ -272,16 +272,17 @@ def _curves(axes: Any, rows: Sequence[Row], curves: dict[str, str], source: str)
 
 def _differences(axes: Any, rows: Sequence[Row]) -> None:
     rows = [row for row in rows if row.against is not None]
-    places = range(len(rows))
-    ours = [row.difference or 0.0 for row in rows]
-    spreads = [row.difference_spread or 0.0 for row in rows]
-    axes.errorbar(ours, places, xerr=spreads, fmt="o", capsize=3, label="measured here")
-    printed = [(row.paper_difference, place) for row, place in zip(rows, places, strict=True)]
-    known = [pair for pair in printed if pair[0] is not None]
-    if known:
-        axes.plot(*zip(*known, strict=True), "D", mfc="none", label="the paper, on its data")
+    places = {row.label: place for place, row in enumerate(rows)}
+    measured = [row for row in rows if row.difference is not None]  # not where no seed of both is finished
+    at = [places[row.label] for row in measured]
+    spreads = [row.difference_spread or 0.0 for row in measured]
+    axes.errorbar([row.difference for row in measured], at, xerr=spreads, fmt="o", capsize=3, label="measured here")
+    printed = [row for row in rows if row.paper_difference is not None]
+    if printed:
+        theirs = [row.paper_difference for row in printed]
+        axes.plot(theirs, [places[row.label] for row in printed], "D", mfc="none", label="the paper, on its data")
     axes.axvline(0, color="grey", linewidth=1)
-    axes.set_yticks(places, [row.label for row in rows])
+    axes.set_yticks([*places.values()], [*places])
     axes.invert_yaxis()
     references = {row.against for row in rows}
     axes.set(xlabel=f"difference to {references.pop() if len(references) == 1 else 'the static network'} (points)")

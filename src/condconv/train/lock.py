@@ -47,8 +47,8 @@ def only_here(out: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
-        with suppress(OSError):  # it is gone, or another run has taken it this moment
+        with suppress(OSError):  # it is gone, or another run has put something there this moment
             if [each.name for each in out.iterdir()] == [NAME]:
-                (out / NAME).unlink()
+                (out / NAME).unlink()  # while it is held: who waits for it finds that it is gone
                 out.rmdir()
+        lock.release()

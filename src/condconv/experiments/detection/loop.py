@@ -6,7 +6,7 @@ import io
 import pickle
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from condconv.atomic import write_atomic
 from condconv.errors import TrainingError, TrainingInterrupted, UsageError, first_line
 from condconv.experiments.detection.coco import CocoImages, Target
 from condconv.experiments.detection.network import create_detector, detector_costs
+from condconv.models import create_model
 from condconv.nn import anneal_
 from condconv.train import TrainConfig
 from condconv.train.launch import create_accelerator, micro_batch, prepare, seed_everything
@@ -34,7 +35,17 @@ from condconv.weights import load_pretrained
 
 _SIZE = 300
 _NOT_FOR_DETECTORS = {
-    *("val_data", "data_dir", "in_chans", "normalization", "on_bad_image", "pretrained", "init_skip", "patience"),
+    *(
+        "val_data",
+        "data_dir",
+        "data_options",
+        "in_chans",
+        "normalization",
+        "on_bad_image",
+        "pretrained",
+        "init_skip",
+        "patience",
+    ),
     *("label_smoothing", "expert_dropout", "ema_decay", "mixup", "cutmix", "min_crop", "hflip", "color_jitter"),
     *("auto_augment", "random_erasing", "log_with", "sync_bn", "channels_last", "compile"),
 }
@@ -87,6 +98,7 @@ class _Run:
     scheduler: Any
     sampler: EpochSampler
     loaders: tuple[Any, Any]
+    train: CocoImages
     val: CocoImages
     metrics: tuple[DetectionMetrics, ...]
 
@@ -135,9 +147,10 @@ def _what_is_saved(run: _Run) -> str:
 def _check_apply(config: TrainConfig) -> None:
     for each in fields(config):
         value = getattr(config, each.name)
-        if each.name in _NOT_FOR_DETECTORS and value != each.default:
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if each.name in _NOT_FOR_DETECTORS and value != default:
             raise UsageError(
-                f"`{each.name}` must be left as it is ({each.default!r}) for a detector, got {value!r}: only settings "
+                f"`{each.name}` must be left as it is ({default!r}) for a detector, got {value!r}: only settings "
                 "of network, optimisation, seed and precision apply"
             )
 
@@ -157,21 +170,31 @@ def _set_up(config: TrainConfig) -> _Run:
         )
     seed_everything(config.seed)
     size = config.image_size or _SIZE
-    detector = create_detector(config.model, len(train.class_names), image_size=size, **config.model_options)
+    try:
+        detector = create_detector(config.model, len(train.class_names), image_size=size, **config.model_options)
+    except (ValueError, TypeError, LookupError, AssertionError) as error:
+        options = ", ".join(config.model_options) or "these categories"
+        raise UsageError(f"`model` {config.model} cannot be built with {options}: {first_line(error)}") from error
     if config.init_from:
-        # Layers after the features, which a detector does not have, are of no use to it.
-        load_pretrained(detector.backbone.body, config.init_from, skip=("classifier*", "conv_head*", "bn2*"))
+        _start_from(config, detector.backbone.body)
     optimizer = create_optimizer(config, detector)
     scheduler = create_scheduler(config, optimizer, len(train) // config.batch_size)
     sampler = EpochSampler(len(train), config.batch_size, config.seed)
     train_loader = DataLoader(train, micro, sampler=sampler, num_workers=config.workers, collate_fn=_collate)
     val_loader = DataLoader(val, micro, num_workers=config.workers, collate_fn=_collate)
-    metrics = _restore(config, detector, optimizer, accelerator)
+    metrics = _restore(config, detector, optimizer, accelerator, train)
     prepared = prepare(accelerator, detector, optimizer, train_loader, val_loader)
     model, optimizer, *loaders = prepared
-    return _Run(
-        config, accelerator, detector, model, optimizer, scheduler, sampler, (loaders[0], loaders[1]), val, metrics
-    )
+    parts = (config, accelerator, detector, model, optimizer, scheduler, sampler)
+    return _Run(*parts, (loaders[0], loaders[1]), train, val, metrics)
+
+
+def _start_from(config: TrainConfig, features: Any) -> None:
+    """Copy a classifier's features into a detector's, in place: what follows them there, a detector does not have."""
+    classifier = create_model(config.model, **config.model_options)
+    load_pretrained(classifier, config.init_from or "", skip="classifier*")
+    own = features.state_dict()
+    features.load_state_dict({name: value for name, value in classifier.state_dict().items() if name in own})
 
 
 def _collate(batch: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
@@ -233,6 +256,7 @@ def _save(run: _Run, epoch: DetectionMetrics) -> None:
         scaler = run.accelerator.scaler
         state = {
             "config": asdict(run.config),
+            "data": _data(run.train),
             "metrics": [asdict(each) for each in metrics],
             "model": run.detector.state_dict(),
             "optimizer": run.optimizer.state_dict(),
@@ -247,8 +271,13 @@ def _save(run: _Run, epoch: DetectionMetrics) -> None:
     run.metrics = metrics
 
 
+def _data(train: CocoImages) -> dict[str, Any]:
+    """What a run that goes on must find again: the heads are for these categories, the schedule for so many images."""
+    return {"categories": list(train.class_names), "images": len(train)}
+
+
 def _restore(
-    config: TrainConfig, detector: SSD, optimizer: Any, accelerator: Accelerator
+    config: TrainConfig, detector: SSD, optimizer: Any, accelerator: Accelerator, train: CocoImages
 ) -> tuple[DetectionMetrics, ...]:
     """Put detector, optimizer and loss scaler where the last finished epoch left them; returns the epochs so far."""
     path = _checkpoint_path(config)
@@ -256,7 +285,7 @@ def _restore(
         return ()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        saved = TrainConfig(**state["config"])
+        saved, data = TrainConfig(**state["config"]), state["data"]
         metrics = tuple(DetectionMetrics(**each) for each in state["metrics"])
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError) as error:
         raise UsageError(
@@ -264,6 +293,12 @@ def _restore(
             "another --out"
         ) from error
     config.check_same(saved)
+    if data != _data(train):
+        raise UsageError(
+            f"`data` must have the categories and the number of images of the run in {config.out} "
+            f"({len(data['categories'])} and {data['images']}), got {len(train.class_names)} and {len(train)}: restore "
+            "the annotations, or give another --out"
+        )
     detector.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if accelerator.scaler is not None and state["scaler"] is not None:

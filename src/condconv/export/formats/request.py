@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from condconv.errors import UsageError, first_line
 from condconv.export.arguments import check_class_names, check_example, check_model, check_options
 from condconv.export.preprocessing import complete_preprocessing
 from condconv.export.verification import Run, varied_inputs
@@ -111,7 +112,10 @@ def make_request(
     """
     check_model(model)
     check_options(dynamic_batch, max_batch, opset, weights)
-    given = default_example(model) if example is None else example
+    try:
+        given = default_example(model) if example is None else example
+    except ValueError as error:
+        raise UsageError(f"`example` must be given: {first_line(error).partition(': ')[2]}") from error
     check_example(given)
     given = given.detach().cpu()
     metadata = {"condconv": version("condconv")}

@@ -1,11 +1,12 @@
 """Compile the kernels into one shared library, for every instruction set of this kind of machine.
 
-The package's build calls `compile_library`; `python -m condconv.ops.native.build` does it by hand. Nothing is imported
+The package's build calls `compile_library`; `python -m condconv.ops.native` does it by hand. Nothing is imported
 but the standard library: this file also runs where torch is not installed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -39,6 +40,12 @@ _OTHER = (("generic", 4, 4, ()),)
 
 class CompileError(RuntimeError):
     """There is no compiler, or it failed; the message says which."""
+
+
+def digest_of_sources() -> str:
+    """Return what tells the sources from others, so that a library of others is not taken for theirs."""
+    files = sorted(path for path in FOLDER.iterdir() if path.suffix in (".c", ".h"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def compile_library(target: Path = LIBRARY, extra: tuple[str, ...] = ()) -> Path:
@@ -75,6 +82,7 @@ def compile_library(target: Path = LIBRARY, extra: tuple[str, ...] = ()) -> Path
             *extra,
             "-fvisibility=default",
             "-shared",
+            f'-DSOURCES="{digest_of_sources()}"',
             str(FOLDER / "dispatch.c"),
             *objects,
             "-o",
@@ -88,10 +96,3 @@ def compile_library(target: Path = LIBRARY, extra: tuple[str, ...] = ()) -> Path
         shutil.copyfile(built, temporary)
         temporary.replace(target)  # a running process keeps the old one
     return target
-
-
-if __name__ == "__main__":
-    try:
-        print(compile_library(extra=tuple(sys.argv[1:])))
-    except CompileError as error:
-        sys.exit(str(error))

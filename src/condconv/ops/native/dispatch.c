@@ -63,6 +63,11 @@ static int call(kernel *of, struct problem *p, int depthwise, parallel_for *run)
     return failed;
 }
 
+/* Of which sources this is made. */
+const char *condconv_sources(void) {
+    return SOURCES;
+}
+
 /* Each fills what its name says, and returns 0, or 1 where memory could not be had. */
 int condconv_forward(struct problem *p, int depthwise, parallel_for *run) {
     return call(KERNELS_OF[condconv_instruction_set()].forward, p, depthwise, run);

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from condconv.ops.geometry import Geometry
-from condconv.ops.native.build import LIBRARY
+from condconv.ops.native.build import LIBRARY, digest_of_sources
 
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -40,12 +40,16 @@ class Problem(ctypes.Structure):
 def open_library(path: Path) -> tuple[ctypes.CDLL | None, str | None]:
     """Return the library and `None`, or `None` and the reason why it cannot be used."""
     if not path.is_file():
-        remedy = "install a C compiler, then run python -m condconv.ops.native.build"
+        remedy = "install a C compiler, then run python -m condconv.ops.native"
         return None, f"its kernels were not compiled when this package was installed: {remedy}"
     try:
         library = ctypes.CDLL(str(path))
-    except OSError as error:
-        return None, f"its kernels cannot be loaded ({error})"
+        library.condconv_sources.restype = ctypes.c_char_p
+        made_from = library.condconv_sources().decode()
+    except (OSError, AttributeError) as error:
+        return None, f"its kernels cannot be loaded ({error}): run python -m condconv.ops.native"
+    if made_from != digest_of_sources():  # after an update of a checkout that was installed in place
+        return None, "its kernels were compiled from other sources: run python -m condconv.ops.native"
     for name in _FUNCTIONS:
         getattr(library, name).argtypes = (ctypes.POINTER(Problem), ctypes.c_int, ctypes.c_void_p)
     library.condconv_weight_tasks.argtypes = (ctypes.POINTER(Problem), ctypes.c_int)
