@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from condconv.nn import ConditionalLayer
 from condconv.nn.conv_base import CondConvNd
@@ -153,8 +153,7 @@ def _applications(module: Any, call: Call, batch: int) -> int:
     """
     inputs, outputs = call.input_shape or (), call.output_shape or ()
     if isinstance(module, (_ConvNd, CondConvNd)):
-        transposed = isinstance(module, _ConvTransposeNd) or getattr(module, "transposed", False)
-        sizes = inputs if transposed else outputs
+        sizes = inputs if module.transposed else outputs
         return sizes[0] * prod(sizes[2:]) // batch
     return prod(outputs[:-1]) // batch
 

@@ -97,7 +97,7 @@ def test_a_run_learns_and_leaves_its_files(whole):
         "metrics.csv",
         "metrics.jsonl",
     ]
-    assert (whole.out / "metrics.csv").read_text() == as_csv(whole.metrics)
+    assert (whole.out / "metrics.csv").read_text() == as_csv(whole.metrics, EpochMetrics)
     assert load_checkpoint(whole.best).epoch == whole.best_epoch.epoch
     assert load_checkpoint(whole.best).optimizer is None
     assert whole.params == sum(each.numel() for each in small_network(10, 1).parameters())

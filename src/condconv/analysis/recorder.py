@@ -20,6 +20,7 @@ from condconv.analysis.targets import check_whole_numbers, known_classes
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer
 from condconv.nn.block_routing import routing_functions
+from condconv.nn.conditional import conditional_layers
 
 
 def served_layers(network: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -198,7 +199,7 @@ class RoutingRecorder:
 
     def _record(self, name: str) -> RoutingRecord:
         accumulator = self._accumulators[name]
-        layers = [self._network.get_submodule(layer) for layer in self._layers[name]]
+        layers = conditional_layers(self._network)
         found = accumulator.top_weights[0].isfinite()  # all experts have seen as many examples
         return RoutingRecord(
             name=name,
@@ -207,6 +208,6 @@ class RoutingRecorder:
             highest_shares=accumulator.highest_shares.clone(),
             top_weights=accumulator.top_weights[:, found].clone(),
             top_ids=accumulator.top_ids[:, found].clone(),
-            similarity=expert_similarity(layer for layer in layers if isinstance(layer, ConditionalLayer)),
+            similarity=expert_similarity(layers[layer] for layer in self._layers[name]),
             **{field: value.clone() for field, value in accumulator.sums.items()},
         )

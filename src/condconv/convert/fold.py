@@ -38,6 +38,8 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
             backward or state-dict hooks; or the output holds no tensors.
         RuntimeError: The folded model does not compute what it did (something else uses an output that is folded away);
             it has been restored.
+        TypeError: A batch norm has a forward of its own, as in `condconv.nn.fold_batch_norm`; the model has been
+            restored.
 
     Example:
         >>> net = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
@@ -46,11 +48,10 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
     """
     with arguments_of(model, example_input) as example:
         pairs, output = find_norms(model, example)
+    names = {module: name for name, module in model.named_modules()}
     for module in (module for pair in pairs for module in pair):
         if (reason := why_not_hooks(module)) is not None:
-            name = next(name for name, each in model.named_modules() if each is module)
-            raise ValueError(f"model must have layers and norms that can be exchanged, got {name!r}: {reason}")
-    names = {module: name for name, module in model.named_modules()}
+            raise ValueError(f"model must have layers and norms that can be exchanged, got {names[module]!r}: {reason}")
     folded = [(names[layer], names[norm]) for layer, norm in pairs]
     with ExitStack() as undo:
         for layer, norm in pairs:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ from condconv.experiments.comparison import as_markdown, spread
 from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.runner import Outcome
 from condconv.experiments.runs import RunRecord
+from condconv.train.metrics import as_csv
 
 
 @dataclass(frozen=True)
@@ -188,17 +187,13 @@ def write(
         f"seeds, after the last epoch; differences {compared(rows)}, seed by seed. Paper: {experiment.source}, on its "
         "own data.\n"
     )
-    plain = io.StringIO()
-    writer = csv.DictWriter(plain, list(Row.__dataclass_fields__), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
     numbers = {
         "command": shlex.join(command),
         "experiment": asdict(experiment),
         "conditions": conditions,
         "records": [asdict(each) for each in outcome.records],
     }
-    files = {"table.md": text, "table.csv": plain.getvalue(), "records.json": json.dumps(numbers, indent=1) + "\n"}
+    files = {"table.md": text, "table.csv": as_csv(rows, Row), "records.json": json.dumps(numbers, indent=1) + "\n"}
     paths = [out / name for name in files]
     for path, content in zip(paths, files.values(), strict=True):
         write_atomic(path, content)

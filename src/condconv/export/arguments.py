@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, first_line
 from condconv.export.storage import WEIGHTS
 from condconv.nn.conditional import conditional_layers
 
@@ -103,10 +103,11 @@ def check_outputs(model: nn.Module, example: Tensor, class_names: Sequence[str] 
         with torch.no_grad():
             output = copy.deepcopy(model).cpu().eval()(example)
     except Exception as error:  # of any kind: it is the model's own
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         shape = ", ".join(map(str, example.shape[1:]))
-        raise UsageError(f"`example` must be a batch that the model takes, got [B, {shape}]: {reason}") from error
-    scores = class_names is not None and isinstance(output, Tensor) and output.dim() == 2
+        raise UsageError(
+            f"`example` must be a batch that the model takes, got [B, {shape}]: {first_line(error)}"
+        ) from error
+    scores = isinstance(output, Tensor) and output.dim() == 2
     if class_names is not None and scores and len(class_names) != output.shape[1]:
         raise UsageError(
             f"`class_names` must have one name for each output, {output.shape[1]}, got {len(class_names)}: give "

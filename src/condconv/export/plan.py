@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, few
 from condconv.export import forms
 from condconv.export.geometry import Geometry
 from condconv.nn import CondConv2d, ConditionalLayer, CondLinear, ConstantRouting
@@ -22,7 +22,7 @@ class Rule:
     """A row of a runtime's table; the first that fits a layer is taken.
 
     Attributes:
-        kind: Of layers, as `kind_of` names them; `"any"` for all.
+        kind: Of layers, as `kind_of` names them.
         form: A key of `FORMS`.
         why: In a few words, for the report.
         when: A further condition.
@@ -165,7 +165,7 @@ def choose(
         if form not in FORMS:
             raise UsageError(f"`forms` must name one of {', '.join(FORMS)}, got {form!r} for {pattern!r}: take one")
         if not fnmatch.filter(layers, pattern):
-            raise UsageError(f"`forms` must name conditional layers, got {pattern!r}, which fits none: {_some(layers)}")
+            raise UsageError(f"`forms` must name conditional layers, got {pattern!r}, which fits none of {few(layers)}")
     routings = routing_functions(model)
     choices = {}
     for name, layer in layers.items():
@@ -188,8 +188,3 @@ def _choice(name: str, layer: ConditionalLayer, format: str, overrides: Mapping[
         return Choice(name, kind, "esum", "one expert: a static layer and a factor")
     rule = next(rule for rule in TABLES[format] if rule.kind == kind and rule.when(layer))
     return Choice(name, kind, rule.form, rule.why)
-
-
-def _some(names: Mapping[str, Any], most: int = 4) -> str:
-    listed = ", ".join([*names][:most]) or "none"
-    return f"its conditional layers are {listed}{' and more' if len(names) > most else ''}"

@@ -63,9 +63,9 @@ def store_weights_(model: nn.Module, weights: str) -> None:
 
     Args:
         model: Rewritten for export: each weight is a parameter of a `torch.nn` layer inside it.
-        weights: `"bfloat16"` or `"int8"`; `"float32"` changes nothing.
+        weights: `"bfloat16"` or `"int8"`.
     """
-    for layer in [*_layers_to_store(model)] if weights != "float32" else ():
+    for layer in [*_layers_to_store(model)]:
         weight = layer.weight.detach()
         if weights == "bfloat16":
             replace(model, layer, Stored(layer, weight.to(torch.bfloat16), None))

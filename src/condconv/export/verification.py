@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import ExportError, UsageError
+from condconv.errors import ExportError, UsageError, first_line
 from condconv.nn import ConstantRouting
 from condconv.nn.block_routing import routing_functions
 
@@ -171,5 +171,4 @@ def _run(run: Run, x: Tensor, what: str) -> Any:
     try:
         return run(x)
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise ExportError(f"{what} must run at batch {len(x)}, got {reason[0] if reason else error!r}") from error
+        raise ExportError(f"{what} must run at batch {len(x)}, got {first_line(error)!r}") from error

@@ -43,7 +43,7 @@ def profiler_madds(model: nn.Module, example_input: Any = None, *, batched_produ
     attention are left out.
 
     Args:
-        model: Any module on any device, the meta device too; left as it was. It is run twice in evaluation mode
+        model: Any module on any device, the meta device too; left as it was. It is run once, in evaluation mode
             without gradients.
         example_input: A tensor `[B, ...]` of any dtype the model takes, or a tuple of arguments of which the first
             tensor has that shape; `None` for `condconv.tracing.default_example`.

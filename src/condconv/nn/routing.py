@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condconv.ops.autocast import autocast_disabled
+from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.validation import check_positive
 
 
@@ -25,14 +26,14 @@ class Float32Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C]` to `[B, out_features]`, fp32 or fp64."""
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = accumulation_dtype(x.dtype)
         with autocast_disabled(x.device):
             return F.linear(x.to(wide), self.weight.to(wide), self.bias.to(wide))
 
 
 def global_average_pool(x: Tensor) -> Tensor:
     """Average `[B, C, *S]` over all positions, to `[B, C]`, in fp32 (fp64 for fp64). `[B, C]` stays."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = accumulation_dtype(x.dtype)
     return x.to(wide) if x.dim() == 2 else x.flatten(2).mean(2, dtype=wide)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +50,7 @@ def extract_patches(x: Tensor, kernel_size: Sequence[int], geometry: Geometry) -
 
 def fold_patches(columns: Tensor, kernel_size: Sequence[int], size: Sequence[int], geometry: Geometry) -> Tensor:
     """Add patches `[B, C * T, *S']` up where they came from: the adjoint of `extract_patches`, `[B, C, *size]`."""
-    taps = 1
-    for extent in kernel_size:
-        taps *= extent
+    taps = prod(kernel_size)
     if taps == 1 and not any(geometry.padding) and tuple(columns.shape[2:]) == tuple(size):
         return columns
     columns = columns.unflatten(1, (columns.shape[1] // taps, taps))

@@ -143,7 +143,7 @@ def _shared_classes(data: str, readers: Mapping[str, Reader]) -> tuple[str, ...]
     names, others = readers["train"].class_names, readers["val"].class_names
     if set(names) != set(others):
         only = [
-            f"only {split} has {', '.join(sorted(extra)[:5])}{' ...' if len(extra) > 5 else ''}"
+            f"only {split} has {few(sorted(extra), most=5)}"
             for split, extra in (("train", set(names) - set(others)), ("val", set(others) - set(names)))
             if extra
         ]

@@ -24,7 +24,6 @@ from condconv.analysis import (
     verdicts,
 )
 from condconv.atomic import write_atomic
-from condconv.errors import UsageError
 from condconv.train import network as networks
 from condconv.train.checkpoint import Checkpoint, load_checkpoint
 from condconv.train.config import is_named
@@ -147,8 +146,7 @@ def inspect_checkpoint(
     Raises:
         UsageError: The checkpoint or the data cannot be used, or the network has no conditional layer left.
     """
-    if layer_images < 1:
-        raise UsageError(f"`layer_images` must be a whole number of at least 1, got {layer_images}")
+    whole(1).check("layer_images", layer_images)
     reading = reading or Reading()
     checkpoint = load_checkpoint(path)
     shown = data or checkpoint.config.data_of("val")

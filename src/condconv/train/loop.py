@@ -90,7 +90,7 @@ def _what_is_saved(run: Run) -> str:
     if done == 0:
         return "stopped in epoch 1: nothing is saved yet"
     epochs = "epoch 1 is" if done == 1 else f"epochs 1 to {done} are"
-    return f"stopped after epoch {done} of {run.config.epochs}: {epochs} saved in {Path(run.out)}"
+    return f"stopped after epoch {done} of {run.config.epochs}: {epochs} saved in {run.out}"
 
 
 def _train_epochs(run: Run, *, progress: bool, title: str) -> None:
@@ -142,7 +142,7 @@ def _train_epoch(run: Run, epoch: int, bar: tqdm[None]) -> tuple[float, int, flo
         losses.append(_step(run, images, targets))
         if accelerator.sync_gradients:
             update += 1
-            if not run.metrics and update == 1:  # before an epoch's work depends on it
+            if update == 1:  # before an epoch's work depends on it
                 check_can_be_saved(run.optimizer.state_dict())
             _after_update(run, update)
             bar.update(run.config.batch_size)

@@ -76,12 +76,12 @@ def best_epoch(metrics: tuple[EpochMetrics, ...]) -> EpochMetrics:
     return max(metrics, key=lambda each: (each.val_top1, -each.epoch))
 
 
-def as_csv(metrics: Sequence[Any]) -> str:
-    """Return epochs, records of one class, as CSV with a header line; a value that does not exist is an empty cell."""
+def as_csv(rows: Sequence[Any], kind: type[Any]) -> str:
+    """Return records of one dataclass as CSV with a header line; a value that does not exist is an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [each.name for each in fields(metrics[0])], lineterminator="\n")
+    writer = csv.DictWriter(text, [each.name for each in fields(kind)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(each) for each in metrics)
+    writer.writerows(asdict(each) for each in rows)
     return text.getvalue()
 
 

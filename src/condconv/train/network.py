@@ -98,7 +98,7 @@ def default_options(config: TrainConfig, image_size: int) -> dict[str, object]:
 
 
 def check_output(network: nn.Module, num_classes: int, in_chans: int, image_size: int) -> None:
-    """Run one empty image through the network.
+    """Run two empty images through the network.
 
     Raises:
         UsageError: The image is too small for the network, or its output is not one number a class.

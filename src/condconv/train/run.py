@@ -212,7 +212,7 @@ def save(run: Run, epoch: EpochMetrics) -> None:
     metrics = (*run.metrics, epoch)
     checkpoint = _checkpoint(run, metrics)  # every process helps to put tensors together; one writes
     if run.accelerator.is_main_process:
-        write_atomic(run.out / "metrics.csv", as_csv(metrics))
+        write_atomic(run.out / "metrics.csv", as_csv(metrics, EpochMetrics))
         write_atomic(run.out / "metrics.jsonl", as_json_lines(metrics))
         if best_epoch(metrics) is epoch:
             in_use = replace(checkpoint, model=checkpoint.weights, ema=None, optimizer=None, scaler=None)

@@ -143,9 +143,8 @@ def _unwrap(loaded: Any, ema: bool) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping):
         return {}
     for name in (*(_AVERAGED if ema else ()), *_PLAIN):
-        inner = loaded.get(name)
-        if isinstance(inner, Mapping) and _unwrap(inner, ema):
-            return _unwrap(inner, ema)
+        if inner := _unwrap(loaded.get(name), ema):
+            return inner
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     tensors.pop("n_averaged", None)  # the counter of torch's AveragedModel
     return tensors

@@ -265,7 +265,7 @@ def _save(run: _Run, epoch: DetectionMetrics) -> None:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         out = Path(run.config.out)
-        write_atomic(out / "metrics.csv", as_csv(metrics))
+        write_atomic(out / "metrics.csv", as_csv(metrics, DetectionMetrics))
         write_atomic(out / "metrics.jsonl", as_json_lines(metrics))
         write_atomic(_checkpoint_path(run.config), buffer.getvalue())
     run.metrics = metrics
