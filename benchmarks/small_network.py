@@ -1,0 +1,108 @@
+"""What routing brings a small network whose maps have pixels, by the rate at which its routers learn.
+
+    python benchmarks/small_network.py --data cifar10 --runs runs/small --output benchmarks/results/small-network.json
+
+Four 3 x 3 convolutions of 8 to 32 channels, each with a batch norm, on images of 16 pixels: maps of 16, 8, 4 and 4
+pixels a side. All four have experts, which start as copies of one kernel; the classifier has none. Trained by the loop
+of `condconv train` with plain SGD. Runs that are finished are kept, and those that are not go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import condconv
+from condconv.experiments.machine import describe_machine
+from condconv.train import TrainConfig, train
+
+SIZE = 16
+# Network and settings of the training, by what the tables call them.
+ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "static": ({"width": 8}, {}),
+    "static, 9 channels": ({"width": 9}, {}),
+    "4 experts, all images alike": ({"width": 8, "num_experts": 4, "routing": "constant(weights=0.5)"}, {}),
+    "4 experts": ({"width": 8, "num_experts": 4}, {}),
+    "4 experts, routers at 10 times the rate": ({"width": 8, "num_experts": 4}, {"router_lr_scale": 10}),
+    "4 experts, routers at 30 times the rate": ({"width": 8, "num_experts": 4}, {"router_lr_scale": 30}),
+    "8 experts, routers at 30 times the rate": ({"width": 8, "num_experts": 8}, {"router_lr_scale": 30}),
+}
+
+
+def build(config: TrainConfig, num_classes: int, in_chans: int) -> nn.Module:
+    """Make the network that the settings describe."""
+    options: dict[str, Any] = dict(config.model_options)
+    width = options.pop("width")
+    channels = (in_chans, width, 2 * width, 4 * width, 4 * width)
+    layers: list[nn.Module] = []
+    for index, stride in enumerate((1, 2, 2, 1)):
+        convolution = nn.Conv2d(channels[index], channels[index + 1], 3, stride, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(channels[index + 1]), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes))
+    if options:
+        example = torch.zeros(2, in_chans, SIZE, SIZE)
+        condconv.convert_(network, where=condconv.select.convs(), example_input=example, **options)
+    return network
+
+
+def settings(data: str, runs: Path, label: str, seed: int, epochs: int) -> TrainConfig:
+    """Return the settings of one training."""
+    options, changes = ARMS[label]
+    name = "".join(each if each.isalnum() else "-" for each in label)
+    return TrainConfig(
+        data=data,
+        image_size=SIZE,
+        model="small",
+        model_options=options,
+        epochs=epochs,
+        batch_size=128,
+        optimizer="sgd",
+        lr=0.1,
+        weight_decay=5e-4,
+        norm_decay=True,
+        router_decay=False,
+        warmup_epochs=1,
+        min_crop=1.0,
+        channels_last=True,
+        device="cpu",
+        seed=seed,
+        out=str(runs / f"{name}-seed{seed}"),
+        **changes,
+    )
+
+
+def main() -> None:
+    """Train what is not trained yet, print a line a run and write the file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", required=True, help="as for condconv train")
+    parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
+    parser.add_argument("--output", type=Path, help="file to write when all are done")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    for seed in arguments.seeds:
+        for label in arguments.arms:
+            config = settings(arguments.data, arguments.runs, label, seed, arguments.epochs)
+            metrics = train(config, build=build, progress=False, wait=True).metrics
+            print(f"{label}, seed {seed}: {metrics[-1].val_top1:.2%}, loss {metrics[-1].train_loss:.3f}", flush=True)
+            total = condconv.count(build(config, 10, 3), torch.zeros(1, 3, SIZE, SIZE)).total
+            arm = results.setdefault(label, {"params": total.params, "madds": total.madds, "runs": []})
+            arm["runs"].append({"seed": seed, "epochs": [asdict(epoch) for epoch in metrics]})
+    if arguments.output is not None:
+        command = shlex.join(["python", *sys.argv])
+        record = {"command": command, "machine": describe_machine(), "arms": results}
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
