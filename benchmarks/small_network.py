@@ -1,17 +1,17 @@
 """What routing brings a small network whose maps have pixels, by the rate at which its routers learn.
 
-    python benchmarks/small_network.py --data cifar10 --runs runs/small --output benchmarks/results/small-network.json
+    python benchmarks/small_network.py --data cifar10 --runs runs/small
 
 Four 3 x 3 convolutions of 8 to 32 channels, each with a batch norm, on images of 16 pixels: maps of 16, 8, 4 and 4
 pixels a side. All four have experts, which start as copies of one kernel; the classifier has none. Trained by the loop
-of `condconv train` with plain SGD. Runs that are finished are kept, and those that are not go on.
+of `condconv train` with plain SGD. Runs that are finished are kept, and those that are not go on. Table, plot and
+`records.json` are those of `condconv experiment`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,8 +21,12 @@ import torch
 from torch import nn
 
 import condconv
+from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.machine import describe_machine
-from condconv.train import TrainConfig, train
+from condconv.experiments.runner import Outcome
+from condconv.experiments.runs import RunRecord
+from condconv.experiments.tables import write
+from condconv.train import EpochMetrics, TrainConfig, train
 
 SIZE = 16
 # Network and settings of the training, by what the tables call them.
@@ -35,6 +39,15 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "4 experts, routers at 30 times the rate": ({"width": 8, "num_experts": 4}, {"router_lr_scale": 30}),
     "8 experts, routers at 30 times the rate": ({"width": 8, "num_experts": 8}, {"router_lr_scale": 30}),
 }
+
+EXPERIMENT = Experiment(
+    name="small-network",
+    title="A small network on maps with pixels",
+    source="no table of the paper",
+    arms=tuple(Arm(label, "small", options) for label, (options, _) in ARMS.items()),
+    note="The classifier is static.",
+)
+CONDITIONS = "SGD, peak rate 0.1, batch 128, decay 5e-4 on all but the routers, images of 16 pixels, flips."
 
 
 def build(config: TrainConfig, num_classes: int, in_chans: int) -> nn.Module:
@@ -79,29 +92,46 @@ def settings(data: str, runs: Path, label: str, seed: int, epochs: int) -> Train
     )
 
 
+def as_record(label: str, config: TrainConfig, metrics: tuple[EpochMetrics, ...], images: int) -> RunRecord:
+    """Return what a finished training leaves in tables."""
+    total = condconv.count(build(config, 10, 3), torch.zeros(1, 3, SIZE, SIZE)).total
+    return RunRecord(
+        experiment=EXPERIMENT.name,
+        label=label,
+        seed=config.seed,
+        settings=json.dumps(asdict(config) | {"out": None}),
+        params=total.params,
+        madds=total.madds,
+        score=metrics[-1].val_top1,
+        member_scores=(metrics[-1].val_top1,),
+        curve=(tuple(epoch.val_top1 for epoch in metrics),),
+        loss_curve=(tuple(epoch.train_loss for epoch in metrics),),
+        images_trained=images,
+        seconds=round(sum(epoch.seconds for epoch in metrics), 1),
+        machine=describe_machine(),
+    )
+
+
 def main() -> None:
     """Train what is not trained yet, print a line a run and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", required=True, help="as for condconv train")
     parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
-    parser.add_argument("--output", type=Path, help="file to write when all are done")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {}
+    records = []
     for seed in arguments.seeds:
         for label in arguments.arms:
             config = settings(arguments.data, arguments.runs, label, seed, arguments.epochs)
-            metrics = train(config, build=build, progress=False, wait=True).metrics
+            result = train(config, build=build, progress=False, wait=True)
+            metrics = result.metrics
             print(f"{label}, seed {seed}: {metrics[-1].val_top1:.2%}, loss {metrics[-1].train_loss:.3f}", flush=True)
-            total = condconv.count(build(config, 10, 3), torch.zeros(1, 3, SIZE, SIZE)).total
-            arm = results.setdefault(label, {"params": total.params, "madds": total.madds, "runs": []})
-            arm["runs"].append({"seed": seed, "epochs": [asdict(epoch) for epoch in metrics]})
-    if arguments.output is not None:
-        command = shlex.join(["python", *sys.argv])
-        record = {"command": command, "machine": describe_machine(), "arms": results}
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+            records.append(as_record(label, config, metrics, result.images))
+    command = ["python", "benchmarks/small_network.py", *sys.argv[1:]]
+    for path in write(EXPERIMENT, Outcome(tuple(records), {}), CONDITIONS, arguments.runs, command):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,9 @@ def test_routers_learn_more_slowly_all_along_the_schedule(tmp_path):
         }
         assert rates == {False: 1, True: 0.25}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))
+    decays = {id(each): group["weight_decay"] for group in optimizer.param_groups for each in group["params"]}
+    weight = network[0].routing_fn.fc.weight
+    assert decays[id(weight)] == 4 * decays[id(network[0].weight)]  # at a quarter of the rate it decays as before
 
 
 def test_timms_options_on_groups_hold_beside_slow_routers(tmp_path):

@@ -33,7 +33,7 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
     - Routing functions are decayed as kernels are, at their own rate, unless `router_decay` is off. No norm follows a
       router, so that decay draws it to where all images are routed alike; `docs/results.md` has when that is lost
       altogether.
-    - Routing functions learn at `router_lr_scale` times the rate.
+    - Routing functions learn at `router_lr_scale` times the rate, and decay as they would without.
     - Experts learn at `expert_lr_scale` times the rate, and decay as they would without. In a step of SGD the mixture
       of E experts moves as many times as far as a static kernel as the squares of their weights add up to: E / 4 where
       sigmoids start, but 1 / E where a softmax starts, so that E makes it move as far as a static kernel.
@@ -69,8 +69,8 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
     experts = {parameter for each in conditional_layers(network).values() for parameter in each.parameters()} - routers
     if name in _BY_THE_GRADIENT and config.expert_lr_scale == 1:
         _say_that_mixtures_move_little(functions, name)
-    decay_scale = 1.0 if config.router_decay else 0.0
-    _set_apart_(optimizer, routers, lr_scale=config.router_lr_scale, decay_scale=decay_scale)
+    router_decay = 1 / config.router_lr_scale if config.router_decay else 0.0
+    _set_apart_(optimizer, routers, lr_scale=config.router_lr_scale, decay_scale=router_decay)
     _set_apart_(optimizer, experts, lr_scale=config.expert_lr_scale, decay_scale=1 / config.expert_lr_scale)
     return optimizer
 
