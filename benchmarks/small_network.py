@@ -3,8 +3,8 @@
     python benchmarks/small_network.py --data cifar10 --runs runs/small
 
 Four 3 x 3 convolutions of 8 to 32 channels, each with a batch norm, on images of 16 pixels: maps of 16, 8, 4 and 4
-pixels a side. All four have experts, which start as copies of one kernel; the classifier has none. Trained by the loop
-of `condconv train` with plain SGD. Runs that are finished are kept, and those that are not go on. Table, plot and
+pixels a side. All four have experts, the classifier has none. Trained by the loop of `condconv train`, with SGD where
+experts start as copies of one kernel, or AdamW where each starts on its own. Runs that are finished are kept, and those that are not go on. Table, plot and
 `records.json` are those of `condconv experiment`.
 """
 
@@ -29,6 +29,8 @@ from condconv.experiments.tables import write
 from condconv.train import EpochMetrics, TrainConfig, train
 
 SIZE = 16
+_ADAMW = {"optimizer": "adamw", "lr": 0.01}
+_APART = {"width": 8, "num_experts": 4, "init": "independent"}
 # Network and settings of the training, by what the tables call them.
 ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "static": ({"width": 8}, {}),
@@ -38,16 +40,24 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "4 experts, routers at 10 times the rate": ({"width": 8, "num_experts": 4}, {"router_lr_scale": 10}),
     "4 experts, routers at 30 times the rate": ({"width": 8, "num_experts": 4}, {"router_lr_scale": 30}),
     "8 experts, routers at 30 times the rate": ({"width": 8, "num_experts": 8}, {"router_lr_scale": 30}),
+    "static, AdamW": ({"width": 8}, _ADAMW),
+    "4 experts, AdamW, all images alike": (_APART | {"routing": "constant(weights=0.5)"}, _ADAMW),
+    "4 experts, AdamW": (_APART, _ADAMW),
 }
 
 EXPERIMENT = Experiment(
     name="small-network",
     title="A small network on maps with pixels",
     source="no table of the paper",
-    arms=tuple(Arm(label, "small", options) for label, (options, _) in ARMS.items()),
+    arms=tuple(
+        Arm(label, "small", options, against="static, AdamW" if changes is _ADAMW else None)
+        for label, (options, changes) in ARMS.items()
+    ),
     note="The classifier is static.",
 )
-CONDITIONS = "SGD, peak rate 0.1, batch 128, decay 5e-4 on all but the routers, images of 16 pixels, flips."
+CONDITIONS = (
+    "Peak rate 0.1 with SGD, 0.01 with AdamW, batch 128, decay 5e-4 on all but the routers, images of 16 pixels."
+)
 
 
 def build(config: TrainConfig, num_classes: int, in_chans: int) -> nn.Module:
@@ -77,8 +87,6 @@ def settings(data: str, runs: Path, label: str, seed: int, epochs: int) -> Train
         model_options=options,
         epochs=epochs,
         batch_size=128,
-        optimizer="sgd",
-        lr=0.1,
         weight_decay=5e-4,
         norm_decay=True,
         router_decay=False,
@@ -88,7 +96,7 @@ def settings(data: str, runs: Path, label: str, seed: int, epochs: int) -> Train
         device="cpu",
         seed=seed,
         out=str(runs / f"{name}-seed{seed}"),
-        **changes,
+        **{"optimizer": "sgd", "lr": 0.1} | changes,
     )
 
 
