@@ -4,8 +4,8 @@
 
 Four 3 x 3 convolutions of 8 to 32 channels, each with a batch norm, on images of 16 pixels: maps of 16, 8, 4 and 4
 pixels a side. All four have experts, the classifier has none. Trained by the loop of `condconv train`, with SGD where
-experts start as copies of one kernel, or AdamW where each starts on its own. Runs that are finished are kept, and those that are not go on. Table, plot and
-`records.json` are those of `condconv experiment`.
+experts start as copies of one kernel, or AdamW where each starts on its own. Runs that are finished are kept, and those
+that are not go on. Table, plot and `records.json` are those of `condconv experiment`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from condconv.experiments.tables import write
 from condconv.train import EpochMetrics, TrainConfig, train
 
 SIZE = 16
-_ADAMW = {"optimizer": "adamw", "lr": 0.01}
-_APART = {"width": 8, "num_experts": 4, "init": "independent"}
+_SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1}
+_ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 0.01}
+_APART: dict[str, Any] = {"width": 8, "num_experts": 4, "init": "independent"}
 # Network and settings of the training, by what the tables call them.
 ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "static": ({"width": 8}, {}),
@@ -96,7 +97,7 @@ def settings(data: str, runs: Path, label: str, seed: int, epochs: int) -> Train
         device="cpu",
         seed=seed,
         out=str(runs / f"{name}-seed{seed}"),
-        **{"optimizer": "sgd", "lr": 0.1} | changes,
+        **_SGD | changes,
     )
 
 
