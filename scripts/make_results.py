@@ -84,6 +84,14 @@ Points of accuracy over the network that each is compared with, seed by seed, an
 it was kept. No interval is corrected for the number of comparisons, nor for seeds added after a first look.
 """
 TEXTS = {
+    "small-network": """\
+## Where routing brings something, six seeds
+
+Four 3 × 3 convolutions of 8 to 32 channels on CIFAR-10 at 16 pixels, each with a batch norm and with experts: maps of
+16, 8, 4 and 4 pixels a side, where MobileNetV1 of the sections below has two and one.
+
+PLACEHOLDER
+""",
     "starts-sixteen-pixels": """\
 ## Images of 16 pixels, six seeds
 
@@ -470,7 +478,9 @@ def pairs(experiment: Experiment, records: Sequence[RunRecord]) -> list[tuple[Ar
     if {record.label for record in records} == {experiment.arms[0].label, "static", CONTROL}:
         routed, static, control = experiment.arms[0], labels["static"], labels[CONTROL]
         return [(routed, static), (control, static), (routed, control)]
-    return [(arm, against) for arm in experiment.arms if (against := experiment.reference(arm)) is not None]
+    found = [(arm, against) for arm in experiment.arms if (against := experiment.reference(arm)) is not None]
+    controls = ((arm, f"{arm.label.partition(', routers')[0]}, all images alike") for arm in experiment.arms)
+    return found + [(arm, labels[control]) for arm, control in controls if control in labels]
 
 
 def summary() -> str:
