@@ -76,10 +76,10 @@ Nor do experts pay on images this small. Mixing eight kernels of MobileNetV1 0.1
 convolving with one of them: 0.70M with experts, 0.29M without. A static network of 0.83M, at 0.25x, is six points
 better. The method is for maps of many pixels, where mixing costs a few percent.
 
-What decided most of what came out, by what is measured so far: **the rate of the routers**, how the classifier starts,
-how experts start, decay of the routers, with one seed, and **how far a mixture moves in a step**. Softmax routing was 2.9 points behind sigmoids at
-the rate of everything else; with sixteen times the rate for its experts, where its mixture moves as far as theirs,
-three seeds show no difference.
+What decided most of what came out, by what is measured so far: **the rate of the routers**, how the classifier
+starts, how experts start, decay of the routers, with one seed, and **how far a mixture moves in a step**. Softmax
+routing was 2.9 points behind sigmoids at the rate of everything else; with sixteen times the rate for its experts,
+where its mixture moves as far as theirs, three seeds show no difference.
 """
 SUMMARY = """\
 ## In short
@@ -95,23 +95,23 @@ TEXTS = {
 Four 3 × 3 convolutions of 8 to 32 channels on CIFAR-10 at 16 pixels, each with a batch norm and with experts: maps of
 16, 8, 4 and 4 pixels a side, where MobileNetV1 of the sections below has two and one.
 
-- **With routers at ten times the rate of the kernels, four experts are 1.9 points above the static network** (six seeds,
-  1.2 to 2.2; 95 % interval 1.5 to 2.3), **and 1.8 above the same experts mixed alike for all images** (1.3 to 2.3): that
-  is routing. The training loss is lower on every seed, by 0.05 to 0.06. At thirty times the rate they are 1.4 above it,
-  and eight experts 2.0.
+- **With routers at ten times the rate of the kernels, four experts are 1.9 points above the static network** (six
+  seeds, 1.2 to 2.2; 95 % interval 1.5 to 2.3), **and 1.8 above the same experts mixed alike for all images** (1.3 to
+  2.3): that is routing. The training loss is lower on every seed, by 0.05 to 0.06. At thirty times the rate they are
+  1.4 above it, and eight experts 2.0.
 - **At the rate of everything else, as in the rest of this page, little of it is there**: 0.5 points above the static
   network, 0.4 above the experts mixed alike (-0.2 to 1.0). The rate of the routers brings 1.4 points (0.8 to 2.0). A
   router learns from what the experts differ by, which is little at first, and its steps of SGD are as small.
-- **With AdamW**, whose steps do not shrink with the gradient, and experts that start each on its own, as the paper's, it
-  is there at the plain rate: 1.7 points above the static network (2.4, 0.4 and 2.3; -1.1 to 4.5), 1.7 above the experts
-  mixed alike (-0.6 to 4.0), with the lower training loss on all three seeds. Seeds 0 to 2 were run.
+- **With AdamW**, whose steps do not shrink with the gradient, and experts that start each on its own, as the paper's,
+  it is there at the plain rate: 1.7 points above the static network (2.4, 0.4 and 2.3; -1.1 to 4.5), 1.7 above the
+  experts mixed alike (-0.6 to 4.0), with the lower training loss on all three seeds. Seeds 0 to 2 were run.
 - **What it costs.** Mixing four kernels takes 17 % more multiply-adds on maps this small. A static network with nine
   channels for eight, 24 % more, is 1.5 points above the static one: routing is ahead of it by 0.4 (-0.4 to 1.2), with
   the lower training loss on every seed. On larger maps mixing costs less, width as much.
-- **What was not found**: on MobileNetV1 0.12x of the sections below thirty times the rate changes nothing or harms. One
-  seed each: from layer 7 on its training loss after eight of ten epochs is 1.398 (at the plain rate 1.391); from layer 1
-  on it has 60.5 % (63.9). Its routers come to weights that are far from one half, and alike for all images in most
-  blocks.
+- **What was not found**: on MobileNetV1 0.12x of the sections below thirty times the rate changes nothing or harms.
+  One seed each: from layer 7 on its training loss after eight of ten epochs is 1.398 (at the plain rate 1.391); from
+  layer 1 on it has 60.5 % (63.9). Its routers come to weights that are far from one half, and alike for all images in
+  most blocks.
 """,
     "starts-sixteen-pixels": """\
 ## Images of 16 pixels, six seeds
