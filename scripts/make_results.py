@@ -42,9 +42,9 @@ written by `scripts/make_results.py` from the records that `condconv experiment`
 would write now.
 
 All of it is small: CIFAR-10 (50,000 images to train and 10,000 to validate, 32 × 32 pixels or reduced to 16 × 16),
-MobileNetV1 of a quarter or an eighth of the width with `output_stride=16`, and two to forty epochs, of which one
-core does one in about a minute. That is far too short for a final accuracy. The paper's figures are for ImageNet, and
-stand beside ours for the direction only.
+MobileNetV1 of a quarter or an eighth of the width with `output_stride=16`, or four convolutions, and two to forty
+epochs, of which one core does one in about a minute. That is far too short for a final accuracy. The paper's figures
+are for ImageNet, and stand beside ours for the direction only.
 
 **Routing gains where layers see pixels and routers learn.** On a small network whose layers work on 4 to 16 pixels a
 side, four experts are 1.9 points above the static network and 1.8 above the same experts mixed alike for all images,
