@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from condconv.cli.reading import add_reading_options
+from condconv.cli.reading import add_reading_options, reading_options
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -26,14 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     from condconv.train import evaluate_checkpoint
 
     result = evaluate_checkpoint(
-        arguments.checkpoint,
-        arguments.data,
-        data_dir=arguments.data_dir,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        on_bad_image=arguments.on_bad_image,
-        device=arguments.device,
-        progress=not arguments.quiet,
+        arguments.checkpoint, arguments.data, data_dir=arguments.data_dir, **reading_options(arguments)
     )
     if os.environ.get("RANK", "0") != "0":  # set by every launcher of several processes: one of them speaks
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from condconv.cli.reading import add_max_images, add_reading_options, reading_of
+from condconv.cli.reading import add_max_images, add_reading_options, reading_of, reading_options
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -63,16 +63,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         print("top-1        not measured: the images have no classes")
         return
     before, after = (
-        evaluate_checkpoint(
-            path,
-            data,
-            data_dir=arguments.data_dir,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-            on_bad_image=arguments.on_bad_image,
-            device=arguments.device,
-            progress=not arguments.quiet,
-        )
+        evaluate_checkpoint(path, data, data_dir=arguments.data_dir, **reading_options(arguments))
         for path in (arguments.checkpoint, arguments.out)
     )
     change = 100 * (after.top1 - before.top1)

@@ -34,15 +34,14 @@ def add_max_images(parser: argparse.ArgumentParser, *, default: int | None = Non
     )
 
 
+def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return how images are read, as `evaluate_checkpoint` and `Reading` take it."""
+    names = ("batch_size", "workers", "on_bad_image", "device")
+    return {name: getattr(arguments, name) for name in names} | {"progress": not arguments.quiet}
+
+
 def reading_of(arguments: argparse.Namespace) -> Any:
     """Return the `Reading` that the options ask for."""
     from condconv.train import Reading
 
-    return Reading(
-        max_images=arguments.max_images,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        on_bad_image=arguments.on_bad_image,
-        device=arguments.device,
-        progress=not arguments.quiet,
-    )
+    return Reading(max_images=arguments.max_images, **reading_options(arguments))

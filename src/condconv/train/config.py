@@ -39,6 +39,11 @@ def is_named(data: str) -> bool:
     return data == "digits" or data.partition("/")[0] in ("torch", "hfds", "wds")
 
 
+def takes_options(data: str) -> bool:
+    """Return whether `data_dir` and `data_options` go with a dataset."""
+    return data.partition("/")[0] in ("torch", "hfds")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run.
@@ -209,7 +214,7 @@ class TrainConfig:
 
         Where one of the two takes them and the other does not, they are the one's. Where none does, the reader says so.
         """
-        mine = _takes_options(data) or not any(map(_takes_options, (self.data, self.data_of("val"))))
+        mine = takes_options(data) or not any(map(takes_options, (self.data, self.data_of("val"))))
         return {"data_dir": self.data_dir, "options": self.data_options} if mine else {"data_dir": None, "options": {}}
 
     def to_json(self) -> str:
@@ -236,10 +241,6 @@ class TrainConfig:
                 f"`out` must be a new directory or one with a run of the same settings, got {self.out}, which "
                 f"differs in {'; '.join(differences)}: give another --out, or the settings of that run"
             )
-
-
-def _takes_options(data: str) -> bool:
-    return data.startswith(("torch/", "hfds/"))
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from torchvision.transforms import Compose
 
 from condconv.errors import UsageError, few
 from condconv.train import digits
-from condconv.train.config import TrainConfig
+from condconv.train.config import TrainConfig, takes_options
 from condconv.train.folder import open_path
 from condconv.train.images import Images, Reader
 from condconv.train.named import HuggingFaceReader, TorchReader
@@ -122,7 +122,7 @@ def open_trained(
 def _open_reader(data: str, split: str, *, alone: bool, data_dir: str | None, options: Mapping[str, Any]) -> Reader:
     """Open one split of a dataset; `alone` if the path is that of this split and not of both."""
     kind, _, name = data.partition("/")
-    if kind not in ("torch", "hfds") and (data_dir is not None or options):
+    if not takes_options(data) and (data_dir is not None or options):
         raise UsageError(f"`data_dir` and `data_options` must be left out with {data!r}: they go with torch/ and hfds/")
     if data == "digits":
         return digits.DigitsReader(split)

@@ -176,7 +176,7 @@ def _set_up(config: TrainConfig) -> _Run:
         options = ", ".join(config.model_options) or "these categories"
         raise UsageError(f"`model` {config.model} cannot be built with {options}: {first_line(error)}") from error
     if config.init_from:
-        _start_from(config, detector.backbone.body)
+        _start_from(config.init_from, config, detector.backbone.body)
     optimizer = create_optimizer(config, detector)
     scheduler = create_scheduler(config, optimizer, len(train) // config.batch_size)
     sampler = EpochSampler(len(train), config.batch_size, config.seed)
@@ -189,10 +189,10 @@ def _set_up(config: TrainConfig) -> _Run:
     return _Run(*parts, (loaders[0], loaders[1]), train, val, metrics)
 
 
-def _start_from(config: TrainConfig, features: Any) -> None:
+def _start_from(path: str, config: TrainConfig, features: Any) -> None:
     """Copy a classifier's features into a detector's, in place: what follows them there, a detector does not have."""
     classifier = create_model(config.model, **config.model_options)
-    load_pretrained(classifier, config.init_from or "", skip="classifier*")
+    load_pretrained(classifier, path, skip="classifier*")
     own = features.state_dict()
     features.load_state_dict({name: value for name, value in classifier.state_dict().items() if name in own})
 
