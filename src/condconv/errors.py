@@ -64,3 +64,12 @@ def few(names: Iterable[str], most: int = 4) -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of what an error says, or its kind if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shown(value: object, most: int = 80) -> str:
+    """Return a value for a message: its `repr` on one line, cut in the middle if it is longer than `most` characters.
+
+    `repr` escapes control characters in text, so that nothing a file is called reaches a terminal as a command.
+    """
+    text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in repr(value))
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
