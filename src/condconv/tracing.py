@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,14 +37,31 @@ class Call:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a forward pass did. Calls are in the order in which modules were entered."""
+    """What a forward pass did: the one place that says which modules run, and in which order.
+
+    Attributes:
+        calls: In the order in which modules were entered; a module that is called twice is in it twice.
+        output: Of the model.
+    """
 
     calls: tuple[Call, ...]
     output: Any
 
+    @cached_property
+    def _first(self) -> dict[nn.Module, int]:
+        return {call.module: index for index, call in reversed([*enumerate(self.calls)])}
+
+    def runs(self, module: nn.Module) -> bool:
+        """Return whether a module was called."""
+        return module in self._first
+
+    def place(self, module: nn.Module) -> int:
+        """Return how many calls came before the first one of a module, or the number of calls if it did not run."""
+        return self._first.get(module, len(self.calls))
+
     def first_call(self, module: nn.Module) -> Call | None:
         """Return the first call of a module, or `None` if it did not run."""
-        return next((call for call in self.calls if call.module is module), None)
+        return self.calls[self._first[module]] if self.runs(module) else None
 
 
 def default_example(model: nn.Module) -> Tensor:
@@ -120,6 +139,48 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a model to look at it: in evaluation mode, without gradients, and as if it had not run.
+
+    Buffers that the run changes (a count of runs) are as before afterwards, and so are the random generators, which
+    start alike for each run: two runs of a model that draws numbers draw the same. What was compiled runs as written,
+    since compiled code does not call the hooks of the modules inside.
+    """
+    devices = {each.device for each in (*model.parameters(), *model.buffers()) if each.device.type == "cuda"}
+    indices = [torch.cuda.current_device() if device.index is None else device.index for device in devices]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(indices))
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in indices)):
+            generator.manual_seed(0)
+        if "torch._dynamo" in sys.modules:  # takes a second to import, and without it nothing is compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_keeping_buffers(model))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+@contextmanager
+def _keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore buffers that have other values afterwards; a cache that had another shape or none before is kept."""
+    kept = [
+        (module, name, buffer, buffer._version, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer) and not buffer.is_inference()
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, version, values in kept:
+            if buffer._version != version:
+                buffer.copy_(values)
+            now = module._buffers.get(name)
+            if now is not None and now is not buffer and (now.shape, now.dtype) == (buffer.shape, buffer.dtype):
+                module._buffers[name] = buffer
+
+
 def _first_tensor(arguments: Iterable[Any]) -> tuple[int, ...] | None:
     return next((tuple(value.shape) for value in arguments if isinstance(value, Tensor)), None)
 
@@ -136,6 +197,8 @@ def _shape(values: Any) -> tuple[int, ...] | None:
 
 def trace(model: nn.Module, example_input: Any = None) -> Trace:
     """Run a model once, without gradients, in evaluation mode, and record every module's calls.
+
+    The model, its buffers and the random generators are left as they were.
 
     Args:
         model: Left as it was.
@@ -166,7 +229,7 @@ def trace(model: nn.Module, example_input: Any = None) -> Trace:
                 module.register_forward_pre_hook(lambda m, a, k, n=name: enter(n, m, a, k), with_kwargs=True)
             )
             handles.append(module.register_forward_hook(leave))
-        with arguments_of(model, example_input) as arguments, evaluating(model), torch.no_grad():
+        with arguments_of(model, example_input) as arguments, undisturbed(model):
             output = model(*arguments)
     finally:
         for handle in handles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -26,7 +27,8 @@ def why_not_model(model: nn.Module) -> str | None:
         return f"model must be a torch.nn.Module, got {type(model).__name__}"
     if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
         return "model must not be scripted or traced to a graph: convert the original module, then script or trace it"
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    # Importing dynamo takes a second, and what it compiled has imported it.
+    if "torch._dynamo" in sys.modules and isinstance(model, torch._dynamo.OptimizedModule):
         return "model must not be compiled: convert the module first, then call torch.compile"
     if isinstance(model, tuple(TWINS)):
         twin = TWINS[next(kind for kind in TWINS if isinstance(model, kind))].__name__

@@ -10,56 +10,139 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.tracing import evaluating
+from condconv.errors import first_line
+from condconv.tracing import Trace, trace, undisturbed
+
+_NUDGES = 3
+_ROUNDINGS = 4
 
 
-def check_same_output(model: nn.Module, example: Any, expected: Any) -> bool:
-    """Run a model in evaluation mode and compare with what it gave before.
+def check_same_output(model: nn.Module, example: Any, expected: Any, tolerance: float | None = None) -> Trace | None:
+    """Run a changed model in evaluation mode and compare with what it gave before. The caller undoes the change.
 
     Args:
         model: The changed model; left as it is.
         example: A tensor or a tuple of arguments.
         expected: The output before: a tensor, or tensors in tuples, lists, dicts and dataclasses.
+        tolerance: Largest deviation, relative to the largest value of an output; `None` for the square root of the
+            dtype's epsilon: far more than rounding does, far less than a wrong kernel.
+
+    Returns:
+        The run, or `None` if there was nothing to compare.
+
+    Raises:
+        RuntimeError: It fails to run, or an output differs; the message says so too if the model enlarges rounding,
+            so that no change of it could be compared.
+    """
+    run = run_changed(model, example)
+    return run if check_output(model, example, expected, run.output, tolerance) else None
+
+
+def run_changed(model: nn.Module, example: Any) -> Trace:
+    """Watch a changed model run.
+
+    Args:
+        model: Left as it is.
+        example: A tensor or a tuple of arguments.
+
+    Raises:
+        RuntimeError: It fails.
+    """
+    try:
+        return trace(model, example)
+    except Exception as error:
+        raise RuntimeError(
+            f"the changed model failed on the example ({first_line(error)}); it has been restored. Something uses the "
+            "kernel of a replaced layer directly (leave that layer out), or a block cannot be routed by its first "
+            "input (take scope='layer', or say which modules are blocks)"
+        ) from error
+
+
+def check_output(model: nn.Module, example: Any, expected: Any, output: Any, tolerance: float | None = None) -> bool:
+    """Compare what a changed model gave with what it gave before.
+
+    Args:
+        model: The changed model, which is run again if the outputs differ, to see whether it enlarges rounding.
+        example: A tensor or a tuple of arguments.
+        expected: The output before.
+        output: The output now.
+        tolerance: As in `check_same_output`.
 
     Returns:
         Whether there was anything to compare.
 
     Raises:
-        RuntimeError: It fails to run, or an output differs by more than the square root of the dtype's epsilon
-            relative to the largest value: far more than rounding does, far less than a wrong kernel.
+        RuntimeError: They differ.
     """
-    arguments = example if isinstance(example, tuple) else (example,)
-    try:
-        with evaluating(model), torch.no_grad():
-            output = model(*arguments)
-    except Exception as error:
+    difference = _difference(expected, output, tolerance)
+    if difference is None:
+        return any(True for _ in output_tensors(expected))
+    by_itself = _moves_by_itself(model, example, output, tolerance)
+    if by_itself is not None:
         raise RuntimeError(
-            f"the changed model failed on the example ({error}); it has been restored. Something uses the kernel "
-            "of a replaced layer directly (leave that layer out), or a block cannot be routed by its first input "
-            "(take scope='layer', or say which modules are blocks)"
-        ) from error
+            f"the changed model must compute what it did, {difference}; it has been restored. This cannot be told from "
+            f"rounding, for if its example changes by {_ROUNDINGS} roundings, {by_itself} as well: sorting, rounding "
+            "or suppressing results (top-k, NMS, boxes and masks at whole pixels) enlarges what rounding does. Change "
+            "the part before that alone, with an example of its own: for instance "
+            "convert_(model.backbone, example_input=images)"
+        )
+    raise RuntimeError(
+        f"the changed model must compute what it did, {difference}; it has been restored. Something uses the kernel or "
+        "the output of a replaced layer directly, or the model is random in evaluation mode: leave such layers out"
+    )
+
+
+def _difference(expected: Any, output: Any, tolerance: float | None) -> str | None:
+    """Return in words how two outputs differ, or `None`."""
     pairs = [*zip_longest(output_tensors(expected), output_tensors(output))]
-    shapes = [[None if tensor is None else tuple(tensor.shape) for tensor in pair] for pair in pairs]
-    if any(before != after for before, after in shapes):
-        raise RuntimeError(f"the changed model must compute what it did, its output shapes differ: {shapes}; restored")
+    for pair in pairs:
+        old, new = (None if tensor is None else tuple(tensor.shape) for tensor in pair)
+        if old != new:
+            return f"its output has shape {new} instead of {old}"
     for before, after in pairs:
-        scale = before[before.isfinite()].abs().max().item() if before.isfinite().any() else 0.0
-        deviation = (after - before).abs()[before.isfinite()].max().item() if before.isfinite().any() else 0.0
-        if not torch.equal(before.isfinite(), after.isfinite()) or deviation > torch.finfo(
-            before.dtype
-        ).eps ** 0.5 * max(scale, 1e-6):
-            raise RuntimeError(
-                f"the changed model must compute what it did, its output differs by {deviation:.3g} of {scale:.3g}; "
-                "it has been restored. Something uses the kernel or the output of a replaced layer "
-                "directly, or the model is random in evaluation mode: leave such layers out"
-            )
-    return bool(pairs)
+        finite = before.isfinite()
+        scale = before[finite].abs().max().item() if finite.any() else 0.0
+        deviation = (after - before)[finite].abs().max().item() if finite.any() else 0.0
+        relative = torch.finfo(before.dtype).eps ** 0.5 if tolerance is None else tolerance
+        if not torch.equal(finite, after.isfinite()) or deviation > relative * max(scale, 1e-6):
+            return f"its output differs by {deviation:.3g} of {scale:.3g}"
+    return None
+
+
+def _moves_by_itself(model: nn.Module, example: Any, output: Any, tolerance: float | None) -> str | None:
+    """Return in words how a model's output differs if its example changes by a few roundings, or `None`."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(_NUDGES):
+        arguments = _nudged(example if isinstance(example, tuple) else (example,), generator)
+        with undisturbed(model):
+            difference = _difference(output, model(*arguments), tolerance)
+        if difference is not None:
+            return difference
+    return None
+
+
+def _nudged(values: Any, generator: torch.Generator) -> Any:
+    """Return a copy with each float changed by a few roundings of the largest in its tensor, up or down."""
+    if isinstance(values, Tensor):
+        if not values.is_floating_point() or not values.numel():
+            return values
+        signs = torch.randint(0, 2, values.shape, generator=generator).to(values) * 2 - 1
+        scale = values.abs().max()
+        return values + signs * torch.where(scale > 0, scale, 1) * (_ROUNDINGS * torch.finfo(values.dtype).eps)
+    if isinstance(values, dict):
+        return {key: _nudged(value, generator) for key, value in values.items()}
+    if type(values) in (tuple, list):
+        return type(values)(_nudged(value, generator) for value in values)
+    return values
 
 
 def output_tensors(values: Any) -> Iterator[Tensor]:
-    """Yield the floating point tensors in what a model gave: in tuples, lists, dicts and dataclasses."""
+    """Yield the floating point and complex tensors in what a model gave: in tuples, lists, dicts and dataclasses.
+
+    Those on the meta device have no values, and are left out.
+    """
     if isinstance(values, Tensor):
-        if values.is_floating_point():
+        if (values.is_floating_point() or values.is_complex()) and not values.is_meta:
             yield values
     elif isinstance(values, dict):
         for value in values.values():
