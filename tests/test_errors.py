@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from condconv.errors import shown
+from condconv.errors import few, shown, shown_name
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,11 @@ def test_control_characters_of_other_objects_are_escaped() -> None:
             return "Folder(\x07)"
 
     assert shown(Folder()) == r"Folder(\x07)"
+
+
+def test_names_are_shown_as_they_are_but_for_what_a_terminal_obeys() -> None:
+    assert shown_name("runs/größe 猫/a b") == "runs/größe 猫/a b"
+    assert shown_name("cat\x1b]0;owned\x07\n\u202egpj") == r"cat\x1b]0;owned\x07\n\u202egpj"
+    assert shown_name("na\udcefve") == r"na\udcefve"
+    assert len(shown_name("d/" * 9000)) == 400
+    assert few(["a\x9b", "b", "c"], most=2) == r"a\x9b, b and 1 more"

@@ -58,7 +58,7 @@ def require_extra(module: str, extra: str) -> ModuleType:
 def few(names: Iterable[str], most: int = 4) -> str:
     """Return the first names of a list in words, and how many more there are."""
     first = list(names)
-    return ", ".join(first[:most]) + (f" and {len(first) - most} more" if len(first) > most else "")
+    return ", ".join(map(shown_name, first[:most])) + (f" and {len(first) - most} more" if len(first) > most else "")
 
 
 def first_line(error: Exception) -> str:
@@ -71,5 +71,20 @@ def shown(value: object, most: int = 80) -> str:
 
     `repr` escapes control characters in text, so that nothing a file is called reaches a terminal as a command.
     """
-    text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in repr(value))
+    return _cut(_printable(repr(value)), most)
+
+
+def shown_name(name: object, most: int = 400) -> str:
+    """Return the name of a file, a directory or a class for a message: as it is, without quotes, if it is harmless.
+
+    Control characters, and bytes that are not UTF-8, are escaped; a name that no message can hold is cut in the middle.
+    """
+    return _cut(_printable(str(name)), most)
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"

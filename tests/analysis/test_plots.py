@@ -71,5 +71,5 @@ def test_many_classes_are_cut_and_the_title_says_so(tmp_path, monkeypatch):
 
 
 def test_a_picture_that_cannot_be_written_is_one_sentence(tmp_path):
-    with pytest.raises(UsageError, match="must be in a directory that can be written to"):
+    with pytest.raises(UsageError, match="`out` must be where files can be written"):
         plot_routing(tmp_path / "no" / "routing.png", torch.rand(2, 3), ["a", "b"], title="x")

@@ -62,7 +62,7 @@ def test_a_routing_is_found_by_its_name_or_a_layer(report):
 def test_other_files_are_refused(tmp_path, report):
     with pytest.raises(UsageError, match=r"`path` must end in .json or .html, got .*a\.txt"):
         report.save(tmp_path / "a.txt")
-    with pytest.raises(UsageError, match="must be in a directory that can be written to"):
+    with pytest.raises(UsageError, match="`out` must be where files can be written"):
         report.save(tmp_path / "no" / "a.json")
     with pytest.raises(
         UsageError, match=r"got .*missing\.json, which cannot be read \(No such file or directory\): save"

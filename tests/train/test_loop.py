@@ -399,10 +399,13 @@ def test_tensorboard_gets_each_epoch(tmp_path):
 def test_a_full_disk_stops_the_run_and_the_next_goes_on(tmp_path, monkeypatch, whole):
     """The disk fills while the second epoch's last checkpoint is written, and is emptied afterwards."""
     config = settings(tmp_path, random_erasing=0.5)
+    (tmp_path / ".editor.tmp").mkdir()  # another program's
+    leftover = tmp_path / ".condconv-best.safetensors-00ff00ff00ff00ff.tmp"
+    leftover.write_bytes(b"of a run that was killed")
     real = os.fsync
 
     def fsync(descriptor):
-        if list(tmp_path.glob(".last.safetensors.*")) and (tmp_path / "last.safetensors").exists():
+        if list(tmp_path.glob(".condconv-last.safetensors-*")) and (tmp_path / "last.safetensors").exists():
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
@@ -411,7 +414,7 @@ def test_a_full_disk_stops_the_run_and_the_next_goes_on(tmp_path, monkeypatch, w
         train(config, build=build)
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "last.safetensors").epoch == 1
-    assert [path.name for path in tmp_path.glob(".*")] == [".lock"]  # no half of a file
+    assert {path.name for path in tmp_path.glob(".*")} == {".lock", ".editor.tmp"}  # no half of a file
     assert_same_run(whole, train(config, build=build))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condconv.atomic import written_beside
 from condconv.errors import ExportError, MissingExtraError, UsageError, require_extra
 from condconv.export import verification
 from condconv.export.arguments import check_outputs
@@ -19,7 +20,7 @@ from condconv.export.formats.request import Format, Inspection, Request, make_re
 from condconv.export.report import ExportReport
 from condconv.export.rewrite import rewrite
 from condconv.export.storage import store_weights_, widened
-from condconv.export.target import check_path, folder_beside, move
+from condconv.export.target import check_path
 from condconv.export.verification import Reference, varied_inputs
 
 _LARGEST_TRIED = 8
@@ -96,15 +97,13 @@ def export(
     rewritten, choices = rewrite(model, format, request.example, batch=request.batch, forms=forms)
     reference, weights_error, notes = _reference(model, rewritten, request)
     unverified = "not verified: verify=False" if not verify else writer.why_not_run()
-    with folder_beside(path) as folder:
-        temporary = folder / path.name
+    with written_beside(path, "path") as temporary:
         outside = _write(writer, rewritten, temporary, request)
         inspection = writer.inspect(temporary)
         _check(inspection, request)
         what = f"the file in {writer.RUNTIME}"
         errors = {} if unverified else verification.verify(writer.load(temporary), reference, _batches(request), what)
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        move(folder, path.parent)
+        size = sum(file.stat().st_size for file in temporary.parent.rglob("*") if file.is_file())
     return ExportReport(
         path=path,
         format=format,

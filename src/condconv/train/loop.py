@@ -27,7 +27,7 @@ from condconv.train.loading import batches
 from condconv.train.lock import only_here
 from condconv.train.loss import mean_loss, mix
 from condconv.train.metrics import EpochMetrics, TrainResult, no_better_for
-from condconv.train.run import Run, last_path, previous_checkpoint, save, set_up
+from condconv.train.run import FILES, Run, last_path, previous_checkpoint, save, set_up
 from condconv.train.tracking import finish_logs, log_epoch, start_logs
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def train(
 def _write_settings(run: Run) -> None:
     if not run.accelerator.is_main_process:
         return
-    remove_leftovers(run.out)
+    remove_leftovers(*(run.out / name for name in FILES))
     write_atomic(run.out / "config.json", run.config.to_json() + "\n")
 
 

@@ -28,6 +28,9 @@ from condconv.train.metrics import EpochMetrics, as_csv, as_json_lines, best_epo
 from condconv.train.optimization import create_optimizer, create_scheduler
 from condconv.train.sharding import share_out_, share_out_optimizer, whole
 
+FILES = ("config.json", "metrics.csv", "metrics.jsonl", "best.safetensors", "last.safetensors", "wandb-id")
+"""What a run writes into its directory, and nobody else while it holds that."""
+
 
 @dataclass
 class Run:
