@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from condconv.nn import ConditionalLayer
 from condconv.nn.conv_base import CondConvNd
+from condconv.nn.routing import Float32Linear
 from condconv.tracing import Call, Trace, trace
 
 
@@ -141,7 +142,7 @@ def _layer_cost(call: Call, batch: int) -> LayerCost | None:
         held = sum(each.nbytes for each in (module.weight, module.bias, module.weight_scale) if each is not None)
         size = 4 if module.compact else module.weight.element_size()
         return LayerCost(call.name, kind, own, madds, held, (kernel + outputs) * size)
-    if isinstance(module, (_ConvNd, nn.Linear)):
+    if isinstance(module, (_ConvNd, nn.Linear, Float32Linear)):
         return LayerCost(call.name, kind, own, module.weight.numel() * _applications(module, call, batch))
     return None
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -69,6 +71,13 @@ def test_routing_that_nothing_uses_is_removed_with_its_hooks():
     assert not hasattr(block, "routing_fn")
     block.register_forward_pre_hook(lambda *arguments: None)
     model(torch.randn(1, 3, 8, 8))  # torch's own books of hooks are in order too
+
+
+def test_routing_that_only_a_copy_of_a_layer_reads_stays():
+    model = network()
+    model[1].second = copy.deepcopy(model[1].second)
+    freeze_layers_(model, {"1.first": WEIGHTS})
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 2)
 
 
 def chain() -> tuple[nn.Sequential, RoutingSlot]:

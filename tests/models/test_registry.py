@@ -321,7 +321,7 @@ V1, R18 = "mobilenet_v1_cc_025_2e", "resnet_cc_18_2e"
         ("resnet_18", {"init": "preserve"}, "`init` must not be given"),
         ("resnet_18", {"noise": 2.5}, "`noise` must not be given"),
         (V1, {"noise": 2.5}, "`noise` must be given with init='preserve' only, got 2.5 with None"),
-        (V1, {"init": "preserve", "noise": -1.0}, "noise must be a number of at least 0, got -1.0"),
+        (V1, {"init": "preserve", "noise": -1.0}, "`noise` must be a finite number of at least 0, got -1.0"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(name: str, options: dict, message: str) -> None:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from condconv import CondConv2d
 from condconv.nn import HierarchicalRouting, RoutingSlot, SigmoidRouting, SoftmaxRouting, route_block_
+from condconv.nn.block_routing import routing_functions
 
 
 class Block(nn.Module):
@@ -245,6 +246,24 @@ def test_a_copy_made_in_the_middle_of_a_forward_starts_empty() -> None:
     block(torch.randn(2, 6, 5, 5))
     with pytest.raises(RuntimeError, match="not running"):
         copies[0](torch.randn(2, 6, 5, 5))
+
+
+def test_a_copy_of_a_layer_in_its_block_reads_the_weights_of_the_block() -> None:
+    """As peft's `modules_to_save` and adapters put it there."""
+    model = Net().eval()
+    x = torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    for name in ("depthwise", "pointwise"):
+        setattr(model.blocks[1], name, copy.deepcopy(copy.deepcopy(model.blocks[1].get_submodule(name))))
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+    assert set(routing_functions(model).values()) == {block.routing_fn for block in model.blocks}
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.blocks[1].routing_fn.fc.bias += 2
+    assert not torch.equal(twin(x), expected)  # it reads its own block's
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match=r"which is not running \(it is a copy, made without that module"):
+        model.blocks[1].pointwise(torch.randn(2, 6, 5, 5))
 
 
 def test_hierarchical_chain_hands_the_weights_over() -> None:

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 import condconv
 from condconv import CondConv2d, CondLinear
+from condconv.errors import UsageError
 from condconv.nn import (
     ROUTING,
     TWINS,
@@ -124,11 +125,20 @@ def test_from_static_keeps_the_layout_of_three_dimensions() -> None:
 
 def test_meta_device() -> None:
     static = nn.Conv2d(4, 6, 3, device="meta")
-    for layer in (CondConv2d(4, 6, 3, device="meta"), CondConv2d.from_conv(static, init="independent")):
+    made = (CondConv2d.from_conv(static, init=init) for init in ("independent", "preserve"))
+    for layer in (CondConv2d(4, 6, 3, device="meta"), *made):
         assert layer.weight.device.type == "meta"
         assert layer(torch.zeros(2, 4, 5, 5, device="meta")).shape == (2, 6, 3, 3)
-    with pytest.raises(ValueError, match="static must have values to start from, its weight is on the meta device"):
-        CondConv2d.from_conv(static)
+
+
+@pytest.mark.parametrize("routing", list(ROUTING))
+def test_values_for_a_layer_made_on_the_meta_device_are_loaded(routing: str) -> None:
+    trained = CondConv2d.from_conv(nn.Conv2d(4, 6, 3), 3, routing=routing)
+    layer = CondConv2d.from_conv(nn.Conv2d(4, 6, 3, device="meta"), 3, routing=routing)
+    layer.load_state_dict(trained.state_dict(), assign=True)
+    weights = [torch.rand(2, 3)] if routing == "external" else []
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(layer(x, *weights), trained(x, *weights))
 
 
 def test_experts_learn_to_differ_and_the_router_learns() -> None:
@@ -269,8 +279,14 @@ def test_fold_batch_norm_refuses_what_it_cannot_do() -> None:
             lambda: CondConv2d(4, 6, 3).freeze(torch.zeros(2, 8)),
             r"routing_weights must have shape \[E\] = \(8,\), got \(2, 8\)",
         ),
-        (lambda: CondConv2d.from_conv(nn.Conv2d(4, 6, 3), noise=-1), "noise must be a number of at least 0, got -1"),
-        (lambda: CondConv2d.from_conv(nn.Conv2d(4, 6, 3), init="zeros"), 'init must be "preserve" or "independent"'),
+        (
+            lambda: CondConv2d.from_conv(nn.Conv2d(4, 6, 3), noise=-1),
+            "`noise` must be a finite number of at least 0, got -1",
+        ),
+        (
+            lambda: CondConv2d.from_conv(nn.Conv2d(4, 6, 3), init="zeros"),
+            "`init` must be 'preserve' or 'independent', got 'zeros'",
+        ),
     ],
 )
 def test_bad_values(make, message: str) -> None:
@@ -279,7 +295,9 @@ def test_bad_values(make, message: str) -> None:
 
 
 def test_bad_types() -> None:
-    with pytest.raises(TypeError, match="CondConv2d must be made from a Conv2d, got Linear"):
+    with pytest.raises(
+        UsageError, match="`static` must be a Conv2d, got a torch.*Linear: a Conv2d becomes a CondConv2d"
+    ):
         CondConv2d.from_conv(nn.Linear(3, 4))
     with pytest.raises(TypeError, match=r"routing must have a method start_constant_\(\)"):
         CondConv2d.from_conv(nn.Conv2d(4, 6, 3), routing=lambda channels, experts: nn.Linear(channels, experts))
@@ -348,7 +366,7 @@ def test_a_twin_with_a_forward_of_its_own_is_refused() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(x)
 
-    with pytest.raises(TypeError, match="static must compute what a Conv2d does, got a .*Doubled with a forward"):
+    with pytest.raises(UsageError, match=r"`static` must be .*: it is a .*\.Doubled with a forward of its own"):
         condconv.CondConv2d.from_conv(Doubled(3, 4, 3))
 
 

@@ -22,11 +22,12 @@ from condconv.nn import (
     anneal_,
     make_routing,
 )
+from condconv.nn.routing import Float32Linear
 
 SELF_ROUTED = [name for name in ROUTING if name != "external"]
 
 
-def set_linear(linear: nn.Linear, weight: list[list[float]], bias: list[float]) -> None:
+def set_linear(linear: Float32Linear, weight: list[list[float]], bias: list[float]) -> None:
     with torch.no_grad():
         linear.weight.copy_(torch.tensor(weight))
         linear.bias.copy_(torch.tensor(bias))
@@ -281,3 +282,13 @@ def test_a_routing_from_the_meta_device_gets_its_buffers(make) -> None:
             module.reset_parameters()
     for name, buffer in routing.named_buffers():
         assert torch.equal(buffer, expected[name]), name
+
+
+@pytest.mark.parametrize("name", SELF_ROUTED)
+def test_tools_that_look_for_linear_layers_pass_routers_by(name: str) -> None:
+    """They quantize, adapt or initialise all `torch.nn.Linear` of a network, and a router is none."""
+    layer = CondConv2d(6, 4, 1, num_experts=3, routing=name)
+    assert not any(isinstance(module, nn.Linear) for module in layer.modules())
+    if hasattr(layer.routing_fn, "fc"):
+        assert list(layer.routing_fn.fc.state_dict()) == ["weight", "bias"]
+        assert "in_features=6, out_features=3" in repr(layer.routing_fn.fc)

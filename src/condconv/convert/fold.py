@@ -11,11 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from condconv.convert.refusals import why_not_hooks
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output, output_tensors
 from condconv.nn import ConditionalLayer, fold_batch_norm
 from condconv.nn.foreign import full_name
+from condconv.nn.hooks import why_not_hooks
 from condconv.tracing import arguments_of, evaluating
 
 

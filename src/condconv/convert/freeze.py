@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.convert.refusals import why_not_hooks
 from condconv.convert.surgery import replace
 from condconv.errors import UsageError
-from condconv.nn import ConditionalLayer
+from condconv.nn import ConditionalLayer, RoutingSlot
 from condconv.nn.block_routing import ClearSlot, FillSlot
 from condconv.nn.conditional import conditional_layers
+from condconv.nn.hooks import why_not_hooks
 
 
 def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None]) -> None:
@@ -85,8 +85,9 @@ def _remove_idle_routing_(model: nn.Module) -> bool:
         for key, hook in block._forward_pre_hooks.items()
         if isinstance(hook, FillSlot)
     ]
-    used: set[nn.Module] = {layer.routing_fn for layer in model.modules() if isinstance(layer, ConditionalLayer)}
-    used |= {hook.previous for _, _, hook in fillers if hook.previous is not None}
+    held = (layer.routing_fn for layer in model.modules() if isinstance(layer, ConditionalLayer))
+    used: set[nn.Module] = {each.filled() if isinstance(each, RoutingSlot) else each for each in held}
+    used |= {hook.previous.filled() for _, _, hook in fillers if hook.previous is not None}
     idle = [filler for filler in fillers if filler[2].slot not in used]
     for block, key, hook in idle:
         block._forward_pre_hooks.pop(key)

@@ -11,14 +11,7 @@ from torch import nn
 
 from condconv.convert.blocks import Blocks
 from condconv.nn import TWINS
-from condconv.nn.foreign import full_name, has_own_forward, why_no_weight
-
-_STATE_HOOKS = (
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
+from condconv.nn.static import why_not_static
 
 
 def why_not_model(model: nn.Module) -> str | None:
@@ -45,26 +38,12 @@ def why_not_model(model: nn.Module) -> str | None:
 
 
 def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
-    """Return why a layer cannot be converted, or `None`."""
-    if (reason := why_no_weight(layer)) is not None:
+    """Return why a layer of a model cannot be converted, or `None`."""
+    conditional = next(TWINS[base] for base in TWINS if isinstance(layer, base))
+    if (reason := why_not_static(layer, conditional)) is not None:
         return reason
-    twin = next(base for base in TWINS if isinstance(layer, base))
-    if has_own_forward(layer, twin):
-        return f"it is a {full_name(type(layer))} with a forward of its own"
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(parent, nn.MultiheadAttention):
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
         return "torch.nn.MultiheadAttention uses its weight without calling it"
-    return why_not_hooks(layer)
-
-
-def why_not_hooks(layer: nn.Module) -> str | None:
-    """Return why a layer cannot be exchanged for another because of its hooks, or `None`."""
-    if layer._backward_hooks or layer._backward_pre_hooks:
-        return "it has backward hooks, which the new layer would not call: register them on that one"
-    if any(getattr(layer, name, None) for name in _STATE_HOOKS):
-        return "it has state-dict hooks, written for other shapes: register them on the new layer"
-    if any(parameter._backward_hooks for parameter in layer.parameters(recurse=False)):
-        return "its parameters have hooks: register them on those of the new layer"
     return None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from condconv.convert.surgery import replace
 from condconv.nn import HiddenRouting, SigmoidRouting, SoftmaxRouting, TopKRouting
 from condconv.nn.block_routing import routing_functions
+from condconv.nn.routing import Float32Linear
 
 _ALONG_CHANNELS = (SigmoidRouting, SoftmaxRouting, HiddenRouting)
 """Routing functions that work along dimension 1 only, whatever follows it."""
@@ -47,7 +48,7 @@ def _weigh_top_k(routing_fn: TopKRouting, pooled: Tensor) -> Tensor:
     return (chosen * top.values.softmax(1)[..., None]).sum(1)
 
 
-def _as_convolution(linear: nn.Linear) -> nn.Conv2d:
+def _as_convolution(linear: Float32Linear) -> nn.Conv2d:
     conv = nn.Conv2d(linear.in_features, linear.out_features, 1, device="meta")
     conv.weight = nn.Parameter(linear.weight.detach()[..., None, None].clone())
     conv.bias = nn.Parameter(linear.bias.detach().clone())

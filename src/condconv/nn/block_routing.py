@@ -3,12 +3,13 @@
 The block keeps its class, its names and its attributes. It gains a child `routing_fn` and two hooks: before its forward
 the weights are computed into a slot, after it the slot is emptied. The layers hold that slot as their `routing_fn`. All
 state is in the slot, which the block and its layers own: a copy of the model has its own, two models never meet, and a
-forward that is run again (activation checkpointing) fills it again. A layer called while the slot is empty says so
-instead of using stale weights.
+forward that is run again (activation checkpointing) fills it again. A copy of a layer alone, whose slot no block fills,
+reads that of the original. A layer called while the slot is empty says so instead of using stale weights.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,13 +33,17 @@ class RoutingSlot(nn.Module):
 
     Attributes:
         start: `[E]`, the weights the block starts with for every input, for layers made from static ones.
+        origin: The slot this one is a copy of, as long as no block was copied with it; else `None`.
     """
+
+    origin: RoutingSlot | None
 
     def __init__(self, scope: str, num_experts: int) -> None:
         super().__init__()
         self.scope = scope
         self.num_experts = num_experts
         self.start: Tensor | None = None
+        self.__dict__["origin"] = None  # not a child, which would be in the model twice
         self._running = threading.local()  # two threads may run one model at a time
 
     def fill(self, weights: Tensor) -> None:
@@ -46,8 +51,12 @@ class RoutingSlot(nn.Module):
         self._running.weights = weights
 
     def clear(self) -> None:
-        """Take the weights out."""
-        self._running.weights = None
+        """Take the weights out, of the slot that is read."""
+        self.filled()._running.weights = None
+
+    def filled(self) -> RoutingSlot:
+        """Return the slot that a block fills: this one, or what it is a copy of."""
+        return self if self.origin is None else self.origin.filled()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weights `[B, E]`; x, the layer's own input, is not looked at.
@@ -55,11 +64,14 @@ class RoutingSlot(nn.Module):
         Raises:
             RuntimeError: The block is not running.
         """
-        weights = getattr(self._running, "weights", None)
+        weights = getattr(self.filled()._running, "weights", None)
         if weights is None:
+            copied = (
+                "" if self.origin is None else " (it is a copy, made without that module, and reads the original's)"
+            )
             raise RuntimeError(
-                f"this layer takes its routing weights from {self.scope}, which is not running: call that module, or "
-                "pass routing_weights; with activation checkpointing, checkpoint a module that contains it"
+                f"this layer takes its routing weights from {self.scope}, which is not running{copied}: call that "
+                "module, or pass routing_weights; with activation checkpointing, checkpoint a module that contains it"
             )
         return weights
 
@@ -76,6 +88,13 @@ class RoutingSlot(nn.Module):
     def extra_repr(self) -> str:
         """Say in `repr` where the weights come from."""
         return f"from {self.scope}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RoutingSlot:
+        copied: RoutingSlot = memo.setdefault(id(self), type(self).__new__(type(self)))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        if self.origin is None:
+            copied.__dict__["origin"] = self
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the model starts outside any forward, even when the original was left in the middle of one.
@@ -98,6 +117,10 @@ class FillSlot:
     def __init__(self, slot: RoutingSlot, previous: RoutingSlot | None) -> None:
         self.slot = slot
         self.previous = previous
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.slot.__dict__["origin"] = None  # the block was copied too, and fills the copy
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Route by the first tensor among the arguments."""
@@ -231,7 +254,8 @@ def routing_functions(model: nn.Module) -> dict[nn.Module, nn.Module]:
             if isinstance(hook, FillSlot):
                 owners[hook.slot] = getattr(module, _CHILD)
     held = (getattr(module, _CHILD, None) for module in model.modules() if hasattr(module, "num_experts"))
-    functions = {routing: routing for routing in held if isinstance(routing, nn.Module)} | owners
+    functions = {routing: owners.get(_filled(routing), routing) for routing in held if isinstance(routing, nn.Module)}
+    functions |= owners
     for routing, function in functions.items():
         if isinstance(function, RoutingSlot):
             raise UsageError(
@@ -239,3 +263,8 @@ def routing_functions(model: nn.Module) -> dict[nn.Module, nn.Module]:
                 "give the network that contains the block"
             )
     return functions
+
+
+def _filled(routing: nn.Module) -> nn.Module:
+    """Return the slot that a block fills for a layer that holds a slot, and the routing function itself for others."""
+    return routing.filled() if isinstance(routing, RoutingSlot) else routing

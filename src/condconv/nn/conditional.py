@@ -12,9 +12,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from condconv.errors import UsageError, shown
 from condconv.nn.experts import in_layout_of, init_experts_, is_noise, spread_experts
 from condconv.nn.factory import Routing, make_routing, start_constant_
-from condconv.nn.foreign import full_name, has_own_forward, why_no_weight
+from condconv.nn.foreign import full_name
+from condconv.nn.static import carry_over_, why_not_static
 from condconv.ops.compact import quantize, widen
 from condconv.ops.selection import WHY_NOT
 from condconv.ops.validation import check_positive
@@ -37,6 +39,9 @@ class ConditionalLayer(nn.Module):
     twin: ClassVar[type[nn.Module]]
     transposed: ClassVar[bool] = False
     groups: int = 1
+    num_experts: int
+    num_outputs: int
+    impl: str
     weight: nn.Parameter
     bias: nn.Parameter | None
     shift: nn.Parameter | None
@@ -166,8 +171,9 @@ class ConditionalLayer(nn.Module):
         """Return a conditional layer that computes what a static one does, until it is trained further.
 
         The routing function starts with equal weights for all inputs, and the experts are copies of the kernel
-        scaled by the sum of these, plus differences that cancel. Device, dtype, layout, training mode and
-        `requires_grad` are those of the static layer.
+        scaled by the sum of these, plus differences that cancel. Device, dtype, layout, training mode,
+        `requires_grad` and plain attributes are those of the static layer; its forward hooks stay with it. On the meta
+        device the layer has no values either, until a state dict is loaded.
 
         Args:
             static: The twin: a `torch.nn.Conv2d` for `CondConv2d`, and so on. Not changed.
@@ -185,9 +191,9 @@ class ConditionalLayer(nn.Module):
             The layer. Its output equals that of the static layer to rounding.
 
         Raises:
-            TypeError: `static` is not the twin or has a forward of its own, or the routing cannot start constant.
-            ValueError: `noise` is negative, `init` unknown, or the weight has no values (meta device) or is computed
-                from other tensors.
+            TypeError: The routing cannot start constant.
+            UsageError: `static` is not the twin, or has what the new layer would not have: a computed weight or bias, a
+                forward, methods, tensors or hooks of its own. Or `noise` is negative, or `init` unknown.
 
         Example:
             >>> static = torch.nn.Conv2d(4, 6, 3)
@@ -196,32 +202,30 @@ class ConditionalLayer(nn.Module):
             True
         """
         if not isinstance(static, cls.twin):
-            raise TypeError(f"{cls.__name__} must be made from a {cls.twin.__name__}, got {type(static).__name__}")
-        if has_own_forward(static, cls.twin):
-            raise TypeError(
-                f"static must compute what a {cls.twin.__name__} does, got a {full_name(type(static))} with a forward "
-                f"of its own: make a {cls.twin.__name__} of its weights first"
+            raise UsageError(
+                f"`static` must be a {cls.twin.__name__}, got a {full_name(type(static))}: a Conv2d becomes a "
+                "CondConv2d, a Linear a CondLinear, and so on"
             )
-        if (reason := why_no_weight(static)) is not None:
-            raise ValueError(f"static must have a weight that experts can start from: {reason}")
+        if (reason := why_not_static(static, cls)) is not None:
+            raise UsageError(
+                f"`static` must be a layer that experts can be made of, got a {full_name(type(static))}: {reason}"
+            )
         if not is_noise(noise):
-            raise ValueError(f"noise must be a number of at least 0, got {noise!r}")
-        weight: Tensor = static.weight  # type: ignore[assignment]
-        if weight.is_meta and init == "preserve":
-            raise ValueError(
-                "static must have values to start from, its weight is on the meta device; load it first, "
-                'or start with init="independent"'
+            raise UsageError(f"`noise` must be a finite number of at least 0, got {shown(noise)}: 0.5 is the default")
+        if init not in ("preserve", "independent"):
+            raise UsageError(
+                f"`init` must be 'preserve' or 'independent', got {shown(init)}: 'preserve' keeps the output as it is"
             )
+        weight: Tensor = static.weight  # type: ignore[assignment]
         bias: Tensor | None = static.bias  # type: ignore[assignment]
         options = {"device": weight.device, "dtype": weight.dtype, "routing": routing, "impl": impl}
         make: Any = cls
         layer: _Layer = make(**cls.arguments_of(static), bias=bias is not None, num_experts=num_experts, **options)
         if init == "preserve":
             layer.set_experts_(weight, bias, start_constant_(layer.routing_fn), noise)
-        elif init == "independent":
-            layer.draw_experts_(weight, bias)
         else:
-            raise ValueError(f'init must be "preserve" or "independent", got {init!r}')
+            layer.draw_experts_(weight, bias)
+        carry_over_(layer, static, cls.twin)
         return layer.train(static.training)
 
     def set_experts_(self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, noise: float) -> None:

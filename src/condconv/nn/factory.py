@@ -76,6 +76,8 @@ def make_routing(
 def start_constant_(routing_fn: nn.Module) -> Tensor:
     """Make a routing function give every input the same weights, in place, and return them, `[E]`.
 
+    On the meta device they have no values: a state dict that is loaded later brings them, and the experts with them.
+
     Raises:
         TypeError: It has no method `start_constant_`.
         ValueError: Its weights add up to nothing.
@@ -87,6 +89,6 @@ def start_constant_(routing_fn: nn.Module) -> Tensor:
             f"{type(routing_fn).__name__} has none; derive it from condconv.nn.RoutingFunction"
         )
     weights: Tensor = start()
-    if not weights.sum().abs() > 0:
+    if not weights.is_meta and not weights.sum().abs() > 0:
         raise ValueError(f"routing must start with weights that add up to more than 0, got {weights.tolist()}")
     return weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from condconv.nn.same_padding import TFSameConv2d
 
@@ -11,18 +10,6 @@ from condconv.nn.same_padding import TFSameConv2d
 FOREIGN_PADDING = ("timm.layers.conv2d_same.Conv2dSame",)
 # these compute what their base does, unless they are scripted.
 _PLAIN = ("timm.layers.linear.Linear",)
-
-
-def why_no_weight(layer: nn.Module) -> str | None:
-    """Return why a static layer has no weight of its own that experts could start from, or `None`."""
-    if isinstance(layer, LazyModuleMixin):
-        return "its parameters do not exist yet: run the model once first"
-    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
-        return (
-            "its weight is computed from other tensors (a parametrization, weight or spectral norm, pruning): "
-            "remove that first, for example with torch.nn.utils.parametrize.remove_parametrizations"
-        )
-    return None
 
 
 def full_name(kind: type) -> str:

@@ -13,11 +13,32 @@ from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.validation import check_positive
 
 
-class Float32Linear(nn.Linear):
+class Float32Linear(nn.Module):
     """A linear layer that computes in fp32 (fp64 for fp64) whatever its own dtype, also under autocast.
 
-    Rounding a logit to bf16 moves a routing weight by up to 0.2 %; the layer is too small for that to save time.
+    Rounding a logit to bf16 moves a routing weight by up to 0.2 %; the layer is too small for that to save time. It is
+    not a `torch.nn.Linear`, so that tools which quantize, adapt or initialise those by type pass routing functions by.
+
+    Args:
+        in_features: C.
+        out_features: O.
+        device: Where the parameters live.
+        dtype: Of the parameters.
     """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the kernel glorot-uniform and set the bias to zero, as the authors do."""
@@ -29,6 +50,10 @@ class Float32Linear(nn.Linear):
         wide = accumulation_dtype(x.dtype)
         with autocast_disabled(x.device):
             return F.linear(x.to(wide), self.weight.to(wide), self.bias.to(wide))
+
+    def extra_repr(self) -> str:
+        """Describe the sizes in `repr`."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 def global_average_pool(x: Tensor) -> Tensor:
@@ -102,12 +127,12 @@ class RoutingFunction(nn.Module):
         return F.dropout(weights, self.expert_dropout, self.training) if self.expert_dropout else weights
 
     def start_constant_(self) -> Tensor:
-        """Make the weights independent of the input, in place, and return them, `[E]` fp64 on the CPU.
+        """Make the weights independent of the input, in place, and return them, `[E]` fp64 on the CPU or on meta.
 
         What the converter starts from: experts scaled by these weights give the old kernel for every input. The
         layer learns to tell inputs apart from there, since the experts differ.
         """
-        linears = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        linears = [module for module in self.modules() if isinstance(module, (Float32Linear, nn.Linear))]
         if linears:
             nn.init.zeros_(linears[-1].weight)
             nn.init.zeros_(linears[-1].bias)
@@ -117,7 +142,7 @@ class RoutingFunction(nn.Module):
     def _weights_of_zeros(self) -> Tensor:
         parameter = next(self.parameters(), None)
         device = None if parameter is None else parameter.device
-        return self.weigh(torch.zeros(1, self.in_channels, device=device, dtype=torch.float64))[0].cpu()
+        return _without_device(self.weigh(torch.zeros(1, self.in_channels, device=device, dtype=torch.float64))[0])
 
     def extra_repr(self) -> str:
         """Describe the sizes in `repr`."""
@@ -221,7 +246,7 @@ class HierarchicalRouting(RoutingFunction):
 
     @torch.no_grad()
     def _weights_of_zeros(self) -> Tensor:
-        return self.weigh(self.fc.weight.new_zeros(1, self.fc.in_features, dtype=torch.float64))[0].cpu()
+        return _without_device(self.weigh(self.fc.weight.new_zeros(1, self.fc.in_features, dtype=torch.float64))[0])
 
 
 class TopKRouting(RoutingFunction):
@@ -334,3 +359,8 @@ class ExternalRouting(RoutingFunction):
 
 def _linear(in_features: int, out_features: int, options: dict[str, Any]) -> Float32Linear:
     return Float32Linear(in_features, out_features, device=options.get("device"), dtype=options.get("dtype"))
+
+
+def _without_device(weights: Tensor) -> Tensor:
+    """Return weights on the CPU; those on the meta device have no values, and stay."""
+    return weights if weights.is_meta else weights.cpu()
