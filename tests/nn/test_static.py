@@ -165,11 +165,11 @@ def test_an_odd_layer_is_refused_alone_and_left_in_a_model(kind: str) -> None:
 
 
 def test_plain_attributes_move_along() -> None:
-    static = conv(kind=Marked)
+    static: Any = conv(kind=Marked)
     static.note = ("kept", 2.5)
     static.weight.no_weight_decay = True
     for init in ("preserve", "independent"):
-        layer = CondConv2d.from_conv(static, 2, init=init)
+        layer: Any = CondConv2d.from_conv(static, 2, init=init)
         assert (layer.stage, layer.position, layer.note) == ("late", 3, ("kept", 2.5))
         assert layer.sizes == {"in": [1, 2], "dtype": torch.float32}
         assert layer.weight.no_weight_decay

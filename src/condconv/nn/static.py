@@ -6,7 +6,6 @@ stays static, and is named with what it has: nothing of a layer is dropped witho
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -141,13 +140,11 @@ def _marks(parameter: nn.Parameter) -> Mapping[str, Any]:
     return {name: value for name, value in vars(parameter).items() if not name.startswith("_dynamo")}
 
 
-@functools.cache
 def _attributes_of(twin: type[nn.Module]) -> frozenset[str]:
     sizes = (1, 1) if twin is nn.Linear else (1, 1, 1)
     return frozenset(vars(twin(*sizes, device="meta")))
 
 
-@functools.cache
 def _names_of(conditional: type[nn.Module]) -> frozenset[str]:
     """Return the names of attributes and methods that a conditional layer uses itself."""
     declared = (name for kind in conditional.__mro__ for name in inspect.get_annotations(kind))
