@@ -1,28 +1,37 @@
-"""Example-dependent convolution kernels (CondConv) for any convolutional network."""
+"""Example-dependent convolution kernels (CondConv) for any convolutional network.
 
-from condconv import nn as nn
-from condconv import ops as ops
-from condconv.convert import (
-    ConversionReport,
-    QuantizationReport,
-    Scope,
-    convert_,
-    fold_batch_norms_,
-    quantize_experts_,
-    select,
-)
-from condconv.counting import CostReport, count
-from condconv.models import create_model, get_model_info, list_models, register_timm_models
-from condconv.nn import (
-    CondConv1d,
-    CondConv2d,
-    CondConv3d,
-    CondConvTranspose1d,
-    CondConvTranspose2d,
-    CondConvTranspose3d,
-    CondLinear,
-)
-from condconv.weights import LoadReport, load_pretrained, to_timm_state_dict
+What is public is imported at its first use: `condconv --help` does without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from condconv import nn as nn
+    from condconv import ops as ops
+    from condconv.convert import (
+        ConversionReport,
+        QuantizationReport,
+        Scope,
+        convert_,
+        fold_batch_norms_,
+        quantize_experts_,
+        select,
+    )
+    from condconv.counting import CostReport, count
+    from condconv.models import create_model, get_model_info, list_models, register_timm_models
+    from condconv.nn import (
+        CondConv1d,
+        CondConv2d,
+        CondConv3d,
+        CondConvTranspose1d,
+        CondConvTranspose2d,
+        CondConvTranspose3d,
+        CondLinear,
+    )
+    from condconv.weights import LoadReport, load_pretrained, to_timm_state_dict
 
 __version__ = "0.1.0"
 
@@ -51,3 +60,20 @@ __all__ = [
     "select",
     "to_timm_state_dict",
 ]
+
+_ROOMS = ("nn", "convert", "counting", "models", "weights", "ops", "tracing")  # the first five hold what is above
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    for room in _ROOMS if name in __all__ else ():
+        module = importlib.import_module(f"{__name__}.{room}")
+        if hasattr(module, name):
+            globals()[name] = getattr(module, name)
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shlex
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -71,7 +73,11 @@ def shown(value: object, most: int = 80) -> str:
 
     `repr` escapes control characters in text, so that nothing a file is called reaches a terminal as a command.
     """
-    return _cut(_printable(repr(value)), most)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # whole numbers of more than 4300 digits, lists that hold themselves
+        text = f"<{type(value).__name__}>"
+    return _cut(one_line(text), most)
 
 
 def shown_name(name: object, most: int = 400) -> str:
@@ -88,3 +94,22 @@ def _printable(text: str) -> str:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
+
+
+def one_line(text: str) -> str:
+    """Return a text with its lines joined and control characters escaped; spaces stay as they are, as in a path."""
+    return _printable(" ".join(each.strip() for each in text.splitlines()))
+
+
+def command_line(words: Iterable[str]) -> str:
+    """Return a command as a shell takes it, on one line, whatever its words hold."""
+    return " ".join(shlex.quote(each) if each.isprintable() else _escaped_word(each) for each in words)
+
+
+def _escaped_word(word: str) -> str:
+    """Return a word in the quotes of bash and zsh that know escapes; bytes that are not UTF-8 come out as they were."""
+    escapes = {"\\": r"\\", "'": r"\'"}
+    escapes |= {
+        each: "".join(f"\\x{byte:02x}" for byte in os.fsencode(each)) for each in word if not each.isprintable()
+    }
+    return f"$'{''.join(escapes.get(each, each) for each in word)}'"

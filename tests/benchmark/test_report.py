@@ -170,14 +170,14 @@ def test_the_command_fails_where_something_is_wrong(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--repetitions", "0"], "`--repetitions` must be at least 1, got 0"),
-        (["--threads", "0"], "`--threads` must be at least 1, got 0"),
-        (["--batch", "8", "-1"], "`--batch` must be at least 1, got -1"),
+        (["--repetitions", "0"], "`--repetitions` must be a whole number from 1 to 1,000,000, got 0"),
+        (["--threads", "0"], "`--threads` must be a whole number from 1 to 4,096, got 0"),
+        (["--batch", "8", "-1"], "`--batch` must be a whole number from 1 to 1,000,000, got -1"),
         (["--quick", "--batch", "8"], "`--quick` must be alone in choosing rows, got --batch too"),
         (["--device", "tpu"], "`--device` must be cpu or cuda, got 'tpu'"),
-        (["--mode", "fast"], "invalid choice: 'fast'"),
+        (["--mode", "fast"], "`--mode` must be one of inference, training, got 'fast'"),
         (["-o", "no/such/file.json"], "`out` must be in a directory that exists, got no/such/file.json"),
-        (["--impl", "triton", "--layers", "192"], "impl='triton' cannot run here: "),
+        (["--impl", "triton", "--layers", "192"], "`--impl` must be one that can run here, got 'triton' ("),
         (["--layers", "x9"], "`--layers` must be 'all' or fit one of the layers, got 'x9'"),
     ],
 )

@@ -33,11 +33,11 @@ def test_the_list_is_one_command_a_run_that_names_it(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "8/0"], "`--run` must be one that --list names, got '8/0': static/0, "),
+        (["--run", "8/0"], "`--run` must be one that --list names, got '8/0': such as static/0, "),
         (["--widths", "025"], "`widths` must not be given for 'begin-layer', which has width, num_experts"),
-        (["--seeds", "0"], "`seeds` must be a whole number of at least 1, got 0"),
-        (["--jobs", "0"], "`jobs` must be a whole number of at least 1, got 0"),
-        (["--lr", "-1"], "`lr` must be a finite number above 0, got -1.0"),
+        (["--seeds", "0"], "`--seeds` must be a whole number from 1 to 1,000, got 0"),
+        (["--jobs", "0"], "`--jobs` must be a whole number from 1 to 1,024, got 0"),
+        (["--lr", "-1"], "`--lr` must be a number above 0 and at most 1,000,000, got -1.0"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(capsys, tmp_path, arguments, message):

@@ -48,11 +48,17 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "error: the following arguments are required: COMMAND (see condconv --help)"),
-        (["fly"], "invalid choice: 'fly'"),
-        (["train"], "error: the following arguments are required: --data, --model (see condconv train --help)"),
-        (["train", "--data", "digits", "--model", NETWORK, "--epochs", "two"], "--epochs: invalid int value: 'two'"),
-        (["train", "--data", "digits", "--model", NETWORK, "--epochs", "0"], "`epochs` must be a whole number of at"),
+        ([], "error: `COMMAND` must be given, got nothing: see condconv --help"),
+        (["fly"], "error: `COMMAND` must be one of demo, train, evaluate, models, bench, experiment, report, "),
+        (["train"], "error: `--data, --model` must be given, got nothing: see condconv train --help"),
+        (
+            ["train", "--data", "digits", "--model", NETWORK, "--epochs", "two"],
+            "`--epochs` must be a whole number from 1 to 1,000,000, got 'two': give one",
+        ),
+        (
+            ["train", "--data", "digits", "--model", NETWORK, "--epochs", "0"],
+            "`--epochs` must be a whole number from 1",
+        ),
         (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x"], "must be NAME=VALUE, got 'x'"),
         (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x={1, 2}"], "which JSON can hold, got"),
         (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x={[1]: 2}"], "cannot be built with x="),
@@ -60,8 +66,8 @@ def test_version(capsys):
         (["train", "--data", "no/such", "--model", NETWORK], "got no/such, which does not exist"),
         (["evaluate", "no.safetensors"], "`checkpoint` must be a file, got no.safetensors"),
         (["models", "transformer"], "`pattern` must be part of a network's name, got 'transformer'"),
-        (["demo", "--seeds", "0"], "`seeds` must be a whole number of at least 1, got 0"),
-        (["demo", "--epochs", "0"], "`epochs` must be a whole number of at least 1, got 0"),
+        (["demo", "--seeds", "0"], "`--seeds` must be a whole number from 1 to 1,000, got 0"),
+        (["demo", "--epochs", "0"], "`--epochs` must be a whole number from 1 to 1,000,000, got 0"),
     ],
 )
 def test_wrong_arguments_get_one_line_and_status_2(capsys, argv, message):
@@ -114,7 +120,7 @@ def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path, capsys):
     ("error", "status", "message"),
     [
         (TrainingError("the loss became nan"), 1, "condconv: training failed: the loss became nan\n"),
-        (TrainingInterrupted("2 are saved"), 130, "interrupted: 2 are saved; to go on: condconv models 'a b'\n"),
+        (TrainingInterrupted("2 are saved"), 130, "interrupted: 2 are saved; to resume: condconv models 'a b'\n"),
         (KeyboardInterrupt(), 130, "interrupted: nothing more is saved; to try again: condconv models 'a b'\n"),
         (MissingExtraError('pip install "condconv[train]"'), 2, 'error: pip install "condconv[train]"\n'),
     ],
@@ -154,8 +160,18 @@ def test_models_lists_cost_beside_the_paper(capsys):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("command", "extra"), [("models", "models"), ("train --data digits --model x", "train")])
-def test_commands_name_the_extra_that_is_missing(command, extra):
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        ("models resnet", 0, ""),
+        (
+            "train --data digits --model x",
+            2,
+            'condconv: error: timm is needed here and is not installed: pip install "condconv[train]"\n',
+        ),
+    ],
+)
+def test_commands_name_the_extra_that_is_missing(command, status, message):
     # The extras are hidden from a new process, as on a machine without them.
     code = (
         "import sys\n"
@@ -165,10 +181,7 @@ def test_commands_name_the_extra_that_is_missing(command, extra):
         f"sys.exit(main({command.split()}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == 2
-    assert done.stderr == (
-        f'condconv: error: timm is needed here and is not installed: pip install "condconv[{extra}]"\n'
-    )
+    assert (done.returncode, done.stderr) == (status, message)
 
 
 def test_python_dash_m_is_the_command():

@@ -115,10 +115,10 @@ def test_an_unreadable_image_is_fatal_or_left_out(untrained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "a.pdf"], "`--out` must end in .html or .json, got a.pdf"),
+        (["-o", "a.pdf"], "`--out` must end in .html or .json, got 'a.pdf'"),
         (["-o", "no/such/a.html"], "`out` must be in a directory that exists, got no/such/a.html: make "),
-        (["--max-images", "0"], "`max_images` must be a whole number of at least 1, or None, got 0"),
-        (["--layer-images", "0"], "`layer_images` must be a whole number of at least 1, got 0"),
+        (["--max-images", "0"], "`--max-images` must be a whole number from 1 to 1,000,000,000, got 0"),
+        (["--layer-images", "0"], "`--layer-images` must be a whole number from 1 to 1,000,000,000, got 0"),
         (["--data", "no/such"], "got no/such"),
     ],
 )

@@ -54,8 +54,8 @@ def test_a_recipe_of_the_static_twin():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--recipe", "resnet_50"], "the following arguments are required: --data (see"),
-        (["--data", "x"], "the following arguments are required: --model (see"),
+        (["--recipe", "resnet_50"], "`--data` must be given, got nothing: see"),
+        (["--data", "x"], "`--model` must be given, got nothing: see"),
         (
             ["--data", "x", "--model", "y", "--optimizer-option", "eps"],
             "`--optimizer-option` must be NAME=VALUE, got 'eps'",

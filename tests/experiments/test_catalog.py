@@ -66,7 +66,9 @@ def test_ways_to_start_are_of_one_network():
 
 
 def test_an_option_the_experiment_does_not_have():
-    with pytest.raises(UsageError, match="`width` must not be given for 'plug-in', which has networks, experts"):
+    with pytest.raises(
+        UsageError, match="`width` must not be given for 'plug-in', which has networks, experts, got '025': leave"
+    ):
         create_experiment("plug-in", width="025")
     with pytest.raises(UsageError, match="`name` must be one of experts-width"):
         create_experiment("figure-2")
@@ -75,7 +77,7 @@ def test_an_option_the_experiment_does_not_have():
         ("experts-width", {"widths": ["25"]}),
         ("ensembles", {"width": "x"}),
     ):
-        with pytest.raises(UsageError, match="`width` must be three digits, in percent, such as 025"):
+        with pytest.raises(UsageError, match="`width` must be three digits, in percent, got"):
             create_experiment(name, **option)
 
 
@@ -141,7 +143,10 @@ def test_a_control_that_is_there_anyway():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"stages": "first"}, "`stages` must be 'last' or 'all'"), ({"branches": 0}, "`branches` must be a whole number")],
+    [
+        ({"stages": "first"}, "`stages` must be one of last, all"),
+        ({"branches": 0}, "`branches` must be a whole number"),
+    ],
 )
 def test_branches_that_cannot_be(options, message):
     with pytest.raises(UsageError, match=message):
@@ -178,8 +183,8 @@ def test_the_last_rung_has_experts_in_every_layer(rungs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widths": ["abc"]}, "`width` must be three digits, in percent, such as 025 for 0.25x, got 'abc'"),
-        ({"experts": [0]}, "number of experts must be at least 1, got 0"),
+        ({"widths": ["abc"]}, "`width` must be three digits, in percent, got 'abc': write 0.25x as 025"),
+        ({"experts": [0]}, "`num_experts` must be a whole number from 1 to 4,096, got 0"),
     ],
 )
 def test_widths_and_numbers_that_cannot_be(options, message):
@@ -188,12 +193,12 @@ def test_widths_and_numbers_that_cannot_be(options, message):
 
 
 def test_a_network_that_is_asked_for_twice():
-    with pytest.raises(UsageError, match="'experts-width' must have each network once, got '0.25x, 2 experts' 2 times"):
+    with pytest.raises(UsageError, match="`experts-width` must have each network once, got '0.25x, 2 experts' 2 times"):
         create_experiment("experts-width", widths=["025"], experts=[2, 2])
 
 
 def test_a_network_with_experts_is_no_static_one():
-    with pytest.raises(UsageError, match="`networks` must be static ones, got resnet_cc_50_4e"):
+    with pytest.raises(UsageError, match="`networks` must be static ones, got 'resnet_cc_50_4e'"):
         create_experiment("plug-in", networks=["resnet_cc_50_4e"])
 
 

@@ -59,7 +59,7 @@ def _saving(run, score):
 def test_runs_come_seed_by_seed(tmp_path):
     names = [run.name for run in list_runs(EXPERIMENT, SETTINGS, tmp_path, seeds=2)]
     assert names == ["plain/0", "2 experts/0", "plain/1", "2 experts/1"]
-    with pytest.raises(UsageError, match="`seeds` must be a whole number of at least 1, got 0"):
+    with pytest.raises(UsageError, match="`seeds` must be a whole number from 1 to 1,000, got 0"):
         list_runs(EXPERIMENT, SETTINGS, tmp_path, seeds=0)
 
 
@@ -203,7 +203,9 @@ def test_a_record_that_is_none_is_named(tmp_path):
     run = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[0]
     run.path.parent.mkdir(parents=True)
     run.path.write_text("{")
-    with pytest.raises(UsageError, match=r"`out` must hold records of this version, .*plain-seed0-\w{10}.json is none"):
+    with pytest.raises(
+        UsageError, match=r"`out` must hold records of this version, got '.*plain-seed0-\w{10}.json', which is not one"
+    ):
         run.record()
 
 
@@ -268,7 +270,7 @@ def test_a_process_that_ends_well_and_leaves_nothing_has_failed(tmp_path):
     runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[:1]
     outcome = run_all(runs, lambda run: [sys.executable, "-c", "print('done')"], progress=False)
     assert outcome.failures["plain/0"].startswith("exit status 0: done")
-    with pytest.raises(UsageError, match="`jobs` must be a whole number of at least 1"):
+    with pytest.raises(UsageError, match="`jobs` must be a whole number from 1 to 1,024, got 0"):
         run_all(runs, lambda run: [], jobs=0)
 
 
@@ -313,7 +315,7 @@ def test_files_of_what_is_finished(tmp_path):
 )
 def test_a_file_that_holds_no_experiment(tmp_path, text):
     (tmp_path / "records.json").write_text(text)
-    with pytest.raises(UsageError, match=r"`path` must be a records.json of this version, got .*records.json \("):
+    with pytest.raises(UsageError, match=r"`path` must be a records.json of this version, got '.*records.json' \("):
         read(tmp_path / "records.json")
 
 

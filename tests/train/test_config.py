@@ -11,11 +11,11 @@ from tests.train.samples import settings
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "`epochs` must be a whole number of at least 1, got 0"),
-        ({"epochs": 1.5}, "`epochs` must be a whole number of at least 1, got 1.5"),
-        ({"seed": -1}, "`seed` must be a whole number of at least 0, got -1"),
-        ({"lr": 0.0}, "`lr` must be a finite number above 0, got 0.0"),
-        ({"lr": float("nan")}, "`lr` must be a finite number above 0, got nan"),
+        ({"epochs": 0}, "`epochs` must be a whole number from 1 to 1,000,000, got 0"),
+        ({"epochs": 1.5}, "`epochs` must be a whole number from 1 to 1,000,000, got 1.5"),
+        ({"seed": -1}, "`seed` must be a whole number from 0 to 9,223,372,036,854,775,807, got -1"),
+        ({"lr": 0.0}, "`lr` must be a number above 0 and at most 1,000,000, got 0.0"),
+        ({"lr": float("nan")}, "`lr` must be a number above 0 and at most 1,000,000, got nan"),
         ({"hflip": 1.5}, "`hflip` must be a number from 0 to 1, or None, got 1.5"),
         ({"min_crop": 0}, "`min_crop` must be a number above 0 and at most 1, or None, got 0"),
         ({"in_chans": 2}, "`in_chans` must be one of 1, 3, or None, got 2"),
@@ -25,7 +25,7 @@ from tests.train.samples import settings
         ({"epochs": 3, "warmup_epochs": 3}, "`warmup_epochs` must be below `epochs` (3), got 3"),
         ({"compile": 1}, "`compile` must be True or False, got 1"),
         ({"ema_decay": 1.0}, "`ema_decay` must be a number from 0 to 0.999999, or None, got 1.0"),
-        ({"patience": 0}, "`patience` must be a whole number of at least 1, or None, got 0"),
+        ({"patience": 0}, "`patience` must be a whole number from 1 to 1,000,000, or None, got 0"),
         ({"log_with": "paper"}, "`log_with` must be one of tensorboard, wandb, or None, got 'paper'"),
         ({"optimizer_options": [1]}, "`optimizer_options` must be a mapping of names to"),
         ({"pretrained": True, "init_from": "x"}, "`init_from` must be None with `pretrained`, got 'x'"),
@@ -45,7 +45,7 @@ def test_json_round_trip(tmp_path):
 
 def test_a_run_of_other_settings_is_named_wherever_it_is_and_whatever_logs_it(tmp_path):
     ours, theirs = settings(tmp_path / "a", lr=0.1), settings(tmp_path / "b", lr=0.2, log_with="wandb")
-    with pytest.raises(UsageError, match=f"got {tmp_path / 'a'}, which differs in lr: 0.1, not 0.2: give another"):
+    with pytest.raises(UsageError, match=f"got '{tmp_path / 'a'}', which differs in lr: 0.1, not 0.2: give another"):
         ours.check_same(theirs)
     ours.check_same(replace(theirs, lr=0.1))
 

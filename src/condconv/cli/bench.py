@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 from condconv.atomic import check_can_write, write_atomic
-from condconv.benchmark.runtimes import RUNTIMES
-from condconv.errors import MissingExtraError, UsageError
+from condconv.cli.parsing import Option
+from condconv.errors import MissingExtraError, UsageError, command_line, first_line, shown
+from condconv.train.rules import TEXT, one_of, whole
 
+_RUNTIMES = ("torch-export", "aoti", "onnx", "openvino")  # as in `condconv.benchmark.runtimes`: --help does without
 _REPETITIONS = 15
 _QUICK_REPETITIONS = 5
 
@@ -25,25 +26,35 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "in one run, after comparing them with the reference in fp64: what differs is not timed. Ratios are medians "
         "over the repetitions, with quartiles; the bound is (HW + E) / HW, the multiply-adds with experts over those "
         "without. Without options all listed layers and networks: hours on a CPU.",
-        allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help="the short list: under five minutes on two cores")
-    parser.add_argument("--layers", metavar="PATTERN", help="layers whose names fit; 'all' adds those of the networks")
-    parser.add_argument("--networks", metavar="PATTERN", help="networks whose names fit")
-    parser.add_argument("--batch", type=int, nargs="+", metavar="N", help="batch sizes (default: 1 8 32 128)")
-    parser.add_argument("--mode", choices=("inference", "training"), help="one of the two only")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision (default: %(default)s)")
-    parser.add_argument("--impl", metavar="NAME", help="of the layers with experts, as in cond_conv2d (default: auto)")
+    for flag, rule, metavar, text in (
+        ("--layers", TEXT, "PATTERN", "layers whose names fit; 'all' adds those of the networks"),
+        ("--networks", TEXT, "PATTERN", "networks whose names fit"),
+        ("--mode", one_of("inference", "training"), None, "one of the two only"),
+        ("--impl", TEXT, "NAME", "of the layers with experts, as in cond_conv2d (default: auto)"),
+        (
+            "--runtime",
+            one_of(*_RUNTIMES),
+            None,
+            "networks as exported files, beside their static twins in the same runtime",
+        ),
+        ("--threads", whole(1, 4096), "N", "threads on the CPU (default: torch's)"),
+        ("--repetitions", whole(1), "N", f"of each time ({_REPETITIONS}; quick {_QUICK_REPETITIONS})"),
+    ):
+        parser.add_argument(flag, action=Option, rule=rule, metavar=metavar, help=text)
     parser.add_argument(
-        "--runtime", choices=RUNTIMES, help="networks as exported files, beside their static twins in the same runtime"
+        "--batch", action=Option, rule=whole(1), nargs="+", metavar="N", help="batch sizes (default: 1 8 32 128)"
     )
+    for flag, rule, default, text in (
+        ("--dtype", one_of("fp32", "bf16"), "fp32", "precision (default: %(default)s)"),
+        ("--device", TEXT, "cpu", "cpu, or cuda with or without an index (default: %(default)s)"),
+    ):
+        parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda with or without an index (default: %(default)s)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads on the CPU (default: torch's)")
     parser.add_argument(
-        "--repetitions", type=int, metavar="N", help=f"of each time ({_REPETITIONS}; quick {_QUICK_REPETITIONS})"
+        "-o", "--out", action=Option, rule=TEXT, metavar="FILE.json", help="write what was measured to a file"
     )
-    parser.add_argument("-o", "--out", metavar="FILE.json", help="write what was measured to a file")
     parser.set_defaults(run=run)
 
 
@@ -68,7 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         call = measure_call(conditions, repetitions)
     except RuntimeError as error:  # --impl cannot run here
-        raise UsageError(str(error)) from error
+        raise UsageError(
+            f"`--impl` must be one that can run here, got {shown(arguments.impl)} ({first_line(error)}): choose another"
+        ) from error
     print(f"a call with as good as nothing to compute: {call}\n")
     print(report.header(), flush=True)
     rows: list[Row] = []
@@ -80,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         print(report.line(rows[-1]), flush=True)
         if arguments.out is not None:
-            command = shlex.join(["condconv", *arguments.argv])
+            command = command_line(["condconv", *arguments.argv])
             record = report.record(rows, call, command, conditions, repetitions, keeps_memory)
             write_atomic(Path(arguments.out), json.dumps(record, indent=1) + "\n")
     print(f"\n{report.summary(rows, call)}")
@@ -99,7 +112,7 @@ def _run_runtime(arguments: argparse.Namespace, repetitions: int) -> int:
             print(runtimes.line(row), flush=True)
             rows.append(row)
     if arguments.out is not None:
-        record = report.runtime_record(rows, shlex.join(["condconv", *arguments.argv]), repetitions)
+        record = report.runtime_record(rows, command_line(["condconv", *arguments.argv]), repetitions)
         write_atomic(Path(arguments.out), json.dumps(record, indent=1) + "\n")
     return 0
 
@@ -122,29 +135,26 @@ def _check(arguments: argparse.Namespace) -> None:
     from condconv.ops.selection import WHY_NOT
 
     if arguments.impl not in (None, "auto", *WHY_NOT):
-        raise UsageError(f"`--impl` must be auto or one of {', '.join(WHY_NOT)}, got {arguments.impl}: choose another")
-    for name, values in (
-        ("threads", [arguments.threads]),
-        ("repetitions", [arguments.repetitions]),
-        ("batch", arguments.batch or []),
-    ):
-        wrong = [value for value in values if value is not None and value < 1]
-        if wrong:
-            raise UsageError(f"`--{name}` must be at least 1, got {wrong[0]}: give a positive whole number")
+        raise UsageError(
+            f"`--impl` must be auto or one of {', '.join(WHY_NOT)}, got {shown(arguments.impl)}: choose another"
+        )
     chosen = [name for name in ("layers", "networks", "batch", "mode") if getattr(arguments, name) is not None]
     if arguments.quick and chosen:
         raise UsageError(f"`--quick` must be alone in choosing rows, got --{chosen[0]} too: leave one of them out")
     unused = [name for name in ("quick", "layers", "mode", "impl", "compile") if getattr(arguments, name)]
     unused += [name for name, default in (("dtype", "fp32"), ("device", "cpu")) if getattr(arguments, name) != default]
     if arguments.runtime is not None and unused:
-        raise UsageError(f"`--runtime` times exported networks in inference, got --{unused[0]} too: leave it out")
+        raise UsageError(
+            f"`--runtime` must be given without --{unused[0]}, got both: exported networks are timed in inference as "
+            "they are, leave one of them out"
+        )
     try:
         device = torch.device(arguments.device)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise UsageError(f"`--device` must be cpu or cuda, got {arguments.device!r}: or cuda:1 for the second GPU")
+        raise UsageError(f"`--device` must be cpu or cuda, got {shown(arguments.device)}: or cuda:1 for the second GPU")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"`--device` must be there, got {arguments.device!r}: torch sees no GPU here, use cpu")
+        raise UsageError(f"`--device` must be there, got {shown(arguments.device)}: torch sees no GPU here, use cpu")
     if arguments.out is not None:
         check_can_write(Path(arguments.out))

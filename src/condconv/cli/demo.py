@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from condconv.cli.parsing import Option
+from condconv.train.rules import TEXT, whole
+
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the command to the parser."""
@@ -13,11 +16,21 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="compare a static network with its CondConv twin (about three minutes, no download)",
         description="Trains MobileNetV1 and its CondConv twin on the 8x8 digits of scikit-learn from the same "
         "seeds, and says what CondConv bought: one table, the learning curves, and a picture of the routing. "
-        "Finished runs in the directory are kept, so an interrupted demo goes on where it stopped.",
+        "Finished runs in the directory are kept, so an interrupted demo resumes where it stopped.",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="seeds, each trains both networks (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, help="epochs of each run (default: as many as take about three minutes)")
-    parser.add_argument("-o", "--out", default="runs/demo", help="directory for the results (default: %(default)s)")
+    for flag, rule, default, text in (
+        ("--seeds", whole(1, 1000), 3, "seeds, each trains both networks (default: %(default)s)"),
+        ("--epochs", whole(1), None, "epochs of each run (default: as many as take about three minutes)"),
+    ):
+        parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
+    parser.add_argument(
+        "-o",
+        "--out",
+        action=Option,
+        rule=TEXT,
+        default="runs/demo",
+        help="directory for the results (default: %(default)s)",
+    )
     parser.add_argument("--quiet", action="store_true", help="print the result only")
     parser.set_defaults(run=run)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from condconv.cli import child
+from condconv.cli.parsing import Option
 from condconv.cli.settings import add_settings, given_settings, make_recipe, over_recipe
-from condconv.errors import UsageError
-from condconv.train import TrainConfig
+from condconv.errors import UsageError, command_line, few, shown
+from condconv.train.config import TrainConfig
+from condconv.train.rules import EXPERTS, TEXT, WIDTH, one_of, whole
 
 if TYPE_CHECKING:
     from condconv.experiments.design import Experiment
@@ -27,50 +29,51 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "experiment",
         help="repeat an experiment of the paper on your data",
         description="Trains the networks of one experiment, all with the same settings, and writes one table and one "
-        "plot with the paper's figures beside yours. Finished runs are kept: the same command goes on where it "
+        "plot with the paper's figures beside yours. Finished runs are kept: the same command resumes where it "
         "stopped, and with --seeds 5 adds two seeds to three.",
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
-    parser.add_argument("name", choices=_NAMES, help="the experiment")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each network (default: %(default)s)")
+    parser.add_argument("name", action=Option, rule=one_of(*_NAMES), help="the experiment")
+    for flag, rule, default, text in (
+        ("--seeds", whole(1, 1000), 3, "runs of each network (default: %(default)s)"),
+        ("--jobs", whole(1, 1024), 1, "runs at once, each in its own process (default: %(default)s)"),
+        ("--width", WIDTH, None, "width of MobileNetV1 in percent, three digits (default: the paper's)"),
+        ("--num-experts", EXPERTS, None, "experts of a layer (default: the paper's)"),
+        (
+            "--init",
+            one_of("independent", "preserve"),
+            None,
+            "how experts start: each on its own, or as copies of the static network's kernel that differ a little "
+            "(default: the networks' own)",
+        ),
+    ):
+        parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
+    text = "do this one run, as --list names it, and stop"
+    parser.add_argument("--run", dest="one", action=Option, rule=TEXT, metavar="RUN", default=None, help=text)
+    for flag, rule, metavar, text in (
+        ("--widths", WIDTH, "WIDTH", "experts-width: widths to train"),
+        ("--experts", EXPERTS, "E", "experts-width, plug-in: numbers of experts"),
+        ("--networks", TEXT, "NAME", "plug-in: static networks to convert"),
+    ):
+        parser.add_argument(flag, action=Option, rule=rule, nargs="+", metavar=metavar, default=None, help=text)
+    for flag, text in (
+        (
+            "--control",
+            "train each network with experts once more, its experts mixed alike for all images: tells what routing "
+            "itself brings",
+        ),
+        ("--list", "print the command of each run, for a cluster, and stop"),
+        ("--quiet", "no progress bar"),
+    ):
+        parser.add_argument(flag, action="store_true", default=False, help=text)
+    place = "runs/experiments"
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at once, each in its own process (default: %(default)s)"
-    )
-    parser.add_argument(
-        "-o", "--out", default="runs/experiments", help="directory of all experiments (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--width", default=None, help="width of MobileNetV1 in percent, three digits (default: the paper's)"
-    )
-    parser.add_argument("--num-experts", type=int, default=None, help="experts of a layer (default: the paper's)")
-    parser.add_argument(
-        "--init",
-        choices=("independent", "preserve"),
-        default=None,
-        help="how experts start: each on its own, or as copies of the static network's kernel that differ a little "
-        "(default: the networks' own)",
-    )
-    parser.add_argument(
-        "--control",
-        action="store_true",
-        default=False,
-        help="train each network with experts once more, its experts mixed alike for all images: tells what routing "
-        "itself brings",
-    )
-    parser.add_argument("--widths", nargs="+", metavar="WIDTH", default=None, help="experts-width: widths to train")
-    parser.add_argument(
-        "--experts", nargs="+", type=int, metavar="E", default=None, help="experts-width, plug-in: numbers of experts"
-    )
-    parser.add_argument(
-        "--list", action="store_true", default=False, help="print the command of each run, for a cluster, and stop"
-    )
-    parser.add_argument(
-        "--run", dest="one", metavar="RUN", default=None, help="do this one run, as --list names it, and stop"
-    )
-    parser.add_argument("--quiet", action="store_true", default=False, help="no progress bar")
-    parser.add_argument(
-        "--networks", nargs="+", metavar="NAME", default=None, help="plug-in: static networks to convert"
+        "-o",
+        "--out",
+        action=Option,
+        rule=TEXT,
+        default=place,
+        help=f"directory of all experiments (default: {place})",
     )
     add_settings(parser, leave_out=_OWN)
     parser.set_defaults(run=run)
@@ -92,18 +95,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.one is not None:
         names = {each.name: each for each in runs}
         if arguments.one not in names:
-            raise UsageError(f"`--run` must be one that --list names, got {arguments.one!r}: {', '.join(names)}")
+            raise UsageError(f"`--run` must be one that --list names, got {shown(arguments.one)}: such as {few(names)}")
         record = execute(names[arguments.one], progress=not arguments.quiet)
         print(f"{arguments.one}: {100 * record.score:.2f} %, kept in {names[arguments.one].path}")
         return 0
     given = [each for each in arguments.argv if each != "--list"]
     if arguments.list:
         for each in runs:
-            print(shlex.join(["condconv", *given, "--run", each.name]))
+            print(command_line(["condconv", *given, "--run", each.name]))
         return 0
-    program = [sys.executable, "-m", "condconv"]
     outcome = run_all(
-        runs, lambda each: [*program, *given, "--run", each.name], jobs=arguments.jobs, progress=not arguments.quiet
+        runs,
+        lambda each: [*child.command(), *given, "--run", each.name],
+        jobs=arguments.jobs,
+        progress=not arguments.quiet,
     )
     out = Path(arguments.out) / experiment.name
     files = write(experiment, outcome, _conditions(settings), out, ["condconv", *given])
@@ -119,7 +124,7 @@ def _settings(arguments: argparse.Namespace) -> TrainConfig:
     """Return what all runs share; the experiment decides the rest."""
     given = given_settings(arguments)
     if "data" not in given:
-        raise UsageError("the following arguments are required: --data (see condconv experiment --help)")
+        raise UsageError("`--data` must be given, got nothing: see condconv experiment --help")
     own = {"model": "-", "out": "-"}
     if arguments.recipe is None:
         return TrainConfig(**{**given, **own})

@@ -5,9 +5,21 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from condconv.errors import UsageError
-from condconv.export import FORMATS, export
-from condconv.export.storage import WEIGHTS
+from condconv.cli.parsing import Option
+from condconv.train.rules import TEXT, Rule, one_of, whole
+
+# As in `condconv.export`, which takes torch to import: --help does without.
+_FORMATS = ("torch-export", "aoti", "onnx", "openvino", "executorch", "litert", "coreml")
+_WEIGHTS = ("float32", "bfloat16", "int8")
+_COUNT = whole(1)
+
+
+def _read_form(text: str) -> Any:
+    pattern, equals, form = text.rpartition("=")
+    return (pattern, form) if equals and pattern and form else text
+
+
+_FORM = Rule(lambda value: isinstance(value, tuple), "PATTERN=FORM", "write it like 'blocks.0.*=esum'", _read_form)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -18,20 +30,30 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         description="Writes the network of a checkpoint of 'condconv train' for another runtime, with its class names "
         "and what images must go through. The file is run there at several batch sizes and compared with the network; "
         "one that computes something else is not kept.",
-        allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", help="a best.safetensors or last.safetensors")
-    parser.add_argument("--format", required=True, choices=tuple(FORMATS), help="what to write")
-    parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("checkpoint", action=Option, rule=TEXT, help="a best.safetensors or last.safetensors")
+    parser.add_argument("--format", action=Option, rule=one_of(*_FORMATS), required=True, help="what to write")
+    parser.add_argument(
+        "-o", "--out", action=Option, rule=TEXT, required=True, metavar="FILE", help="the file to write"
+    )
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--dynamic-batch", action="store_true", help="take any batch size; this is the default")
-    batch.add_argument("--batch", type=int, metavar="N", help="take batches of N images only")
-    parser.add_argument("--max-batch", type=int, metavar="N", help="the largest batch that has to run")
-    parser.add_argument("--opset", type=int, help="of an ONNX file (default: 18)")
+    batch.add_argument("--batch", action=Option, rule=_COUNT, metavar="N", help="take batches of N images only")
     parser.add_argument(
-        "--form", action="append", metavar="PATTERN=FORM", help="write layers in another form; can be repeated"
+        "--max-batch", action=Option, rule=_COUNT, metavar="N", help="the largest batch that has to run"
     )
-    parser.add_argument("--weights", choices=WEIGHTS, default="float32", help="how they are stored (%(default)s)")
+    parser.add_argument("--opset", action=Option, rule=whole(1, 1000), help="of an ONNX file (default: 18)")
+    parser.add_argument(
+        "--form",
+        action=Option,
+        rule=_FORM,
+        repeat=True,
+        metavar="PATTERN=FORM",
+        help="write layers in another form; can be repeated",
+    )
+    parser.add_argument(
+        "--weights", action=Option, rule=one_of(*_WEIGHTS), default="float32", help="how they are stored (%(default)s)"
+    )
     parser.add_argument("--no-verify", action="store_true", help="keep the file without running it")
     parser.set_defaults(run=run)
 
@@ -40,11 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file and print the report."""
     import torch
 
+    from condconv.export import export
     from condconv.train import load_checkpoint, load_network
 
-    if arguments.batch is not None and arguments.batch < 1:
-        raise UsageError(f"`--batch` must be at least 1, got {arguments.batch}: give a positive whole number")
-    forms = _forms(arguments.form or [])
     checkpoint = load_checkpoint(arguments.checkpoint)
     size = checkpoint.image_size
     report = export(
@@ -55,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         dynamic_batch=arguments.batch is None,
         max_batch=arguments.max_batch,
         opset=arguments.opset,
-        forms=forms,
+        forms=dict(arguments.form or ()),
         weights=arguments.weights,
         class_names=checkpoint.class_names,
         preprocessing=checkpoint.preprocessing,
@@ -63,10 +83,3 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(report)
     return 0
-
-
-def _forms(given: list[str]) -> dict[str, str]:
-    wrong = next((each for each in given if "=" not in each), None)
-    if wrong is not None:
-        raise UsageError(f"`--form` must be PATTERN=FORM, got {wrong!r}: for example 'blocks.0.*=esum'")
-    return {pattern: form for pattern, _, form in (each.rpartition("=") for each in given)}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from condconv.cli.parsing import Option
 from condconv.cli.reading import add_max_images, add_reading_options, reading_of, reading_options
+from condconv.train.rules import TEXT
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -18,11 +20,22 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "without augmentation; the accuracy before and after is that on the validation images. 'condconv report' "
         "says which layers to name.",
     )
-    parser.add_argument("checkpoint", help="a best.safetensors or last.safetensors, or what condconv freeze wrote")
     parser.add_argument(
-        "--layers", required=True, help="names of layers or patterns, with commas between: 'blocks.3.*,conv_head'"
+        "checkpoint",
+        action=Option,
+        rule=TEXT,
+        help="a best.safetensors or last.safetensors, or what condconv freeze wrote",
     )
-    parser.add_argument("-o", "--out", required=True, help="file to write, another than the checkpoint")
+    parser.add_argument(
+        "--layers",
+        action=Option,
+        rule=TEXT,
+        required=True,
+        help="names of layers or patterns, with commas between: 'blocks.3.*,conv_head'",
+    )
+    parser.add_argument(
+        "-o", "--out", action=Option, rule=TEXT, required=True, help="file to write, another than the checkpoint"
+    )
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     parser.add_argument("--no-evaluate", action="store_true", help="do not measure the accuracy")
     add_reading_options(parser, unlabelled=True)

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import condconv
 from condconv.cli import bench, demo, evaluate, experiment, export, freeze, models, report, train
+from condconv.cli.output import describe_refusal, drop_output, prepare_output
+from condconv.cli.parsing import Parser
 from condconv.cli.signals import stopped_by_signals
-from condconv.errors import ExportError, MissingExtraError, TrainingError, TrainingInterrupted, UsageError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
+from condconv.errors import (
+    ExportError,
+    MissingExtraError,
+    TrainingError,
+    TrainingInterrupted,
+    UsageError,
+    command_line,
+    one_line,
+)
 
 
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="condconv",
         description="Convolutions with example-dependent kernels: try them, train them, look at them.",
         epilog="'condconv COMMAND --help' describes a command.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"condconv {condconv.__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -42,15 +43,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        Exit status: 0 done; 1 training failed, or a benchmark or an export found a wrong result; 2 something given
-            is wrong; 130 interrupted.
+        Exit status: 0 done; 1 training failed, a benchmark or an export found a wrong result, or the system refused to
+            write; 2 something given is wrong; 130 interrupted; 141 the reader of the output has gone.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    prepare_output()
     try:
-        arguments = create_parser().parse_args(argv)
-        arguments.argv = argv
         with stopped_by_signals():
-            status: int = arguments.run(arguments)
+            return _run(argv)
+    except KeyboardInterrupt:  # while another end was being reported
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    command = command_line(["condconv", *argv])
+    try:
+        arguments = _parse(argv)
+        arguments.argv = argv
+        status: int = arguments.run(arguments)
         sys.stdout.flush()
     except (UsageError, MissingExtraError) as error:
         return _fail(f"error: {error}", 2)
@@ -59,16 +69,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ExportError as error:
         return _fail(f"export failed: {error}", 1)
     except TrainingInterrupted as error:
-        return _fail(f"interrupted: {error}; to go on: {shlex.join(['condconv', *argv])}", 130)
+        return _fail(f"interrupted: {error}; to resume: {command}", 130)
     except KeyboardInterrupt:
-        return _fail(f"interrupted: nothing more is saved; to try again: {shlex.join(['condconv', *argv])}", 130)
-    except BrokenPipeError:
-        # The reader (a pager, head) has gone; what is left in the buffer must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(f"interrupted: nothing more is saved; to try again: {command}", 130)
+    except BrokenPipeError:  # the reader (a pager, head) has gone
+        drop_output()
         return 141
+    except OSError as error:
+        return _fail(f"error: {describe_refusal(error)}", 1)
     return status
 
 
+def _parse(argv: list[str]) -> argparse.Namespace:
+    try:
+        return create_parser().parse_args(argv)
+    except SystemExit:  # of --help and --version
+        sys.stdout.flush()
+        raise
+
+
 def _fail(message: str, status: int) -> int:
-    print("condconv:", " ".join(message.split()), file=sys.stderr)
+    print("condconv:", one_line(message), file=sys.stderr)
     return status

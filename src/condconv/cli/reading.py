@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from condconv.cli.parsing import Option
+from condconv.train.rules import TEXT, one_of, whole
+
 
 def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = False) -> None:
     """Add the options that say which images are read, and how; `unlabelled` images have no class folders."""
@@ -13,14 +16,15 @@ def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = F
     )
     if unlabelled:
         kinds = "as for 'condconv evaluate', or a directory of images without class folders"
-    parser.add_argument("--data", help=f"{kinds} (default: the run's)")
-    parser.add_argument("--data-dir", help="where the files of torch/NAME are, or the cache of hfds/NAME")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
-    parser.add_argument(
-        "--on-bad-image", choices=("error", "skip"), default="error", help="what to do with an unreadable image"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="where to run (default: %(default)s)")
+    for flag, rule, default, text in (
+        ("--data", TEXT, None, f"{kinds} (default: the run's)"),
+        ("--data-dir", TEXT, None, "where the files of torch/NAME are, or the cache of hfds/NAME"),
+        ("--batch-size", whole(1), 64, "images per forward pass (default: %(default)s)"),
+        ("--workers", whole(0, 1024), 0, "processes that read images (default: %(default)s)"),
+        ("--on-bad-image", one_of("error", "skip"), "error", "what to do with an unreadable image"),
+        ("--device", one_of("auto", "cpu"), "auto", "where to run (default: %(default)s)"),
+    ):
+        parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -28,7 +32,8 @@ def add_max_images(parser: argparse.ArgumentParser, *, default: int | None = Non
     """Add the option that bounds how many images are read."""
     parser.add_argument(
         "--max-images",
-        type=int,
+        action=Option,
+        rule=whole(1, 1_000_000_000),
         default=default,
         help=f"most images, a fixed random choice (default: {default or 'all'})",
     )

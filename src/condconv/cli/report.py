@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from condconv.cli.parsing import Option
 from condconv.cli.reading import add_max_images, add_reading_options, reading_of
-from condconv.errors import UsageError, require_extra
+from condconv.errors import UsageError, require_extra, shown
+from condconv.train.rules import TEXT, whole
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -19,18 +21,26 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "experts of each layer, the images and classes with the highest weights, what the routing is worth, and "
         "which layers may be made static (condconv freeze).",
     )
-    parser.add_argument("checkpoint", help="a best.safetensors or last.safetensors, or what condconv freeze wrote")
+    parser.add_argument(
+        "checkpoint",
+        action=Option,
+        rule=TEXT,
+        help="a best.safetensors or last.safetensors, or what condconv freeze wrote",
+    )
     add_reading_options(parser, unlabelled=True)
     add_max_images(parser)
     parser.add_argument(
         "--layer-images",
-        type=int,
+        action=Option,
+        rule=whole(1, 1_000_000_000),
         default=10_000,
         help="most images for measuring each single layer (default: %(default)s)",
     )
     parser.add_argument(
         "-o",
         "--out",
+        action=Option,
+        rule=TEXT,
         default="report.html",
         help="file to write, .html, or .json for RoutingReport.load (default: %(default)s)",
     )
@@ -46,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     # What would fail at the end is said before the work begins.
     if out.suffix not in (".html", ".json"):
-        raise UsageError(f"`--out` must end in .html or .json, got {out}: give it one of these suffixes")
+        raise UsageError(f"`--out` must end in .html or .json, got {shown(str(out))}: give it one of these suffixes")
     check_can_write(out)
     if out.suffix == ".html":
         require_extra("plotly", "report")

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import Field, fields
 from typing import Any
 
-from condconv.errors import UsageError
-from condconv.train import TrainConfig
+from condconv.cli.parsing import Option
+from condconv.train.config import TrainConfig
+from condconv.train.rules import Rule, one_of
 
-_TYPES: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+_RECIPES = ("efficientnet_b0", "mnasnet_a1", "mobilenet_v1", "mobilenet_v2", "resnet_50")  # light: --help has them
 ENTRIES = {each.name: each.name.removesuffix("s") for each in fields(TrainConfig) if "Mapping" in str(each.type)}
 """Settings that are mappings, with the name of one entry: they are given entry by entry."""
 
 _RECIPE_HELP = (
-    "settings for a network of the paper on ImageNet, the authors' where published, which the others given replace: "
-    "efficientnet_b0, mnasnet_a1, mobilenet_v1, mobilenet_v2 or resnet_50"
+    "settings for a network of the paper on ImageNet, the authors' where published, which the others given replace"
 )
 
 
@@ -29,7 +29,7 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Collection[str] = (
         parser: Its `argument_default` is `argparse.SUPPRESS`: what is not given is not there.
         leave_out: Names of settings that get no option.
     """
-    parser.add_argument("--recipe", metavar="NAME", default=None, help=_RECIPE_HELP)
+    parser.add_argument("--recipe", action=Option, rule=one_of(*_RECIPES), default=None, help=_RECIPE_HELP)
     groups: dict[str, argparse._ArgumentGroup] = {}
     for each in fields(TrainConfig):
         if each.name not in leave_out:
@@ -40,16 +40,9 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Collection[str] = (
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that were given, by name.
-
-    Raises:
-        UsageError: An entry of a mapping is not NAME=VALUE.
-    """
+    """Return the settings that were given, by name."""
     given = {each.name: getattr(arguments, each.name) for each in fields(TrainConfig) if hasattr(arguments, each.name)}
-    for name, entry in ENTRIES.items():
-        if name in given:
-            given[name] = dict(_parse_entry(each, entry) for each in given[name])
-    return given
+    return {name: dict(value) if name in ENTRIES else value for name, value in given.items()}
 
 
 def make_recipe(name: str, *arguments: str) -> TrainConfig:
@@ -58,14 +51,9 @@ def make_recipe(name: str, *arguments: str) -> TrainConfig:
     Args:
         name: A key of `condconv.experiments.recipes.RECIPES`.
         *arguments: Of the recipe: the data, and a network.
-
-    Raises:
-        UsageError: There is no such recipe.
     """
     from condconv.experiments.recipes import RECIPES  # needs the extra, which --help must not
 
-    if name not in RECIPES:
-        raise UsageError(f"`--recipe` must be one of {', '.join(sorted(RECIPES))}, got {name!r}")
     return RECIPES[name](*arguments)
 
 
@@ -74,43 +62,36 @@ def over_recipe(recipe: TrainConfig, given: dict[str, Any]) -> dict[str, Any]:
     return {name: {**getattr(recipe, name), **value} if name in ENTRIES else value for name, value in given.items()}
 
 
-def _add_option(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
-    flag, text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
-    kind, optional = str(option.type).removesuffix(" | None"), str(option.type).endswith("| None")
-    if option.name in ENTRIES:
-        flag = f"--{ENTRIES[option.name].replace('_', '-')}"
-        group.add_argument(flag, dest=option.name, action="append", metavar="NAME=VALUE", help=text)
-    elif kind == "bool":
+def _add_option(group: argparse._ArgumentGroup, setting: Field[Any]) -> None:
+    flag, text, rule = f"--{setting.name.replace('_', '-')}", setting.metadata["help"], setting.metadata["rule"]
+    if setting.name in ENTRIES:
+        flag = f"--{ENTRIES[setting.name].replace('_', '-')}"
+        options: dict[str, Any] = {"dest": setting.name, "repeat": True, "metavar": "NAME=VALUE"}
+        group.add_argument(flag, action=Option, rule=_ENTRY, help=text, **options)
+    elif "bool" in str(setting.type):
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-    elif option.name == "out":
-        group.add_argument("-o", flag, help=f"{text} (default: runs/DATA-MODEL-seedSEED)")
+    elif setting.name == "out":
+        default = "(default: runs/DATA-MODEL-seedSEED)"
+        group.add_argument("-o", flag, action=Option, rule=rule, metavar="OUT", help=f"{text} {default}")
     else:
-        known = option.default not in (None, dataclasses.MISSING)
-        choices = option.metadata["rule"].choices
+        known = setting.default not in (None, dataclasses.MISSING)
         group.add_argument(
             flag,
-            type=_or_none(_TYPES[kind]) if optional else _TYPES[kind],
-            choices=((*choices, None) if optional else choices) if choices else None,
-            metavar=f"{{{','.join(map(str, choices))}}}" if choices else option.name.rpartition("_")[2].upper(),
-            help=text + (f" (default: {option.default})" if known else ""),
+            action=Option,
+            rule=rule,
+            metavar=None if rule.choices else setting.name.rpartition("_")[2].upper(),
+            help=text + (f" (default: {setting.default})" if known else ""),
         )
 
 
-def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Read `none` as None, which takes a value of a recipe's back."""
-
-    def parse(text: str) -> Any:
-        return None if text == "none" else kind(text)
-
-    parse.__name__ = getattr(kind, "__name__", "value")  # argparse names the type in its message
-    return parse
-
-
-def _parse_entry(text: str, flag: str) -> tuple[str, Any]:
+def _read_entry(text: str) -> Any:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise UsageError(f"`--{flag.replace('_', '-')}` must be NAME=VALUE, got {text!r}, for example output_stride=8")
+        return text
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return name, value  # a word, such as a name, needs no quotes
+
+
+_ENTRY = Rule(lambda value: isinstance(value, tuple), "NAME=VALUE", "write it like output_stride=8", _read_entry)

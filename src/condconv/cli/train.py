@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from condconv.cli.settings import add_settings, given_settings, make_recipe, over_recipe
 from condconv.errors import UsageError
-from condconv.train import TrainConfig
-from condconv.train.config import is_named
+from condconv.train.config import TrainConfig, is_named
 
 if TYPE_CHECKING:
     from condconv.train import TrainResult
@@ -22,11 +21,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a network on images",
-        description="Trains a network. The run is saved after each epoch; the same command goes on with an "
+        description="Trains a network. The run is saved after each epoch; the same command resumes an "
         "interrupted run, with the same result as if it had not been interrupted. Several GPUs: "
         "'accelerate launch -m condconv train ...'.",
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--quiet",
@@ -55,7 +53,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     needed = ("data", "model") if arguments.recipe is None else ("data",)
     missing = [f"--{name}" for name in needed if name not in given]
     if missing:
-        raise UsageError(f"the following arguments are required: {', '.join(missing)} (see condconv train --help)")
+        raise UsageError(f"`{', '.join(missing)}` must be given, got nothing: see condconv train --help")
     if arguments.recipe is None:
         return TrainConfig(**{"out": _default_out(given), **given})
     recipe = make_recipe(arguments.recipe, *(given[name] for name in ("data", "model") if name in given))

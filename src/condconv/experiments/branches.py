@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import UsageError
 from condconv.nn import SigmoidRouting
 from condconv.train import TrainConfig
 from condconv.train import network as networks
+from condconv.train.rules import one_of, whole
 
 BRANCHES = "branches"
 """Name of these networks in a run's settings; the zoo has none of it."""
@@ -59,10 +59,8 @@ def create_branches(
     """
     from condconv.models import create_model
 
-    if stages not in ("last", "all"):
-        raise UsageError(f"`stages` must be 'last' or 'all', got {stages!r}")
-    if branches < 1:
-        raise UsageError(f"`branches` must be a whole number of at least 1, got {branches!r}")
+    one_of("last", "all").check("stages", stages)
+    whole(1).check("branches", branches)
     network: Any = create_model(base, **options)
     others: list[Any] = [create_model(base, **options) for _ in range(branches - 1)]
     for index in range(len(network.blocks)) if stages == "all" else [len(network.blocks) - 1]:

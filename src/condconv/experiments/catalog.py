@@ -7,17 +7,17 @@ at 16 pixels with `output_stride=16`: what `docs/results.md` is made of.
 from __future__ import annotations
 
 import inspect
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown
 from condconv.experiments import ladder
 from condconv.experiments.design import Arm, Experiment
 from condconv.models.names import parse_name
 from condconv.models.paper import FIGURE_2, TABLE_1, TABLE_3, TABLE_4, Ablation, PaperRow
+from condconv.train.rules import EXPERTS, WIDTH
 
 
 def experts_width(
@@ -59,7 +59,7 @@ def plug_in(networks: Sequence[str] = _TABLE_1, experts: Sequence[int] = (8,)) -
     for name in networks:
         parsed = parse_name(name)
         if parsed.num_experts is not None:
-            raise UsageError(f"`networks` must be static ones, got {name}: give the network without experts")
+            raise UsageError(f"`networks` must be static ones, got {shown(name)}: give the network without experts")
         arms.append(_zoo(name, name, TABLE_1, against=name))
         for number in experts:
             model = str(replace(parsed, num_experts=number))
@@ -210,22 +210,27 @@ def create_experiment(name: str, init: str | None = None, *, control: bool = Fal
             would be in it twice.
     """
     if name not in CATALOG:
-        raise UsageError(f"`name` must be one of {', '.join(CATALOG)}, got {name!r}")
+        raise UsageError(f"`name` must be one of {', '.join(CATALOG)}, got {shown(name)}: choose one of these")
     given = {key: value for key, value in options.items() if value is not None}
     known = inspect.signature(CATALOG[name]).parameters
     for key in given:
         if key not in known:
-            raise UsageError(f"`{key}` must not be given for {name!r}, which has {', '.join(known)}: leave it out")
+            raise UsageError(
+                f"`{key}` must not be given for {name!r}, which has {', '.join(known)}, got {shown(given[key])}: leave "
+                "it out"
+            )
     experiment = CATALOG[name](**given)
     (label, times), *_ = Counter(arm.label for arm in experiment.arms).most_common()
     if times > 1:
         raise UsageError(
-            f"{name!r} must have each network once, got {label!r} {times} times: leave out what is repeated"
+            f"`{name}` must have each network once, got {shown(label)} {times} times: leave out what is repeated"
         )
     arms = experiment.arms
     if control:
         if any(arm.options.get("routing") == _ALIKE for arm in arms):
-            raise UsageError(f"`control` must not be given for {name!r}, which has one row of it: leave it out")
+            raise UsageError(
+                f"`control` must not be given for {name!r}, which has one row of it, got True: leave it out"
+            )
         arms = tuple(each for arm in arms for each in ((arm, _control(arm)) if arm.has_experts else (arm,)))
     if init is not None:
         arms = tuple(_start(arm, init) for arm in arms)
@@ -249,10 +254,9 @@ def _control(arm: Arm) -> Arm:
 
 
 def _v1(width: str, experts: int | None) -> str:
-    if not re.fullmatch(r"[0-9]{3}", width):
-        raise UsageError(f"`width` must be three digits, in percent, such as 025 for 0.25x, got {width!r}")
-    if experts is not None and experts < 1:
-        raise UsageError(f"the number of experts must be at least 1, got {experts}: give a positive whole number")
+    WIDTH.check("width", width)
+    if experts is not None:
+        EXPERTS.check("num_experts", experts)
     return f"mobilenet_v1_{width}" if experts is None else f"mobilenet_v1_cc_{width}_{experts}e"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from condconv.errors import UsageError
 from condconv.train import TrainConfig
+from condconv.train.rules import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class DemoConfig:
             program holds a core, since threads wait for one another at every layer.
 
     Raises:
-        UsageError: There is no seed, or no thread.
+        UsageError: There is no seed, no epoch or no thread.
     """
 
     out: str = "runs/demo"
@@ -41,9 +41,8 @@ class DemoConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "threads"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)}")
+        for name in ("seeds", "epochs", "threads"):
+            whole(1, 4096 if name == "threads" else 1_000_000).check(name, getattr(self, name))
 
     def run(self, network: str, seed: int) -> TrainConfig:
         """Return the settings of one run; the two networks differ in their name and in how experts start."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -17,10 +16,11 @@ from typing import IO
 import torch
 from tqdm import tqdm
 
-from condconv.errors import TrainingInterrupted, UsageError
+from condconv.errors import TrainingInterrupted, UsageError, command_line
 from condconv.experiments.design import Experiment
 from condconv.experiments.runs import Run, RunRecord, check_data
 from condconv.train import TrainConfig
+from condconv.train.rules import whole
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ def list_runs(experiment: Experiment, settings: TrainConfig, out: str | Path, se
     Raises:
         UsageError: There is no seed.
     """
-    if seeds < 1:
-        raise UsageError(f"`seeds` must be a whole number of at least 1, got {seeds}")
+    whole(1, 1000).check("seeds", seeds)
     return [Run(experiment, arm, seed, settings, Path(out)) for seed in range(seeds) for arm in experiment.arms]
 
 
@@ -63,7 +62,7 @@ def run_all(
 
     Args:
         runs: As `list_runs` returns them.
-        command: Gives the command that does one run and leaves its record.
+        command: Gives the command that does one run and leaves its record. Its stdin ends when this process does.
         jobs: Processes at once; each does one run.
         progress: Whether to show a bar on a terminal, or else a line for each run that ends.
 
@@ -71,8 +70,7 @@ def run_all(
         UsageError: `jobs` is not a count, or the data cannot be used.
         TrainingInterrupted: Ctrl-C or SIGTERM; runs at work are told to save and stop; finished ones are kept.
     """
-    if jobs < 1:
-        raise UsageError(f"`jobs` must be a whole number of at least 1, got {jobs}")
+    whole(1, 1024).check("jobs", jobs)
     left = [run for run in runs if run.record() is None]
     if left:
         check_data(left[0])
@@ -130,12 +128,18 @@ class _Processes:
             # In a session of its own a terminal's Ctrl-C does not reach it: it would be told twice.
             share = self._shares[-1]
             process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **share}
+                command,
+                stdin=subprocess.PIPE,  # the system closes it with this process, even if that is killed
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **share},
             )
             self._shares.pop()
             self._running.add(process)
         try:
-            return process.wait()
+            with process:  # closes the pipe behind it
+                return process.wait()
         finally:
             with self._lock:
                 self._running.discard(process)
@@ -154,7 +158,7 @@ def _do(run: Run, command: Sequence[str], processes: _Processes) -> str | None:
     try:
         run.log.parent.mkdir(parents=True, exist_ok=True)
         with run.log.open("w", encoding="utf-8", errors="backslashreplace") as log:
-            print(shlex.join(command), file=log, flush=True)
+            print(command_line(command), file=log, flush=True)
             status = processes.call(command, log)
         if status == 0 and run.record() is not None:
             return None

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from condconv.atomic import make_directory, write_atomic
 from condconv.counting import count
-from condconv.errors import UsageError
+from condconv.errors import UsageError, first_line, shown
 from condconv.experiments.branches import build
 from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.machine import describe_machine
+from condconv.experiments.plain import from_plain
 from condconv.train import TrainConfig, load_checkpoint, load_network, open_data, train
 from condconv.train.images import IGNORED
 from condconv.train.loading import create_loader
@@ -62,17 +63,6 @@ class RunRecord:
     images_trained: int
     seconds: float
     machine: Mapping[str, Any]
-
-    @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> RunRecord:
-        """Return the record that JSON gave back, where a tuple has become a list.
-
-        Raises:
-            TypeError: It has other fields.
-            LookupError: It lacks one.
-        """
-        curves = {name: tuple(map(tuple, values[name])) for name in ("curve", "loss_curve")}
-        return cls(**{**values, **curves, "member_scores": tuple(values["member_scores"])})
 
 
 @dataclass(frozen=True)
@@ -122,8 +112,8 @@ class Run:
         epochs = self.settings.epochs
         if self.arm.chained and epochs < self.arm.members:
             raise UsageError(
-                f"`epochs` must be at least {self.arm.members} for {self.arm.label!r}, got {epochs}: each snapshot "
-                "needs one"
+                f"`epochs` must be at least {self.arm.members} for {shown(self.arm.label)}, got {epochs}: raise it, "
+                "each snapshot needs one"
             )
         for index in range(self.arm.members):
             changes: dict[str, Any] = {"seed": self.seed + index * _SEEDS_APART}
@@ -158,12 +148,13 @@ class Run:
     def record(self) -> RunRecord | None:
         """Return what the run has left, or `None` if it is not finished."""
         try:
-            return RunRecord.from_plain(json.loads(self.path.read_text(encoding="utf-8")))
+            return from_plain(RunRecord, json.loads(self.path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, LookupError) as error:
+        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             raise UsageError(
-                f"`out` must hold records of this version, {self.path} is none ({error}): remove it"
+                f"`out` must hold records of this version, got {shown(str(self.path), 200)}, which is not one "
+                f"({first_line(error)}): remove it"
             ) from error
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from condconv.analysis.plots import save_figure
 from condconv.atomic import make_directory, write_atomic
-from condconv.errors import UsageError, require_extra
+from condconv.errors import UsageError, command_line, first_line, require_extra, shown
 from condconv.experiments.comparison import as_markdown, spread
 from condconv.experiments.design import Arm, Experiment
+from condconv.experiments.plain import from_plain
 from condconv.experiments.runner import Outcome
 from condconv.experiments.runs import RunRecord
 from condconv.train.metrics import as_csv
@@ -188,7 +188,7 @@ def write(
         "own data.\n"
     )
     numbers = {
-        "command": shlex.join(command),
+        "command": command_line(command),
         "experiment": asdict(experiment),
         "conditions": conditions,
         "records": [asdict(each) for each in outcome.records],
@@ -211,14 +211,15 @@ def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:
     """
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
-        arms = tuple(Arm(**each) for each in numbers["experiment"].pop("arms"))
-        experiment = Experiment(**numbers["experiment"], arms=arms)
-        return experiment, tuple(map(RunRecord.from_plain, numbers["records"]))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        arms = tuple(from_plain(Arm, each) for each in numbers["experiment"]["arms"])
+        experiment = from_plain(Experiment, {**numbers["experiment"], "arms": ()})
+        records = tuple(from_plain(RunRecord, each) for each in numbers["records"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UsageError(
-            f"`path` must be a records.json of this version, got {path} ({error}): run the experiment's command again, "
-            "which keeps what is trained"
+            f"`path` must be a records.json of this version, got {shown(str(path), 200)} ({first_line(error)}): run "
+            "the experiment's command again, which keeps what is trained"
         ) from error
+    return replace(experiment, arms=arms), records
 
 
 def plot(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, few, shown
 from condconv.train.rules import BOOL, OPTIONS, TEXT, Rule, number, one_of, or_none, whole
 
 # The help text is what the reference and the command line both show; the group is the heading it stands under there.
@@ -31,7 +31,9 @@ _HOW = (
     *("out", "log_with", "data_dir", "workers", "on_bad_image", "patience"),
     *("device", "grad_accumulation", "sync_bn", "channels_last", "compile"),
 )
-"""Settings that may change when a run goes on."""
+"""Settings that may change when a run is resumed."""
+
+_SCALE = number(1e-9, 1_000_000_000)
 
 
 def is_named(data: str) -> bool:
@@ -71,7 +73,7 @@ class TrainConfig:
     )
     data_options: Mapping[str, Any] = _options(DATA, "option of a named dataset's reader, e.g. input_key=img")
     image_size: int | None = _option(
-        None, DATA, "side of the square input in pixels (default: 224, digits 8)", or_none(whole(1))
+        None, DATA, "side of the square input in pixels (default: 224, digits 8)", or_none(whole(1, 16_384))
     )
     in_chans: int | None = _option(None, DATA, "image channels, 1 or 3 (default: 3, digits 1)", or_none(one_of(1, 3)))
     normalization: str | None = _option(
@@ -81,7 +83,7 @@ class TrainConfig:
         or_none(one_of("imagenet", "inception")),
     )
     on_bad_image: str = _option("error", DATA, "what to do with an unreadable image", one_of("error", "skip"))
-    workers: int = _option(0, DATA, "processes that read images, for each training process", whole(0))
+    workers: int = _option(0, DATA, "processes that read images, for each training process", whole(0, 1024))
 
     # Network
     model: str = _required(NETWORK, "name of a network, see 'condconv models'", TEXT)
@@ -103,13 +105,13 @@ class TrainConfig:
     optimizer_options: Mapping[str, Any] = _options(UPDATES, "argument of the optimizer, e.g. momentum=0.9")
     lr: float = _option(1e-3, UPDATES, "peak learning rate", number(0, open_below=True))
     router_lr_scale: float = _option(
-        1.0, UPDATES, "learning rate of routing functions, in times of the others'", number(0, open_below=True)
+        1.0, UPDATES, "learning rate of routing functions, in times of the others'", _SCALE
     )
     expert_lr_scale: float = _option(
         1.0,
         UPDATES,
         "learning rate of experts, in times of the others' (with softmax routing and sgd: their number or more)",
-        number(0, open_below=True),
+        _SCALE,
     )
     scheduler: str = _option("cosine", UPDATES, "learning rate schedule, by its timm name", TEXT)
     scheduler_options: Mapping[str, Any] = _options(UPDATES, "argument of timm's schedule, e.g. decay_epochs=2.4")
@@ -167,11 +169,11 @@ class TrainConfig:
     random_erasing: float = _option(0.0, AUGMENTATION, "probability of erasing a rectangle", number(0, 1))
 
     # Run
-    out: str = _required(RUN, "directory for checkpoints and metrics; a run that is there goes on", TEXT)
+    out: str = _required(RUN, "directory for checkpoints and metrics; a run that is there is resumed", TEXT)
     log_with: str | None = _option(
         None, RUN, "log the metrics to this as well (default: files only)", or_none(one_of("tensorboard", "wandb"))
     )
-    seed: int = _option(0, RUN, "decides initial weights, image order and augmentation", whole(0))
+    seed: int = _option(0, RUN, "decides initial weights, image order and augmentation", whole(0, 2**63 - 1))
     mixed_precision: str = _option("no", RUN, "arithmetic of the forward pass", one_of("no", "bf16", "fp16"))
     sync_bn: bool = _option(False, RUN, "share batch statistics between GPUs", BOOL)
     channels_last: bool = _option(False, RUN, "keep images and kernels in channels-last layout", BOOL)
@@ -190,8 +192,9 @@ class TrainConfig:
     def _check_together(self) -> None:
         if self.batch_size % self.grad_accumulation:
             raise UsageError(
-                f"`batch_size` must be a multiple of `grad_accumulation` ({self.grad_accumulation}), "
-                f"got {self.batch_size}: it counts the images of a whole update"
+                f"`batch_size` must be a multiple of `grad_accumulation` ({self.grad_accumulation}), got "
+                f"{self.batch_size}: it counts the images of a whole update, take "
+                f"{max(1, self.batch_size // self.grad_accumulation) * self.grad_accumulation}"
             )
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise UsageError(
@@ -200,10 +203,12 @@ class TrainConfig:
             )
         if self.pretrained and self.init_from:
             raise UsageError(
-                f"`init_from` must be None with `pretrained`, got {self.init_from!r}: choose one of the two"
+                f"`init_from` must be None with `pretrained`, got {shown(self.init_from)}: choose one of the two"
             )
         if self.init_skip and not self.init_from:
-            raise UsageError(f"`init_skip` must be None without `init_from`, got {self.init_skip!r}: give --init-from")
+            raise UsageError(
+                f"`init_skip` must be None without `init_from`, got {shown(self.init_skip)}: give --init-from too"
+            )
 
     def data_of(self, split: str) -> str:
         """Return where the images of `"train"` or `"val"` are."""
@@ -224,7 +229,7 @@ class TrainConfig:
     def check_same(self, saved: TrainConfig) -> None:
         """Check that these settings are of the run that `out` holds.
 
-        What decides only where and how it is computed may be another, so that a run goes on with other processes,
+        What decides only where and how it is computed may be another, so that a run resumes with other processes,
         another memory or a newly broken image. The result is the same bit for bit only if these are unchanged too.
 
         Args:
@@ -235,11 +240,11 @@ class TrainConfig:
         """
         named = [each.name for each in fields(self) if each.name not in _HOW]
         pairs = [(name, _plain(getattr(self, name)), _plain(getattr(saved, name))) for name in named]
-        differences = [f"{name}: {ours!r}, not {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
+        differences = [f"{name}: {shown(ours)}, not {shown(theirs)}" for name, ours, theirs in pairs if ours != theirs]
         if differences:
             raise UsageError(
-                f"`out` must be a new directory or one with a run of the same settings, got {self.out}, which "
-                f"differs in {'; '.join(differences)}: give another --out, or the settings of that run"
+                f"`out` must be a new directory or one with a run of the same settings, got {shown(self.out)}, which "
+                f"differs in {few(differences)}: give another --out, or the settings of that run"
             )
 
 

@@ -59,7 +59,7 @@ class Reading:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        or_none(whole(1)).check("max_images", self.max_images)
+        or_none(whole(1, 1_000_000_000)).check("max_images", self.max_images)
         whole(1).check("batch_size", self.batch_size)
         whole(0).check("workers", self.workers)
         one_of("error", "skip").check("on_bad_image", self.on_bad_image)
@@ -146,7 +146,7 @@ def inspect_checkpoint(
     Raises:
         UsageError: The checkpoint or the data cannot be used, or the network has no conditional layer left.
     """
-    whole(1).check("layer_images", layer_images)
+    whole(1, 1_000_000_000).check("layer_images", layer_images)
     reading = reading or Reading()
     checkpoint = load_checkpoint(path)
     shown = data or checkpoint.config.data_of("val")

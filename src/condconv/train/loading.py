@@ -34,7 +34,7 @@ class EpochSampler(Sampler[int]):
         return self._used
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + self.epoch) % 2**64)  # all that torch takes
         yield from torch.randperm(self._images, generator=generator)[: self._used].tolist()
 
 

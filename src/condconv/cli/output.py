@@ -1,0 +1,54 @@
+"""Standard output that takes any text, and what to say and do once it takes nothing any more."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from contextlib import suppress
+
+from condconv.errors import one_line
+
+_OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
+
+
+def prepare_output() -> None:
+    """Let standard output and error take any text, and be there at all.
+
+    What a terminal has no character for, such as ± in ASCII or a byte of a file's name, is written as its escape. A
+    stream that was closed before the program began takes everything and keeps nothing: its number would otherwise go to
+    the next file that is opened, which would get what is printed.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            _point_to_nothing(number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", errors="backslashreplace"))
+        elif number > 0 and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_output() -> None:
+    """Let what standard output still holds go nowhere: it would be tried again when the program ends."""
+    with suppress(OSError):  # a stream that is no file
+        _point_to_nothing(sys.stdout.fileno())
+
+
+def describe_refusal(error: OSError) -> str:
+    """Return what to say of an error that the system gave; output that cannot be written is dropped."""
+    reason = error.strerror or str(error)
+    if error.filename is None and error.errno in _OF_OUTPUT:
+        drop_output()
+        return (
+            f"standard output must be something that takes what is printed, got {reason!r}: make room, or redirect it"
+        )
+    place = "the system" if error.filename is None else f"`{one_line(os.fsdecode(error.filename))}`"
+    return f"{place} must allow what this command does, got {reason!r}: check permissions, room and limits"
+
+
+def _point_to_nothing(number: int) -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    if nothing != number:
+        os.dup2(nothing, number)
+        os.close(nothing)
