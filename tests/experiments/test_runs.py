@@ -204,7 +204,7 @@ def test_a_record_that_is_none_is_named(tmp_path):
     run.path.parent.mkdir(parents=True)
     run.path.write_text("{")
     with pytest.raises(
-        UsageError, match=r"`out` must hold records of this version, got '.*plain-seed0-\w{10}.json', which is not one"
+        UsageError, match=r"`out` must hold records of this version, got .*plain-seed0-\w{10}.json, which is not one"
     ):
         run.record()
 
@@ -315,7 +315,7 @@ def test_files_of_what_is_finished(tmp_path):
 )
 def test_a_file_that_holds_no_experiment(tmp_path, text):
     (tmp_path / "records.json").write_text(text)
-    with pytest.raises(UsageError, match=r"`path` must be a records.json of this version, got '.*records.json' \("):
+    with pytest.raises(UsageError, match=r"`path` must be a records.json of this version, got .*records.json \("):
         read(tmp_path / "records.json")
 
 

@@ -45,7 +45,7 @@ def test_json_round_trip(tmp_path):
 
 def test_a_run_of_other_settings_is_named_wherever_it_is_and_whatever_logs_it(tmp_path):
     ours, theirs = settings(tmp_path / "a", lr=0.1), settings(tmp_path / "b", lr=0.2, log_with="wandb")
-    with pytest.raises(UsageError, match=f"got '{tmp_path / 'a'}', which differs in lr: 0.1, not 0.2: give another"):
+    with pytest.raises(UsageError, match=f"got {tmp_path / 'a'}, which differs in lr: 0.1, not 0.2: give another"):
         ours.check_same(theirs)
     ours.check_same(replace(theirs, lr=0.1))
 

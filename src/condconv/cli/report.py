@@ -8,7 +8,7 @@ from typing import Any
 
 from condconv.cli.parsing import Option
 from condconv.cli.reading import add_max_images, add_reading_options, reading_of
-from condconv.errors import UsageError, require_extra, shown
+from condconv.errors import UsageError, require_extra, shown_name
 from condconv.train.rules import TEXT, whole
 
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     # What would fail at the end is said before the work begins.
     if out.suffix not in (".html", ".json"):
-        raise UsageError(f"`--out` must end in .html or .json, got {shown(str(out))}: give it one of these suffixes")
+        raise UsageError(f"`--out` must end in .html or .json, got {shown_name(out)}: give it one of these suffixes")
     check_can_write(out)
     if out.suffix == ".html":
         require_extra("plotly", "report")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from condconv.atomic import make_directory, write_atomic
 from condconv.counting import count
-from condconv.errors import UsageError, first_line, shown
+from condconv.errors import UsageError, first_line, shown, shown_name
 from condconv.experiments.branches import build
 from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.machine import describe_machine
@@ -153,7 +153,7 @@ class Run:
             return None
         except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             raise UsageError(
-                f"`out` must hold records of this version, got {shown(str(self.path), 200)}, which is not one "
+                f"`out` must hold records of this version, got {shown_name(self.path)}, which is not one "
                 f"({first_line(error)}): remove it"
             ) from error
 

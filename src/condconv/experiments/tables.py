@@ -11,7 +11,7 @@ from typing import Any
 
 from condconv.analysis.plots import save_figure
 from condconv.atomic import make_directory, write_atomic
-from condconv.errors import UsageError, command_line, first_line, require_extra, shown
+from condconv.errors import UsageError, command_line, first_line, require_extra, shown_name
 from condconv.experiments.comparison import as_markdown, spread
 from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.plain import from_plain
@@ -216,7 +216,7 @@ def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:
         records = tuple(from_plain(RunRecord, each) for each in numbers["records"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UsageError(
-            f"`path` must be a records.json of this version, got {shown(str(path), 200)} ({first_line(error)}): run "
+            f"`path` must be a records.json of this version, got {shown_name(path)} ({first_line(error)}): run "
             "the experiment's command again, which keeps what is trained"
         ) from error
     return replace(experiment, arms=arms), records

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from condconv.errors import UsageError, few, shown
+from condconv.errors import UsageError, few, shown, shown_name
 from condconv.train.rules import BOOL, OPTIONS, TEXT, Rule, number, one_of, or_none, whole
 
 # The help text is what the reference and the command line both show; the group is the heading it stands under there.
@@ -243,8 +243,8 @@ class TrainConfig:
         differences = [f"{name}: {shown(ours)}, not {shown(theirs)}" for name, ours, theirs in pairs if ours != theirs]
         if differences:
             raise UsageError(
-                f"`out` must be a new directory or one with a run of the same settings, got {shown(self.out)}, which "
-                f"differs in {few(differences)}: give another --out, or the settings of that run"
+                f"`out` must be a new directory or one with a run of the same settings, got {shown_name(self.out)}, "
+                f"which differs in {few(differences)}: give another --out, or the settings of that run"
             )
 
 
