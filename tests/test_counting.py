@@ -129,7 +129,7 @@ def test_table() -> None:
 
 
 def test_no_shape_to_guess() -> None:
-    with pytest.raises(ValueError, match="example_input must be given: Sequential has no convolution"):
+    with pytest.raises(ValueError, match="`example_input` must be given: Sequential has no convolution"):
         count(nn.Sequential(nn.Linear(3, 4)))
 
 
@@ -181,7 +181,8 @@ def test_costs_say_what_input_they_are_for_and_that_a_guess_failed() -> None:
     assert str(count(nn.Conv2d(3, 4, 3))).splitlines()[-1] == "MADDs are for one example of 3 x 224 x 224"
     small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
     with pytest.raises(
-        ValueError, match=r"^example_input must be given: Sequential fails on a guess of shape \(1, 3, 224, 224\) \(mat"
+        ValueError,
+        match=r"^`example_input` must be given: Sequential fails on a guess of shape \(1, 3, 224, 224\) \(mat",
     ):
         count(small)
     with pytest.raises(RuntimeError):  # of an example that is given, the error is the model's own

@@ -57,9 +57,9 @@ def test_an_option_the_routing_does_not_have():
 def test_scope_as_text():
     assert Scope.parse("block(every=2)") == Scope("block", every=2)
     assert Scope.parse("single") == Scope("single")
-    with pytest.raises(ValueError, match="scope must have no option but every"):
+    with pytest.raises(ValueError, match="`scope` must have no option but every"):
         Scope.parse("block(each=2)")
-    with pytest.raises(ValueError, match="every must be a positive int"):
+    with pytest.raises(ValueError, match="`every` must be a positive number of blocks"):
         Scope.parse("block(every=0)")
 
 
@@ -69,5 +69,5 @@ def test_conversion_takes_both_as_text():
     convert_(model, 3, routing="softmax(temperature=7.0)", scope="layer", example_input=torch.ones(1, 3, 9, 9))
     assert float(model[0].routing_fn.temperature) == 7.0
     torch.testing.assert_close(model(torch.ones(1, 3, 9, 9)), before)
-    with pytest.raises(ValueError, match='"hierarchical" needs scope "block"'):
+    with pytest.raises(ValueError, match='`scope` must be "block" for hierarchical'):
         convert_(nn.Sequential(nn.Conv2d(3, 4, 3)), 3, routing="hierarchical()")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,17 +10,20 @@ import torch
 from torch import nn
 
 from condconv.convert import refusals, select
-from condconv.convert.blocks import Blocks, find_candidates
-from condconv.convert.building import build_layers
+from condconv.convert.blocks import Blocks
+from condconv.convert.building import build_layers, frozen_notes
+from condconv.convert.choose import choose_layers
+from condconv.convert.optimizers import check_optimizers, exchange_parameters_
 from condconv.convert.report import ConversionReport, describe_layer
+from condconv.convert.runs import check_layers_run
 from condconv.convert.scope import Scope, group_layers
 from condconv.convert.surgery import replace
-from condconv.convert.verification import check_same_output
-from condconv.counting import count, count_trace
-from condconv.errors import few
+from condconv.convert.verification import check_output, run_changed
+from condconv.counting import CostReport, count_trace
+from condconv.errors import UsageError, few, shown
 from condconv.nn import ConditionalLayer, ExternalRouting
 from condconv.nn.factory import Routing
-from condconv.tracing import Trace, default_example, trace
+from condconv.tracing import Trace, trace
 
 
 def convert_(
@@ -35,12 +38,14 @@ def convert_(
     init: str = "preserve",
     noise: float = 0.5,
     impl: str = "auto",
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
 ) -> ConversionReport:
     """Replace convolutions of a network by conditional ones, in place; its output stays what it was.
 
     Experts start as copies of the trained kernel, scaled so that the initial routing gives it back, plus
     differences that cancel; batch norm statistics therefore stay valid. The conversion is all or nothing: on an error
-    the model is as before. With an example input the equality is checked before returning.
+    the model is as before. With an example input the equality is checked before returning. The routing of frozen
+    layers is frozen too.
 
     Args:
         model: Any module; changed in place.
@@ -58,15 +63,18 @@ def convert_(
             routing at random, so that the output is a new network's; each expert's bias is the old layer's.
         noise: Difference between experts, relative to the standard deviation of the kernel.
         impl: As in `condconv.ops.cond_conv2d`.
+        optimizer: One that holds the model's parameters, or several. New parameters take the places of the old ones in
+            their groups, and those of a routing join the group of its layer; their state starts anew. `None` if there
+            is none yet: one that was built before and is not given goes on with parameters the model no longer has.
 
     Returns:
         The report; `print` it for a table.
 
     Raises:
         TypeError: `model` is not a module, or the routing cannot start constant.
-        ValueError: Nothing is selected or nothing of it can be converted (the message repeats the selector), the
-            model is wrapped, scripted or compiled, an optimizer already holds its parameters, inference mode is on, or
-            scope and routing do not fit the model. Each message has the remedy.
+        UsageError: Nothing is selected or nothing of it can be converted (the message repeats the selector), the
+            model is wrapped, scripted or compiled, calls layers other than those it has registered, inference mode is
+            on, or scope, routing or optimizer do not fit the model. Each message has the remedy.
         RuntimeError: The converted model did not compute what it did before; it has been restored.
 
     Source:
@@ -79,109 +87,78 @@ def convert_(
         >>> [layer.name for layer in report.layers]
         ['2']
     """
-    if torch.is_inference_mode_enabled():
-        raise ValueError("convert_ must be called outside torch.inference_mode: its experts could never be trained")
-    reason = refusals.why_not_model(model)
-    if reason is not None:
-        raise (ValueError if isinstance(model, nn.Module) else TypeError)(reason)
-    if where is not None and not isinstance(where, select.Selector):
-        raise TypeError(f"where must be a selector, such as condconv.select.name('blocks.*'), got {where!r}")
-    if not isinstance(scope, (str, Scope)):
-        raise TypeError(f'scope must be "layer", "block", "single" or a Scope, got {scope!r}')
-    scope = Scope.parse(scope) if isinstance(scope, str) else scope
-    scope.check_routing(routing)
-    example, watched, notes = _watch(model, example_input)
-    if where is None and watched is None:
-        raise ValueError(
-            "example_input must be given where `where` is not: the default leaves out layers of one pixel, which only "
-            f"a run shows; {notes[0]}"
+    scope = _check_arguments(model, where, routing, scope)
+    optimizers = check_optimizers(optimizer, model)
+    watched, notes = _watch(model, example_input)
+    if watched is None and (where is None or scope.kind != "layer"):
+        needed = (
+            "without `where`, since only a run shows layers of one pixel"
+            if where is None
+            else f"for scope={scope.kind!r}"
         )
+        raise UsageError(f"`example_input` must be given {needed}; {notes[0]}")
     blocks = Blocks(model, watched, scope.is_block)
-    chosen, refused = _choose(blocks, where, scope, classifier)
-    _check_optimizers(chosen)
+    chosen, refused = choose_layers(blocks, where, classifier, share=scope.kind != "layer")
     before = None if watched is None else count_trace(model, watched)
     params_before = sum(parameter.numel() for parameter in model.parameters())
     old_layers = {candidate.name: candidate.module for candidate in chosen}
-    if watched is None and scope.kind != "layer":
-        raise ValueError(f"example_input must be given for scope={scope.kind!r}: {notes[0]}")
     groups, unrouted = group_layers(scope, chosen, blocks)
-    notes += unrouted
+    notes += unrouted + frozen_notes(groups, old_layers)
     with ExitStack() as undo:
         new_layers = build_layers(
             model, groups, old_layers, watched, num_experts, routing, undo, init=init, noise=noise, impl=impl
         )
         for name, layer in new_layers.items():
             undo.callback(replace(model, old_layers[name], layer))
-        after = None
-        if any(isinstance(layer.routing_fn, ExternalRouting) for layer in new_layers.values()):
-            notes.append("output not checked: the layers wait for routing_weights from outside")
-        elif watched is not None:
-            if init == "preserve" and not check_same_output(model, example, watched.output):
-                notes.append("output not checked: it holds no tensors that could be compared")
-            after = count(model, example)
+        after, unchecked = _check(model, watched, old_layers, new_layers, init)
         undo.pop_all()
+    notes += unchecked + exchange_parameters_(optimizers, model, old_layers, new_layers)
     rows = [describe_layer(name, old, new_layers[name], before, after) for name, old in old_layers.items()]
     params_after = sum(parameter.numel() for parameter in model.parameters())
     return ConversionReport(tuple(rows), refused, tuple(notes), before, after, params_before, params_after)
 
 
-def _watch(model: nn.Module, example_input: Any) -> tuple[Any, Trace | None, list[str]]:
+def _check_arguments(model: nn.Module, where: select.Selector | None, routing: Routing, scope: str | Scope) -> Scope:
+    """Check what can be checked without a run, and return the scope."""
+    if torch.is_inference_mode_enabled():
+        raise UsageError("`convert_` must be called outside torch.inference_mode: its experts could never be trained")
+    reason = refusals.why_not_model(model)
+    if reason is not None:
+        raise UsageError(reason) if isinstance(model, nn.Module) else TypeError(reason)
+    if where is not None and not isinstance(where, select.Selector):
+        raise TypeError(f"`where` must be a selector, got {shown(where)}: give condconv.select.name('blocks.*'), say")
+    if not isinstance(scope, (str, Scope)):
+        raise TypeError(f'`scope` must be "layer", "block", "single" or a Scope, got {shown(scope)}')
+    scope = Scope.parse(scope) if isinstance(scope, str) else scope
+    scope.check_routing(routing)
+    return scope
+
+
+def _watch(model: nn.Module, example_input: Any) -> tuple[Trace | None, list[str]]:
     """Run the model on the example, or on a guess; a guess that fails is noted, an example that fails is raised."""
     if example_input is not None:
-        return example_input, trace(model, example_input), []
+        return trace(model, example_input), []
     try:
-        watched = trace(model)
-    except ValueError as error:
-        return None, None, [f"costs not counted and output not checked: {error}"]
-    return default_example(model), watched, []
+        return trace(model), []
+    except UsageError as error:
+        return None, [f"costs not counted and output not checked: {error}"]
 
 
-def _choose(
-    blocks: Blocks, where: select.Selector | None, scope: Scope, classifier: bool
-) -> tuple[list[select.Candidate], dict[str, str]]:
-    """Return the layers to convert, and the selected ones that cannot be with the reasons."""
-    model, watched = blocks.model, blocks.watched
-    selector = where or select.convs() & ~select.single_pixel() & select.running()
-    candidates = find_candidates(blocks)
-    linears = [candidate for candidate in candidates if isinstance(candidate.module, nn.Linear)]
-    asked = [linear for linear in linears if watched is None or linear.output_pixels is not None][-1:]
-    asked = asked if classifier else []
-    if classifier and not asked:
-        raise ValueError("classifier must be False for a model without a linear layer, got True")
-    selected = [
-        candidate
-        for candidate in candidates
-        if candidate in asked
-        or (selector(candidate) and (candidate not in linears or isinstance(candidate.module, selector.types)))
-    ]
-    if not selected:
-        if where is None and any(isinstance(each, ConditionalLayer) for each in model.modules()):
-            raise ValueError("model must have layers left to convert: its convolutions are conditional already")
-        names = few((candidate.name for candidate in candidates), most=8)
-        raise ValueError(
-            f"where must select a layer, {selector!r} matched none of {len(candidates)}"
-            + (f" ({names})" if candidates else ": the model has none")
-        )
-    shared = refusals.why_not_shared(model)
-    several = {} if scope.kind == "layer" else refusals.in_several_blocks(blocks)
-    refused = {}
-    for candidate in selected:
-        key = id(candidate.module)
-        reason = refusals.why_not_layer(model, candidate.name, candidate.module) or shared.get(key) or several.get(key)
-        if reason is not None:
-            refused[candidate.name] = reason
-    chosen = [candidate for candidate in selected if candidate.name not in refused]
-    if not chosen:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:4])
-        raise ValueError(f"where must select a layer that can be converted, {selector!r} selected only {reasons}")
-    return chosen, refused
-
-
-def _check_optimizers(chosen: Sequence[select.Candidate]) -> None:
-    parameters = [parameter for candidate in chosen for parameter in candidate.module.parameters(recurse=False)]
-    optimizer = refusals.stale_optimizer(parameters)
-    if optimizer is not None:
-        raise ValueError(
-            f"model must be converted before its optimizer is built: a {type(optimizer).__name__} holds parameters "
-            "that would be replaced; delete it, convert, then build it"
-        )
+def _check(
+    model: nn.Module,
+    watched: Trace | None,
+    old_layers: Mapping[str, nn.Module],
+    new_layers: Mapping[str, ConditionalLayer],
+    init: str,
+) -> tuple[CostReport | None, list[str]]:
+    """Run the converted model: return its costs, and what could not be checked."""
+    if watched is None:
+        return None, []
+    if any(isinstance(layer.routing_fn, ExternalRouting) for layer in new_layers.values()):
+        return None, ["output not checked: the layers wait for routing_weights from outside"]
+    run = run_changed(model, watched.example)
+    idle = check_layers_run(old_layers, new_layers, watched, run)
+    notes = [f"not checked, since they do not run on the example in evaluation mode: {few(idle)}"] if idle else []
+    if init == "preserve" and not check_output(model, watched.example, watched.output, run.output):
+        notes.append("output not checked: it holds no tensors that could be compared")
+    return count_trace(model, run), notes

@@ -96,31 +96,31 @@ class Blocks:
 def find_candidates(blocks: Blocks) -> list[Candidate]:
     """Return the convolutions and linear layers of a model in the order in which they run.
 
-    Layers inside routing functions are left out. Without a trace the order is that of registration.
+    Layers that do not run on the example come last, without a position. Layers inside routing functions are left out.
+    Without a trace the order is that of registration.
     """
     watched = blocks.watched
     layers = list(_static_layers(blocks.model))
-    entered = {} if watched is None else {id(call.module): i for i, call in reversed([*enumerate(watched.calls)])}
-    layers.sort(key=lambda item: entered.get(id(item[1]), len(entered)))  # stable: layers that did not run come last
-    names = [blocks.of(name) for name, _ in layers]
-    running = [(name, module) for name, module in layers if watched is None or id(module) in entered]
-    order = list(
-        dict.fromkeys(
-            block
-            for block, (_, module) in zip(names, running, strict=False)  # those that run come first
-            if block is not None and not isinstance(module, nn.Linear)
-        )
-    )
+    if watched is not None:
+        layers.sort(key=lambda layer: watched.place(layer[1]))  # stable: those that do not run keep their order
+    names = {name: blocks.of(name) for name, _ in layers}
+    running = [(name, module) for name, module in layers if watched is None or watched.runs(module)]
+    blocks_in_order = dict.fromkeys(names[name] for name, module in running if not isinstance(module, nn.Linear))
+    order = [block for block in blocks_in_order if block is not None]
+    positions = {name: index / max(len(running) - 1, 1) for index, (name, _) in enumerate(running)}
     candidates = []
-    for index, ((name, module), block) in enumerate(zip(layers, names, strict=True)):
-        call = None if watched is None else watched.first_call(module)
-        pixels = None
-        if call is not None and call.output_shape is not None:
-            shape = call.output_shape
-            pixels = prod(shape[1:-1] if isinstance(module, nn.Linear) else shape[2:])
-        after = len(order) - 1 - order.index(block) if block in order else None
-        candidates.append(Candidate(name, module, min(index / max(len(running) - 1, 1), 1.0), pixels, block, after))
+    for name, module in layers:
+        block = names[name]
+        after = len(order) - 1 - order.index(block) if name in positions and block in order else None
+        candidates.append(Candidate(name, module, positions.get(name), _pixels(module, watched), block, after))
     return candidates
+
+
+def _pixels(layer: nn.Module, watched: Trace | None) -> int | None:
+    call = None if watched is None else watched.first_call(layer)
+    if call is None or call.output_shape is None:
+        return None
+    return prod(call.output_shape[1:-1] if isinstance(layer, nn.Linear) else call.output_shape[2:])
 
 
 def _static_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from condconv.convert.scope import Group
+from condconv.errors import UsageError, few
 from condconv.nn import TWINS, ConditionalLayer, HierarchicalRouting, RoutingSlot, make_routing, route_block_
 from condconv.nn.block_routing import ClearSlot
 from condconv.nn.factory import Routing, start_constant_
@@ -43,12 +44,12 @@ def build_layers(
         impl: As in `convert_`.
 
     Raises:
-        ValueError: A routing module for several groups, or a block whose input is not `[B, C, ...]`.
+        UsageError: A routing module for several groups, or a block whose input is not `[B, C, ...]`.
     """
     if isinstance(routing, nn.Module) and len(groups) > 1:
-        raise ValueError(
-            f"routing must be a name or a factory for {len(groups)} routing functions, got one module; give its class "
-            "or a functools.partial of it, or scope='single'"
+        raise UsageError(
+            f"`routing` must be a name or a factory for {len(groups)} routing functions, got one module: give its "
+            "class or a functools.partial of it, or scope='single'"
         )
 
     def make(old: nn.Module, routing: Routing) -> ConditionalLayer:
@@ -66,13 +67,15 @@ def build_layers(
         block = model.get_submodule(group.leader)
         call = None if watched is None else watched.first_call(block)
         if call is None or call.input_shape is None:
-            raise ValueError(f"example_input must be given and run {group.leader!r}, whose input routes its layers")
+            raise UsageError(f"`example_input` must be given and run {group.leader!r}, whose input routes its layers")
         first = old_layers[group.layers[0]].weight
         routing_fn = _make_routing(routing, call.input_shape[1], num_experts, first, previous)
         chained = isinstance(routing_fn, HierarchicalRouting)
         slot = RoutingSlot(f"block {group.leader!r}", num_experts)
         if init == "preserve":
             slot.start = start_constant_(routing_fn)
+        if not any(_learns(old_layers[name]) for name in group.layers):
+            routing_fn.requires_grad_(False)
         for name in group.layers:
             layers[name] = make(old_layers[name], slot)
         routed = route_block_(
@@ -90,6 +93,33 @@ def build_layers(
             undo.callback(model.register_forward_hook(ClearSlot(slot), always_call=True).remove)
         previous = slot
     return layers
+
+
+def frozen_notes(groups: Sequence[Group], old_layers: Mapping[str, nn.Module]) -> list[str]:
+    """Return what becomes of frozen layers, for the report: their routing is frozen, unless others learn with it.
+
+    Args:
+        groups: Which layers share a routing.
+        old_layers: The static layers by name.
+    """
+    frozen = [[name for name in group.layers if not _learns(old_layers[name])] for group in groups]
+    alone = [
+        name for group, names in zip(groups, frozen, strict=True) for name in names if len(names) == len(group.layers)
+    ]
+    moved = [
+        name for group, names in zip(groups, frozen, strict=True) for name in names if len(names) < len(group.layers)
+    ]
+    notes = [f"frozen, and so is their routing: {few(alone)}"] if alone else []
+    if moved:
+        notes.append(
+            f"frozen, but what they compute will change, since their routing learns with other layers: {few(moved)}; "
+            "leave them out of `where`, or take scope='layer'"
+        )
+    return notes
+
+
+def _learns(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for name, parameter in layer.named_parameters() if name == "weight")
 
 
 def _make_routing(

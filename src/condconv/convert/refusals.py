@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -17,23 +15,25 @@ from condconv.nn.static import why_not_static
 def why_not_model(model: nn.Module) -> str | None:
     """Return why a model cannot be converted in place, with the remedy, or `None`."""
     if not isinstance(model, nn.Module):
-        return f"model must be a torch.nn.Module, got {type(model).__name__}"
+        return f"`model` must be a torch.nn.Module, got {type(model).__name__}"
     if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
-        return "model must not be scripted or traced to a graph: convert the original module, then script or trace it"
+        return "`model` must not be scripted or traced to a graph: convert the original module, then script or trace it"
     # Importing dynamo takes a second, and what it compiled has imported it.
     if "torch._dynamo" in sys.modules and isinstance(model, torch._dynamo.OptimizedModule):
-        return "model must not be compiled: convert the module first, then call torch.compile"
+        return "`model` must not be compiled: convert the module first, then call torch.compile"
     if isinstance(model, tuple(TWINS)):
         twin = TWINS[next(kind for kind in TWINS if isinstance(model, kind))].__name__
-        return f"model must contain layers, got a single {type(model).__name__}: use condconv.{twin}.from_static(model)"
+        return (
+            f"`model` must contain layers, got a single {type(model).__name__}: use condconv.{twin}.from_static(model)"
+        )
     for name, module in model.named_modules():
         where = f" (module {name!r})" if name else ""
         if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            return f"model must not be wrapped in {type(module).__name__}{where}: convert model.module, then wrap it"
+            return f"`model` must not be wrapped in {type(module).__name__}{where}: convert model.module, then wrap it"
         if name and isinstance(module, torch.jit.ScriptModule):
-            return f"model must not contain scripted modules{where}: convert the original module, then script it"
+            return f"`model` must not contain scripted modules{where}: convert the original module, then script it"
     if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
-        return "model must not be sharded (its parameters are DTensors): convert it first, then shard it"
+        return "`model` must not be sharded (its parameters are DTensors): convert it first, then shard it"
     return None
 
 
@@ -61,6 +61,16 @@ def why_not_shared(model: nn.Module) -> dict[int, str]:
     return reasons
 
 
+def why_not_traced(model: nn.Module) -> dict[int, str]:
+    """Return reasons by `id` of the layer, for layers inside a part of the model that is traced to a graph."""
+    traced = ((name, part) for name, part in model.named_modules() if isinstance(part, torch.fx.GraphModule))
+    return {
+        id(layer): f"it is inside {name!r}, which is traced to a graph: convert the original module, then trace it"
+        for name, part in traced
+        for layer in part.modules()
+    }
+
+
 def in_several_blocks(blocks: Blocks) -> dict[int, str]:
     """Return reasons by `id` of the layer, for layers registered in more than one block."""
     standing: dict[int, set[str | None]] = {}
@@ -72,30 +82,3 @@ def in_several_blocks(blocks: Blocks) -> dict[int, str]:
         for key, found in standing.items()
         if len(found) > 1
     }
-
-
-def stale_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer | None:
-    """Return a living optimizer that holds one of the parameters, or `None`.
-
-    Parameters do not know their optimizers, so the living objects are searched; an optimizer that is only waiting to
-    be collected does not count.
-    """
-    ids = {id(parameter) for parameter in parameters}
-    for attempt in range(2):
-        # Millions of objects live, of some thousand types: the types are asked, once each.
-        kinds = {each for each in set(map(type, gc.get_objects())) if issubclass(each, torch.optim.Optimizer)}
-        found = next(
-            (
-                obj
-                for obj in (gc.get_objects() if kinds else ())
-                if type(obj) in kinds
-                and any(id(p) in ids for group in getattr(obj, "param_groups", []) for p in group["params"])
-            ),
-            None,
-        )
-        if found is None:
-            return None
-        if attempt == 0:
-            del found
-            gc.collect()
-    return found

@@ -9,6 +9,7 @@ from torch import nn
 
 from condconv.convert.blocks import Blocks
 from condconv.convert.select import Candidate
+from condconv.errors import UsageError, few, shown
 from condconv.nn import HierarchicalRouting
 from condconv.nn.calls import parse_call
 from condconv.nn.factory import Routing
@@ -21,7 +22,7 @@ class Scope:
     Args:
         kind: `"layer"`: each layer routes by its own input. `"block"`: one routing a block, by the block's input, for
             all its layers. `"single"`: one routing for all, by the input of the first block.
-        every: With `"block"`, so many consecutive blocks share one routing, by the input of the first of them.
+        every: With `"block"`, how many consecutive blocks share one routing, by the input of the first of them.
         is_block: Decides by name and module which modules are blocks; `None` to find residual blocks and the like.
 
     Source:
@@ -34,29 +35,31 @@ class Scope:
 
     def __post_init__(self) -> None:
         if self.kind not in ("layer", "block", "single"):
-            raise ValueError(f'scope must be "layer", "block", "single" or a Scope, got {self.kind!r}')
+            raise UsageError(f'`scope` must be "layer", "block", "single" or a Scope, got {shown(self.kind)}')
         if not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every must be a positive int, got {self.every!r}")
+            raise UsageError(f"`every` must be a positive number of blocks, got {shown(self.every)}: give 1, 2, ...")
         if self.every > 1 and self.kind != "block":
-            raise ValueError(f'every must be 1 unless the scope is "block", got {self.every} with {self.kind!r}')
+            raise UsageError(
+                f'`every` must be 1 unless the scope is "block", got {self.every} with {self.kind!r}: give "block"'
+            )
 
     @classmethod
     def parse(cls, text: str) -> Scope:
         """Return the scope a text stands for: its kind, with options if need be, such as `"block(every=2)"`.
 
         Raises:
-            ValueError: There is no such scope.
+            UsageError: There is no such scope.
         """
         kind, options = parse_call(text, "scope")
         if set(options) - {"every"}:
-            raise ValueError(f"scope must have no option but every, got {text!r}")
+            raise UsageError(f'`scope` must have no option but every, got {shown(text)}: write "block(every=2)"')
         return cls(kind, **options)
 
     def check_routing(self, routing: Routing) -> None:
         """Check that a routing function can be shared in this way.
 
         Raises:
-            ValueError: Hierarchical routing, which hands weights from block to block, without blocks.
+            UsageError: Hierarchical routing, which hands weights from block to block, without blocks.
         """
         made_by = getattr(routing, "func", routing)  # the class inside a functools.partial
         name = parse_call(routing, "routing")[0] if isinstance(routing, str) else None
@@ -64,9 +67,9 @@ class Scope:
             isinstance(made_by, type) and issubclass(made_by, HierarchicalRouting)
         )
         if hierarchical and self.kind != "block":
-            raise ValueError(
-                f'routing "hierarchical" needs scope "block", got {self.kind!r}: it takes the weights of the block '
-                "before"
+            raise UsageError(
+                f'`scope` must be "block" for hierarchical routing, got {self.kind!r}: it takes the weights of the '
+                "block before"
             )
 
 
@@ -94,13 +97,18 @@ def group_layers(scope: Scope, candidates: Sequence[Candidate], blocks: Blocks) 
         blocks: The blocks of the model.
 
     Raises:
-        ValueError: A scope of several blocks whose first block cannot route.
+        UsageError: A scope of several blocks whose first block cannot route.
     """
-    alone = [Group(None, (candidate.name,), candidate.name) for candidate in candidates]
     if scope.kind == "layer":
-        return alone, []
+        return [_alone(candidate) for candidate in candidates], []
+    running = [candidate for candidate in candidates if candidate.runs]
+    groups = [_alone(candidate) for candidate in candidates if not candidate.runs]
+    notes = []
+    if groups:
+        names = few(name for group in groups for name in group.layers)
+        notes.append(f"route by their own inputs, since they do not run on the example: {names}")
     members: dict[str | None, list[Candidate]] = {}
-    for candidate in candidates:
+    for candidate in running:
         members.setdefault(candidate.block, []).append(candidate)
     reasons = {
         block: blocks.why_not_route(block, [candidate.module for candidate in layers])
@@ -108,29 +116,38 @@ def group_layers(scope: Scope, candidates: Sequence[Candidate], blocks: Blocks) 
         if block is not None
     }
     if scope.kind == "single":
-        _check_leader(candidates[0], reasons)
-        return [_shared(candidates)], []
-    groups = [group for group, candidate in zip(alone, candidates, strict=True) if candidate.block is None]
-    notes = []
+        _check_leader(running, reasons)
+        return [_shared(running), *groups], notes
+    groups += [_alone(candidate) for candidate in members.pop(None, [])]
     routable = []
-    for block, reason in reasons.items():
+    for block, layers in members.items():
+        reason = reasons[str(block)]
         if reason is None:
-            routable.append(members[block])
+            routable.append(layers)
             continue
-        groups += [Group(None, (candidate.name,), candidate.name) for candidate in members[block]]
+        groups += map(_alone, layers)
         notes.append(f"the layers of {block!r} route by their own inputs: it cannot route them, {reason}")
     for start in range(0, len(routable), scope.every):
         groups.append(_shared([layer for block in routable[start : start + scope.every] for layer in block]))
     return groups, notes
 
 
-def _check_leader(first: Candidate, reasons: Mapping[str, str | None]) -> None:
+def _check_leader(running: Sequence[Candidate], reasons: Mapping[str, str | None]) -> None:
+    if not running:
+        raise UsageError(
+            "`where` must select a layer that runs on the example for scope='single', got none: add others"
+        )
+    first = running[0]
     reason = "it is not part of a block" if first.block is None else reasons[first.block]
     if reason is not None:
-        raise ValueError(
-            f"scope must be 'layer' for {first.name!r}, the first layer to share a routing: {reason}; narrow `where` "
+        raise UsageError(
+            f"`scope` must be 'layer' for {first.name!r}, the first layer to share a routing: {reason}; narrow `where` "
             "to layers in blocks, or say which modules are blocks with Scope(..., is_block=...)"
         )
+
+
+def _alone(candidate: Candidate) -> Group:
+    return Group(None, (candidate.name,), candidate.name)
 
 
 def _shared(candidates: Sequence[Candidate]) -> Group:

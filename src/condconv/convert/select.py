@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from condconv.errors import UsageError, shown
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -17,18 +19,25 @@ class Candidate:
     Attributes:
         name: In the model.
         module: The layer.
-        position: From 0 (the first layer to run) to 1 (the last), among all candidates.
-        output_pixels: Positions of its output; `None` if it did not run on the example.
+        position: From 0 (the first layer to run) to 1 (the last), among the candidates that run on the example, or,
+            without an example that could be run, in the order of registration; `None` if it does not run.
+        output_pixels: Positions of its output; `None` if it does not run, or no example could be run.
         block: Name of the block it belongs to; `None` outside any block.
-        blocks_after: How many blocks with candidates follow its block in order; `None` outside any block.
+        blocks_after: How many blocks with candidates follow its block in order; `None` outside any block, and if it
+            does not run.
     """
 
     name: str
     module: nn.Module
-    position: float
+    position: float | None
     output_pixels: int | None
     block: str | None
     blocks_after: int | None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs on the example in evaluation mode, as far as is known."""
+        return self.position is not None
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +83,7 @@ def name(*patterns: str) -> Selector:
         TypeError: A pattern is not a string.
     """
     if not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"patterns must be strings, got {patterns!r}; several are given one after the other")
+        raise TypeError(f"`patterns` must be strings, got {shown(patterns)}: give several one after the other")
     return Selector(
         lambda c: any(fnmatch.fnmatchcase(c.name, pattern) for pattern in patterns),
         f"name({', '.join(map(repr, patterns))})",
@@ -84,7 +93,7 @@ def name(*patterns: str) -> Selector:
 def types(*kinds: type[nn.Module]) -> Selector:
     """Select layers of the given classes: `types(nn.Conv2d, nn.Linear)`. The only way to select linear layers."""
     if not all(isinstance(kind, type) for kind in kinds):
-        raise TypeError(f"kinds must be classes of layers, such as torch.nn.Conv2d, got {kinds!r}")
+        raise TypeError(f"`kinds` must be classes of layers, got {shown(kinds)}: give torch.nn.Conv2d, for instance")
     return Selector(lambda c: isinstance(c.module, kinds), f"types({', '.join(k.__name__ for k in kinds)})", kinds)
 
 
@@ -100,30 +109,37 @@ def channels(minimum: int = 1, maximum: int | None = None) -> Selector:
 
 
 def depth(start: float, stop: float = 1.0) -> Selector:
-    """Select layers by where they run: `depth(0.5)` is the second half of the network.
+    """Select layers by where they run: `depth(0.5)` is the second half of those that run.
 
     Args:
         start: From 0 (the first layer) to 1 (the last).
         stop: Likewise, inclusive.
 
     Raises:
-        ValueError: Not `0 <= start <= stop <= 1`.
+        UsageError: Not `0 <= start <= stop <= 1`.
     """
     if not 0 <= start <= stop <= 1:
-        raise ValueError(f"start and stop must satisfy 0 <= start <= stop <= 1, got {start!r} and {stop!r}")
-    return Selector(lambda c: start <= c.position <= stop, f"depth({start}, {stop})")
+        raise UsageError(
+            f"`start` and `stop` must satisfy 0 <= start <= stop <= 1, got {start!r} and {stop!r}: give shares of the "
+            "network, such as depth(0.5)"
+        )
+
+    def matches(candidate: Candidate) -> bool:
+        return candidate.position is not None and start <= candidate.position <= stop
+
+    return Selector(matches, f"depth({start}, {stop})")
 
 
 def last_blocks(count: int) -> Selector:
-    """Select the convolutions of the last `count` blocks (residual, inverted residual, separable, ...).
+    """Select the convolutions of the last `count` blocks to run (residual, inverted residual, separable, ...).
 
     Those with a single output pixel, as in squeeze-and-excitation, stay static, as in the paper.
 
     Raises:
-        ValueError: `count` is not positive.
+        UsageError: `count` is not positive.
     """
     if count < 1:
-        raise ValueError(f"count must be positive, got {count!r}")
+        raise UsageError(f"`count` must be a positive number of blocks, got {count!r}: give 1 for the last block alone")
 
     def matches(candidate: Candidate) -> bool:
         after = candidate.blocks_after
@@ -133,7 +149,7 @@ def last_blocks(count: int) -> Selector:
 
 
 def depthwise() -> Selector:
-    """Select depthwise convolutions: one input channel a group."""
+    """Select depthwise convolutions: one input channel per group."""
     return Selector(
         lambda c: getattr(c.module, "groups", 1) > 1 and c.module.groups == c.module.in_channels, "depthwise()"
     )
@@ -151,4 +167,4 @@ def single_pixel() -> Selector:
 
 def running() -> Selector:
     """Select layers that run on the example in evaluation mode; auxiliary heads often run in training only."""
-    return Selector(lambda c: c.output_pixels is not None, "running()")
+    return Selector(lambda c: c.runs, "running()")

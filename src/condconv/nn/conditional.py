@@ -172,8 +172,9 @@ class ConditionalLayer(nn.Module):
 
         The routing function starts with equal weights for all inputs, and the experts are copies of the kernel
         scaled by the sum of these, plus differences that cancel. Device, dtype, layout, training mode,
-        `requires_grad` and plain attributes are those of the static layer; its forward hooks stay with it. On the meta
-        device the layer has no values either, until a state dict is loaded.
+        `requires_grad` and plain attributes are those of the static layer; its forward hooks stay with it. The routing
+        function of a frozen layer is frozen too. On the meta device the layer has no values either, until a state dict
+        is loaded.
 
         Args:
             static: The twin: a `torch.nn.Conv2d` for `CondConv2d`, and so on. Not changed.
@@ -226,6 +227,8 @@ class ConditionalLayer(nn.Module):
         else:
             layer.draw_experts_(weight, bias)
         carry_over_(layer, static, cls.twin)
+        if not weight.requires_grad:  # else a kernel that is not to move would, mixed by weights that learn
+            layer.routing_fn.requires_grad_(False)
         return layer.train(static.training)
 
     def set_experts_(self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, noise: float) -> None:

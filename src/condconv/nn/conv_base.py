@@ -86,17 +86,23 @@ class CondConvNd(ConditionalLayer):
         Raises:
             ValueError: A shape does not fit; the message names the argument.
         """
+        return self._shifted(self._convolve(x, self._route(x, routing_weights)))
+
+    def _route(self, x: Tensor, routing_weights: Tensor | None) -> Tensor:
+        """Return the routing weights of x, whose shape is checked, or those given."""
         if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"x must have shape [B, {self.in_channels}{', *' * self.spatial_dims}], got {tuple(x.shape)}"
                 + ("; add a batch dimension with x.unsqueeze(0)" if x.dim() == self.spatial_dims + 1 else "")
             )
-        weights = self.routing_fn(x) if routing_weights is None else routing_weights
-        y = self._convolve(x, weights)
-        return y if self.shift is None else y + self.shift.to(y.dtype)[(..., *(None,) * self.spatial_dims)]
+        weights: Tensor = self.routing_fn(x) if routing_weights is None else routing_weights
+        return weights
 
     def _convolve(self, x: Tensor, routing_weights: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _shifted(self, y: Tensor) -> Tensor:
+        return y if self.shift is None else y + self.shift.to(y.dtype)[(..., *(None,) * self.spatial_dims)]
 
     @staticmethod
     def arguments_of(static: Any) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from condconv import ops
+from condconv.errors import UsageError, shown
 from condconv.nn.conv_base import CondConvNd, Size
 from condconv.nn.factory import Routing
+from condconv.ops.geometry import Geometry
 
 
 class _CondConvTranspose(CondConvNd):
@@ -58,7 +60,35 @@ class _CondConvTranspose(CondConvNd):
             impl,
         )
 
-    def _convolve(self, x: Tensor, routing_weights: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        routing_weights: Tensor | Sequence[int] | None = None,
+        output_size: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Convolve each example with its own mixture of the experts.
+
+        Args:
+            x: `[B, C, *S]`, with as many spatial dimensions as the layer.
+            routing_weights: `[B, E]` to use instead of `routing_fn(x)`; `None` to route by x. Sizes in this place are
+                taken for `output_size`, which the twin takes second.
+            output_size: Of the output, `S'` or `[B, O, *S']`, as the twin takes it: it decides `output_padding`. `None`
+                for the layer's `output_padding`.
+
+        Returns:
+            `[B, O, *S']`, channels_last where x is.
+
+        Raises:
+            ValueError: A shape does not fit; the message names the argument.
+        """
+        if isinstance(routing_weights, (tuple, list)):
+            routing_weights, output_size = None, routing_weights
+        given: Any = routing_weights
+        weights = self._route(x, given)
+        added = None if output_size is None else self._padding_for(output_size, x.shape[2:])
+        return self._shifted(self._convolve(x, weights, added))
+
+    def _convolve(self, x: Tensor, routing_weights: Tensor, output_padding: tuple[int, ...] | None = None) -> Tensor:
         return type(self)._op(
             x,
             self.weight,
@@ -66,12 +96,27 @@ class _CondConvTranspose(CondConvNd):
             self.bias,
             self.stride,
             self.padding,
-            self.output_padding,
+            self.output_padding if output_padding is None else output_padding,
             self.groups,
             self.dilation,
             impl=self.impl,
             weight_scale=self.weight_scale,
         )
+
+    def _padding_for(self, output_size: Sequence[int], input_size: Sequence[int]) -> tuple[int, ...]:
+        """Return the output padding that gives an output of some size."""
+        wanted = tuple(output_size[2:] if len(output_size) == self.spatial_dims + 2 else output_size)
+        padding: Any = self.padding  # never a name here
+        geometry = Geometry(self.stride, padding, self.dilation, self.groups, True, (0,) * self.spatial_dims)
+        least = geometry.output_size(input_size, self.kernel_size)
+        most = tuple(size + stride - 1 for size, stride in zip(least, self.stride, strict=True))
+        fits = len(wanted) == len(least) and all(a <= b <= c for a, b, c in zip(least, wanted, most, strict=True))
+        if not fits:
+            raise UsageError(
+                f"`output_size` must lie between {least} and {most} for an input of {tuple(input_size)}, got "
+                f"{shown(tuple(output_size))}: leave it out for the layer's own output_padding"
+            )
+        return tuple(size - smallest for size, smallest in zip(wanted, least, strict=True))
 
 
 class CondConvTranspose1d(_CondConvTranspose):
@@ -85,8 +130,7 @@ class CondConvTranspose1d(_CondConvTranspose):
 class CondConvTranspose2d(_CondConvTranspose):
     """`torch.nn.ConvTranspose2d` with example-dependent kernels: `[B, C, H, W] -> [B, O, H', W']`.
 
-    Arguments of the twin in its order, then `num_experts`, `routing` and `impl` as in `CondConv2d`. Without the
-    twin's `output_size` in `forward`.
+    Arguments of the twin in its order, then `num_experts`, `routing` and `impl` as in `CondConv2d`.
     """
 
     spatial_dims = 2

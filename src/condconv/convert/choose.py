@@ -1,0 +1,80 @@
+"""Which of the selected layers are converted, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from condconv.convert import refusals, select
+from condconv.convert.blocks import Blocks, find_candidates
+from condconv.convert.runs import why_not_called
+from condconv.convert.select import Candidate, Selector
+from condconv.errors import UsageError, few
+from condconv.nn import ConditionalLayer
+
+
+def choose_layers(
+    blocks: Blocks, where: Selector | None, classifier: bool, share: bool
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Return the layers to convert in the order in which they run, and the selected ones that cannot be.
+
+    Args:
+        blocks: Of the model.
+        where: As in `convert_`.
+        classifier: As in `convert_`.
+        share: Whether layers share a routing.
+
+    Returns:
+        The layers, and the reasons by name.
+
+    Raises:
+        UsageError: Nothing is selected, nothing of it can be converted, or there is no classifier.
+    """
+    selector = where or select.convs() & ~select.single_pixel() & select.running()
+    candidates = find_candidates(blocks)
+    selected = _select(candidates, selector, _classifier(candidates) if classifier else None)
+    if not selected:
+        raise UsageError(_nothing(blocks.model, candidates, where, selector))
+    reasons = [refusals.why_not_shared(blocks.model), refusals.why_not_traced(blocks.model)]
+    reasons += [refusals.in_several_blocks(blocks)] if share else []
+    refused = {}
+    for candidate in selected:
+        name, module = candidate.name, candidate.module
+        reason = refusals.why_not_layer(blocks.model, name, module) or why_not_called(blocks.watched, module)
+        reason = reason or next((each[id(module)] for each in reasons if id(module) in each), None)
+        if reason is not None:
+            refused[name] = reason
+    chosen = [candidate for candidate in selected if candidate.name not in refused]
+    if not chosen:
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:4])
+        raise UsageError(f"`where` must select a layer that can be converted, {selector!r} selected only {why}")
+    return chosen, refused
+
+
+def _classifier(candidates: Sequence[Candidate]) -> Candidate:
+    linears = [each for each in candidates if isinstance(each.module, nn.Linear) and each.runs]
+    if not linears:
+        raise UsageError(
+            "`classifier` must be False for a model without a linear layer that runs, got True: leave it out"
+        )
+    return linears[-1]
+
+
+def _select(candidates: Sequence[Candidate], selector: Selector, classifier: Candidate | None) -> list[Candidate]:
+    """Return the selected candidates; a linear layer only if it is the classifier or its class is named."""
+    return [
+        each
+        for each in candidates
+        if each is classifier
+        or (selector(each) and (not isinstance(each.module, nn.Linear) or isinstance(each.module, selector.types)))
+    ]
+
+
+def _nothing(model: Any, candidates: Sequence[Candidate], where: Selector | None, selector: Selector) -> str:
+    if where is None and any(isinstance(each, ConditionalLayer) for each in model.modules()):
+        return "`model` must have layers left to convert, got one whose convolutions all are conditional"
+    names = few((each.name for each in candidates), most=8)
+    there = f" ({names})" if candidates else ": the model has none"
+    return f"`where` must select a layer, {selector!r} matched none of {len(candidates)}{there}"

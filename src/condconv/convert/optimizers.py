@@ -1,0 +1,92 @@
+"""Handing the parameters of converted layers to an optimizer that is built already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+from torch.optim import Optimizer
+
+from condconv.errors import UsageError, shown
+from condconv.nn import ConditionalLayer
+from condconv.nn.block_routing import routing_functions
+
+
+def check_optimizers(given: Optimizer | Sequence[Optimizer] | None, model: nn.Module) -> tuple[Optimizer, ...]:
+    """Return the optimizers of a model.
+
+    Args:
+        given: One, several, or `None`.
+        model: Before its conversion.
+
+    Raises:
+        UsageError: One is not an optimizer, or holds none of the model's parameters.
+    """
+    optimizers = () if given is None else (given,) if isinstance(given, Optimizer) else given
+    if not isinstance(optimizers, (tuple, list)) or not all(isinstance(each, Optimizer) for each in optimizers):
+        raise UsageError(
+            f"`optimizer` must be a torch.optim.Optimizer or several, got {shown(given)}: give the one that holds the "
+            "model's parameters, or build it after the conversion"
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    for each in optimizers:
+        if not any(id(parameter) in own for group in each.param_groups for parameter in group["params"]):
+            raise UsageError(
+                f"`optimizer` must hold parameters of the model, got a {type(each).__name__} without any: leave it "
+                "out, or build it from model.parameters()"
+            )
+    return tuple(optimizers)
+
+
+def exchange_parameters_(
+    optimizers: Sequence[Optimizer],
+    model: nn.Module,
+    old_layers: Mapping[str, nn.Module],
+    new_layers: Mapping[str, ConditionalLayer],
+) -> list[str]:
+    """Put the parameters of new layers where those of the old ones are, and those of routings with their layers'.
+
+    The state of an old parameter is dropped, since it has another shape; all other state stays.
+
+    Args:
+        optimizers: Changed in place, groups too, so that schedules and wrappers that hold these see it.
+        model: Converted.
+        old_layers: By name.
+        new_layers: By name.
+
+    Returns:
+        A note for the report, if there are optimizers.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    held = {id(each) for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]}
+    replaced = _replaced(model, old_layers, new_layers) if optimizers else {}
+    exchanged = added = 0
+    for optimizer, group in ((each, group) for each in optimizers for group in each.param_groups):
+        joining: list[nn.Parameter] = []
+        for index, old in enumerate(group["params"]):
+            if id(old) not in replaced:
+                continue
+            group["params"][index], routing = replaced[id(old)]
+            optimizer.state.pop(old, None)
+            exchanged += 1
+            joining += [parameter for parameter in routing if id(parameter) not in held]
+            held.update(map(id, joining))
+        group["params"] += joining
+        if "param_names" in group:
+            group["param_names"] += [names[id(parameter)] for parameter in joining]
+        added += len(joining)
+    return [f"optimizer: {exchanged} parameters exchanged, {added} of routings added"] if optimizers else []
+
+
+def _replaced(
+    model: nn.Module, old_layers: Mapping[str, nn.Module], new_layers: Mapping[str, ConditionalLayer]
+) -> dict[int, tuple[nn.Parameter, list[nn.Parameter]]]:
+    """Return by `id` of an old parameter the new one, and with a kernel the parameters of its routing."""
+    functions = routing_functions(model)
+    replaced = {}
+    for name, old in old_layers.items():
+        new = new_layers[name]
+        replaced[id(old.weight)] = (new.weight, list(functions[new.routing_fn].parameters()))
+        if new.bias is not None:
+            replaced[id(old.bias)] = (new.bias, [])
+    return replaced
