@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,7 +15,7 @@ from condconv.convert.verification import check_same_output, output_tensors
 from condconv.nn import ConditionalLayer, fold_batch_norm
 from condconv.nn.foreign import full_name
 from condconv.nn.hooks import why_not_hooks
-from condconv.tracing import arguments_of, evaluating
+from condconv.tracing import arguments_of, undisturbed
 
 
 def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple[str, str]]:
@@ -104,8 +103,7 @@ def find_norms(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[tuple
                 handles.append(module.register_forward_pre_hook(before_norm))
             if isinstance(module, ConditionalLayer):
                 handles.append(module.register_forward_hook(after_layer))
-        # Eagerly: what was compiled before runs no hook, and a full graph cannot be compiled under a mode.
-        with evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), uses:
+        with undisturbed(model), uses:
             result = model(*arguments)
     finally:
         for handle in handles:

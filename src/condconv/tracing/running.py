@@ -29,7 +29,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     Buffers that the run changes (a count of runs) are as before afterwards, and so are the random generators, which
     start alike for each run: two runs of a model that draws numbers draw the same. What was compiled runs as written,
-    since compiled code does not call the hooks of the modules inside.
+    since compiled code does not call the hooks of the modules inside, and a full graph cannot be compiled under a mode.
     """
     devices = {each.device for each in (*model.parameters(), *model.buffers()) if each.device.type == "cuda"}
     indices = [torch.cuda.current_device() if device.index is None else device.index for device in devices]
@@ -59,7 +59,8 @@ def _keeping_buffers(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, buffer, version, values in kept:
             if buffer._version != version:
-                buffer.copy_(values)
+                with torch.no_grad():
+                    buffer.copy_(values)
             now = module._buffers.get(name)
             if now is not None and now is not buffer and (now.shape, now.dtype) == (buffer.shape, buffer.dtype):
                 module._buffers[name] = buffer
