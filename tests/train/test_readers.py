@@ -156,7 +156,7 @@ def test_an_unreadable_image_in_a_shard_is_named_and_left_out_as_asked(tmp_path)
         (lambda root: make_shard(root / "train.tar", {"a.png": png(1)}), "got one of the two for a in {root}/train"),
         (
             lambda root: make_shard(root / "train.tar", samples({1: -1, 2: 0})),
-            "a class number in each .cls, got b'-1' in {root}/train.tar/0000.cls",
+            "a class number from 0 to 2147483647 in each .cls, got b'-1' in {root}/train.tar/0000.cls",
         ),
         (lambda root: (root / "classes.txt").write_text("cat\n"), "with 1 lines and classes up to 1"),
         (lambda root: (root / "classes.txt").write_text("cat\ncat\n"), "a name of its own for each class"),

@@ -13,7 +13,8 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose
 
-from condconv.errors import UsageError, few
+from condconv.atomic import check_path
+from condconv.errors import UsageError, few, shown, shown_name
 from condconv.train import digits
 from condconv.train.config import TrainConfig, takes_options
 from condconv.train.folder import open_path
@@ -111,8 +112,8 @@ def open_trained(
     if set(reader.class_names) != set(class_names):
         raise UsageError(
             f"`data` must have the classes that the network was trained on ({len(class_names)}: {few(class_names)}), "
-            f"got {data} with {len(reader.class_names)}: {few(reader.class_names)}: give data of the same classes, in "
-            "folders of the same names"
+            f"got {shown_name(data)} with {len(reader.class_names)}: {few(reader.class_names)}: give data of the same "
+            "classes, in folders of the same names"
         )
     images = Images(reader, class_names, in_chans=in_chans, skip_unreadable=skip)
     images.transform = val_transform(size, in_chans, normalization)
@@ -124,6 +125,11 @@ def _open_reader(data: str, split: str, *, alone: bool, data_dir: str | None, op
     kind, _, name = data.partition("/")
     if not takes_options(data) and (data_dir is not None or options):
         raise UsageError(f"`data_dir` and `data_options` must be left out with {data!r}: they go with torch/ and hfds/")
+    check_path(data, "data")
+    check_path(data_dir or "", "data_dir")
+    if kind in ("torch", "hfds", "wds") and not name.strip("/"):
+        one = "the directory of the shards" if kind == "wds" else "cifar10 for one"
+        raise UsageError(f"`data` must have a name after {kind}/, got {shown(data)}: {one}; a folder is ./{kind}")
     if data == "digits":
         return digits.DigitsReader(split)
     if kind == "torch":
@@ -148,13 +154,13 @@ def _shared_classes(data: str, readers: Mapping[str, Reader]) -> tuple[str, ...]
             if extra
         ]
         raise UsageError(
-            f"`data` must have the same classes for training and validation, got {data} where {' and '.join(only)}: "
-            "add the missing ones or remove the others"
+            f"`data` must have the same classes for training and validation, got {shown_name(data)} where "
+            f"{' and '.join(only)}: add the missing ones or remove the others"
         )
     if len(names) < 2:
         raise UsageError(
-            f"`data` must have at least two classes, got {len(names)} in {data}{f' ({names[0]})' if names else ''}: "
-            "put the images of each class into a folder of its own"
+            f"`data` must have at least two classes, got {len(names)} in {shown_name(data)}"
+            f"{f' ({few(names)})' if names else ''}: put the images of each class into a folder of its own"
         )
     return names
 

@@ -25,6 +25,7 @@ from condconv.train.images import IGNORED, Images, in_mode
 from condconv.train.launch import create_accelerator
 from condconv.train.loading import batches, create_loader
 from condconv.train.rules import one_of, whole
+from condconv.train.workers import shortages_explained
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def evaluate(accelerator: Accelerator, network: nn.Module, loader: Any, *, progr
     num_classes = 0
     start = time.perf_counter()
     # Not inference mode: FSDP keeps what it gathers here for training, which may not use tensors of that mode.
-    with evaluating(network), torch.no_grad(), accelerator.autocast():
+    with shortages_explained(), evaluating(network), torch.no_grad(), accelerator.autocast():
         for images, targets in tqdm(batches(loader), "evaluate", len(loader), disable=None if progress else True):
             logits = network(images).float()
             num_classes = logits.shape[1]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from timm.data.readers.img_extensions import add_img_extensions
-from timm.data.readers.reader_image_folder import find_images_and_targets
-from timm.utils.misc import natural_key
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from condconv.errors import UsageError
+from condconv.atomic import check_path
+from condconv.errors import UsageError, few, shown_name
+from condconv.train.contents import REPLACED, SUFFIXES, check_class_names, log_left_out, natural_order, read_part
 from condconv.train.images import Reader
-from condconv.train.tars import class_folders, images, is_image
+from condconv.train.tars import class_folders_of, images
+from condconv.train.walking import class_folders, images_below
 
 _SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "test")}
 
@@ -35,21 +35,23 @@ class FolderReader:
     """
 
     def __init__(self, root: Path) -> None:
-        self.class_names = _class_folders(root)
+        left_out: Counter[str] = Counter()
+        self.class_names = class_folders(root, left_out)
         if not self.class_names:
             raise UsageError(
-                f"`data` must hold a folder for each class, got {root} without any: put the images of each class "
-                "into a folder of its own, or give the directory above"
+                f"`data` must hold a folder for each class, got {shown_name(root)} without any: put the images of each "
+                "class into a folder of its own, or give the directory above"
             )
         self._samples: list[tuple[str, int]] = []
         for target, name in enumerate(self.class_names):
-            paths = _find_images(root / name)
+            paths = images_below(root / name, left_out)
             if not paths:
                 raise UsageError(
-                    f"`data` must have an image in every class folder, got none in {root / name}: "
-                    f"fill the folder or remove it, in both splits (image files are {', '.join(IMG_EXTENSIONS)})"
+                    f"`data` must have an image in every class folder, got none in {shown_name(root / name)}: "
+                    f"fill the folder or remove it, in both splits (image files are {', '.join(SUFFIXES)})"
                 )
             self._samples += [(path, target) for path in paths]
+        log_left_out(left_out, root)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -75,11 +77,13 @@ class LooseReader(FolderReader):
 
     def __init__(self, root: Path) -> None:
         self.class_names = ("",)
-        self._samples = [(path, 0) for path in _find_images(root)]
+        left_out: Counter[str] = Counter()
+        self._samples = [(path, 0) for path in images_below(root, left_out)]
         if not self._samples:
             raise UsageError(
-                f"`data` must hold images or class folders with images, got {root} without: check the path"
+                f"`data` must hold images or class folders with images, got {shown_name(root)} without: check the path"
             )
+        log_left_out(left_out, root)
 
 
 class TarReader:
@@ -96,34 +100,49 @@ class TarReader:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            found = sorted(images(path), key=lambda image: natural_key(image[0]))
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise UsageError(f"`data` must be a whole tar file, got {path} ({error}): make it again") from error
+        left_out: Counter[str] = Counter()
+        found = sorted(_images_of(path, left_out), key=lambda image: natural_order(image[0]))
         if not found:
             raise UsageError(
-                f"`data` must have images in folders named for their classes, got {path} without any: "
-                f"image files are {', '.join(IMG_EXTENSIONS)}"
+                f"`data` must have images in folders named for their classes, got {shown_name(path)} without any: "
+                f"image files are {', '.join(SUFFIXES)}"
             )
-        folders = class_folders([name for name, _, _ in found])
-        self.class_names = tuple(sorted(set(folders), key=natural_key))
+        last = [image for image, after in pairwise((*found, ("", 0, 0))) if image[0] != after[0]]
+        left_out[REPLACED] += len(found) - len(last)
+        folders = class_folders_of([name for name, _, _ in last])
+        self.class_names = check_class_names(sorted(set(folders), key=natural_order), path)
+        if "" in self.class_names:
+            outside = [name for (name, _, _), folder in zip(last, folders, strict=True) if not folder]
+            raise UsageError(
+                f"`data` must have each image in a folder named for its class, got {few(outside)} in "
+                f"{shown_name(path)} in none: pack the class folders"
+            )
         targets = {name: target for target, name in enumerate(self.class_names)}
-        rows = [(offset, size, targets[folder]) for (_, offset, size), folder in zip(found, folders, strict=True)]
+        rows = [(offset, size, targets[folder]) for (_, offset, size), folder in zip(last, folders, strict=True)]
         self._rows = np.array(rows)  # not lists: ImageNet has a million
         self._path = path
+        log_left_out(left_out, path)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
         offset, size, target = self._rows[index].tolist()
-        with self._path.open("rb") as file:  # not one for all worker processes, which would move it under one another
-            file.seek(offset)
-            return io.BytesIO(file.read(size)), target
+        return read_part(self._path, offset, size), target
 
     def filename(self, index: int) -> str:
         """Return the path of the tar file and of the image in it."""
-        return f"{self._path}/{next(name for name, offset, _ in images(self._path) if offset == self._rows[index, 0])}"
+        found = images(self._path, Counter())
+        return f"{self._path}/{next(name for name, offset, _ in found if offset == self._rows[index, 0])}"
+
+
+def _images_of(path: Path, left_out: Counter[str]) -> list[tuple[str, int, int]]:
+    try:
+        return [*images(path, left_out)]
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UsageError(
+            f"`data` must be a whole tar file, got {shown_name(path)} ({shown_name(error)}): make it again"
+        ) from error
 
 
 def open_path(path: Path, split: str, *, alone: bool) -> Reader:
@@ -137,17 +156,18 @@ def open_path(path: Path, split: str, *, alone: bool) -> Reader:
     Raises:
         UsageError: There is nothing of that kind.
     """
+    check_path(path, "data")
     if path.is_file() and alone:
         return _open_tar(path)
     if not path.is_dir():
         raise UsageError(_why_not_directory(path))
     found = find_split(path, split)
     if found is None and not alone:
-        listed = ", ".join(sorted(each.name for each in os.scandir(path))[:5]) or "nothing"
+        listed = ", ".join(map(shown_name, sorted(each.name for each in os.scandir(path))[:5])) or "nothing"
         raise UsageError(
             f"`data` must hold train/ and val/ (also called validation/ or test/), or train.tar and val.tar, got "
-            f"{path} with no {split}/ (it holds {listed}): sort the images into these two folders, one folder a "
-            "class in each, or give the validation images by --val-data"
+            f"{shown_name(path)} with no {split}/ (it holds {listed}): sort the images into these two folders, one "
+            "folder a class in each, or give the validation images by --val-data"
         )
     found = found or path
     return _open_tar(found) if found.is_file() else FolderReader(found)
@@ -155,17 +175,18 @@ def open_path(path: Path, split: str, *, alone: bool) -> Reader:
 
 def _why_not_directory(path: Path) -> str:
     if path.is_file():
-        return f"`val_data` must be given when `data` is a tar file, got {path} alone: give --val-data"
+        return f"`val_data` must be given when `data` is a tar file, got {shown_name(path)} alone: give --val-data"
     return (
-        f"`data` must be a directory, a tar file or a named dataset, got {path}, which does not exist: check the path "
-        "(named are digits, torch/NAME, hfds/NAME and wds/DIRECTORY)"
+        f"`data` must be a directory, a tar file or a named dataset, got {shown_name(path)}, which does not exist: "
+        "check the path (named are digits, torch/NAME, hfds/NAME and wds/DIRECTORY)"
     )
 
 
 def _open_tar(path: Path) -> Reader:
     if path.suffix != ".tar":
         raise UsageError(
-            f"`data` must be a directory or a .tar file, got {path}: unpack it, or make a .tar that is not compressed"
+            f"`data` must be a directory or a .tar file, got {shown_name(path)}: unpack it, or make a .tar that is "
+            "not compressed"
         )
     return TarReader(path)
 
@@ -175,13 +196,3 @@ def find_split(root: Path, split: str) -> Path | None:
     folders = [root / name for name in _SPLITS[split] if (root / name).is_dir()]
     tars = [root / f"{name}.tar" for name in _SPLITS[split] if (root / f"{name}.tar").is_file()]
     return next(iter([*folders, *tars]), None)
-
-
-def _class_folders(root: Path) -> tuple[str, ...]:
-    names = [each.name for each in os.scandir(root) if each.is_dir() and not each.name.startswith(".")]
-    return tuple(sorted(names, key=natural_key))
-
-
-def _find_images(root: Path) -> list[str]:
-    add_img_extensions(IMG_EXTENSIONS)  # timm alone would leave out bmp, tif and webp without a word
-    return [path for path, _ in find_images_and_targets(str(root))[0] if is_image(Path(path).name)]

@@ -12,13 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown_name
+from condconv.train.contents import open_image
+from condconv.train.workers import shortages_explained
 
 IGNORED = -100
 """Target of an image that could not be read; cross entropy's own `ignore_index`, counted by nobody."""
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Images(Dataset[tuple[Any, int]]):
 
         Raises:
             UsageError: The image cannot be read and is not to be left out; or none can.
+            ShortageError: It cannot be read for want of memory or file handles.
         """
         try:
             return self._read(index)
@@ -88,12 +90,12 @@ class Images(Dataset[tuple[Any, int]]):
         except _UNREADABLE as error:
             if not self._skip:
                 raise UsageError(
-                    f"`data` must hold readable images, got {self._reader.filename(index)} ({_one_line(error)}): "
+                    f"`data` must hold readable images, got {shown_name(self.filename(index))} ({_one_line(error)}): "
                     "replace the file, or pass --on-bad-image skip to leave such files out and count them"
                 ) from error
             if not self._named[index]:
                 self._named[index] = True
-                _log.warning("left out, unreadable: %s (%s)", self._reader.filename(index), _one_line(error))
+                _log.warning("left out, unreadable: %s (%s)", shown_name(self.filename(index)), _one_line(error))
             return self._stand_in(index), IGNORED
 
     def filename(self, index: int) -> str:
@@ -101,16 +103,17 @@ class Images(Dataset[tuple[Any, int]]):
         return self._reader.filename(index)
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
-        stored, label = self._reader[index]
-        if isinstance(stored, Image.Image):
-            image = in_mode(stored, self._mode)
-        else:
-            with stored, Image.open(stored) as opened:
-                image = in_mode(opened, self._mode)
+        with shortages_explained():  # for which no image is to blame, nor may be left out
+            stored, label = self._reader[index]
+            if isinstance(stored, Image.Image):
+                image = in_mode(stored, self._mode)
+            else:
+                with stored, open_image(stored) as opened:
+                    image = in_mode(opened, self._mode)
         if not 0 <= label < len(self._targets):
             raise UsageError(
                 f"`data` must have a class for each image, got {label} for "
-                f"{self._reader.filename(index)}: take a split that is labelled"
+                f"{shown_name(self.filename(index))}: take a split that is labelled"
             )
         return image, self._targets[label]
 
@@ -145,4 +148,5 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 def _one_line(error: Exception) -> str:
     # Pillow repeats the path, which the message has already.
-    return " ".join(str(error).split(" '")[0].split(" <")[0].split()) or type(error).__name__
+    text = " ".join(str(error).split(" '")[0].split(" <")[0].split())
+    return shown_name(text) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from condconv.errors import UsageError
+from condconv.train.workers import ShortageError, check_handles, shortages_explained
 
 
 class EpochSampler(Sampler[int]):
@@ -45,7 +47,12 @@ def create_loader(
     workers: int = 0,
     sampler: Sampler[int] | None = None,
 ) -> DataLoader[tuple[Any, int]]:
-    """Return a loader whose workers start anew each epoch, so that their random numbers can be repeated."""
+    """Return a loader whose workers start anew each epoch, so that their random numbers can be repeated.
+
+    Raises:
+        ShortageError: There are too few file handles for the workers.
+    """
+    check_handles(workers)
     pin = torch.cuda.is_available()
     return DataLoader(images, batch_size, sampler=sampler, num_workers=workers, pin_memory=pin)
 
@@ -53,8 +60,9 @@ def create_loader(
 def batches(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of a loader; an unreadable image in a worker is reported like one here."""
     try:
-        yield from loader
-    except UsageError as error:
+        with shortages_explained():
+            yield from loader
+    except (UsageError, ShortageError) as error:
         # torch re-raises a worker's exception with the worker's whole traceback as its text; the last line
         # is ours.
-        raise UsageError(str(error).strip().splitlines()[-1].removeprefix("condconv.errors.UsageError: ")) from error
+        raise type(error)(re.sub(r"^condconv[\w.]+: ", "", str(error).strip().splitlines()[-1])) from error

@@ -29,6 +29,7 @@ from condconv.train.loss import mean_loss, mix
 from condconv.train.metrics import EpochMetrics, TrainResult, no_better_for
 from condconv.train.run import FILES, Run, last_path, previous_checkpoint, save, set_up
 from condconv.train.tracking import finish_logs, log_epoch, start_logs
+from condconv.train.workers import ShortageError, shortages_explained
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def train(
 
     Raises:
         UsageError: Settings, data, network or an earlier run in the directory do not fit.
-        TrainingError: The loss is no longer a finite number. What was saved stays.
+        TrainingError: The loss is no longer a finite number, or the machine lacks memory or file handles. What was
+            saved stays.
         TrainingInterrupted: Ctrl-C; the finished epochs are saved.
     """
     with only_here(Path(config.out), wait=wait):
@@ -68,9 +70,12 @@ def train(
         if not _is_finished(run):
             start_logs(run)
         try:
-            _train_epochs(run, progress=progress, title=title)
+            with shortages_explained():
+                _train_epochs(run, progress=progress, title=title)
         except KeyboardInterrupt:
             raise TrainingInterrupted(_what_is_saved(run)) from None
+        except ShortageError as error:
+            raise ShortageError(f"{error}, which resumes the run; {_what_is_saved(run)}") from error
         finally:
             finish_logs(run)
     params = sum(each.numel() for each in run.network.parameters())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
 
-from condconv.errors import UsageError, first_line, require_extra
+from condconv.errors import UsageError, first_line, require_extra, shown_name
+from condconv.train.contents import open_image
 
 _TOO_LARGE = ("places365", "inaturalist", "inat")
 _HF_VALIDATION = ("validation", "val", "valid", "test")
@@ -27,6 +29,8 @@ class TorchReader:
     """
 
     def __init__(self, name: str, split: str, root: str, options: Mapping[str, Any]) -> None:
+        if name in ("folder", "image_folder"):
+            raise UsageError(f"`data` must be a directory itself, got torch/{name}: give {shown_name(root)}")
         factory = require_extra("timm.data.dataset_factory", "train")
         download = name not in _TOO_LARGE  # torchvision fetches only what is not there
         try:
@@ -35,14 +39,16 @@ class TorchReader:
             )
         except AssertionError as error:
             raise UsageError(
-                f"`data` must name a dataset of torchvision's that timm knows, got torch/{name} ({error}): "
+                f"`data` must name a dataset of torchvision's that timm knows, got torch/{shown_name(name)} ({error}): "
                 "torch/cifar10, torch/cifar100 and torch/imagenet are some"
             ) from error
         except (OSError, RuntimeError, TypeError) as error:
             raise UsageError(
-                f"`data` must be in --data-dir or within reach, got torch/{name} in {root} ({error}): "
-                "put its files there"
+                f"`data` must be in --data-dir or within reach, got torch/{shown_name(name)} in {shown_name(root)} "
+                f"({first_line(error)}): put its files there"
             ) from error
+        if hasattr(self._dataset, "loader"):
+            self._dataset.loader = _load  # in place of one that opens what Pillow knows, and starts programs for some
         kinds = ("wnids", "classes", "all_categories")  # the last of torchvision's INaturalist
         names = next(getattr(self._dataset, each) for each in kinds if hasattr(self._dataset, each))
         self.class_names = tuple(map(str, names))
@@ -58,6 +64,11 @@ class TorchReader:
     def filename(self, index: int) -> str:
         """Return what to call an image in a message."""
         return f"image {index} of torch/{self._name}"
+
+
+def _load(path: str) -> Image.Image:
+    with open_image(Path(path)) as image:
+        return image.convert("RGB")
 
 
 class HuggingFaceReader:
@@ -84,16 +95,17 @@ class HuggingFaceReader:
             self._reader: Any = create_reader(f"hfds/{name}", root=root, split=found, **options)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UsageError(
-                f"`data` must be a dataset with images and classes, got hfds/{name} ({first_line(error)}): name the "
-                "split and columns by --data-option val_split=..., input_key=... and target_key=..."
+                f"`data` must be a dataset with images and classes, got hfds/{shown_name(name)} "
+                f"({shown_name(first_line(error))}): name the split and columns by --data-option "
+                "val_split=..., input_key=... and target_key=..."
             ) from error
         reader = self._reader
         # A column that is not there comes as one of nothing.
         if not len(reader) or reader.dataset[0][reader.image_key] is None or not reader.class_to_idx:
             raise UsageError(
                 f"`data` must have the images in the column {reader.image_key!r} and a ClassLabel in the column "
-                f"{reader.label_key!r}, got hfds/{name} with {reader.dataset.features}: name the columns by "
-                "--data-option input_key=... and target_key=..."
+                f"{reader.label_key!r}, got hfds/{shown_name(name)} with {reader.dataset.features}: name the columns "
+                "by --data-option input_key=... and target_key=..."
             )
         names: Mapping[str, int] = reader.class_to_idx
         self.class_names = tuple(sorted(names, key=names.__getitem__))

@@ -1,0 +1,92 @@
+"""What a directory of images, a tar file or a shard may contain: one rule for all of them.
+
+Only regular files of a few kinds are opened. Whoever made the directory may have put anything into it: pipes that never
+end, links in circles, files that would start another program.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from PIL import Image
+
+from condconv.errors import UsageError, few, shown_name
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What an image may be inside, whatever it is called. Pillow knows more; for PostScript it starts another program."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+"""What a file is called to count as an image, in lower or upper case."""
+
+MOST_BYTES = 2**30
+"""Of an image in a tar file, which is read whole."""
+
+LINKS, NOWHERE = "links to folders above or already read", "links that lead nowhere"
+ODD, REPLACED = "pipes, sockets or devices", "files replaced by later ones of the same name"
+
+_log = logging.getLogger(__name__)
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file is an image by its name; macOS leaves files ._NAME next to those it copies elsewhere."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith("._")
+
+
+def open_image(stored: IO[bytes] | Path) -> Image.Image:
+    """Open an image of one of `FORMATS`; its pixels are read later.
+
+    Raises:
+        OSError: It is of another kind.
+        Image.DecompressionBombError: It has more pixels than Pillow allows, before memory is asked for.
+    """
+    return Image.open(stored, formats=FORMATS)
+
+
+def read_part(path: Path, offset: int, size: int) -> IO[bytes]:
+    """Return a file that lies inside another one.
+
+    Raises:
+        ValueError: It is larger than an image may be.
+        OSError: It cannot be read.
+    """
+    if size > MOST_BYTES:
+        raise ValueError(f"{size / 2**30:.1f} GiB, and an image in a tar file may have {MOST_BYTES / 2**30:g}")
+    with path.open("rb") as file:  # not one for all worker processes, which would move it under one another
+        file.seek(offset)
+        return io.BytesIO(file.read(size))
+
+
+def check_class_names(names: Sequence[str], place: Path) -> tuple[str, ...]:
+    """Return names of classes that can be written into checkpoints and tables, and read from them.
+
+    Raises:
+        UsageError: One is not UTF-8.
+    """
+    wrong = [name for name in names if re.search("[\ud800-\udfff]", name)]  # so Python has other bytes
+    if wrong:
+        raise UsageError(
+            f"`data` must have classes with names in UTF-8, got {few(wrong)} in {shown_name(place)}: rename the folders"
+        )
+    return tuple(names)
+
+
+def log_left_out(left_out: Counter[str], place: Path) -> None:
+    """Say how much of what was left out, if anything was."""
+    counts = ", ".join(f"{count} {what}" for what, count in sorted((+left_out).items()))
+    if counts:
+        _log.warning("left out in %s: %s", shown_name(place), counts)
+
+
+def natural_order(name: str) -> tuple[list[Any], str]:
+    """Return a key that sorts names with 2 before 10, and those that differ only in case or zeros always alike."""
+    parts = re.split(r"(\d+)", name.lower())
+    digits = [part.lstrip("0") for part in parts[1::2]]
+    parts[1::2] = [(len(each), each) for each in digits]  # not int: it refuses thousands of digits
+    return parts, name

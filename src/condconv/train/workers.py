@@ -1,0 +1,80 @@
+"""What the machine runs out of while images are read, in one sentence with its remedy."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from condconv.errors import TrainingError
+
+_HANDLES = "too few file handles for the processes that read images: raise the limit (ulimit -n 65536)"
+_MEMORY = "too little memory: free some, lower --batch-size"
+_SHARED = "too little shared memory for the processes that read images: give more (docker run --shm-size 8g)"
+_ENDED = "a process that reads images ended before its time ({0}), mostly for lack of memory: free some"
+_HANDLES_OF_A_WORKER = 3  # two ends of its queue of orders, and one to see it end
+
+# Errors of the system come with a number, those of torch's loader with a text only.
+_NUMBERS = {errno.EMFILE: _HANDLES, errno.ENFILE: _HANDLES, errno.ENOMEM: _MEMORY, errno.EAGAIN: _MEMORY}
+_TEXTS = {
+    "Too many open files": _HANDLES,
+    "ancdata": _HANDLES,  # handles that came without their numbers
+    "shared memory": _SHARED,
+    "Cannot allocate memory": _MEMORY,
+    "DataLoader worker": _ENDED,
+}
+
+
+class ShortageError(TrainingError):
+    """The machine has too little memory, or too few file handles, for what was asked for."""
+
+
+def shortage(error: BaseException) -> str | None:
+    """Return what the machine lacks and what to do, or None for an error of another kind."""
+    found: str | None
+    if isinstance(error, MemoryError):
+        found = _MEMORY
+    elif isinstance(error, OSError):
+        found = _NUMBERS.get(error.errno or 0)
+    else:
+        found = next((sentence for text, sentence in _TEXTS.items() if text in str(error)), None)
+    return found and f"{found.format(_ending(error))}, or give fewer --workers, and run the same command again"
+
+
+def check_handles(workers: int) -> None:
+    """Check that so many worker processes can be started: where they cannot, torch says so and much besides.
+
+    Raises:
+        ShortageError: There are too few file handles.
+    """
+    held: list[int] = []
+    try:
+        with shortages_explained():
+            held.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(_HANDLES_OF_A_WORKER * workers))
+    finally:
+        for each in held:
+            os.close(each)
+
+
+@contextmanager
+def shortages_explained() -> Iterator[None]:
+    """Say what the machine lacks where torch or the system fail for want of it.
+
+    torch notices a worker that ended at any moment, also between batches: this belongs around all work on them.
+
+    Raises:
+        ShortageError: In place of such an error; others pass.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, MemoryError) as error:
+        sentence = None if isinstance(error, TrainingError) else shortage(error)
+        if sentence is None:
+            raise
+        raise ShortageError(sentence) from error
+
+
+def _ending(error: BaseException) -> str:
+    """Return how a worker ended, as torch says it, or said before it said that one has."""
+    return f"{error} {error.__cause__}".partition("killed by signal: ")[2].split(".")[0].strip() or "exited"
