@@ -20,9 +20,15 @@ import torch
 import condconv
 from condconv.errors import UsageError
 from condconv.weights import load_pretrained, load_state_dict
-from condconv.weights.files import read_state_dict
+from condconv.weights.files import read_file
+from condconv.weights.layers import Layers
+from condconv.weights.source import find_source
 
 from .networks import copy_of, randomise, small
+
+
+def read_state_dict(path: Path, averaged: bool = True) -> dict[str, torch.Tensor]:
+    return find_source(read_file(path), "x", Layers(torch.nn.Identity()), averaged).tensors
 
 
 def test_wrapped_checkpoints(tmp_path: Path) -> None:
@@ -35,7 +41,7 @@ def test_wrapped_checkpoints(tmp_path: Path) -> None:
     for name in ("state_dict_ema", "model_ema", "ema_state_dict", "ema"):
         torch.save({"state_dict": plain, name: averaged}, path)
         assert torch.equal(read_state_dict(path)["stem.weight"], averaged["stem.weight"])
-        assert torch.equal(read_state_dict(path, ema=False)["stem.weight"], plain["stem.weight"])
+        assert torch.equal(read_state_dict(path, averaged=False)["stem.weight"], plain["stem.weight"])
     torch.save(OrderedDict((f"module.model.{name}", value) for name, value in plain.items()), path)
     report = load_pretrained(small(2), path)
     assert "without 'module.model.'" in report.matched
@@ -266,4 +272,4 @@ def test_a_checkpoint_to_resume_from_gives_its_averaged_network(tmp_path: Path, 
     tensors = {"model.weight": torch.zeros(2), "ema.weight": torch.ones(2)} | optimizer
     pytest.importorskip("safetensors.torch").save_file(tensors, path, metadata={"condconv": "{}"})
     assert read_state_dict(path)["weight"].tolist() == [1, 1]
-    assert read_state_dict(path, ema=False)["weight"].tolist() == [0, 0]
+    assert read_state_dict(path, averaged=False)["weight"].tolist() == [0, 0]

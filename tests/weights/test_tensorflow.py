@@ -133,15 +133,15 @@ def test_averages(conditional, variables) -> None:
     held = trained(variables)
     raw = {name: value + 1 for name, value in expected.items()}
     assert_same_state(from_tensorflow(held, conditional), expected)
-    assert_same_state(from_tensorflow(held, conditional, ema=False), raw)
+    assert_same_state(from_tensorflow(held, conditional, averaged=False), raw)
     # Statistics of batch norms without averages are taken as they are.
     held = {name: values for name, values in held.items() if not ("moving_" in name and name.endswith(EMA))}
     some = {name: raw[name] if "running_" in name else value for name, value in expected.items()}
     assert_same_state(from_tensorflow(held, conditional), some)
     averages = {name: values for name, values in held.items() if name.endswith(EMA) or "moving_" in name}
     assert_same_state(from_tensorflow(averages, conditional), some)
-    with pytest.raises(UsageError, match="ema must be True for this checkpoint, got False: it has nothing but the av"):
-        from_tensorflow(averages, conditional, ema=False)
+    with pytest.raises(UsageError, match="`averaged` must be True for this checkpoint, got False: it has nothing but"):
+        from_tensorflow(averages, conditional, averaged=False)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -30,7 +30,7 @@ SIZE = "the checkpoint seems to have 16 blocks, 4 experts, 10 classes; create th
 def test_other_number_of_blocks(conditional, variables) -> None:
     message = refusal(without(variables, "blocks_15/"), conditional)
     assert message == (
-        "variables must hold blocks 0 to 15, got blocks 0, 1, 2, 3 and 11 more: the checkpoint seems to have 15 "
+        "`path` must hold blocks 0 to 15, got blocks 0, 1, 2, 3 and 11 more: the checkpoint seems to have 15 "
         "blocks, 4 experts, 10 classes; create the network of that size"
     )
     assert "got no block" in refusal({}, conditional)
@@ -38,7 +38,7 @@ def test_other_number_of_blocks(conditional, variables) -> None:
 
 def test_conditional_checkpoint_and_static_model(static, variables) -> None:
     assert refusal(variables, static) == (
-        f"variables must hold 2 conv2d in blocks_{FIRST_CONDITIONAL} (for blocks.4.0.conv_pw, blocks.4.0.conv_pwl), "
+        f"`path` must hold 2 conv2d in blocks_{FIRST_CONDITIONAL} (for blocks.4.0.conv_pw, blocks.4.0.conv_pwl), "
         f"got 0: {SIZE}"
     )
 
@@ -56,7 +56,7 @@ def test_other_number_of_experts(conditional, variables) -> None:
     message = refusal(twice, conditional)
     # blocks.4.0 expands 80 channels to 480.
     name = f"{ROOT}/blocks_8/cond_conv2d_1/condconv_kernel"
-    assert f"must have shape (4, 38400) in {name} for blocks.4.0.conv_pw, got (8, 38400)" in message
+    assert f"must hold shape (4, 38400) in {name} for blocks.4.0.conv_pw, got (8, 38400)" in message
     assert "16 blocks, 8 experts, 10 classes" in message
 
 
@@ -71,7 +71,7 @@ def test_other_number_of_classes(conditional, variables) -> None:
 def test_classifier_without_a_place(variables) -> None:
     model = timm.create_model(CC, num_classes=0)
     message = refusal(variables, model)
-    assert f"have a place in the model, got {ROOT}/head/dense/bias, {ROOT}/head/dense/kernel: {SIZE}" in message
+    assert f"a place in the model, got {ROOT}/head/dense/bias, {ROOT}/head/dense/kernel: {SIZE}" in message
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_classifier_without_a_place(variables) -> None:
 def test_other_shapes(conditional, variables, name, shape, target) -> None:
     before = variables[f"{ROOT}/{name}"].shape
     message = refusal(changed(variables, name, np.zeros(shape, np.float32)), conditional)
-    assert f"must have shape {before} in {ROOT}/{name} for {target}, got {shape}: the checkpoint" in message
+    assert f"must hold shape {before} in {ROOT}/{name} for {target}, got {shape}: the checkpoint" in message
 
 
 def test_missing_and_additional_variables(conditional, variables) -> None:
@@ -100,15 +100,15 @@ def test_missing_and_additional_variables(conditional, variables) -> None:
     message = refusal(changed(variables, "blocks_2/conv2d_7/kernel", np.zeros(1)), conditional)
     assert "(for blocks.1.1.conv_pw, blocks.1.1.conv_pwl), got 3" in message
     message = refusal(changed(variables, "blocks_2/conv2d/bias", np.zeros(144)), conditional)
-    assert message == f"variables must all have a place in the model, got {ROOT}/blocks_2/conv2d/bias: {SIZE}"
+    assert message == f"`path` must hold nothing without a place in the model, got {ROOT}/blocks_2/conv2d/bias: {SIZE}"
     message = refusal(changed(variables, "blocks_2/dense/bias", np.zeros(4)), conditional)
-    assert f"have a place in the model, got {ROOT}/blocks_2/dense/bias" in message
+    assert f"a place in the model, got {ROOT}/blocks_2/dense/bias" in message
 
 
 def test_unknown_names(conditional, variables) -> None:
     more = {f"resnet/conv{n}/kernel": np.zeros(1) for n in range(7)}
     assert refusal({**variables, **more}, conditional) == (
-        "variables must have the names of the authors' EfficientNet, got resnet/conv0/kernel, resnet/conv1/kernel, "
+        "`path` must hold the authors' EfficientNet by its names, got resnet/conv0/kernel, resnet/conv1/kernel, "
         "resnet/conv2/kernel, resnet/conv3/kernel and 3 more: leave out what does not belong to it"
     )
     for name in ("blocks_2/conv2d", "blocks_2/se/model/conv2d/kernel", "head/lstm/kernel", "unheard"):
@@ -162,4 +162,4 @@ def test_a_routing_that_is_no_sigmoid(variables) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "tf_mixnet_s", "tf_efficientnetv2_b0", "tf_mobilenetv3_small_100"])
 def test_other_architectures(variables, name) -> None:
     message = refusal(variables, timm.create_model(name))
-    assert message.startswith("model must be an EfficientNet as timm builds it, got ")
+    assert message.startswith("`model` must be an EfficientNet as timm builds it, got ")

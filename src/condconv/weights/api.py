@@ -7,15 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown
 from condconv.nn.experts import is_noise
-from condconv.weights.files import read_state_dict, tensors_in
-from condconv.weights.plan import plan_load
+from condconv.weights.files import path_shown, read_file
+from condconv.weights.layers import Layers
+from condconv.weights.plan import look_at, plan_load
 from condconv.weights.report import LoadReport
 from condconv.weights.snapshots import load_snapshots
-from condconv.weights.tensorflow import from_tensorflow, is_tensorflow_checkpoint, read_tensorflow_checkpoint
+from condconv.weights.source import Source, find_source
+from condconv.weights.tensorflow import (
+    from_tensorflow,
+    is_tensorflow_checkpoint,
+    note_averages,
+    read_tensorflow_checkpoint,
+)
 from condconv.weights.write import copy_tensors_, spread_kernels_, start_routing_
 
 
@@ -24,7 +31,7 @@ def load_pretrained(
     path: str | Path | Sequence[str | Path],
     *,
     skip: str | Iterable[str] = (),
-    ema: bool = True,
+    averaged: bool = True,
     noise: float = 0.5,
     example_input: Any = None,
 ) -> LoadReport:
@@ -51,7 +58,7 @@ def load_pretrained(
             folder of the Hugging Face hub; or E files of static networks.
         skip: A pattern of the network's names, or several, that stay as they are, such as `"classifier.*"`; what a
             source has for them, or under such a name alone, is left out.
-        ema: Take averaged weights where a checkpoint has both.
+        averaged: Take averaged weights if a file has both; the report says so. `False` takes the plain ones.
         noise: Difference between experts made from one kernel, relative to its standard deviation; it cancels. Experts
             of several checkpoints get none.
         example_input: For several checkpoints: a tensor or tuple of arguments the model takes, to see which norm
@@ -79,12 +86,11 @@ def load_pretrained(
         >>> torch.allclose(model(x), static(x), atol=1e-4)
         True
     """
-    _check_noise(noise)
+    patterns, layers = _check(model, skip, averaged, noise)
     if not isinstance(path, (str, Path)):
-        states = [(repr(str(each)), _read(model, each, ema)) for each in _paths(path)]
-        return load_snapshots(model, states, _patterns(skip), example_input)
-    report = load_state_dict(model, _read(model, path, ema), skip=skip, noise=noise, source=repr(str(path)))
-    return replace(report, source=str(path))
+        sources = [_read(layers, each, averaged) for each in _paths(path)]
+        return load_snapshots(layers, sources, patterns, example_input)
+    return replace(_load(layers, _read(layers, path, averaged), patterns, noise), source=str(path))
 
 
 def load_state_dict(
@@ -92,6 +98,7 @@ def load_state_dict(
     state: Mapping[str, Any],
     *,
     skip: str | Iterable[str] = (),
+    averaged: bool = True,
     noise: float = 0.5,
     source: str = "state dict",
 ) -> LoadReport:
@@ -99,9 +106,9 @@ def load_state_dict(
 
     Args:
         model: The network.
-        state: Tensors by name, or what a checkpoint keeps them in, such as `{"state_dict": ...}`; averaged weights
-            are taken where there are both.
+        state: Tensors by name, or what a checkpoint keeps them in, such as `{"state_dict": ...}`.
         skip: As in `load_pretrained`.
+        averaged: As in `load_pretrained`.
         noise: As in `load_pretrained`.
         source: What to call it in messages.
 
@@ -111,21 +118,40 @@ def load_state_dict(
     Raises:
         UsageError: It does not fit.
     """
-    _check_noise(noise)
+    patterns, layers = _check(model, skip, averaged, noise)
     if not isinstance(state, Mapping):
         what = type(state).__name__
         remedy = "use load_pretrained" if isinstance(state, (str, Path)) else "give what its state_dict() returns"
         raise UsageError(f"`state` must be a mapping of names to tensors, got {what}: for a file or network, {remedy}")
-    plan = plan_load(model, tensors_in(state, source), _patterns(skip), source)
-    copy_tensors_(model, plan.fit.copies)
-    starts = start_routing_(model, plan.fit.static)
-    spread_kernels_(model, starts, plan.matched.tensors, noise)
-    return LoadReport(source, plan.matched.how, tuple(plan.fit.copies), plan.fit.static, plan.skipped)
+    return _load(layers, find_source(state, source, layers, averaged), patterns, noise)
 
 
-def _check_noise(noise: float) -> None:
+def _load(layers: Layers, source: Source, skip: tuple[str, ...], noise: float) -> LoadReport:
+    plan = plan_load(layers, source, skip)
+    copy_tensors_(layers, plan.fit.copies)
+    starts = start_routing_(layers, plan.fit.static)
+    spread_kernels_(layers, starts, plan.matched.tensors, noise)
+    return LoadReport(source.name, plan.matched.how, tuple(plan.fit.copies), plan.fit.static, plan.skipped, plan.notes)
+
+
+def _check(model: nn.Module, skip: str | Iterable[str], averaged: bool, noise: float) -> tuple[tuple[str, ...], Layers]:
+    """Return the patterns of `skip` and the network as a load sees it."""
     if not is_noise(noise):
-        raise UsageError(f"`noise` must be a number of 0 or more, got {noise!r}: 0.5 is what it is by default")
+        raise UsageError(f"`noise` must be a number of 0 or more, got {shown(noise)}: 0.5 is what it is by default")
+    if not isinstance(averaged, bool):
+        raise UsageError(f"`averaged` must be True or False, got {shown(averaged)}: False takes plain weights")
+    if isinstance(skip, str):
+        patterns: tuple[Any, ...] = (skip,)
+    else:
+        patterns = tuple(skip) if isinstance(skip, Iterable) else (skip,)
+    other = [each for each in patterns if not isinstance(each, str)]
+    if other:
+        raise UsageError(
+            f"`skip` must be a pattern of names or several, got {shown(other[0])}: for example 'classifier.*'"
+        )
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"`model` must be a torch.nn.Module, got {shown(model)}: create the network first")
+    return patterns, look_at(model)
 
 
 def _paths(path: Any) -> Sequence[str | Path]:
@@ -136,23 +162,24 @@ def _paths(path: Any) -> Sequence[str | Path]:
             "condconv.weights.load_state_dict"
         )
     if isinstance(path, bytes) or not isinstance(path, Sequence):
-        raise UsageError(f"`path` must be a string or a Path, or a list of them, got {path!r:.80}")
+        raise UsageError(
+            f"`path` must be a string or a Path, or a list of them, got {shown(path)}: give the name of a file"
+        )
     other = [each for each in path if not isinstance(each, (str, Path))]
     if other:
-        raise UsageError(f"`path` must be a list of strings or Paths, got {other[0]!r:.80} in it")
+        raise UsageError(f"`path` must be a list of strings or Paths, got {shown(other[0])} in it: give names of files")
     return path
 
 
-def _patterns(skip: str | Iterable[str]) -> tuple[str, ...]:
-    return (skip,) if isinstance(skip, str) else tuple(skip)
-
-
-def _read(model: nn.Module, path: str | Path, ema: bool) -> dict[str, Tensor]:
+def _read(layers: Layers, path: str | Path, averaged: bool) -> Source:
+    name = path_shown(path)
     try:
         if is_tensorflow_checkpoint(path):
-            return from_tensorflow(read_tensorflow_checkpoint(path), model, ema=ema)
-        return read_state_dict(path, ema=ema)
+            variables = read_tensorflow_checkpoint(path)
+            state = from_tensorflow(variables, layers.model, averaged=averaged)
+            return Source(name, state, note_averages(variables, averaged))
+        return find_source(read_file(path), name, layers, averaged)
     except OSError as error:
         raise UsageError(
-            f"`path` must be a file that can be read, got {str(path)!r} ({error.strerror or error})"
+            f"`path` must be a file that can be read, got {name} ({error.strerror or error}): check its name and rights"
         ) from error

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from condconv.errors import few
 from condconv.nn import ConditionalLayer
-from condconv.weights.fit import Fit
-from condconv.weights.names import Matched, common_parts
+from condconv.weights.misfit import Misfit
+from condconv.weights.parts import (
+    parts_in_the_network_alone,
+    parts_in_the_source_alone,
+    tensors_in_the_source_alone,
+)
+from condconv.weights.reparametrized import unknown_parametrizations
 
 # Names that give a family away, and what it is.
 _SIGNS = (
@@ -26,29 +29,7 @@ _SIGNS = (
 )
 
 
-@dataclass(frozen=True)
-class Misfit:
-    """A load that cannot be done.
-
-    Attributes:
-        model: The network.
-        state: The source's tensors.
-        matched: These under the network's names.
-        fit: Why they do not fit.
-    """
-
-    model: nn.Module
-    state: Mapping[str, Tensor]
-    matched: Matched
-    fit: Fit
-
-    def module(self, name: str) -> nn.Module | None:
-        """Return a module of the network, or `None` if there is none of that name."""
-        return dict(self.model.named_modules()).get(name)
-
-    def tensor(self, name: str) -> Tensor:
-        """Return what the source has under a name of the network."""
-        return self.matched.tensors[name]
+_ANOTHER = "it is another network's: create the network that it is of"
 
 
 def diagnose(misfit: Misfit) -> str:
@@ -59,23 +40,42 @@ def diagnose(misfit: Misfit) -> str:
     """
     checks = (
         _empty,
+        _parametrized,
         _other_experts,
         _conditional_for_static,
         _other_classifier,
         _without_classifier,
-        _more_layers,
+        parts_in_the_network_alone,
+        parts_in_the_source_alone,
+        tensors_in_the_source_alone,
         _other_input,
         _other_width,
         _other_family,
     )
     found = (check(misfit) for check in checks)
-    return next((clause for clause in found if clause), "it is another network's")
+    if clause := next((clause for clause in found if clause), None):
+        return clause
+    nearly = misfit.matched.tensors and not misfit.is_of_other_layers
+    return "it is this network's in another form: create the network as it was saved" if nearly else _ANOTHER
 
 
 def _empty(misfit: Misfit) -> str | None:
     if any(misfit.tensor(name).numel() == 0 for name in misfit.fit.misfits):
         return "it is a part of a run on several devices, whose tensors are empty: gather them before saving"
     return None
+
+
+def _parametrized(misfit: Misfit) -> str | None:
+    unknown = unknown_parametrizations(misfit.matched.unknown)
+    if not unknown:
+        return None
+    weight, parts = next(iter(unknown.items()))
+    owner, _, leaf = weight.rpartition(".")
+    return (
+        f"its {weight!r} is computed by a parametrization that is not known here, from {few(parts)}: call "
+        f"torch.nn.utils.parametrize.remove_parametrizations(module, {leaf!r}) for {owner!r} and others of the network "
+        "it is of, then save its state_dict() again"
+    )
 
 
 def _other_experts(misfit: Misfit) -> str | None:
@@ -112,7 +112,7 @@ def _classifier(misfit: Misfit) -> str | None:
     """Return the name of the network's last linear layer, routing functions apart."""
     linears = [
         name
-        for name, module in misfit.model.named_modules()
+        for name, module in misfit.layers.modules.items()
         if isinstance(module, nn.Linear) or (isinstance(module, ConditionalLayer) and module.twin is nn.Linear)
     ]
     return next((name for name in reversed(linears) if ".routing_fn." not in f".{name}"), None)
@@ -125,7 +125,7 @@ def _other_classifier(misfit: Misfit) -> str | None:
     if not all(name.startswith(f"{last}.") for name in (*fit.misfits, *fit.missing)):
         return None
     tensor = misfit.matched.tensors.get(f"{last}.weight")
-    own = misfit.model.state_dict()[f"{last}.weight"]
+    own = misfit.layers.tensors[f"{last}.weight"]
     if tensor is None or tensor.dim() < 2 or tensor.shape[-1] != own.shape[-1]:
         return None
     return (
@@ -146,29 +146,11 @@ def _without_classifier(misfit: Misfit) -> str | None:
     )
 
 
-def _more_layers(misfit: Misfit) -> str | None:
-    """Tell of whole parts that the network lacks, such as a classifier, and not of parts of its layers."""
-    matched = misfit.matched
-    if not matched.tensors or misfit.fit.missing or misfit.fit.misfits or matched.clashes:
-        return None
-    # The part that a tensor belongs to is the first name after those which all of the source's have in common.
-    common = len(common_parts(misfit.state))
-    parts = {name: ".".join(name.split(".")[: common + 1]) for name in misfit.state}
-    more = dict.fromkeys(parts[name] for name in matched.unknown)
-    if not more or more.keys() & {*misfit.state, *(parts[name] for name in matched.sources.values())}:
-        return None
-    patterns = few([repr(f"{part}.*") for part in more], most=8)
-    return (
-        "its network goes on where this one ends, which is without a classifier (num_classes=0) or for features alone: "
-        f"pass skip=[{patterns}] to leave the rest out"
-    )
-
-
 def _other_input(misfit: Misfit) -> str | None:
     stem, own = next(
         (
             (f"{name}.weight", module.weight)
-            for name, module in misfit.model.named_modules()
+            for name, module in misfit.layers.modules.items()
             if isinstance(module, _ConvNd) or (isinstance(module, ConditionalLayer) and module.twin is not nn.Linear)
         ),
         ("", None),
@@ -188,7 +170,7 @@ def _other_input(misfit: Misfit) -> str | None:
 
 
 def _other_width(misfit: Misfit) -> str | None:
-    own, fit = misfit.model.state_dict(), misfit.fit
+    own, fit = misfit.layers.tensors, misfit.fit
     norms = [name for name in fit.misfits if name.endswith("running_mean") and misfit.tensor(name).dim() == 1]
     # Where kernels do not fit, no routing can start from them: it is missing for that reason.
     lacking = [name for name in fit.missing if ".routing_fn." not in name]
@@ -201,10 +183,12 @@ def _other_width(misfit: Misfit) -> str | None:
 
 
 def _other_family(misfit: Misfit) -> str | None:
-    own = misfit.model.state_dict()
+    own = misfit.layers.first
     for pattern, family in _SIGNS:
         if any(re.fullmatch(pattern, name) for name in misfit.state):
             same = any(re.fullmatch(pattern, name) for name in own)
+            if same and not misfit.is_of_other_layers:
+                return None
             depth = ", of another depth or form" if same else ", and the network is not"
             return f"it looks like {family}{depth}"
     return None

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from condconv.nn import ConditionalLayer, RoutingFunction
-from condconv.nn.block_routing import routing_functions
-from condconv.nn.conditional import conditional_layers
-from condconv.weights.names import own_tensors
+from condconv.nn import RoutingFunction
+from condconv.weights.layers import Layers
 
 
 @dataclass(frozen=True)
@@ -30,38 +28,37 @@ class Fit:
     misfits: tuple[str, ...]
 
 
-def fit_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> Fit:
+def fit_tensors(layers: Layers, tensors: Mapping[str, Tensor]) -> Fit:
     """Return how a source's tensors fit a network; nothing is changed.
 
     Args:
-        model: The network.
+        layers: The network.
         tensors: By the network's names.
     """
-    own = own_tensors(model)
-    layers = conditional_layers(model)
+    conditional = layers.conditional
     static = [
         name
-        for name, layer in layers.items()
+        for name, layer in conditional.items()
         if f"{name}.weight" in tensors and _same(tensors[f"{name}.weight"], layer.weight[0]) is not None
     ]
     replaced = {f"{name}.{leaf}" for name in static for leaf in ("weight", "bias")}
-    optional = _optional(model, [layers[name] for name in static])
+    optional = _optional(layers, static)
     copies, missing, misfits = {}, [], []
-    for name, target in own.items():
+    for name, target in layers.tensors.items():
         if name in replaced and name in tensors:
             continue
         if name not in tensors:
             if name not in optional:
                 missing.append(name)
             continue
-        layer = layers.get(name.rpartition(".")[0])
+        layer = conditional.get(name.rpartition(".")[0])
         fitted = _experts(tensors[name], target) if layer is not None else _same(tensors[name], target)
         if fitted is None:
             misfits.append(name)
         else:
             copies[name] = fitted
     for name in static:
-        found, bias = tensors.get(f"{name}.bias"), layers[name].bias
+        found, bias = tensors.get(f"{name}.bias"), conditional[name].bias
         if found is not None and bias is not None and _same(found, bias[0]) is None:
             misfits.append(f"{name}.bias")
     return Fit(copies, tuple(static), tuple(missing), tuple(misfits))
@@ -84,12 +81,11 @@ def _experts(tensor: Tensor, target: Tensor) -> Tensor | None:
     return tensor.reshape(target.shape) if flat else None
 
 
-def _optional(model: nn.Module, static: list[ConditionalLayer]) -> set[str]:
+def _optional(layers: Layers, static: list[str]) -> set[str]:
     """Return names a source may lack: counters, schedules, and the routing of layers that start from one kernel."""
-    routing = routing_functions(model)
-    started = {routing[layer.routing_fn] for layer in static}
-    names = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
-    for prefix, module in model.named_modules():
+    started = {layers.function(name) for name in static}
+    names = {name for name in layers.tensors if name.endswith("num_batches_tracked")}
+    for prefix, module in layers.modules.items():
         if module in started:
             names |= {f"{prefix}.{name}" for name in module.state_dict()}
         elif isinstance(module, RoutingFunction):
@@ -97,15 +93,12 @@ def _optional(model: nn.Module, static: list[ConditionalLayer]) -> set[str]:
     return names
 
 
-def mixed_routing(model: nn.Module, fit: Fit) -> dict[str, str]:
+def mixed_routing(layers: Layers, fit: Fit) -> dict[str, str]:
     """Return reasons by layer name, for layers with one static kernel whose routing the source has trained."""
-    routing = routing_functions(model)
-    names = {module: name for name, module in model.named_modules()}
     reasons = {}
     for layer_name in fit.static:
-        layer = model.get_submodule(layer_name)
-        function = routing[layer.routing_fn]  # type: ignore[index]
-        trained = [name for name in fit.copies if name.startswith(f"{names[function]}.")]
+        function = layers.names[layers.function(layer_name)]
+        trained = [name for name in fit.copies if name.startswith(f"{function}.")]
         if any(name.endswith("weight") for name in trained):
             reasons[layer_name] = f"it has one kernel for {layer_name} and a trained routing for it, {trained[0]}"
     return reasons

@@ -24,18 +24,24 @@ _ZIP = b"PK\x03\x04"
 _MOST_HEADER = 100_000_000  # bytes, by the format's definition
 
 
-def why_not_weights(file: Path) -> str | None:
-    """Return what a file is that is neither torch's nor safetensors, with the remedy, or `None`.
-
-    Args:
-        file: An existing file; one of the right kind may still be damaged.
+def first_bytes(file: Path) -> bytes:
+    """Return the bytes that tell what a file is, whatever its suffix.
 
     Raises:
         OSError: It cannot be opened.
     """
     with file.open("rb") as stream:
-        first = stream.read(_FIRST)
-    if is_safetensors(file):  # its first bytes are a number, which may be any
+        return stream.read(_FIRST)
+
+
+def why_not_weights(file: Path, first: bytes) -> str | None:
+    """Return what a file is that is neither torch's nor safetensors, with the remedy, or `None`.
+
+    Args:
+        file: An existing file; one of the right kind may still be damaged.
+        first: Its first bytes.
+    """
+    if is_safetensors(first):  # these are a number, which may be any
         return None
     text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for magic, what in _OTHERS:
@@ -52,18 +58,9 @@ def why_not_weights(file: Path) -> str | None:
     return f"of no kind that is known, beginning with {first[:16]!r}: give the file that was saved"
 
 
-def is_safetensors(file: Path) -> bool:
-    """Return whether a file begins as safetensors files do: with the length of a header, and the header.
-
-    Args:
-        file: An existing file, whatever its suffix.
-
-    Raises:
-        OSError: It cannot be opened.
-    """
-    with file.open("rb") as stream:
-        first = stream.read(9)
-    return first[8:] == b"{" and int.from_bytes(first[:8], "little") <= _MOST_HEADER
+def is_safetensors(first: bytes) -> bool:
+    """Return whether a file begins as safetensors files do: with the length of a header, and the header."""
+    return first[8:9] == b"{" and int.from_bytes(first[:8], "little") <= _MOST_HEADER
 
 
 def _has_pickle(file: Path) -> bool:

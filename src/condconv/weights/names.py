@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from condconv.nn import ConditionalLayer
-from condconv.nn.block_routing import routing_functions
+from condconv.weights.layers import Layers, common_parts
 
 BY_ORDER = "by kind and order"
 """How names were matched where they are not the network's own at all."""
@@ -34,6 +33,7 @@ class Matched:
         sources: What the source calls them.
         unknown: Names the network has nothing for.
         how: How names were matched, for the report.
+        prefix: What was left out before the source's names.
         clashes: Names of the network for which the source has several tensors that differ, with their names there.
     """
 
@@ -41,33 +41,11 @@ class Matched:
     sources: dict[str, str]
     unknown: tuple[str, ...]
     how: str
+    prefix: str = ""
     clashes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def first_names(model: nn.Module) -> dict[str, str]:
-    """Return the names of a network's tensors, each with the first name of the same tensor, as modules may share it.
-
-    Args:
-        model: The network. What its state dict has beside tensors is left out.
-    """
-    first: dict[int, str] = {}
-    state = model.state_dict(keep_vars=True)  # the objects themselves, not views of them
-    return {name: first.setdefault(id(value), name) for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a network by name; one that several modules share once, by its first name."""
-    state = model.state_dict()
-    return {name: state[name] for name in dict.fromkeys(first_names(model).values())}
-
-
-def common_parts(names: Iterable[str]) -> list[str]:
-    """Return the parts of names, between dots, that all of them begin with."""
-    together = zip(*(name.split(".")[:-1] for name in names), strict=False)  # as far as the shortest goes
-    return [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, together)]
-
-
-def match_names(model: nn.Module, state: Mapping[str, Tensor]) -> Matched:
+def match_names(layers: Layers, state: Mapping[str, Tensor]) -> Matched:
     """Match the names of a source with those of a network.
 
     First by name: a prefix common to the source's names is left out, one common to all of the network's too, and what
@@ -76,23 +54,23 @@ def match_names(model: nn.Module, state: Mapping[str, Tensor]) -> Matched:
     one of both may lack the linear layers.
 
     Args:
-        model: The network.
+        layers: The network.
         state: Tensors by name, in the source's order.
     """
-    around = common_parts(first_names(model))
+    around = common_parts(layers.first)
     wrappers = ["".join(f"{part}." for part in around[:length]) for length in range(len(around) + 1)]
-    by_name = max((_by_name(model, state, wrapper) for wrapper in wrappers), key=lambda match: len(match.tensors))
-    layers = [name for name, module in model.named_modules() if isinstance(module, (_ConvNd, ConditionalLayer))]
-    found = sum(f"{name}.weight" in by_name.tensors for name in layers)
-    if found * 2 >= len(layers):
+    by_name = max((_by_name(layers, state, wrapper) for wrapper in wrappers), key=lambda match: len(match.tensors))
+    convs = [name for name, module in layers.modules.items() if isinstance(module, (_ConvNd, ConditionalLayer))]
+    found = sum(f"{name}.weight" in by_name.tensors for name in convs)
+    if found * 2 >= len(convs):
         return by_name
-    return _by_order(model, state) or by_name
+    return _by_order(layers, state) or by_name
 
 
-def _by_name(model: nn.Module, state: Mapping[str, Tensor], wrapper: str) -> Matched:
+def _by_name(layers: Layers, state: Mapping[str, Tensor], wrapper: str) -> Matched:
     """Match by name, where all names of the network begin with the name of a wrapper that the source does not have."""
-    own = {name.removeprefix(wrapper): first for name, first in first_names(model).items()}
-    modules = {name.removeprefix(wrapper): module for name, module in model.named_modules()}
+    own = {_uncompiled(name.removeprefix(wrapper)): first for name, first in layers.first.items()}
+    modules = {_uncompiled(name.removeprefix(wrapper)): module for name, module in layers.modules.items()}
     renamed = {prefix: _rename(modules, own, state, prefix) for prefix in sorted(_prefixes(state))}
     best = max(renamed, key=lambda prefix: (sum(name in own for name in renamed[prefix].values()), -len(prefix)))
     places: dict[str, list[str]] = {}
@@ -108,7 +86,7 @@ def _by_name(model: nn.Module, state: Mapping[str, Tensor], wrapper: str) -> Mat
     sources = {target: sources[0] for target, sources in places.items() if target not in clashes}
     unknown = tuple(name for name in state if renamed[best].get(name) not in own)
     how = ", ".join(["by name", *([f"without {best!r}"] if best else []), *([f"under {wrapper!r}"] if wrapper else [])])
-    return Matched({target: state[source] for target, source in sources.items()}, sources, unknown, how, clashes)
+    return Matched({target: state[source] for target, source in sources.items()}, sources, unknown, how, best, clashes)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
@@ -129,11 +107,16 @@ def _rename(
     modules: Mapping[str, nn.Module], own: Mapping[str, str], state: Mapping[str, Tensor], prefix: str
 ) -> dict[str, str]:
     """Return the network's names for the source's names under a prefix."""
-    names = {source: source.removeprefix(prefix) for source in state if source.startswith(prefix)}
+    names = {source: _uncompiled(source.removeprefix(prefix)) for source in state if source.startswith(prefix)}
     # What has the network's own name is meant; a port's name for the same place is then something else.
     exact = own.keys() & names.values()
     aliases = {source: _known_alias(modules, name) for source, name in names.items()}
     return {source: name if aliases[source] in exact else aliases[source] for source, name in names.items()}
+
+
+def _uncompiled(name: str) -> str:
+    """Return a name without what torch.compile puts into it for parts of a network; before all names it is a prefix."""
+    return name.replace("._orig_mod.", ".")
 
 
 def _known_alias(modules: Mapping[str, nn.Module], name: str) -> str:
@@ -149,15 +132,15 @@ def _known_alias(modules: Mapping[str, nn.Module], name: str) -> str:
     return name
 
 
-def _by_order(model: nn.Module, state: Mapping[str, Tensor]) -> Matched | None:
+def _by_order(layers: Layers, state: Mapping[str, Tensor]) -> Matched | None:
     """Match kind by kind in order, or return `None` where the numbers or the shapes do not fit."""
-    own = own_tensors(model)
-    theirs, ours = _group(_source_layers(state)), _group(_own_layers(model))
+    own = layers.tensors
+    theirs, ours = _group(_source_layers(state)), _group(_own_layers(layers))
     for kind in {*theirs, *ours}:
         counts = len(theirs.get(kind, ())), len(ours.get(kind, ()))
         if counts[0] != counts[1] and not (kind == "linear" and 0 in counts):  # one may be without a classifier
             return None
-    layers = {
+    targets_of = {
         source: target
         for kind in theirs
         if kind in ours
@@ -166,8 +149,8 @@ def _by_order(model: nn.Module, state: Mapping[str, Tensor]) -> Matched | None:
     targets = {}
     for name in state:
         layer, _, leaf = name.rpartition(".")
-        if layer in layers:
-            targets[name] = f"{layers[layer]}.{leaf}"
+        if layer in targets_of:
+            targets[name] = f"{targets_of[layer]}.{leaf}"
     if "conv" not in theirs or not targets:
         return None
     stem = f"{theirs['conv'][0]}.weight"  # may take images of other channels, which is said where it does not fit
@@ -200,10 +183,10 @@ def _source_layers(state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
         yield ("norm" if dims == 1 else "linear" if dims == 2 else "conv"), name.removesuffix(".weight")
 
 
-def _own_layers(model: nn.Module) -> Iterator[tuple[str, str]]:
+def _own_layers(layers: Layers) -> Iterator[tuple[str, str]]:
     """Yield the kind and name of each layer of the network, routing functions apart, in the order of registration."""
-    inside = {id(child) for function in routing_functions(model).values() for child in function.modules()}
-    for name, module in model.named_modules():
+    inside = {id(child) for function in layers.routing.values() for child in function.modules()}
+    for name, module in layers.modules.items():
         if id(module) in inside:
             continue
         if isinstance(module, _BatchNorm):

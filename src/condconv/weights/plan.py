@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from condconv.errors import UsageError, few
+from condconv.errors import UsageError, few, shown
 from condconv.nn import ConditionalLayer, SigmoidRouting
-from condconv.nn.block_routing import routing_functions
-from condconv.nn.conditional import conditional_layers
 from condconv.weights.arithmetic import check_arithmetic, known_source
 from condconv.weights.diagnosis import Misfit, diagnose
 from condconv.weights.fit import Fit, fit_tensors, mixed_routing
-from condconv.weights.names import BY_ORDER, Matched, first_names, match_names, own_tensors
+from condconv.weights.layers import Layers
+from condconv.weights.leftovers import leave_out, leave_out_siblings
+from condconv.weights.names import BY_ORDER, Matched, match_names
+from condconv.weights.source import Source
 from condconv.weights.write import check_starts
 
 
@@ -28,43 +29,55 @@ class Plan:
         matched: The source's tensors under the network's names.
         fit: What they are for the network.
         skipped: Names of the network that stay as they are.
+        notes: What was chosen, computed or left out, for the report.
     """
 
     matched: Matched
     fit: Fit
     skipped: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
-def plan_load(model: nn.Module, state: Mapping[str, Tensor], skip: tuple[str, ...], source: str) -> Plan:
+def look_at(model: nn.Module) -> Layers:
+    """Return a network as a load sees it.
+
+    Raises:
+        UsageError: It cannot be loaded into.
+    """
+    _check_memory(model)
+    return Layers(model)
+
+
+def plan_load(layers: Layers, source: Source, skip: tuple[str, ...]) -> Plan:
     """Return what loading a source would do.
 
     Args:
-        model: The network.
-        state: The source's tensors by name.
+        layers: The network.
+        source: What to load.
         skip: Patterns of names to leave as they are.
-        source: What to call the source in messages.
 
     Raises:
         UsageError: It does not fit, or a pattern matches nothing.
     """
-    _check_memory(model)
-    matched, skipped = _leave_out(model, match_names(model, state), state, skip)
-    fit = fit_tensors(model, matched.tensors)
+    state, notes = leave_out(layers, source.tensors)
+    matched, skipped = _skip(layers, match_names(layers, state), source.tensors, skip)
+    fit = fit_tensors(layers, matched.tensors)
     fit = replace(fit, missing=tuple(name for name in fit.missing if name not in (*skipped, *matched.clashes)))
-    problems = _problems(model, matched, fit)
+    matched, more = leave_out_siblings(layers, matched, fit, state, source.name)
+    problems = _problems(layers, matched, fit)
     if problems:
         raise UsageError(
-            f"`path` must hold weights of this network, got {source}: {'; '.join(problems)}. "
-            f"Probably {diagnose(Misfit(model, state, matched, fit))}"
+            f"`path` must hold weights of this network, got {source.name}: {'; '.join(problems)}. "
+            f"Probably {diagnose(Misfit(layers, state, matched, fit))}"
         )
     known = known_source(state) if matched.how == BY_ORDER else None
     if known is not None:
         whose, arithmetic = known
-        check_arithmetic(model, arithmetic, f"{source}, which looks like {whose}")
-    _check_trained_routing(model, matched, source, skipped)
-    _check_skipped_routing(model, fit, skipped)
-    check_starts(model, fit.static)
-    return Plan(matched, fit, skipped)
+        check_arithmetic(layers.model, arithmetic, f"{source.name}, which looks like {whose}")
+    _check_trained_routing(layers, matched, source.name, skipped)
+    _check_skipped_routing(layers, fit, skipped)
+    check_starts(layers, fit.static)
+    return Plan(matched, fit, skipped, (*source.notes, *notes, *more))
 
 
 def _check_memory(model: nn.Module) -> None:
@@ -86,23 +99,26 @@ def _check_memory(model: nn.Module) -> None:
             raise UsageError(f"`model` must not be sharded, {name!r} is: load the weights first, then shard it")
 
 
-def _leave_out(
-    model: nn.Module, matched: Matched, state: Mapping[str, Tensor], skip: tuple[str, ...]
+def _skip(
+    layers: Layers, matched: Matched, state: Mapping[str, Tensor], skip: tuple[str, ...]
 ) -> tuple[Matched, tuple[str, ...]]:
     """Return what was matched without what is to be skipped, and the names of the network that are."""
-    firsts = first_names(model)
+    firsts = layers.first
     for pattern in skip:
         if not fnmatch.filter([*firsts, *state], pattern):
-            raise UsageError(f"`skip` must match names of the network or the file, {pattern!r} matches none")
+            raise UsageError(
+                f"`skip` must match names of the network or the file, got {shown(pattern)}, which matches none: "
+                f"the network has {shown(few(firsts, most=3))[1:-1]}, the file {shown(few(state, most=3))[1:-1]}"
+            )
 
     def asked(name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)
 
     named = {firsts[name] for name in firsts if asked(name) or asked(matched.sources.get(name, name))}
     # A file has no name for the routing of a layer that it has one kernel for.
-    layers = [f"{name}." for name in conditional_layers(model)]
-    whole = tuple(layer for layer in layers if f"{layer}weight" in named)
-    skipped = tuple(name for name in own_tensors(model) if name in named or name.startswith(whole))
+    conditional = [f"{name}." for name in layers.conditional]
+    whole = tuple(layer for layer in conditional if f"{layer}weight" in named)
+    skipped = tuple(name for name in layers.tensors if name in named or name.startswith(whole))
     left = replace(
         matched,
         tensors={name: tensor for name, tensor in matched.tensors.items() if name not in skipped},
@@ -112,8 +128,8 @@ def _leave_out(
     return left, skipped
 
 
-def _problems(model: nn.Module, matched: Matched, fit: Fit) -> list[str]:
-    own = model.state_dict()
+def _problems(layers: Layers, matched: Matched, fit: Fit) -> list[str]:
+    own = layers.tensors
     shapes = [
         f"{matched.sources[name]} {list(matched.tensors[name].shape)} (the network's: {list(own[name].shape)})"
         for name in fit.misfits
@@ -133,14 +149,14 @@ def _problems(model: nn.Module, matched: Matched, fit: Fit) -> list[str]:
         ("it has several values for ", clashes),
     )
     problems = [what + few(names, most=3) for what, names in found if names]
-    return problems + list(mixed_routing(model, fit).values())[:1]
+    return problems + list(mixed_routing(layers, fit).values())[:1]
 
 
-def _check_trained_routing(model: nn.Module, matched: Matched, source: str, skipped: tuple[str, ...]) -> None:
+def _check_trained_routing(layers: Layers, matched: Matched, source: str, skipped: tuple[str, ...]) -> None:
     """Refuse a routing trained as another function than the network's, as far as names tell."""
-    names = {module: name for name, module in model.named_modules()}
-    own = own_tensors(model).keys() - {*matched.tensors, *skipped}
-    for function in dict.fromkeys(routing_functions(model).values()):
+    names = layers.names
+    own = layers.tensors.keys() - {*matched.tensors, *skipped}
+    for function in dict.fromkeys(layers.routing.values()):
         weight = f"{names[function]}.fc.weight"
         theirs = matched.sources[weight] if weight in matched.tensors else ""
         if theirs.endswith(".routing_fn.weight") and not isinstance(function, SigmoidRouting):  # timm's, TensorFlow's
@@ -156,18 +172,16 @@ def _check_trained_routing(model: nn.Module, matched: Matched, source: str, skip
             )
 
 
-def _check_skipped_routing(model: nn.Module, fit: Fit, skipped: tuple[str, ...]) -> None:
+def _check_skipped_routing(layers: Layers, fit: Fit, skipped: tuple[str, ...]) -> None:
     """Refuse to keep a routing, or a layer of one, whose other layers start from one kernel: it has to start evenly."""
-    routing = routing_functions(model)
-    names = {module: name for name, module in model.named_modules()}
-    starting = {routing.get(layer.routing_fn) for layer in map(model.get_submodule, fit.static)}  # type: ignore[arg-type]
-    for module, name in names.items():
-        if not isinstance(module, ConditionalLayer) or routing.get(module.routing_fn) not in starting:
+    starting = {layers.function(name) for name in fit.static}
+    for name in layers.conditional:
+        if layers.function(name) not in starting:
             continue
-        function = names[routing[module.routing_fn]]
+        function = layers.names[layers.function(name)]
         kept = [each for each in skipped if each == f"{name}.weight" or each.startswith(f"{function}.")]
         if kept and name + ".weight" not in fit.copies:
             raise UsageError(
-                f"`skip` must leave layers that share a routing together, got {kept[0]}: its routing starts anew, "
-                "since other layers start from one kernel"
+                f"`skip` must leave layers that share a routing together, got {shown(kept[0])}: its routing starts "
+                "anew, since other layers start from one kernel; skip all of them, or none"
             )

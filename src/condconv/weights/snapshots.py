@@ -20,58 +20,58 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from condconv.convert.fold import find_norms
 from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer
-from condconv.nn.conditional import conditional_layers
 from condconv.nn.folding import scale_outputs
 from condconv.tracing import arguments_of
+from condconv.weights.layers import Layers
 from condconv.weights.plan import Plan, plan_load
 from condconv.weights.report import LoadReport
+from condconv.weights.source import Source
 from condconv.weights.write import copy_tensors_, start_routing_
 
 
-def load_snapshots(
-    model: nn.Module, states: Sequence[tuple[str, Mapping[str, Tensor]]], skip: tuple[str, ...], example: Any
-) -> LoadReport:
+def load_snapshots(network: Layers, sources: Sequence[Source], skip: tuple[str, ...], example: Any) -> LoadReport:
     """Make each checkpoint one expert of every conditional layer, in place.
 
     Args:
-        model: A conditional network.
-        states: What to call each checkpoint, and its tensors by name, on the CPU.
+        network: A conditional network.
+        sources: The checkpoints, on the CPU.
         skip: As in `load_pretrained`.
         example: As `example_input` of `load_pretrained`.
 
     Raises:
         UsageError: The checkpoints are not as many as the experts, or one does not fit.
     """
-    layers = conditional_layers(model)
-    wrong = {name: layer.num_experts for name, layer in layers.items() if layer.num_experts != len(states)}
+    model, layers = network.model, network.conditional
+    wrong = {name: layer.num_experts for name, layer in layers.items() if layer.num_experts != len(sources)}
     if not layers or wrong:
-        found = f"{len(states)} for {next(iter(wrong.values()))} experts" if wrong else "a network without experts"
-        raise UsageError(f"`path` must be one file, or one static network's file for each expert, got {found}")
-    plans = [plan_load(model, state, skip, source) for source, state in states]
+        found = f"{len(sources)} for {next(iter(wrong.values()))} experts" if wrong else "a network without experts"
+        raise UsageError(
+            f"`path` must be one file, or one static network's file for each expert, got {found}: give as many files"
+        )
+    plans = [plan_load(network, source, skip) for source in sources]
     first = plans[0]
-    for plan, (source, _) in zip(plans, states, strict=True):
-        _check_alike(plan, first, layers, source)
+    for plan, source in zip(plans, sources, strict=True):
+        _check_alike(plan, first, layers, source.name)
     with arguments_of(model, example) as arguments:
         # Hooks do not fire inside what torch.compile made: what it was made of is run.
         pairs, _ = find_norms(getattr(model, "_orig_mod", model), arguments)
-    names = {module: name for name, module in model.named_modules()}
-    norms = {names[layer]: (names[norm], norm) for layer, norm in pairs}
+    norms = {network.names[layer]: (network.names[norm], norm) for layer, norm in pairs}
     _check_norms(model, first.fit.static, norms, first.skipped)
-    copy_tensors_(model, first.fit.copies)
+    copy_tensors_(network, first.fit.copies)
     shifted = []
-    for name, start in start_routing_(model, first.fit.static).items():
+    for name, start in start_routing_(network, first.fit.static).items():
         norm_name, norm = norms.get(name, (None, None))
         own = [_layer_tensors(plan.matched.tensors, name, norm_name) for plan in plans]
         if _set_layer_(layers[name], norm, own, start):
             shifted.append(name)
     alone = [name for name in first.fit.static if name not in norms and layers[name].twin is not nn.Linear]
     return LoadReport(
-        f"{len(states)} checkpoints",
+        f"{len(sources)} checkpoints",
         first.matched.how,
         tuple(first.fit.copies),
         first.fit.static,
         first.skipped,
-        _notes(shifted, alone),
+        (*first.notes, *_notes(shifted, alone)),
     )
 
 

@@ -42,7 +42,9 @@ _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "movi
 _REMEDY = "create tf_efficientnet_cc_... instead of efficientnet_cc_..., or tf_efficientnet_... without experts"
 
 
-def from_tensorflow(variables: Mapping[str, NDArray[Any]], model: nn.Module, *, ema: bool = True) -> dict[str, Tensor]:
+def from_tensorflow(
+    variables: Mapping[str, NDArray[Any]], model: nn.Module, *, averaged: bool = True
+) -> dict[str, Tensor]:
     """Map the variables of the authors' EfficientNet, with or without CondConv, to timm's names and torch's layout.
 
     Layers are matched by block, kind and the order of the counters in their names; the scopes around them and where the
@@ -52,7 +54,7 @@ def from_tensorflow(variables: Mapping[str, NDArray[Any]], model: nn.Module, *, 
         variables: Name to array of any numeric dtype, from `read_tensorflow_checkpoint`.
         model: An EfficientNet as timm builds it, whose convolutions may be `condconv.CondConv2d`; left as it is. It
             must pad as TensorFlow does and have batch norms with eps 1e-3, as timm's `tf_efficientnet_...` do.
-        ema: Whether to take the moving average of a variable where there is one.
+        averaged: Whether to take the moving average of a variable where there is one.
 
     Returns:
         A state dict with what the checkpoint has, also static kernels for conditional layers of the model, and another
@@ -69,36 +71,46 @@ def from_tensorflow(variables: Mapping[str, NDArray[Any]], model: nn.Module, *, 
     """
     wanted = _model_layers(model)
     check_arithmetic(model, TENSORFLOW, "a TensorFlow checkpoint")
-    found = _checkpoint_layers(_select(variables, ema))
+    found = _checkpoint_layers(_select(variables, averaged))
     wanted = _as_far_as_conditional(wanted, found)
     summary = _describe(found)
     blocks, numbers = _blocks(wanted), _blocks(found)
     if numbers != blocks:
         held = f"blocks {few(map(str, numbers))}" if numbers else "no block"
-        raise UsageError(f"variables must hold blocks 0 to {len(blocks) - 1}, got {held}: {summary}")
+        raise UsageError(f"`path` must hold blocks 0 to {len(blocks) - 1}, got {held}: {summary}")
     state: dict[str, Tensor] = {}
     for key, layers in wanted.items():
         group = found.get(key, {})
         if len(group) != len(layers):
             what = f"{len(layers)} {key[1]} in {key[0]} (for {few(target for target, _ in layers)})"
-            raise UsageError(f"variables must hold {what}, got {len(group)}: {summary}")
+            raise UsageError(f"`path` must hold {what}, got {len(group)}: {summary}")
         for counter, (target, layer) in zip(sorted(group), layers, strict=True):
             state |= _convert(group[counter], key, target, layer, summary)
     extra = [name for group in found.values() for leaves in group.values() for name, _ in leaves.values()]
     if extra:
-        raise UsageError(f"variables must all have a place in the model, got {few(sorted(extra))}: {summary}")
+        raise UsageError(f"`path` must hold nothing without a place in the model, got {few(sorted(extra))}: {summary}")
     return state
 
 
-def _select(variables: Mapping[str, NDArray[Any]], ema: bool) -> dict[str, NDArray[Any]]:
+def note_averages(variables: Mapping[str, NDArray[Any]], averaged: bool) -> tuple[str, ...]:
+    """Return a note for the report if there are averages, saying what is taken of them."""
+    count = sum(name.endswith(_AVERAGE) for name in variables)
+    taken = "averages were taken: averaged=False takes the others" if averaged else "plain ones were taken, as asked"
+    return (f"of {count} variables with a moving average the {taken}",) if count else ()
+
+
+def _select(variables: Mapping[str, NDArray[Any]], averaged: bool) -> dict[str, NDArray[Any]]:
     """Return the variables to use under their own names: averages or not, without slots and counters of steps."""
     averages = {name.removesuffix(_AVERAGE): name for name in variables if name.endswith(_AVERAGE)}
     names = {name: name for name in variables if not name.endswith(_AVERAGE)}
-    if ema:
+    if averaged:
         names |= averages
     elif averages.keys() - names.keys():
         only = few(sorted(averages.keys() - names.keys()))
-        raise UsageError(f"ema must be True for this checkpoint, got False: it has nothing but the average of {only}")
+        raise UsageError(
+            f"`averaged` must be True for this checkpoint, got False: it has nothing but the average of {only}; leave "
+            "it out"
+        )
     return {
         name: variables[source]
         for name, source in names.items()
@@ -125,11 +137,11 @@ def _checkpoint_layers(variables: Mapping[str, NDArray[Any]]) -> dict[_Key, dict
         other, _ = counters.setdefault(int(layer["counter"] or 0), {}).setdefault(rest[1], (name, values))
         if other != name:
             raise UsageError(
-                f"variables must hold each layer once, got {other} and {name}: leave out those of the other network"
+                f"`path` must hold each layer once, got {other} and {name}: leave out those of the other network"
             )
     if unknown:
         raise UsageError(
-            f"variables must have the names of the authors' EfficientNet, got {few(sorted(unknown))}: leave out what "
+            f"`path` must hold the authors' EfficientNet by its names, got {few(sorted(unknown))}: leave out what "
             "does not belong to it"
         )
     return found
@@ -198,7 +210,7 @@ def _layer(model: nn.Module, name: str, attribute: str) -> Any:
         getattr(layer, attribute)
     except AttributeError as error:
         raise UsageError(
-            f"model must be an EfficientNet as timm builds it, got {type(model).__name__} ({error}): {_REMEDY}"
+            f"`model` must be an EfficientNet as timm builds it, got {type(model).__name__} ({error}): {_REMEDY}"
         ) from error
     return layer
 
@@ -210,10 +222,10 @@ def _convert(leaves: _Leaves, key: _Key, target: str, layer: Any, summary: str) 
     for leaf, (parameter, shape) in _expected(kind, layer).items():
         if leaf not in leaves:
             held = few(name for name, _ in leaves.values()) or "nothing"
-            raise UsageError(f"variables must hold a {leaf} in {scope} for {target}, got {held}: {summary}")
+            raise UsageError(f"`path` must hold a {leaf} in {scope} for {target}, got {held}: {summary}")
         name, values = leaves.pop(leaf)
         if values.shape != shape:
-            raise UsageError(f"variables must have shape {shape} in {name} for {target}, got {values.shape}: {summary}")
+            raise UsageError(f"`path` must hold shape {shape} in {name} for {target}, got {values.shape}: {summary}")
         if parameter == "weight":
             values = _to_torch(values, kind, layer)
         state[f"{target}.{parameter}"] = torch.from_numpy(np.array(values, dtype=np.float32, order="C"))

@@ -9,23 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from condconv.errors import UsageError
-from condconv.nn import ConditionalLayer, spread_experts
-from condconv.nn.block_routing import RoutingSlot, routing_functions
+from condconv.nn import spread_experts
+from condconv.nn.block_routing import RoutingSlot
 from condconv.nn.factory import start_constant_
-from condconv.weights.names import own_tensors
+from condconv.weights.layers import Layers
 
 
-def check_starts(model: nn.Module, layers: Iterable[str]) -> None:
+def check_starts(layers: Layers, names: Iterable[str]) -> None:
     """Try on copies whether the routing functions of some layers can start evenly; nothing is changed.
 
     Args:
-        model: The network.
-        layers: Names of conditional layers.
+        layers: The network.
+        names: Of conditional layers.
 
     Raises:
         UsageError: One cannot.
     """
-    for name, function in _functions(model, layers).items():
+    for name in names:
+        function = layers.function(name)
         try:
             start_constant_(copy.deepcopy(function))
         except (TypeError, ValueError, RuntimeError) as error:
@@ -36,63 +37,55 @@ def check_starts(model: nn.Module, layers: Iterable[str]) -> None:
 
 
 @torch.no_grad()
-def copy_tensors_(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
+def copy_tensors_(layers: Layers, copies: Mapping[str, Tensor]) -> None:
     """Copy tensors into a network, in place; its parameters stay the same objects.
 
     Args:
-        model: The network.
+        layers: The network.
         copies: Tensors in the network's shapes, by its names.
     """
-    own = own_tensors(model)
     for name, tensor in copies.items():
-        own[name].copy_(tensor)
+        layers.tensors[name].copy_(tensor)
 
 
 @torch.no_grad()
-def start_routing_(model: nn.Module, layers: Iterable[str]) -> dict[str, Tensor]:
+def start_routing_(layers: Layers, names: Iterable[str]) -> dict[str, Tensor]:
     """Make the routing functions of some layers give every input the same weights, in place.
 
     Args:
-        model: The network.
-        layers: Names of conditional layers.
+        layers: The network.
+        names: Of conditional layers.
 
     Returns:
         These weights, `[E]` fp64 on the CPU, by layer.
     """
     starts: dict[nn.Module, Tensor] = {}
     found = {}
-    for name, function in _functions(model, layers).items():
+    for name in names:
+        function = layers.function(name)
         if function not in starts:
             starts[function] = start_constant_(function).to("cpu", torch.float64)
         found[name] = starts[function]
-        slot = model.get_submodule(name).routing_fn
+        slot = layers.conditional[name].routing_fn
         if isinstance(slot, RoutingSlot):
             slot.start = starts[function]
     return found
 
 
 @torch.no_grad()
-def spread_kernels_(
-    model: nn.Module, starts: Mapping[str, Tensor], tensors: Mapping[str, Tensor], noise: float
-) -> None:
+def spread_kernels_(layers: Layers, starts: Mapping[str, Tensor], tensors: Mapping[str, Tensor], noise: float) -> None:
     """Make the experts of some layers of one kernel each, in place.
 
     Args:
-        model: The network.
+        layers: The network.
         starts: Weights `[E]` that every input is given at the start, by layer.
         tensors: Kernels and biases by the network's names.
         noise: Difference between experts, relative to the standard deviation of the kernel.
     """
     for name, start in starts.items():
-        layer: ConditionalLayer = model.get_submodule(name)  # type: ignore[assignment]
+        layer = layers.conditional[name]
         kernel = tensors[f"{name}.weight"].to(layer.weight).reshape(layer.weight.shape[1:])
         layer.weight.copy_(spread_experts(kernel, start, noise))
         bias = tensors.get(f"{name}.bias")
         if bias is not None and layer.bias is not None:
             layer.bias.copy_(spread_experts(bias.to(layer.bias), start, 0.0))
-
-
-def _functions(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Module]:
-    """Return what computes the routing weights of each layer, by the layer's name."""
-    routing = routing_functions(model)
-    return {name: routing[model.get_submodule(name).routing_fn] for name in layers}  # type: ignore[index]

@@ -1,0 +1,81 @@
+"""A network seen once: its names, modules, tensors and routing, for all stages of a load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import takewhile
+
+from torch import Tensor, nn
+
+from condconv.nn import ConditionalLayer
+from condconv.nn.block_routing import routing_functions
+from condconv.nn.conditional import conditional_layers
+
+
+class Layers:
+    """What a load asks of a network. Nothing of it changes while weights are loaded.
+
+    Args:
+        model: The network.
+
+    Attributes:
+        model: The network.
+        modules: Its modules by their first names, itself included under the empty name.
+        names: The same the other way round.
+        first: The names of its tensors, each with the first name of the same tensor, as modules may share it. What a
+            state dict has beside tensors is left out.
+        tensors: Its tensors by first name.
+        conditional: Its layers with experts by name.
+        routing: For each thing that a layer holds as its `routing_fn`, the function that computes the weights.
+
+    Raises:
+        UsageError: It is a part of a network, without the block that routes its layers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules = dict(model.named_modules())
+        self.names = {module: name for name, module in self.modules.items()}
+        kept = model.state_dict(keep_vars=True)  # the objects themselves, not views of them
+        ids: dict[int, str] = {}
+        self.first = {name: ids.setdefault(id(each), name) for name, each in kept.items() if isinstance(each, Tensor)}
+        state = model.state_dict()
+        self.tensors: dict[str, Tensor] = {name: state[name] for name in dict.fromkeys(self.first.values())}
+        self.conditional = conditional_layers(model)
+        self.routing = routing_functions(model)
+        self._parts = {part for name in self.first for part in name.split(".")}
+        self._ends = {end for name in self.first for end in ends(name)}
+
+    def function(self, layer: str) -> nn.Module:
+        """Return what computes the routing weights of a conditional layer."""
+        return self.routing[self.conditional[layer].routing_fn]
+
+    def has(self, end: str) -> bool:
+        """Return whether the network has a tensor whose name is or ends so."""
+        return end in self._ends
+
+    def has_part(self, part: str) -> bool:
+        """Return whether a part of the name of one of the network's tensors, between dots, is this."""
+        return part in self._parts
+
+    def knows(self, name: str) -> bool:
+        """Return whether the network has a tensor of a name, whatever either has before it, such as `module.`."""
+        return name in self._ends or any(end in self.first for end in ends(name))
+
+    def routes(self, name: str) -> bool:
+        """Return whether a name stands inside a conditional layer or a routing function of the network."""
+        inner = (self.modules.get(name[:at]) for at, letter in enumerate(name) if letter == ".")
+        functions = {*self.routing.values()}
+        return any(isinstance(each, ConditionalLayer) or each in functions for each in inner if each is not None)
+
+
+def ends(name: str) -> list[str]:
+    """Return a name without none, one, two and more of its first parts."""
+    parts = name.split(".")
+    return [".".join(parts[first:]) for first in range(len(parts))]
+
+
+def common_parts(names: Iterable[str]) -> list[str]:
+    """Return the parts of names, between dots, that all of them begin with."""
+    together = zip(*(name.split(".")[:-1] for name in names), strict=False)  # as far as the shortest goes
+    return [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, together)]
