@@ -11,7 +11,7 @@ import torch
 
 import condconv
 from condconv.models import with_timm
-from condconv.nn import ConditionalLayer
+from condconv.nn import ConditionalLayer, SoftmaxRouting
 
 timm = pytest.importorskip("timm")
 
@@ -145,3 +145,32 @@ def test_a_script_that_is_missing(monkeypatch: pytest.MonkeyPatch, arguments: li
     monkeypatch.setattr(sys, "argv", ["with_timm", *arguments])
     with pytest.raises(SystemExit, match=f"SCRIPT.py must be a file, got {got}"):
         with_timm.main()
+
+
+def test_a_script_of_timms_anneals_what_it_trains() -> None:
+    """timm's loops know nothing of temperatures: the optimizer's step tells, of networks that timm was given."""
+    from timm.optim import create_optimizer_v2
+
+    routing = "softmax(temperature=9, final_temperature=1, annealing_steps=4)"
+    trained, other = (timm.create_model("condconv_mobilenet_v1_cc_025_2e", routing=routing) for _ in range(2))
+    optimizer = create_optimizer_v2(trained, opt="adamw", lr=1e-3)
+    for _ in range(2):
+        with_timm.anneal_trained(optimizer)
+    temperatures = {float(m.temperature) for m in trained.modules() if isinstance(m, SoftmaxRouting)}
+    assert temperatures == {5.0}
+    assert {float(m.temperature) for m in other.modules() if isinstance(m, SoftmaxRouting)} == {9.0}
+
+
+def test_the_annealing_is_there_while_a_script_runs(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import timm, torch\n"
+        "net = timm.create_model('condconv_mobilenet_v1_cc_025_2e', num_classes=2,\n"
+        "    routing='softmax(temperature=9, final_temperature=1, annealing_steps=4)')\n"
+        "updates = torch.optim.SGD(net.parameters(), lr=0.1)\n"
+        "net(torch.randn(2, 3, 32, 32)).sum().backward()\n"
+        "updates.step()\n"
+        "print(float(net.blocks[4][0].routing_fn.temperature))\n"
+    )
+    command = [sys.executable, "-m", "condconv.models.with_timm", str(script)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip() == "7.0"

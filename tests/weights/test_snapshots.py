@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import condconv
 from condconv.nn import ConstantRouting
+from condconv.weights.layers import Layers
 from condconv.weights.snapshots import _layer_tensors, _set_layer_
 from condconv.weights.write import copy_tensors_, spread_kernels_
 
@@ -228,8 +229,9 @@ def test_a_network_on_another_device() -> None:
                     )
         assert model[3].weight.device.type == "cuda"
         start = torch.full((2,), 0.5, dtype=torch.float64)
-        copy_tensors_(model, {"0.weight": states[0]["0.weight"]})
-        spread_kernels_(model, dict.fromkeys(("3", "6", "10"), start), states[0], noise=0.5)
+        layers = Layers(model)
+        copy_tensors_(layers, {"0.weight": states[0]["0.weight"]})
+        spread_kernels_(layers, dict.fromkeys(("3", "6", "10"), start), states[0], noise=0.5)
         for layer, norm in (("3", "4"), ("6", "7"), ("10", None)):
             own = [_layer_tensors(state, layer, norm) for state in states]
             _set_layer_(model.get_submodule(layer), norm and model.get_submodule(norm), own, start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
@@ -14,6 +15,9 @@ from condconv.models.pretrained import PREFIX, describe_weights, source_in_timm
 from condconv.models.registry import create_model
 
 __all__ = ["register_timm_models"]
+
+created: WeakSet[nn.Module] = WeakSet()
+"""The networks that timm was given, as long as they live."""
 
 default_cfgs: dict[str, Any] = {}
 """What timm keeps of each network: size and normalisation of its images, names of its first and last layer."""
@@ -65,7 +69,9 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
             options = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0], **options}
         if options.get("pretrained") and "pretrained_model_args" in options:
             options.pop("init", None)  # how a saved network started before it was trained
-        return create_model(name.removeprefix(PREFIX), **options)
+        model = create_model(name.removeprefix(PREFIX), **options)
+        created.add(model)
+        return model
 
     models = require_extra("timm.models", "models")
     build.__name__ = build.__qualname__ = name

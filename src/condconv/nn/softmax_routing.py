@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,12 +10,16 @@ from torch import Tensor, nn
 
 from condconv.nn.routing import Float32Linear, RoutingFunction
 
+_TRAINED = 10
+"""Changes of a weight from `train()` to `eval()` that are taken for training; loading weights makes one or two."""
+
 
 class SoftmaxRouting(RoutingFunction):
     """`softmax(Linear(pool(x)) / temperature)`: weights that sum to one.
 
     A high temperature early keeps all experts in training; annealing it lets them part. The temperature and where its
-    schedule stands are buffers: a checkpoint loaded elsewhere goes on, or predicts, exactly as it would have.
+    schedule stands are buffers: a checkpoint loaded elsewhere resumes, or predicts, exactly as it would have. A loop
+    that trains has to call `anneal_`; if it does not, `eval()` warns once.
 
     Args:
         in_channels: C of the input.
@@ -77,6 +82,39 @@ class SoftmaxRouting(RoutingFunction):
         }
         for name, value in self._start.items():
             self.register_buffer(name, torch.tensor(value, device=device))
+        self._trained_from: int | None = None  # of the weight when training began; `None` to look no longer
+        self._watched = annealing_steps > 0
+
+    def train(self, mode: bool = True) -> SoftmaxRouting:
+        """Set the mode; warn once if the weights were trained and the temperature stayed where it starts."""
+        # Seen here and not in `forward`, which is compiled and exported: an optimizer changes the weight in place.
+        weight = self.fc.weight
+        if not self._watched or weight.is_meta or weight.is_inference():
+            pass
+        elif mode:
+            self._trained_from = weight._version
+        elif self._trained_from is not None and weight._version - self._trained_from >= _TRAINED:
+            self._watched = False
+            if int(self.annealing_step) == 0:
+                warnings.warn(
+                    f"SoftmaxRouting was trained at its first temperature, {float(self.temperature):g}: its schedule "
+                    "moves when condconv.nn.anneal_(model) is called, once after each optimizer step; timm's scripts "
+                    "do that under `python -m condconv.models.with_timm`",
+                    stacklevel=2,
+                )
+        return super().train(mode)
+
+    def extra_repr(self) -> str:
+        """Describe the sizes and where the temperature stands in `repr`."""
+        if self.temperature.is_meta or type(self.temperature) is not Tensor:  # it has no value to show
+            return super().extra_repr()
+        schedule = ""
+        if int(self.annealing_steps):
+            schedule = (
+                f", to {float(self.final_temperature):g} in {int(self.annealing_steps)} calls of anneal_, "
+                f"{int(self.annealing_step)} done"
+            )
+        return f"{super().extra_repr()}, temperature={float(self.temperature):g}{schedule}"
 
     def reset_parameters(self) -> None:
         """Begin the schedule again, in place; tensors that have had no values, as on the meta device, get theirs."""
@@ -100,7 +138,8 @@ class SoftmaxRouting(RoutingFunction):
 def anneal_(model: nn.Module, steps: int = 1) -> None:
     """Advance the temperature schedule of every `SoftmaxRouting` of a model, in place.
 
-    Call it after each optimizer update. Harmless where nothing anneals.
+    Call it once after each optimizer update; `condconv train` does, and so do timm's scripts under
+    `python -m condconv.models.with_timm`. Harmless if nothing anneals.
 
     Args:
         model: Any module.

@@ -12,10 +12,11 @@ from torch.nn.parameter import is_lazy
 from condconv.errors import UsageError, few, shown
 from condconv.nn import ConditionalLayer, SigmoidRouting
 from condconv.weights.arithmetic import check_arithmetic, known_source
-from condconv.weights.diagnosis import Misfit, diagnose
+from condconv.weights.diagnosis import diagnose
 from condconv.weights.fit import Fit, fit_tensors, mixed_routing
 from condconv.weights.layers import Layers
 from condconv.weights.leftovers import leave_out, leave_out_siblings
+from condconv.weights.misfit import Misfit
 from condconv.weights.names import BY_ORDER, Matched, match_names
 from condconv.weights.source import Source
 from condconv.weights.write import check_starts
