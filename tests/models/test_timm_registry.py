@@ -149,11 +149,9 @@ def test_a_script_that_is_missing(monkeypatch: pytest.MonkeyPatch, arguments: li
 
 def test_a_script_of_timms_anneals_what_it_trains() -> None:
     """timm's loops know nothing of temperatures: the optimizer's step tells, of networks that timm was given."""
-    from timm.optim import create_optimizer_v2
-
     routing = "softmax(temperature=9, final_temperature=1, annealing_steps=4)"
     trained, other = (timm.create_model("condconv_mobilenet_v1_cc_025_2e", routing=routing) for _ in range(2))
-    optimizer = create_optimizer_v2(trained, opt="adamw", lr=1e-3)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3)
     for _ in range(2):
         with_timm.anneal_trained(optimizer)
     temperatures = {float(m.temperature) for m in trained.modules() if isinstance(m, SoftmaxRouting)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from condconv.nn import RoutingFunction
 from condconv.tracing import evaluating
 from condconv.train.config import TrainConfig
 from condconv.weights import load_pretrained
+
+_log = logging.getLogger(__name__)
 
 Build = Callable[[TrainConfig, int, int], nn.Module]
 """`build(config, num_classes, in_chans)` returns a network, `[B, C, S, S]` to `[B, num_classes]`."""
@@ -67,7 +70,8 @@ def start_(network: nn.Module, config: TrainConfig) -> None:
         UsageError: The file does not fit, or the network has no experts to leave out.
     """
     if config.init_from is not None:
-        load_pretrained(network, config.init_from, skip=config.init_skip or ())
+        for note in load_pretrained(network, config.init_from, skip=config.init_skip or ()).notes:
+            _log.warning("%s: %s", config.init_from, note)
     if config.expert_dropout:
         routing = [module for module in network.modules() if isinstance(module, RoutingFunction)]
         if not routing:
