@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam
+from torch.optim import LBFGS, SGD, Adam
 
 from condconv import Scope, convert_, select
 from condconv.errors import UsageError
@@ -114,8 +114,12 @@ def test_an_optimizer_that_is_not_given_is_not_looked_for() -> None:
     [
         ("sgd", "`optimizer` must be a torch.optim.Optimizer or several, got 'sgd': give the one that holds"),
         (SGD(nn.Linear(2, 2).parameters()), "`optimizer` must hold parameters of the model, got a SGD without any"),
+        (
+            LBFGS(nn.Linear(2, 2).parameters()),
+            "must keep its state parameter by parameter, got an LBFGS, .* build it a",
+        ),
     ],
-    ids=["text", "of another model"],
+    ids=["text", "of another model", "state of all together"],
 )
 def test_wrong_optimizers(optimizer: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):

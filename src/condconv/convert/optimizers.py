@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from condconv.errors import UsageError, shown
 from condconv.nn import ConditionalLayer
@@ -20,7 +20,8 @@ def check_optimizers(given: Optimizer | Sequence[Optimizer] | None, model: nn.Mo
         model: Before its conversion.
 
     Raises:
-        UsageError: One is not an optimizer, or holds none of the model's parameters.
+        UsageError: One is not an optimizer, keeps a state that is not of single parameters, or holds none of the
+            model's.
     """
     optimizers = () if given is None else (given,) if isinstance(given, Optimizer) else given
     if not isinstance(optimizers, (tuple, list)) or not all(isinstance(each, Optimizer) for each in optimizers):
@@ -28,6 +29,12 @@ def check_optimizers(given: Optimizer | Sequence[Optimizer] | None, model: nn.Mo
             f"`optimizer` must be a torch.optim.Optimizer or several, got {shown(given)}: give the one that holds the "
             "model's parameters, or build it after the conversion"
         )
+    for each in optimizers:
+        if isinstance(each, LBFGS):
+            raise UsageError(
+                "`optimizer` must keep its state parameter by parameter, got an LBFGS, whose history is of all of them "
+                "together: build it after the conversion"
+            )
     own = {id(parameter) for parameter in model.parameters()}
     for each in optimizers:
         if not any(id(parameter) in own for group in each.param_groups for parameter in group["params"]):

@@ -174,10 +174,10 @@ class Esum(nn.Module):
         self.shift = None if layer.shift is None else nn.Parameter(layer.shift.detach().clone())
         self.channels_last = isinstance(layer, CondLinear)
 
-    def forward(self, x: Tensor, routing_weights: Tensor) -> Tensor:
-        """Apply every expert to x, and add up by `[B, E]`."""
+    def forward(self, x: Tensor, routing_weights: Tensor, **options: Any) -> Tensor:
+        """Apply every expert to x, with the options of the ordinary layer, and add up by `[B, E]`."""
         weights = routing_weights[(..., *(None,) * (x.dim() - 2))]
-        total = add(expert(x) * weights[:, e : e + 1] for e, expert in enumerate(self.experts))
+        total = add(expert(x, **options) * weights[:, e : e + 1] for e, expert in enumerate(self.experts))
         if self.shift is None:
             return total
         return total + (self.shift if self.channels_last else self.shift[(..., *(None,) * (total.dim() - 2))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,12 +27,21 @@ class Formed(nn.Module):
         self.num_experts = layer.num_experts
         self.is_linear = isinstance(layer, CondLinear)
 
-    def forward(self, x: Tensor, routing_weights: Tensor | None = None) -> Tensor:
-        """Compute what the layer does, arguments as the layer's."""
+    def forward(
+        self,
+        x: Tensor,
+        routing_weights: Tensor | Sequence[int] | None = None,
+        output_size: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Compute what the layer does, arguments as the layer's; sizes are for transposed convolutions."""
+        if isinstance(routing_weights, (tuple, list)):
+            routing_weights, output_size = None, routing_weights
         if routing_weights is None:
             rows_last = x.flatten(1, -2).mT if self.is_linear and x.dim() > 2 else x
             routing_weights = self.routing_fn(rows_last)
-        return self.form(x, routing_weights)
+        options = {} if output_size is None else {"output_size": output_size}
+        y: Tensor = self.form(x, routing_weights, **options)
+        return y
 
 
 def rewrite(
