@@ -117,7 +117,7 @@ def test_a_norm_of_timms_whose_activation_has_parameters() -> None:
     unfit = nn.Sequential(
         CondConv2d(3, 4, 3), layers.BatchNormAct2d(4, track_running_stats=False, device="cpu")
     ).double()
-    with pytest.raises(ValueError, match="norm must have running statistics"):
+    with pytest.raises(ValueError, match="`norm` must have running statistics"):
         fold_batch_norms_(unfit, X)
 
 

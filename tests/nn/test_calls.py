@@ -4,6 +4,7 @@ from torch import nn
 
 from condconv import CondConv2d, convert_
 from condconv.convert import Scope
+from condconv.errors import UsageError
 from condconv.nn import HiddenRouting, SoftmaxRouting
 from condconv.nn.calls import parse_call
 
@@ -33,10 +34,13 @@ def test_names_with_and_without_options(text, expected):
         "softmax(t=1, t=2)",
         "1",
         "f(x=1",
+        "f(x=\0)",
+        "f(x=" + "[" * 500,
+        "f(x=" + "-" * 90_000 + "1)",
     ],
 )
 def test_anything_else_is_refused_and_not_run(text):
-    with pytest.raises(ValueError, match="routing must be a name or name"):
+    with pytest.raises(ValueError, match="`routing` must be a name or name"):
         parse_call(text, "routing")
 
 
@@ -50,7 +54,7 @@ def test_a_layer_takes_options_of_its_routing_as_text():
 
 
 def test_an_option_the_routing_does_not_have():
-    with pytest.raises(TypeError, match="temperature"):
+    with pytest.raises(UsageError, match="`routing` must have options of .* only, got 'temperature': it has"):
         CondConv2d(8, 4, 1, num_experts=3, routing="sigmoid(temperature=2)")
 
 

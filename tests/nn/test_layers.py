@@ -244,40 +244,43 @@ def test_fold_batch_norm_is_exact_for_every_routing(twin: type[nn.Module], bias:
 
 def test_fold_batch_norm_refuses_what_it_cannot_do() -> None:
     layer = CondConv2d(3, 6, 1)
-    with pytest.raises(TypeError, match="norm must be a torch.nn.BatchNorm, got LayerNorm"):
+    with pytest.raises(UsageError, match="`norm` must be a torch.nn.BatchNorm, got LayerNorm: "):
         fold_batch_norm(layer, nn.LayerNorm(6))
-    with pytest.raises(ValueError, match="norm must have running statistics"):
+    with pytest.raises(ValueError, match="`norm` must have running statistics"):
         fold_batch_norm(layer, nn.BatchNorm2d(6, track_running_stats=False))
-    with pytest.raises(ValueError, match="norm must have 6 channels as the layer puts out, got 5"):
+    with pytest.raises(ValueError, match="`norm` must have 6 channels as the layer puts out, got 5"):
         fold_batch_norm(layer, nn.BatchNorm2d(5))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CondConv2d(0, 4, 3), "in_channels must be a positive int, got 0"),
-        (lambda: CondConv2d(4, 4, 3, num_experts=True), "num_experts must be a positive int, got True"),
-        (lambda: CondConv2d(4, 4, 3, padding=2)(torch.zeros(1, 4, 0, 9)), "x must be large enough for an output"),
-        (lambda: CondConv2d(4, 6, 3, groups=4), "groups must divide in_channels = 4 and out_channels = 6, got 4"),
-        (lambda: CondConv2d(4, 6, 3, num_experts=0), "num_experts must be a positive int, got 0"),
+        (lambda: CondConv2d(0, 4, 3), "`in_channels` must be a positive int, got 0"),
+        (lambda: CondConv2d(4, 4, 3, num_experts=True), "`num_experts` must be a positive int, got True"),
+        (lambda: CondConv2d(4, 4, 3, padding=2)(torch.zeros(1, 4, 0, 9)), "`x` must have a pixel in each spatial"),
+        (lambda: CondConv2d(4, 6, 3, groups=4), "`groups` must divide in_channels = 4 and out_channels = 6, got 4"),
+        (lambda: CondConv2d(4, 6, 3, num_experts=0), "`num_experts` must be a positive int, got 0"),
         (
             lambda: CondConv2d(4, 6, (3, 3, 3)),
-            r"kernel_size must be an int or 2 ints, each at least 1, got \(3, 3, 3\)",
+            r"`kernel_size` must be an int or 2 ints, each at least 1 .*, got \(3, 3, 3\)",
         ),
-        (lambda: CondConv2d(4, 6, 3, 2, "same"), 'padding must not be "same" with stride'),
-        (lambda: CondConv2d(4, 6, 3, padding_mode="wrap"), "padding_mode must be one of"),
-        (lambda: condconv.CondConvTranspose2d(4, 6, 3, padding_mode="reflect"), 'padding_mode must be "zeros"'),
-        (lambda: condconv.CondConvTranspose2d(4, 6, 3, padding="same"), "padding must be an int or ints"),
-        (lambda: CondLinear(4, 0), "out_features must be a positive int, got 0"),
-        (lambda: CondConv2d(4, 6, 3)(torch.zeros(4, 5, 5)), r"x must have shape \[B, 4, \*, \*\], got .*unsqueeze"),
+        (lambda: CondConv2d(4, 6, 3, 2, "same"), '`padding` must not be "same" with a stride'),
+        (lambda: CondConv2d(4, 6, 3, padding_mode="wrap"), "`padding_mode` must be one of"),
+        (
+            lambda: condconv.CondConvTranspose2d(4, 6, 3, padding_mode="reflect"),
+            "`padding_mode` must be one of zeros, got",
+        ),
+        (lambda: condconv.CondConvTranspose2d(4, 6, 3, padding="same"), "`padding` must be an int or ints"),
+        (lambda: CondLinear(4, 0), "`out_features` must be a positive int, got 0"),
+        (lambda: CondConv2d(4, 6, 3)(torch.zeros(4, 5, 5)), r"`x` must have shape \[B, 4, \*, \*\], got .*unsqueeze"),
         (
             lambda: CondConv2d(4, 6, 3)(torch.zeros(2, 3, 5, 5)),
-            r"x must have shape \[B, 4, \*, \*\], got \(2, 3, 5, 5\)",
+            r"`x` must have shape \[B, 4, \*, \*\], got \(2, 3, 5, 5\)",
         ),
-        (lambda: CondLinear(4, 6)(torch.zeros(4)), r"x must have shape \[B, ..., 4\], got \(4,\)"),
+        (lambda: CondLinear(4, 6)(torch.zeros(4)), r"`x` must have shape \[B, ..., 4\], got \(4,\)"),
         (
             lambda: CondConv2d(4, 6, 3).freeze(torch.zeros(2, 8)),
-            r"routing_weights must have shape \[E\] = \(8,\), got \(2, 8\)",
+            r"`routing_weights` must have shape \[E\] = \(8,\), got \(2, 8\)",
         ),
         (
             lambda: CondConv2d.from_conv(nn.Conv2d(4, 6, 3), noise=-1),
@@ -299,7 +302,7 @@ def test_bad_types() -> None:
         UsageError, match="`static` must be a Conv2d, got a torch.*Linear: a Conv2d becomes a CondConv2d"
     ):
         CondConv2d.from_conv(nn.Linear(3, 4))
-    with pytest.raises(TypeError, match=r"routing must have a method start_constant_\(\)"):
+    with pytest.raises(UsageError, match=r"`routing` must have a method start_constant_\(\)"):
         CondConv2d.from_conv(nn.Conv2d(4, 6, 3), routing=lambda channels, experts: nn.Linear(channels, experts))
 
 
@@ -308,7 +311,7 @@ def test_fold_batch_norm_refuses_a_norm_that_does_more() -> None:
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return super().forward(input).relu()
 
-    with pytest.raises(TypeError, match="norm must be a batch norm and nothing more, got Activated"):
+    with pytest.raises(UsageError, match="`norm` must be a batch norm and nothing more, got Activated"):
         fold_batch_norm(CondConv2d(3, 6, 1), Activated(6))
 
 
@@ -332,7 +335,7 @@ def test_independent_start_keeps_layout_and_flags() -> None:
 
 
 def test_unknown_impl_is_refused_when_the_layer_is_made() -> None:
-    with pytest.raises(ValueError, match="impl must be 'auto' or one of reference, .* got 'fast'"):
+    with pytest.raises(ValueError, match="`impl` must be one of auto, reference, .* got 'fast'"):
         CondConv2d(4, 6, 3, impl="fast")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from condconv import CondConv2d
+from condconv.errors import UsageError
 from condconv.nn import (
     ROUTING,
     ConstantRouting,
@@ -212,26 +213,29 @@ class TestAnnealing:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SigmoidRouting(0, 4), "in_channels must be a positive int, got 0"),
-        (lambda: SigmoidRouting(4, 2.0), "num_experts must be a positive int, got 2.0"),
-        (lambda: SigmoidRouting(4, 2, expert_dropout=1.0), r"expert_dropout must lie in \[0, 1\), got 1.0"),
-        (lambda: TopKRouting(4, 2, k=3), "k must lie between 1 and num_experts = 2, got 3"),
-        (lambda: HiddenRouting(4, 2, hidden_ratio=0), "hidden_ratio must be positive, got 0"),
-        (lambda: ConstantRouting(4, 2, weights=[1.0]), r"weights must have shape \[E\] = \(2,\), got \(1,\)"),
-        (lambda: SoftmaxRouting(4, 2, temperature=0), "temperature must be positive, got 0"),
-        (lambda: SoftmaxRouting(4, 2, annealing_steps=5), "annealing_steps must be positive with a final_temperature"),
-        (lambda: make_routing("relu", 4, 2), "routing must be one of sigmoid, .*, a factory or a module, got 'relu'"),
+        (lambda: SigmoidRouting(0, 4), "`in_channels` must be a positive int, got 0"),
+        (lambda: SigmoidRouting(4, 2.0), "`num_experts` must be a positive int, got 2.0"),
+        (lambda: SigmoidRouting(4, 2, expert_dropout=1.0), r"`expert_dropout` must be a number in \[0, 1\), got 1.0"),
+        (lambda: TopKRouting(4, 2, k=3), "`k` must be at most num_experts = 2, got 3"),
+        (lambda: HiddenRouting(4, 2, hidden_ratio=0), "`hidden_ratio` must be a number above 0 and finite, got 0"),
+        (lambda: ConstantRouting(4, 2, weights=[1.0]), r"`weights` must be a number or E = 2 of them, got \[1.0\]"),
+        (lambda: SoftmaxRouting(4, 2, temperature=0), "`temperature` must be a number above 0 and finite, got 0"),
+        (
+            lambda: SoftmaxRouting(4, 2, annealing_steps=5),
+            "`annealing_steps` must be positive with a final_temperature",
+        ),
+        (lambda: make_routing("relu", 4, 2), "`routing` must be one of sigmoid, .*, got 'relu': or give a factory"),
         (
             lambda: make_routing(SigmoidRouting(4, 3), 4, 2),
-            "routing must give num_experts = 2 weights, got a module for 3",
+            "`routing` must give num_experts = 2 weights, got a module for 3",
         ),
         (
             lambda: SigmoidRouting(4, 2)(torch.zeros(1, 3, 2, 2)),
-            r"x must have shape \[B, 4, ...\] to be routed, got \(1, 3,",
+            r"`x` must have shape \[B, 4, ...\] to be routed, got \(1, 3,",
         ),
         (
             lambda: HierarchicalRouting(4, 2, previous_experts=2)(torch.zeros(1, 4)),
-            r"previous must have shape \[B, 2\], got None",
+            r"`previous` must have shape \[B, 2\], got None",
         ),
     ],
 )
@@ -241,15 +245,15 @@ def test_bad_values(make, message: str) -> None:
 
 
 def test_bad_types() -> None:
-    with pytest.raises(TypeError, match="routing must be a name, a factory or a module, got int"):
+    with pytest.raises(UsageError, match="`routing` must be a name, a factory or a module, got int 3: "):
         make_routing(3, 4, 2)
-    with pytest.raises(TypeError, match="routing must make a torch.nn.Module, got dict"):
+    with pytest.raises(UsageError, match="`routing` must make a torch.nn.Module, got dict"):
         make_routing(lambda *sizes: {}, 4, 2)
 
 
 def test_external_routing_says_what_is_missing() -> None:
     layer = CondConv2d(3, 4, 1, num_experts=2, routing="external")
-    with pytest.raises(RuntimeError, match=r"routing_weights must be given, \[B, 2\]"):
+    with pytest.raises(UsageError, match=r"`routing_weights` must be given, \[B, 2\], got None: "):
         layer(torch.zeros(1, 3, 2, 2))
     assert isinstance(layer.routing_fn, ExternalRouting)
     assert layer(torch.zeros(1, 3, 2, 2), torch.ones(1, 2)).shape == (1, 4, 2, 2)

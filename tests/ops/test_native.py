@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from condconv.errors import UsageError
 from condconv.ops import cond_conv2d, cond_conv_transpose2d
 from condconv.ops.compact import quantize, widen
 from condconv.ops.native import build, library
@@ -287,16 +288,14 @@ def test_auto_takes_it_for_narrow_numbers_where_it_pays(dtype, kernel, size, tak
 
 def test_what_it_cannot_do_is_said() -> None:
     x, weight, routing = torch.randn(2, 4, 5, 5), torch.randn(3, 6, 4, 3, 3), torch.rand(2, 3)
-    message = (
-        "impl='native' cannot run here: its kernels compute in fp32 for fp32, bf16 and fp16, x or weight is float64"
-    )
-    with pytest.raises(RuntimeError, match=message):
+    message = "got 'native': its kernels compute in fp32 for fp32, bf16 and fp16, x or weight is float64; take 'auto'"
+    with pytest.raises(UsageError, match=message):
         cond_conv2d(x.double(), weight.double(), routing, impl="native")
-    with pytest.raises(RuntimeError, match="two-dimensional convolutions only, not transposed ones"):
+    with pytest.raises(UsageError, match="two-dimensional convolutions only, not transposed ones"):
         cond_conv_transpose2d(x, torch.randn(3, 4, 6, 3, 3), routing, impl="native")
-    with pytest.raises(RuntimeError, match="at most 64 taps, got 72"):
+    with pytest.raises(UsageError, match="at most 64 taps, got 72"):
         cond_conv2d(torch.randn(2, 4, 9, 9), torch.randn(3, 6, 4, 8, 9), routing, impl="native")
-    with pytest.raises(RuntimeError, match="need plain torch functions"):
+    with pytest.raises(UsageError, match="need plain torch functions"):
         torch.func.vmap(lambda xi: cond_conv2d(xi[None], weight, routing[:1], impl="native"))(x)
 
 
@@ -316,7 +315,7 @@ def test_without_the_library_all_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_pa
         arguments, options = tensors("pointwise-tails")
         check(cond_conv2d(*arguments, **options), arguments, options)
         assert library.instruction_set() == "none"
-        with pytest.raises(RuntimeError, match=f"impl='native' cannot run here: its kernels {message}"):
+        with pytest.raises(UsageError, match=f"`impl` must be able to .*, got 'native': its kernels {message}"):
             cond_conv2d(*arguments, impl="native", **options)
 
 

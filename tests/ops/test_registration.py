@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
+from condconv.errors import UsageError
 from condconv.ops import cond_conv2d, cond_conv_transpose2d
+from condconv.ops.native import library
 from tests.ops.cases import BY_NAME
 
 IMPLS = ("grouped", "matmul", "per_example")
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(library.LOADED is None, reason="built without a C compiler"))
 GEOMETRY = ((1, 1), (1, 1), (1, 1), 2, False, ())
 TRANSPOSED = ((2, 1), (1, 1), (1, 1), 2, True, (1, 0))
 
@@ -86,7 +92,9 @@ def test_third_derivatives_are_refused_not_wrong() -> None:
             (second,) = torch.autograd.grad(first.pow(2).sum(), routing, create_graph=True)
             assert torch.autograd.grad(second.sum(), weight)[0].isfinite().all()
         else:
-            with pytest.raises(RuntimeError, match="third derivatives are not there .* use impl='reference'"):
+            with pytest.raises(
+                UsageError, match="`impl` must be 'reference' or .* for third derivatives, got 'grouped': name"
+            ):
                 torch.autograd.grad(first.pow(2).sum(), routing, create_graph=True)
 
 
@@ -172,3 +180,36 @@ def test_flops_of_a_transposed_convolution_count_input_pixels() -> None:
     with FlopCounterMode(display=False) as counter:
         cond_conv_transpose2d(x, weight, routing, stride=2, impl="grouped")
     assert counter.get_total_flops() == 2 * 2 * (30 + 3) * 96
+
+
+ONE_PIXEL = [
+    ((2, 4, 5, 5), (3, 6, 4, 5, 5), {}),
+    ((2, 4, 1, 1), (3, 6, 4, 1, 1), {}),
+    ((1, 4, 3, 3), (3, 4, 1, 3, 3), {"groups": 4}),
+    ((1, 4, 5, 5), (3, 6, 4, 3, 3), {}),
+    ((2, 1, 1, 7), (3, 1, 1, 1, 1), {}),
+]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every second"])
+@pytest.mark.parametrize(("x", "weight", "options"), ONE_PIXEL)
+@pytest.mark.parametrize("impl", [*IMPLS, NATIVE])
+def test_fakes_promise_the_strides_of_maps_of_one_pixel(impl: str, x, weight, options, layout: str) -> None:
+    tensor, routing = torch.randn(*x[:-1], 2 * x[-1])[..., ::2], torch.rand(x[0], 3)
+    if layout != "every second":
+        tensor = tensor.clone(memory_format=getattr(torch, f"{layout}_format" if layout == "contiguous" else layout))
+    experts = torch.randn(weight)
+    found = []
+    for mode in (nullcontext(), FakeTensorMode(allow_non_fake_inputs=True)):
+        with mode as fake:
+            given = (
+                [tensor, experts, routing]
+                if fake is None
+                else [fake.from_tensor(t) for t in (tensor, experts, routing)]
+            )
+            silent = cond_conv2d(*given, impl=impl, **options)
+            leaf = given[0].detach().requires_grad_()
+            y = cond_conv2d(leaf, *given[1:], impl=impl, **options)
+            (grad,) = torch.autograd.grad(y.sum(), leaf)
+            found.append((silent.stride(), y.stride(), grad.stride()))
+    assert found[0] == found[1]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from condconv.errors import UsageError
 from condconv.ops import cond_conv2d, selection
 from condconv.ops.geometry import Geometry
 from condconv.ops.selection import Problem
@@ -54,7 +55,7 @@ def test_what_it_takes(dtype: torch.dtype) -> None:
     ],
 )
 def test_what_it_cannot_do_is_said(changes: dict[str, Any], reason: str) -> None:
-    with pytest.raises(RuntimeError, match=f"impl='triton' cannot run here: .*{reason}"):
+    with pytest.raises(UsageError, match=f"`impl` must be able to run this call, got 'triton': .*{reason}"):
         selection.resolve("triton", problem(**changes))
 
 
@@ -82,7 +83,7 @@ def test_the_interpreter_computes_on_the_cpu_only(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_call_on_the_cpu_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="impl='triton' cannot run here: its kernels are for CUDA GPUs, x is on cpu"):
+    with pytest.raises(UsageError, match="got 'triton': its kernels are for CUDA GPUs, x is on cpu; take 'auto' or"):
         cond_conv2d(torch.zeros(2, 4, 5, 5), torch.zeros(3, 6, 4, 3, 3), torch.zeros(2, 3), impl="triton")
 
 

@@ -9,79 +9,105 @@ import pytest
 import torch
 
 from condconv import ops
+from condconv.errors import UsageError
 from condconv.ops.native import library
 
 X, W, R, B = torch.zeros(2, 4, 5, 5), torch.zeros(3, 6, 4, 3, 3), torch.zeros(2, 3), torch.zeros(3, 6)
+NESTED = torch.nested.as_nested_tensor([X[0], X[1, :, :4]], layout=torch.jagged)
 
 
 @pytest.mark.parametrize(
-    ("error", "message", "arguments", "options"),
+    ("message", "arguments", "options"),
     [
-        (TypeError, "x must be a torch.Tensor, got list", ([1.0], W, R), {}),
-        (TypeError, "bias must be a torch.Tensor, got float", (X, W, R, 1.0), {}),
-        (TypeError, "x must have a floating-point dtype, got torch.int64", (X.long(), W, R), {}),
-        (TypeError, "weight must have the dtype of x, torch.float32, got torch.float64", (X, W.double(), R), {}),
-        (TypeError, "bias must have the dtype of x, torch.float32, got torch.float16", (X, W, R, B.half()), {}),
-        (ValueError, "routing_weights must be on the device of x, cpu, got meta", (X, W, R.to("meta")), {}),
-        (ValueError, r"x must have shape \[B, C, H, W\], got \(4, 5, 5\); add a batch dimension", (X[0], W, R), {}),
-        (ValueError, r"weight must have shape \[E, O, C/groups, \*kernel\] with 2", (X, W[0], R), {}),
-        (ValueError, "weight must hold at least one expert", (X, W[:0], R[:, :0]), {}),
-        (ValueError, "x must have 8 channels for weight .* with 2 groups, got 4", (X, W, R), {"groups": 2}),
+        (r"`x` must be a torch.Tensor, got list \[1.0\]: make one", ([1.0], W, R), {}),
+        ("`bias` must be a torch.Tensor, got float 1.0: make one", (X, W, R, 1.0), {}),
+        ("`x` must have a floating-point dtype .*, got torch.int64: convert it", (X.long(), W, R), {}),
         (
-            ValueError,
-            "groups must be a positive divisor of the channels in .16. and out .6., got 4",
-            (X, W, R),
-            {"groups": 4},
+            "`x` must have a floating-point dtype .*, got torch.float8_e5m2: convert",
+            (X.to(torch.float8_e5m2), W, R),
+            {},
         ),
-        (ValueError, "groups must be a positive divisor .* got 0", (X, W, R), {"groups": 0}),
-        (ValueError, r"routing_weights must have shape \[B, E\] = \(2, 3\), got \(2, 2\)", (X, W, R[:, :2]), {}),
-        (ValueError, r"routing_weights must have shape \[B, E\] = \(2, 3\), got \(3,\)", (X, W, R[0]), {}),
-        (ValueError, r"bias must have shape \[E, O\] = \(3, 6\), got \(6,\); .*bias.expand", (X, W, R, B[0]), {}),
-        (ValueError, "stride must be an int or 2 ints, each at least 1, got 0", (X, W, R), {"stride": 0}),
+        ("`weight` must have the dtype of x, torch.float32, got torch.float64: ", (X, W.double(), R), {}),
+        ("`bias` must have the dtype of x, torch.float32, got torch.float16: ", (X, W, R, B.half()), {}),
+        ("`routing_weights` must be on the device of x, cpu, got meta: move it", (X, W, R.to("meta")), {}),
+        (r"`x` must have shape \[B, C, H, W\], got \(4, 5, 5\): add a batch dimension", (X[0], W, R), {}),
+        (r"`weight` must have shape \[E, O, C/groups, \*kernel\] with 2 kernel dimensions", (X, W[0], R), {}),
+        (r"`weight` must hold at least one expert, .* got shape \(0, 6", (X, W[:0], R[:, :0]), {}),
+        (r"`weight` must hold .* channels and taps, got shape \(3, 6, 0", (X, W[:, :, :0], R), {}),
+        ("`x` must have 8 channels for weight .* and groups = 2, got 4", (X, W, R), {"groups": 2}),
+        (r"`groups` must divide the channels in \(16\) and out \(6\), got 4: ", (X, W, R), {"groups": 4}),
+        ("`groups` must be a positive int, got 0: ", (X, W, R), {"groups": 0}),
+        ("`groups` must be a positive int, got '2': ", (X, W, R), {"groups": "2"}),
+        (r"`routing_weights` must have shape \[B, E\] = \(2, 3\), got \(2, 2\): ", (X, W, R[:, :2]), {}),
+        (r"`routing_weights` must have shape \[B, E\] = \(2, 3\), got \(3,\): ", (X, W, R[0]), {}),
+        (r"`bias` must have shape \[E, O\] = \(3, 6\), got \(6,\): .*bias.expand", (X, W, R, B[0]), {}),
+        ("`stride` must be an int or 2 ints, each at least 1 and below .*, got 0: ", (X, W, R), {"stride": 0}),
+        (r"`stride` must be an int or 2 ints, .* got \(1, 2, 3\): ", (X, W, R), {"stride": (1, 2, 3)}),
+        (r"`stride` must be an int or 2 ints, .* got 2147483648: ", (X, W, R), {"stride": 2**31}),
+        ("`dilation` must be .* got 1.5: ", (X, W, R), {"dilation": 1.5}),
+        ("`dilation` must be .* got b'12': ", (X, W, R), {"dilation": b"12"}),
+        ("`padding` must be an int or 2 ints, each at least 0 .*, got -1: ", (X, W, R), {"padding": -1}),
         (
-            ValueError,
-            r"stride must be an int or 2 ints, each at least 1, got \(1, 2, 3\)",
-            (X, W, R),
-            {"stride": (1, 2, 3)},
-        ),
-        (ValueError, "dilation must be .* got 1.5", (X, W, R), {"dilation": 1.5}),
-        (ValueError, "padding must be an int or 2 ints, each at least 0, got -1", (X, W, R), {"padding": -1}),
-        (
-            ValueError,
-            "padding must be an int, ints, or one of valid, same, tf_same, got 'full'",
+            "`padding` must be an int, ints, or one of valid, same, tf_same, got 'full': ",
             (X, W, R),
             {"padding": "full"},
         ),
         (
-            ValueError,
-            'padding must not be "same" with stride .2, 2.: .* use "tf_same"',
+            '`padding` must not be "same" with a stride, got stride 2: use "tf_same"',
             (X, W, R),
             {"padding": "same", "stride": 2},
         ),
-        (ValueError, "padding_mode must be one of zeros, reflect", (X, W, R), {"padding_mode": "mirror"}),
-        (ValueError, "impl must be 'auto' or one of reference, .* got 'fast'", (X, W, R), {"impl": "fast"}),
+        ("`padding_mode` must be one of zeros, reflect", (X, W, R), {"padding_mode": "mirror"}),
+        ("`padding_mode` must be one of zeros, .* got 0: ", (X, W, R), {"padding_mode": 0}),
+        ("`impl` must be one of auto, reference, .* got 'fast': ", (X, W, R), {"impl": "fast"}),
+        (r"`impl` must be one of auto, .* got \['auto'\]: ", (X, W, R), {"impl": ["auto"]}),
         (
-            ValueError,
-            "x must be large enough for an output of at least one pixel, got size .2, 2.* or more padding",
+            "`x` must be large enough for an output of at least one pixel, got size .2, 2.* or more padding",
             (X[..., :2, :2], W, R),
             {},
         ),
+        (r"`x` must have a pixel in each spatial dimension, got \(2, 4, 0, 5\): ", (X[:, :, :0], W, R), {"padding": 2}),
+        (
+            r'`padding` must be smaller than the input for padding_mode="reflect", got .*\(5, 5\).* for size \(5, 5\)',
+            (X, W, R),
+            {"padding": (4, 5), "padding_mode": "reflect"},
+        ),
+        (
+            '`padding` must be at most the size of the input for padding_mode="circular", got .*6',
+            (X, W, R),
+            {"padding": 6, "padding_mode": "circular"},
+        ),
+        ("`x` must be a dense tensor, got torch.sparse_coo: call .to_dense", (X.to_sparse(), W, R), {}),
+        ("`weight` must be a dense tensor, got torch.sparse_coo: call", (X, W.to_sparse(), R), {}),
+        ("`routing_weights` must be a dense tensor, got torch.sparse_coo", (X, W, R.to_sparse()), {}),
+        ("`x` must be a dense tensor, got torch._mkldnn: call .to_dense", (X.to_mkldnn(), W, R), {}),
+        ("`x` must be a dense tensor, got a nested one: pad it", (NESTED, W, R), {}),
     ],
 )
-def test_conv2d(error: type[Exception], message: str, arguments, options) -> None:
-    with pytest.raises(error, match=message):
-        ops.cond_conv2d(*arguments, **options)
+def test_conv2d(message: str, arguments, options) -> None:
+    cond_conv2d = ops.cond_conv2d
+    for _ in range(2):  # a call that has been made before, and one like it, change nothing
+        with pytest.raises(UsageError, match=message):
+            cond_conv2d(*arguments, **options)
+        cond_conv2d(X, W, R)
+
+
+@pytest.mark.parametrize(("mode", "most"), [("reflect", 4), ("circular", 5), ("replicate", 9)])
+def test_padding_up_to_the_input(mode: str, most: int) -> None:
+    padded = torch.nn.functional.pad(X, (most,) * 4, mode=mode)
+    y = ops.cond_conv2d(X, W, R, padding=most, padding_mode=mode)
+    assert y.shape[2:] == (padded.shape[2] - 2, padded.shape[3] - 2)
 
 
 def test_transposed_output_padding() -> None:
     with pytest.raises(
-        ValueError, match=re.escape("output_padding must be smaller than stride or dilation, (2, 2), got (2, 2)")
+        ValueError, match=re.escape("`output_padding` must be smaller than stride or dilation, (2, 2), got (2, 2)")
     ):
         ops.cond_conv_transpose2d(X, torch.zeros(3, 4, 6, 3, 3), R, stride=2, output_padding=2)
 
 
 def test_transposed_channels() -> None:
-    with pytest.raises(ValueError, match="x must have 5 channels"):
+    with pytest.raises(ValueError, match="`x` must have 5 channels"):
         ops.cond_conv_transpose2d(X, torch.zeros(3, 5, 6, 3, 3), R)
 
 
@@ -91,13 +117,43 @@ def test_transposed_output_of_no_pixels() -> None:
 
 
 def test_linear() -> None:
-    with pytest.raises(ValueError, match=re.escape("weight must have shape [E, O, C], got (3, 6)")):
+    with pytest.raises(
+        ValueError, match=re.escape("`weight` must have shape [E, O, C] without a size of 0, got (3, 6)")
+    ):
         ops.cond_linear(torch.zeros(2, 6), torch.zeros(3, 6), R)
-    with pytest.raises(ValueError, match=re.escape("x must have shape [B, ..., C], got (6,)")):
+    with pytest.raises(ValueError, match=re.escape("`x` must have shape [B, ..., C], got (6,)")):
         ops.cond_linear(torch.zeros(6), torch.zeros(3, 2, 6), R)
-    with pytest.raises(ValueError, match=re.escape("x must have shape [B, ..., C] with C = 6 as weight, got (2, 5)")):
+    with pytest.raises(ValueError, match=re.escape("`x` must have shape [B, ..., C] with C = 6 as weight, got (2, 5)")):
         ops.cond_linear(torch.zeros(2, 5), torch.zeros(3, 2, 6), R)
-    assert ops.cond_linear(torch.zeros(2, 0, 6), torch.zeros(3, 4, 6), R).shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "mix_outputs", "grouped", "matmul", "per_example"])
+@pytest.mark.parametrize("shape", [(2, 0, 6), (2, 5, 0, 6), (0, 0, 6)])
+def test_linear_without_rows_is_connected(shape: tuple[int, ...], impl: str) -> None:
+    inputs = [torch.randn(shape), torch.randn(3, 4, 6), torch.rand(shape[0], 3), torch.randn(3, 4)]
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    y = ops.cond_linear(*leaves, impl=impl)
+    assert y.shape == (*shape[:-1], 4)
+    grads = torch.autograd.grad(y.sum(), leaves)
+    assert all(torch.equal(grad, torch.zeros_like(leaf)) for grad, leaf in zip(grads, leaves, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("`weight` must have shape", {"weight": torch.zeros(0, 4, 6)}),
+        ("`routing_weights` must have shape", {"routing_weights": torch.zeros(3, 3)}),
+        ("`bias` must have shape", {"bias": torch.zeros(4)}),
+        ("`bias` must be a torch.Tensor", {"bias": 0}),
+        ("`impl` must be one of", {"impl": "none"}),
+        ("`weight_scale` must be None", {"weight_scale": torch.ones(3, 4)}),
+        ("`weight` must have the dtype of x", {"weight": torch.zeros(3, 4, 6).double()}),
+    ],
+)
+def test_linear_without_rows_is_checked(message: str, changes) -> None:
+    good = {"x": torch.zeros(2, 0, 6), "weight": torch.zeros(3, 4, 6), "routing_weights": R, "bias": torch.zeros(3, 4)}
+    with pytest.raises(UsageError, match=message):
+        ops.cond_linear(**(good | changes))
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ class Silent(nn.Module):
 
 @pytest.mark.parametrize(
     ("routing", "message"),
-    [(Cancelling, "weights that add up to more than 0, got"), (Silent, r"must have a method start_constant_\(\)")],
+    [(Cancelling, "weights that do not add up to 0, got"), (Silent, r"must have a method start_constant_\(\)")],
 )
 def test_a_routing_that_cannot_start_evenly_changes_nothing(routing: Any, message: str) -> None:
     """The first block's could; both are tried before either is written."""

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{report.kernels_in_use(conditions)}; threads: {torch.get_num_threads()}; rows: {len(tasks)}\n")
     try:
         call = measure_call(conditions, repetitions)
-    except RuntimeError as error:  # --impl cannot run here
+    except UsageError as error:  # --impl cannot run here
         raise UsageError(
             f"`--impl` must be one that can run here, got {shown(arguments.impl)} ({first_line(error)}): choose another"
         ) from error

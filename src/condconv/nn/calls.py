@@ -5,6 +5,10 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from condconv.errors import UsageError, shown
+
+_LONGEST = 1000  # characters: Python's parser is not safe from text that is nested thousands deep
+
 
 def parse_call(text: str, argument: str) -> tuple[str, dict[str, Any]]:
     """Take a text such as `softmax(temperature=30)` apart; nothing in it is run.
@@ -17,7 +21,7 @@ def parse_call(text: str, argument: str) -> tuple[str, dict[str, Any]]:
         The name, and the options.
 
     Raises:
-        ValueError: The text is neither.
+        UsageError: The text is neither.
 
     Example:
         >>> parse_call("softmax(temperature=30)", "routing")
@@ -26,11 +30,16 @@ def parse_call(text: str, argument: str) -> tuple[str, dict[str, Any]]:
     if text.strip().isidentifier():
         return text.strip(), {}
     try:
+        if len(text) > _LONGEST:
+            raise ValueError
         call = ast.parse(text.strip(), mode="eval").body
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
             options = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords if each.arg}
             if len(options) == len(call.keywords):
                 return call.func.id, options
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         pass
-    raise ValueError(f"{argument} must be a name or name(option=value, ...), got {text!r}")
+    raise UsageError(
+        f"`{argument}` must be a name or name(option=value, ...), got {shown(text)}: values are numbers, text in "
+        "quotes, None, True or False"
+    )

@@ -18,8 +18,9 @@ from condconv.nn.factory import Routing, make_routing, start_constant_
 from condconv.nn.foreign import full_name
 from condconv.nn.static import carry_over_, why_not_static
 from condconv.ops.compact import quantize, widen
-from condconv.ops.selection import WHY_NOT
-from condconv.ops.validation import check_positive
+from condconv.ops.scalars import check_device, check_dtype, flag, positive
+from condconv.ops.selection import check_impl
+from condconv.ops.validation import check_tensor
 
 _Layer = TypeVar("_Layer", bound="ConditionalLayer")
 
@@ -62,12 +63,10 @@ class ConditionalLayer(nn.Module):
         impl: str,
     ) -> None:
         super().__init__()
-        check_positive(num_experts=num_experts)
-        if impl != "auto" and impl not in WHY_NOT:
-            raise ValueError(f"impl must be 'auto' or one of {', '.join(WHY_NOT)}, got {impl!r}")
-        self.num_experts = num_experts = int(num_experts)
+        self.num_experts = num_experts = positive("num_experts", num_experts)
         self.num_outputs = out_features
-        self.impl = impl
+        self.impl = check_impl(impl)
+        bias, device, dtype = flag("bias", bias), check_device(device), check_dtype(dtype)
         self.weight = nn.Parameter(torch.empty(num_experts, *weight_shape, device=device, dtype=dtype))
         biases = nn.Parameter(torch.empty(num_experts, out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", biases)
@@ -85,11 +84,12 @@ class ConditionalLayer(nn.Module):
         """Return the kernel and the bias that constant routing weights `[E]` amount to; fp32 for compact experts.
 
         Raises:
-            ValueError: The weights do not have shape `[E]`.
+            UsageError: The weights do not have shape `[E]`.
         """
+        check_tensor("routing_weights", routing_weights)
         if tuple(routing_weights.shape) != (self.num_experts,):
-            raise ValueError(
-                f"routing_weights must have shape [E] = {(self.num_experts,)}, got {tuple(routing_weights.shape)}; "
+            raise UsageError(
+                f"`routing_weights` must have shape [E] = {(self.num_experts,)}, got {tuple(routing_weights.shape)}: "
                 "for weights of several examples, give their mean over the batch"
             )
         weights = routing_weights.detach().to(self.weight.device, torch.float64)
@@ -148,7 +148,7 @@ class ConditionalLayer(nn.Module):
         if given is not None and (given.dtype == torch.int8) != (self.weight.dtype == torch.int8):
             into_compact = "load into the ordinary network, then call condconv.quantize_experts_(model)"
             remedy = into_compact if self.compact else "call condconv.quantize_experts_(model) before loading"
-            lists[-1].append(f"{prefix}weight must be {self.weight.dtype}, as here, got {given.dtype}: {remedy}")
+            lists[-1].append(f"`{prefix}weight` must be {self.weight.dtype}, as here, got {given.dtype}: {remedy}")
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 

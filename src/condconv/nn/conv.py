@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from condconv import ops
-from condconv.nn.conv_base import CondConvNd, Size
+from condconv.nn.conv_base import CondConvNd
 from condconv.nn.factory import Routing
+from condconv.ops.arguments import Size
 from condconv.ops.padding import Padding
 
 
@@ -99,7 +100,7 @@ class CondConv2d(_CondConv):
         impl: How it is computed; see `condconv.ops.cond_conv2d`.
 
     Raises:
-        ValueError: An argument is out of range; the message names it.
+        UsageError: An argument is out of range; the message names it.
 
     Source:
         CondConv, section 3 (arXiv:1904.04971); initialisation as in the authors' code.

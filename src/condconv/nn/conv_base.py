@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from condconv.errors import UsageError
 from condconv.nn.conditional import ConditionalLayer
 from condconv.nn.factory import Routing
 from condconv.nn.foreign import pads_same
 from condconv.nn.same_padding import static_conv
+from condconv.ops.arguments import Size, check_padding, to_tuple
 from condconv.ops.padding import Padding
-from condconv.ops.validation import check_padding, check_positive, to_tuple
+from condconv.ops.recording import plain_shape
+from condconv.ops.scalars import positive
+from condconv.ops.validation import check_tensor, shape_remedy
 
-Size = int | Sequence[int]
 _Conv = TypeVar("_Conv", bound="CondConvNd")
 
 
@@ -43,13 +45,17 @@ class CondConvNd(ConditionalLayer):
         impl: str,
     ) -> None:
         dims = self.spatial_dims
-        check_positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
-        in_channels, out_channels, groups = int(in_channels), int(out_channels), int(groups)  # of numpy's, perhaps
+        in_channels, out_channels = positive("in_channels", in_channels), positive("out_channels", out_channels)
+        groups = positive("groups", groups)
         if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"groups must divide in_channels = {in_channels} and out_channels = {out_channels}, got {groups}"
+            raise UsageError(
+                f"`groups` must divide in_channels = {in_channels} and out_channels = {out_channels}, got {groups}: "
+                "give a divisor of both"
             )
         kernel = to_tuple("kernel_size", kernel_size, dims, 1)
+        stride, dilation = to_tuple("stride", stride, dims, 1), to_tuple("dilation", dilation, dims, 1)
+        padding, padding_mode = check_padding(padding, padding_mode, stride, dims, self.transposed)
+        output_padding = to_tuple("output_padding", output_padding, dims, 0)
         outer, inner = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
         super().__init__(
             (outer, inner // groups, *kernel),
@@ -65,12 +71,11 @@ class CondConvNd(ConditionalLayer):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel
-        self.stride = to_tuple("stride", stride, dims, 1)
-        self.dilation = to_tuple("dilation", dilation, dims, 1)
+        self.stride = stride
+        self.dilation = dilation
         self.groups = groups
-        check_padding(padding, padding_mode, self.stride)
         self.padding = padding if isinstance(padding, str) else to_tuple("padding", padding, dims, 0)
-        self.output_padding = to_tuple("output_padding", output_padding, dims, 0)
+        self.output_padding = output_padding
         self.padding_mode = padding_mode
 
     def forward(self, x: Tensor, routing_weights: Tensor | None = None) -> Tensor:
@@ -84,16 +89,17 @@ class CondConvNd(ConditionalLayer):
             `[B, O, *S']`, channels_last where x is.
 
         Raises:
-            ValueError: A shape does not fit; the message names the argument.
+            UsageError: A shape does not fit; the message names the argument.
         """
         return self._shifted(self._convolve(x, self._route(x, routing_weights)))
 
     def _route(self, x: Tensor, routing_weights: Tensor | None) -> Tensor:
         """Return the routing weights of x, whose shape is checked, or those given."""
-        if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"x must have shape [B, {self.in_channels}{', *' * self.spatial_dims}], got {tuple(x.shape)}"
-                + ("; add a batch dimension with x.unsqueeze(0)" if x.dim() == self.spatial_dims + 1 else "")
+        check_tensor("x", x)
+        if x.dim() != self.spatial_dims + 2 or plain_shape(x)[1] != self.in_channels:
+            raise UsageError(
+                f"`x` must have shape [B, {self.in_channels}{', *' * self.spatial_dims}], got {tuple(plain_shape(x))}: "
+                + shape_remedy(x, self.spatial_dims + 2)
             )
         weights: Tensor = self.routing_fn(x) if routing_weights is None else routing_weights
         return weights
@@ -130,7 +136,7 @@ class CondConvNd(ConditionalLayer):
             subclass of it that pads by TensorFlow's rule.
 
         Raises:
-            ValueError: The weights do not have shape `[E]`.
+            UsageError: The weights do not have shape `[E]`.
         """
         kernel, bias = self.mix(routing_weights)
         conv = static_conv(self, kernel, bias)

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from condconv import ops
 from condconv.errors import UsageError, shown
-from condconv.nn.conv_base import CondConvNd, Size
+from condconv.nn.conv_base import CondConvNd
 from condconv.nn.factory import Routing
+from condconv.ops.arguments import Size, to_tuple
 from condconv.ops.geometry import Geometry
+from condconv.ops.recording import plain_shape
 
 
 class _CondConvTranspose(CondConvNd):
@@ -38,10 +40,6 @@ class _CondConvTranspose(CondConvNd):
         routing: Routing = "sigmoid",
         impl: str = "auto",
     ) -> None:
-        if padding_mode != "zeros":
-            raise ValueError(f'padding_mode must be "zeros" for a transposed convolution, got {padding_mode!r}')
-        if isinstance(padding, str):
-            raise ValueError(f"padding must be an int or ints for a transposed convolution, got {padding!r}")
         super().__init__(
             in_channels,
             out_channels,
@@ -79,13 +77,13 @@ class _CondConvTranspose(CondConvNd):
             `[B, O, *S']`, channels_last where x is.
 
         Raises:
-            ValueError: A shape does not fit; the message names the argument.
+            UsageError: A shape does not fit; the message names the argument.
         """
         if isinstance(routing_weights, (tuple, list)):
             routing_weights, output_size = None, routing_weights
         given: Any = routing_weights
         weights = self._route(x, given)
-        added = None if output_size is None else self._padding_for(output_size, x.shape[2:])
+        added = None if output_size is None else self._padding_for(output_size, plain_shape(x)[2:])
         return self._shifted(self._convolve(x, weights, added))
 
     def _convolve(self, x: Tensor, routing_weights: Tensor, output_padding: tuple[int, ...] | None = None) -> Tensor:
@@ -105,16 +103,17 @@ class _CondConvTranspose(CondConvNd):
 
     def _padding_for(self, output_size: Sequence[int], input_size: Sequence[int]) -> tuple[int, ...]:
         """Return the output padding that gives an output of some size."""
-        wanted = tuple(output_size[2:] if len(output_size) == self.spatial_dims + 2 else output_size)
+        dims = self.spatial_dims
+        whole = isinstance(output_size, (tuple, list)) and len(output_size) == dims + 2
+        wanted = to_tuple("output_size", output_size[2:] if whole else output_size, dims, 1)
         padding: Any = self.padding  # never a name here
-        geometry = Geometry(self.stride, padding, self.dilation, self.groups, True, (0,) * self.spatial_dims)
+        geometry = Geometry(self.stride, padding, self.dilation, self.groups, True, (0,) * dims)
         least = geometry.output_size(input_size, self.kernel_size)
         most = tuple(size + stride - 1 for size, stride in zip(least, self.stride, strict=True))
-        fits = len(wanted) == len(least) and all(a <= b <= c for a, b, c in zip(least, wanted, most, strict=True))
-        if not fits:
+        if not all(a <= b <= c for a, b, c in zip(least, wanted, most, strict=True)):
             raise UsageError(
                 f"`output_size` must lie between {least} and {most} for an input of {tuple(input_size)}, got "
-                f"{shown(tuple(output_size))}: leave it out for the layer's own output_padding"
+                f"{shown(output_size)}: leave it out for the layer's own output_padding"
             )
         return tuple(size - smallest for size, smallest in zip(wanted, least, strict=True))
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from condconv.errors import UsageError, shown
 from condconv.nn.calls import parse_call
 from condconv.nn.routing import (
     ConstantRouting,
     ExternalRouting,
     HiddenRouting,
     HierarchicalRouting,
+    RoutingFunction,
     SigmoidRouting,
     TopKRouting,
 )
 from condconv.nn.softmax_routing import SoftmaxRouting
+from condconv.ops.scalars import one_of, positive
 
 ROUTING: dict[str, Callable[..., nn.Module]] = {
     "sigmoid": SigmoidRouting,
@@ -52,25 +56,50 @@ def make_routing(
         **options: Passed on to a name's class or a factory.
 
     Raises:
-        ValueError: An unknown name, or a module for another number of experts.
-        TypeError: Neither a name, nor callable, nor a factory of modules; or an option the name's class does not have.
+        UsageError: An unknown name, an option that it does not have, a module for another number of experts, or
+            neither a name, nor callable, nor a factory of modules.
     """
+    in_channels, num_experts = positive("in_channels", in_channels), positive("num_experts", num_experts)
     if isinstance(routing, nn.Module):
         found = getattr(routing, "num_experts", num_experts)
         if found != num_experts:
-            raise ValueError(f"routing must give num_experts = {num_experts} weights, got a module for {found}")
+            raise UsageError(
+                f"`routing` must give num_experts = {num_experts} weights, got a module for {found}: make it for as "
+                "many"
+            )
         return routing
     if isinstance(routing, str):
         name, given = parse_call(routing, "routing")
-        if name not in ROUTING:
-            raise ValueError(f"routing must be one of {', '.join(ROUTING)}, a factory or a module, got {routing!r}")
-        return ROUTING[name](in_channels, num_experts, device=device, dtype=dtype, **given, **options)
+        remedy = "or give a factory or a module"
+        make = ROUTING[one_of("routing", name, ROUTING, remedy)]
+        given |= options
+        known = _options_of(make)
+        if unknown := [option for option in given if option not in known]:
+            raise UsageError(
+                f"`routing` must have options of {name} only, got {shown(unknown[0])}: it has {', '.join(known)}"
+            )
+        return make(in_channels, num_experts, device=device, dtype=dtype, **given)
     if not callable(routing):
-        raise TypeError(f"routing must be a name, a factory or a module, got {type(routing).__name__}")
+        raise UsageError(
+            f"`routing` must be a name, a factory or a module, got {type(routing).__name__} {shown(routing, 40)}: "
+            f"names are {', '.join(ROUTING)}"
+        )
     made = routing(in_channels, num_experts, **options)
     if not isinstance(made, nn.Module):
-        raise TypeError(f"routing must make a torch.nn.Module, got {type(made).__name__} from {routing!r}")
+        raise UsageError(
+            f"`routing` must make a torch.nn.Module, got {type(made).__name__} from {shown(routing)}: return one"
+        )
     return made.to(device=device, dtype=dtype)
+
+
+def _options_of(make: Callable[..., nn.Module]) -> list[str]:
+    """Return the options that a routing function's class takes, its bases' included, but for device and dtype."""
+    kinds = [
+        kind for kind in getattr(make, "__mro__", ()) if "__init__" in vars(kind) and issubclass(kind, RoutingFunction)
+    ]
+    parameters = [each for kind in kinds for each in inspect.signature(kind).parameters.values()]
+    names = dict.fromkeys(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+    return [name for name in names if name not in ("device", "dtype")]
 
 
 def start_constant_(routing_fn: nn.Module) -> Tensor:
@@ -79,16 +108,17 @@ def start_constant_(routing_fn: nn.Module) -> Tensor:
     On the meta device they have no values: a state dict that is loaded later brings them, and the experts with them.
 
     Raises:
-        TypeError: It has no method `start_constant_`.
-        ValueError: Its weights add up to nothing.
+        UsageError: It has no method `start_constant_`, or its weights add up to nothing.
     """
     start = getattr(routing_fn, "start_constant_", None)
     if start is None:
-        raise TypeError(
-            "routing must have a method start_constant_() to start from a trained kernel, "
-            f"{type(routing_fn).__name__} has none; derive it from condconv.nn.RoutingFunction"
+        raise UsageError(
+            "`routing` must have a method start_constant_() to start from a trained kernel, got "
+            f"{type(routing_fn).__name__}, which has none: derive it from condconv.nn.RoutingFunction"
         )
     weights: Tensor = start()
     if not weights.is_meta and not weights.sum().abs() > 0:
-        raise ValueError(f"routing must start with weights that add up to more than 0, got {weights.tolist()}")
+        raise UsageError(
+            f"`routing` must start with weights that do not add up to 0, got {shown(weights.tolist())}: give others"
+        )
     return weights

@@ -30,23 +30,33 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
         The layer, in evaluation mode. Scaled in fp64 and rounded once.
 
     Raises:
-        TypeError: `norm` is not a batch norm.
-        ValueError: It has no running statistics, or another number of channels.
-        UsageError: The layer's experts are compact.
+        UsageError: `layer` is not a conditional layer, or its experts are compact; `norm` is not a batch norm, has no
+            running statistics, or another number of channels.
     """
+    if not isinstance(layer, ConditionalLayer):
+        raise UsageError(f"`layer` must be a conditional layer, got {type(layer).__name__}: convert it first")
     if not isinstance(norm, _BatchNorm):
-        raise TypeError(f"norm must be a torch.nn.BatchNorm, got {type(norm).__name__}")
+        raise UsageError(f"`norm` must be a torch.nn.BatchNorm, got {type(norm).__name__}: no other norm can be folded")
     if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-        raise TypeError(f"norm must be a batch norm and nothing more, got {type(norm).__name__} with its own forward")
+        raise UsageError(
+            f"`norm` must be a batch norm and nothing more, got {type(norm).__name__} with its own forward: make a "
+            "plain one of its statistics"
+        )
     if layer.compact:
         raise UsageError(
-            f"layer must have ordinary experts, got compact ones ({layer.weight.dtype}): fold the batch norm first, "
+            f"`layer` must have ordinary experts, got compact ones ({layer.weight.dtype}): fold the batch norm first, "
             "then quantize"
         )
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("norm must have running statistics, got track_running_stats=False: it depends on the batch")
+        raise UsageError(
+            "`norm` must have running statistics, got track_running_stats=False: what it computes depends on the "
+            "batch, leave it as it is"
+        )
     if norm.num_features != layer.num_outputs:
-        raise ValueError(f"norm must have {layer.num_outputs} channels as the layer puts out, got {norm.num_features}")
+        raise UsageError(
+            f"`norm` must have {layer.num_outputs} channels as the layer puts out, got {norm.num_features}: give the "
+            "one right after it"
+        )
     # A slot is filled by the block that owns it: the copy must read the same one.
     shared = {id(layer.routing_fn): layer.routing_fn} if isinstance(layer.routing_fn, RoutingSlot) else {}
     folded = copy.deepcopy(layer, shared).eval()

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from condconv import ops
+from condconv.errors import UsageError
 from condconv.nn.conditional import ConditionalLayer
 from condconv.nn.factory import Routing
-from condconv.ops.validation import check_positive
+from condconv.ops.recording import plain_shape
+from condconv.ops.scalars import positive
+from condconv.ops.validation import check_tensor, shape_remedy
 
 
 class CondLinear(ConditionalLayer):
@@ -29,7 +32,7 @@ class CondLinear(ConditionalLayer):
         impl: As in `condconv.ops.cond_conv2d`.
 
     Raises:
-        ValueError: An argument is out of range; the message names it.
+        UsageError: An argument is out of range; the message names it.
     """
 
     twin = nn.Linear
@@ -46,7 +49,7 @@ class CondLinear(ConditionalLayer):
         routing: Routing = "sigmoid",
         impl: str = "auto",
     ) -> None:
-        check_positive(in_features=in_features, out_features=out_features)
+        in_features, out_features = positive("in_features", in_features), positive("out_features", out_features)
         super().__init__(
             (out_features, in_features), out_features, in_features, bias, device, dtype, num_experts, routing, impl
         )
@@ -64,12 +67,15 @@ class CondLinear(ConditionalLayer):
             `[B, ..., O]`.
 
         Raises:
-            ValueError: A shape does not fit; the message names the argument.
+            UsageError: A shape does not fit; the message names the argument.
         """
-        if x.dim() < 2 or x.shape[-1] != self.in_features:
-            raise ValueError(f"x must have shape [B, ..., {self.in_features}], got {tuple(x.shape)}")
+        check_tensor("x", x)
+        if x.dim() < 2 or plain_shape(x)[-1] != self.in_features:
+            raise UsageError(
+                f"`x` must have shape [B, ..., {self.in_features}], got {tuple(plain_shape(x))}: {shape_remedy(x, 2)}"
+            )
         if routing_weights is None:
-            routing_weights = self.routing_fn(x if x.dim() == 2 else x.flatten(1, -2).mT)
+            routing_weights = self.routing_fn(x if x.dim() == 2 else x.flatten(1, -2).transpose(-2, -1))
         y = ops.cond_linear(x, self.weight, routing_weights, self.bias, impl=self.impl, weight_scale=self.weight_scale)
         return y if self.shift is None else y + self.shift.to(y.dtype)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from condconv.errors import UsageError, shown
 from condconv.ops.autocast import autocast_disabled
 from condconv.ops.mixing import accumulation_dtype
-from condconv.ops.validation import check_positive
+from condconv.ops.recording import plain_shape
+from condconv.ops.scalars import check_device, check_dtype, number, positive, whole
+from condconv.ops.validation import check_tensor
 
 
 class Float32Linear(nn.Module):
@@ -74,7 +78,7 @@ class RoutingFunction(nn.Module):
         dtype: Of the parameters; the weights are fp32 (fp64 for fp64 input) all the same.
 
     Raises:
-        ValueError: A count below one, or a probability outside `[0, 1)`.
+        UsageError: A count below one, or a probability outside `[0, 1)`.
 
     Source:
         CondConv, section 3; dropping experts in training: the paper, as we recall it.
@@ -90,18 +94,18 @@ class RoutingFunction(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_positive(in_channels=in_channels, num_experts=num_experts)
-        if not 0.0 <= expert_dropout < 1.0:
-            raise ValueError(f"expert_dropout must lie in [0, 1), got {expert_dropout!r}")
-        self.in_channels = int(in_channels)
-        self.num_experts = int(num_experts)
-        self.expert_dropout = expert_dropout
+        self.in_channels = positive("in_channels", in_channels)
+        self.num_experts = positive("num_experts", num_experts)
+        check_device(device)
+        check_dtype(dtype)
+        rule, remedy = "in [0, 1)", "give a share of the experts, or 0 for none"
+        self.expert_dropout = number("expert_dropout", expert_dropout, rule, lambda share: 0 <= share < 1, remedy)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the routing weights `[B, E]` of x `[B, C, *S]` or `[B, C]`, fp32 or fp64.
 
         Raises:
-            ValueError: x has another number of channels.
+            UsageError: x has another number of channels.
         """
         return self.drop(self.weigh(self.pool(x)))
 
@@ -109,11 +113,12 @@ class RoutingFunction(nn.Module):
         """Average x over its positions, to `[B, C]`.
 
         Raises:
-            ValueError: x has another number of channels.
+            UsageError: x has another number of channels.
         """
-        if x.dim() < 2 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"x must have shape [B, {self.in_channels}, ...] to be routed, got {tuple(x.shape)}; "
+        check_tensor("x", x)
+        if x.dim() < 2 or plain_shape(x)[1] != self.in_channels:
+            raise UsageError(
+                f"`x` must have shape [B, {self.in_channels}, ...] to be routed, got {tuple(plain_shape(x))}: "
                 "create the routing function with in_channels equal to the channels of x"
             )
         return global_average_pool(x)
@@ -185,7 +190,7 @@ class HiddenRouting(RoutingFunction):
         **options: Of `RoutingFunction`.
 
     Raises:
-        ValueError: `hidden_ratio` is not positive.
+        UsageError: `hidden_ratio` is not positive.
 
     Source:
         CondConv, Table 3: with C units as good as one linear layer (62.2 to 62.0 %), with C/8 and 8C worse.
@@ -193,9 +198,9 @@ class HiddenRouting(RoutingFunction):
 
     def __init__(self, in_channels: int, num_experts: int, *, hidden_ratio: float = 1.0, **options: Any) -> None:
         super().__init__(in_channels, num_experts, **options)
-        if hidden_ratio <= 0:
-            raise ValueError(f"hidden_ratio must be positive, got {hidden_ratio!r}")
-        hidden = max(1, round(in_channels * hidden_ratio))
+        remedy = "the paper tries 1/8, 1 and 8"
+        ratio = number("hidden_ratio", hidden_ratio, "above 0 and finite", lambda ratio: 0 < ratio < math.inf, remedy)
+        hidden = max(1, round(in_channels * ratio))
         self.hidden = _linear(in_channels, hidden, options)
         self.fc = _linear(hidden, num_experts, options)
 
@@ -220,20 +225,22 @@ class HierarchicalRouting(RoutingFunction):
 
     def __init__(self, in_channels: int, num_experts: int, *, previous_experts: int = 0, **options: Any) -> None:
         super().__init__(in_channels, num_experts, **options)
-        self.previous_experts = previous_experts
+        self.previous_experts = previous_experts = whole("previous_experts", previous_experts)
         self.fc = _linear(in_channels + previous_experts, num_experts, options)
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
         """Return the routing weights `[B, E]` of x `[B, C, *S]`, given the previous ones `[B, previous_experts]`.
 
         Raises:
-            ValueError: `previous` does not have the declared size.
+            UsageError: `previous` does not have the declared size.
         """
-        got = 0 if previous is None else previous.shape[-1]
-        if got != self.previous_experts:
-            raise ValueError(
-                f"previous must have shape [B, {self.previous_experts}], got "
-                f"{None if previous is None else tuple(previous.shape)}; set previous_experts to what is handed over"
+        if previous is not None:
+            check_tensor("previous", previous)
+        shape = () if previous is None else plain_shape(previous)
+        if (len(shape), *shape[1:]) != ((2, self.previous_experts) if self.previous_experts else (0,)):
+            raise UsageError(
+                f"`previous` must have shape [B, {self.previous_experts}], got "
+                f"{None if previous is None else tuple(shape)}: set previous_experts to what is handed over"
             )
         pooled = self.pool(x)
         if previous is not None:
@@ -261,7 +268,7 @@ class TopKRouting(RoutingFunction):
         **options: Of `RoutingFunction`.
 
     Raises:
-        ValueError: k is not between 1 and `num_experts`.
+        UsageError: k is not between 1 and `num_experts`.
 
     Source:
         Shazeer et al., "Outrageously Large Neural Networks", 2017, without noise. Not in the paper.
@@ -269,9 +276,11 @@ class TopKRouting(RoutingFunction):
 
     def __init__(self, in_channels: int, num_experts: int, *, k: int = 2, **options: Any) -> None:
         super().__init__(in_channels, num_experts, **options)
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"k must lie between 1 and num_experts = {num_experts}, got {k!r}")
-        self.k = k
+        self.k = positive("k", k)
+        if self.k > num_experts:
+            raise UsageError(
+                f"`k` must be at most num_experts = {num_experts}, got {k}: give fewer, or the layer more experts"
+            )
         self.fc = _linear(in_channels, num_experts, options)
 
     def weigh(self, pooled: Tensor) -> Tensor:
@@ -305,7 +314,7 @@ class ConstantRouting(RoutingFunction):
         **options: Of `RoutingFunction`.
 
     Raises:
-        ValueError: `weights` does not have E entries.
+        UsageError: `weights` is not a number, nor E of them.
     """
 
     weights: Tensor
@@ -314,11 +323,14 @@ class ConstantRouting(RoutingFunction):
         self, in_channels: int, num_experts: int, *, weights: Tensor | list[float] | float | None = None, **options: Any
     ) -> None:
         super().__init__(in_channels, num_experts, **options)
-        values = torch.as_tensor(1 / num_experts if weights is None else weights, device="cpu")
-        if values.dim() == 0:
+        values = _as_numbers(1 / num_experts if weights is None else weights)
+        if values is not None and values.dim() == 0:
             values = values.repeat(num_experts)
-        if values.shape != (num_experts,):
-            raise ValueError(f"weights must have shape [E] = {(num_experts,)}, got {tuple(values.shape)}")
+        if values is None or values.shape != (num_experts,):
+            raise UsageError(
+                f"`weights` must be a number or E = {num_experts} of them, got {shown(weights)}: give one finite "
+                "number per expert, or one for all"
+            )
         self._start = values.detach().float()
         self.register_buffer("weights", torch.empty(num_experts, dtype=torch.float32, device=options.get("device")))
         self.reset_parameters()
@@ -345,10 +357,10 @@ class ExternalRouting(RoutingFunction):
         """Say that the weights are missing.
 
         Raises:
-            RuntimeError: Always.
+            UsageError: Always.
         """
-        raise RuntimeError(
-            f"routing_weights must be given, [B, {self.num_experts}]: this layer is routed from outside; "
+        raise UsageError(
+            f"`routing_weights` must be given, [B, {self.num_experts}], got None: this layer is routed from outside; "
             "call layer(x, routing_weights), or create it with routing='sigmoid'"
         )
 
@@ -364,3 +376,13 @@ def _linear(in_features: int, out_features: int, options: dict[str, Any]) -> Flo
 def _without_device(weights: Tensor) -> Tensor:
     """Return weights on the CPU; those on the meta device have no values, and stay."""
     return weights if weights.is_meta else weights.cpu()
+
+
+def _as_numbers(weights: Any) -> Tensor | None:
+    """Return finite numbers as a tensor on the CPU, or `None`."""
+    try:
+        values = torch.as_tensor(weights, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    numbers = not values.is_complex() and values.dtype != torch.bool and bool(values.isfinite().all())
+    return values if numbers else None

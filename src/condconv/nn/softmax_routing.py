@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from condconv.errors import UsageError, shown
 from condconv.nn.routing import Float32Linear, RoutingFunction
+from condconv.ops.scalars import number, whole
 
 _TRAINED = 10
 """Changes of a weight from `train()` to `eval()` that are taken for training; loading weights makes one or two."""
@@ -30,7 +33,7 @@ class SoftmaxRouting(RoutingFunction):
         **options: Of `RoutingFunction`.
 
     Raises:
-        ValueError: A temperature is not positive, or a final temperature comes without steps (or the reverse).
+        UsageError: A temperature is not positive, or a final temperature comes without steps (or the reverse).
 
     With SGD the experts need a higher learning rate: at weights of 1 / E the mixture moves 1 / E as far in a step as a
     static kernel does (`condconv train --expert-lr-scale`; `docs/routing.md`).
@@ -63,20 +66,20 @@ class SoftmaxRouting(RoutingFunction):
         **options: Any,
     ) -> None:
         super().__init__(in_channels, num_experts, **options)
-        for name, value in (("temperature", temperature), ("final_temperature", final_temperature)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value!r}")
-        if annealing_steps < 0 or (final_temperature is None) != (annealing_steps == 0):
-            raise ValueError(
-                "annealing_steps must be positive with a final_temperature and 0 without, got "
-                f"annealing_steps={annealing_steps!r}, final_temperature={final_temperature!r}"
+        temperature = _temperature("temperature", temperature)
+        final = temperature if final_temperature is None else _temperature("final_temperature", final_temperature)
+        annealing_steps = whole("annealing_steps", annealing_steps)
+        if (final_temperature is None) != (annealing_steps == 0):
+            raise UsageError(
+                "`annealing_steps` must be positive with a final_temperature and 0 without, got "
+                f"{annealing_steps} with final_temperature={shown(final_temperature)}: give both or neither"
             )
         device, dtype = options.get("device"), options.get("dtype")
         self.fc = Float32Linear(in_channels, num_experts, device=device, dtype=dtype)
         self._start: dict[str, float | int] = {
-            "temperature": float(temperature),
-            "initial_temperature": float(temperature),
-            "final_temperature": float(temperature if final_temperature is None else final_temperature),
+            "temperature": temperature,
+            "initial_temperature": temperature,
+            "final_temperature": final,
             "annealing_steps": annealing_steps,
             "annealing_step": 0,
         }
@@ -129,7 +132,12 @@ class SoftmaxRouting(RoutingFunction):
 
     @torch.no_grad()
     def anneal_(self, steps: int = 1) -> None:
-        """Advance the schedule in place; a no-op at its end or without one."""
+        """Advance the schedule in place; a no-op at its end or without one.
+
+        Raises:
+            UsageError: `steps` is not a whole number of at least 0.
+        """
+        steps = whole("steps", steps)
         self.annealing_step.copy_((self.annealing_step + steps).clamp(max=self.annealing_steps))
         done = self.annealing_step / self.annealing_steps.clamp(min=1)
         self.temperature.copy_(self.initial_temperature.lerp(self.final_temperature, done.to(self.temperature.dtype)))
@@ -144,7 +152,18 @@ def anneal_(model: nn.Module, steps: int = 1) -> None:
     Args:
         model: Any module.
         steps: Updates done since the last call.
+
+    Raises:
+        UsageError: `steps` is not a whole number of at least 0, or `model` is not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"`model` must be a torch.nn.Module, got {shown(model)}: give the network itself")
+    steps = whole("steps", steps)
     for module in model.modules():
         if isinstance(module, SoftmaxRouting):
             module.anneal_(steps)
+
+
+def _temperature(name: str, value: float) -> float:
+    remedy = "1 is an ordinary softmax, a higher one is flatter"
+    return number(name, value, "above 0 and finite", lambda degrees: 0 < degrees < math.inf, remedy)

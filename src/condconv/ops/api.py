@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from condconv.ops import recompute, validation
+from condconv.ops.arguments import How, Size
 from condconv.ops.autocast import autocast_disabled
 from condconv.ops.compact import widen
 from condconv.ops.geometry import laid_out_as
 from condconv.ops.impl import mix_outputs, reference
 from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.padding import Padding, pad
-from condconv.ops.plan import How, Plan, Size, find_plan
+from condconv.ops.plan import Plan, find_plan
+from condconv.ops.recording import plain_shape
 from condconv.ops.registration import compact_conv, mixed_conv
 
 _logger = logging.getLogger(__name__)
@@ -103,10 +105,9 @@ def cond_conv2d(
         Sums over experts and taps are kept in fp32 or wider.
 
     Raises:
-        TypeError: An argument is not a tensor, is not floating point, or its dtype differs from that of x.
-        ValueError: Shapes, devices, padding or `impl` do not fit; the message names the argument.
-        RuntimeError: The named `impl` cannot run this call, with the reason.
-        UsageError: `weight_scale` does not fit, or compact experts meet an argument that needs a gradient.
+        UsageError: An argument does not fit: a tensor's kind, dtype, device or shape, a size, a name, an `impl` that
+            cannot run this call, or compact experts beside an argument that needs a gradient. The message names the
+            argument, the rule, what was given and a remedy. It is a `ValueError`.
 
     Source:
         CondConv, section 3 (arXiv:1904.04971).
@@ -225,9 +226,7 @@ def cond_conv_transpose2d(
         `[B, O, H', W']`, channels_last where x is.
 
     Raises:
-        TypeError: As in `cond_conv2d`.
-        ValueError: As in `cond_conv2d`.
-        RuntimeError: As in `cond_conv2d`.
+        UsageError: As in `cond_conv2d`.
     """
     how = How(2, impl, stride, padding, dilation, groups, "zeros", True, output_padding)
     return _call(x, weight, routing_weights, bias, weight_scale, how)
@@ -292,27 +291,26 @@ def cond_linear(
         `[B, ..., O]` in the dtype of x.
 
     Raises:
-        TypeError: As in `cond_conv2d`.
-        ValueError: As in `cond_conv2d`.
-        RuntimeError: As in `cond_conv2d`.
+        UsageError: As in `cond_conv2d`.
 
     Example:
         >>> cond_linear(torch.randn(2, 5), torch.randn(4, 3, 5), torch.rand(2, 4)).shape
         torch.Size([2, 3])
     """
-    validation.check_tensors(x, weight, routing_weights, bias)
-    if weight.dim() != 3:
-        raise ValueError(f"weight must have shape [E, O, C], got {tuple(weight.shape)}")
-    if x.dim() < 2:
-        raise ValueError(f"x must have shape [B, ..., C], got {tuple(x.shape)}; add a batch dimension")
-    if x.shape[-1] != weight.shape[2]:
-        raise ValueError(f"x must have shape [B, ..., C] with C = {weight.shape[2]} as weight, got {tuple(x.shape)}")
-    if 0 in x.shape[1:-1]:
-        return F.linear(x, weight[0].to(x.dtype))  # no rows: nothing is mixed
+    validation.check_rows(x, weight)
     rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]  # [B, N, C]
+    empty = 0 in plain_shape(x)[1:-1]
+    if empty:
+        rows = F.pad(rows, (0, 0, 0, 1))  # one row, dropped again: all is checked, and all gradients are zeros
     # Two dimensions, as the compiled kernels have; channels are innermost, as they like it.
-    columns, kernels = rows.mT[..., None], weight[..., None, None]
-    y = _call(columns, kernels, routing_weights, bias, weight_scale, How(2, impl)).flatten(2).mT.contiguous()
+    columns, kernels = rows.transpose(-2, -1)[..., None], weight[..., None, None]
+    y = (
+        _call(columns, kernels, routing_weights, bias, weight_scale, How(2, impl))
+        .flatten(2)
+        .transpose(-2, -1)
+        .contiguous()
+    )
+    y = y[:, :0] if empty else y
     return y.unflatten(1, x.shape[1:-1]) if x.dim() > 2 else y[:, 0]
 
 
@@ -345,13 +343,13 @@ def _run(
     geometry, impl = plan.geometry, plan.impl
     direct = plan.silent and not _watched(x, weight, routing_weights, bias, weight_scale)
     if plan.compact and impl == "native":
-        read = recompute.forward_compact if direct else compact_conv
+        read = recompute.run_compact if direct else compact_conv
         return read(x, weight, routing_weights, bias, weight_scale, geometry, impl)
     if plan.compact:
         weight = widen(weight, weight_scale, geometry.groups, geometry.transposed, accumulation_dtype(x.dtype))
     if impl in _PLAIN:
         return laid_out_as(_PLAIN[impl](x, weight, routing_weights, bias, geometry), x)
-    run = recompute.forward if direct or plan.plain else mixed_conv
+    run = recompute.forward if plan.plain else recompute.run if direct else mixed_conv
     return run(x, weight, routing_weights, bias, geometry, impl)
 
 

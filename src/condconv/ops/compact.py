@@ -9,6 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from condconv.errors import UsageError
+from condconv.ops.autocast import autocast_dtype
+
+COMPACT_DTYPES = (torch.bfloat16, torch.int8)
 LARGEST = 127  # of int8; -128 would make the range uneven
 
 
@@ -52,3 +56,43 @@ def widen(experts: Tensor, scale: Tensor | None, groups: int, transposed: bool, 
     """
     wide = experts.to(dtype)
     return wide if scale is None else wide * along_outputs(scale.to(dtype), experts, groups, transposed)
+
+
+def check_compact(
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None,
+    weight_scale: Tensor | None,
+    out_channels: int,
+) -> bool:
+    """Check that compact experts have the scale they need and no gradients to compute.
+
+    Returns:
+        Whether the experts are compact: int8, or bfloat16 for an x that is not, outside autocast.
+
+    Raises:
+        UsageError: They do not fit, or a gradient is needed.
+    """
+    if (weight.dtype == torch.int8) != (weight_scale is not None):
+        wanted = "be given for int8 experts" if weight_scale is None else f"be None for {weight.dtype} experts"
+        raise UsageError(
+            f"`weight_scale` must {wanted}, got {'None' if weight_scale is None else 'a tensor'}: it belongs to int8 "
+            "experts, condconv.quantize_experts_ makes both"
+        )
+    if weight_scale is not None:
+        shape, found = (weight.shape[0], out_channels), tuple(weight_scale.shape)
+        if found != shape or weight_scale.dtype != torch.float32:
+            raise UsageError(
+                f"`weight_scale` must be torch.float32 [E, O] = {shape}, got {weight_scale.dtype} {found}: take what "
+                "condconv.quantize_experts_ makes"
+            )
+    autocasting = autocast_dtype(x.device) is not None and x.dtype != torch.float64
+    compact = weight_scale is not None or (weight.dtype != x.dtype and not autocasting)
+    tensors = (x, weight, routing_weights, bias, weight_scale)
+    if compact and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise UsageError(
+            f"`weight` must hold ordinary experts if gradients are needed, got compact ones ({weight.dtype}): call "
+            "under torch.no_grad() or torch.inference_mode(), and quantize after training"
+        )
+    return compact

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from condconv.ops.recording import plain_shape
+
 
 class Geometry(NamedTuple):
     """Stride, symmetric zero padding, dilation and groups of an N-dimensional convolution.
@@ -41,7 +43,7 @@ class Geometry(NamedTuple):
 
     def is_depthwise(self, weight: Tensor) -> bool:
         """Return whether a group of stacked kernels has one input channel, or one output channel where transposed."""
-        return self.groups > 1 and weight.shape[2] == 1
+        return self.groups > 1 and plain_shape(weight)[2] == 1
 
     def convolve(self, x: Tensor, kernel: Tensor, *, fold: int = 1) -> Tensor:
         """Apply torch's convolution. `fold` examples lie side by side in the channels (and the groups)."""
@@ -85,11 +87,11 @@ def output_memory_format(x: Tensor) -> torch.memory_format:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if x.dim() not in formats or x.is_contiguous():
         return torch.contiguous_format
-    expected = 1
+    expected, shape = 1, plain_shape(x)
     for dim in (1, *range(x.dim() - 1, 1, -1), 0):
-        if x.shape[dim] != 1 and x.stride(dim) != expected:
+        if shape[dim] != 1 and x.stride(dim) != expected:
             return torch.contiguous_format
-        expected *= x.shape[dim]
+        expected *= shape[dim]
     return formats[x.dim()]
 
 
@@ -99,3 +101,20 @@ def laid_out_as(y: Tensor, x: Tensor) -> Tensor:
     if layout == torch.contiguous_format or not torch._C._are_functorch_transforms_active():
         return y.contiguous(memory_format=layout)
     return y.movedim(1, -1).contiguous().movedim(-1, 1)  # `torch.vmap` knows no other memory format
+
+
+def strided_as(y: Tensor, x: Tensor) -> Tensor:
+    """Return y, laid out as x asks of an output, with the very strides of a new tensor in that layout.
+
+    They differ where a size is 1: any stride is right there, but torch compares them with those of the fake, and code
+    compiled for these must not be given others. Not differentiable at no cost: for what runs inside an operator.
+    """
+    if 1 not in y.shape:
+        return y
+    last = output_memory_format(x) != torch.contiguous_format
+    order = (1, *range(y.dim() - 1, 1, -1), 0) if last else range(y.dim() - 1, -1, -1)
+    strides, step = [0] * y.dim(), 1
+    for dim in order:
+        strides[dim] = step
+        step *= max(y.shape[dim], 1)
+    return y if y.stride() == tuple(strides) else y.as_strided(y.shape, strides)

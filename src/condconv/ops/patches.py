@@ -51,7 +51,8 @@ def extract_patches(x: Tensor, kernel_size: Sequence[int], geometry: Geometry) -
 def fold_patches(columns: Tensor, kernel_size: Sequence[int], size: Sequence[int], geometry: Geometry) -> Tensor:
     """Add patches `[B, C * T, *S']` up where they came from: the adjoint of `extract_patches`, `[B, C, *size]`."""
     taps = prod(kernel_size)
-    if taps == 1 and not any(geometry.padding) and tuple(columns.shape[2:]) == tuple(size):
+    moved = any(geometry.padding) or any(geometry.output_padding) or any(step != 1 for step in geometry.stride)
+    if taps == 1 and not moved:
         return columns
     columns = columns.unflatten(1, (columns.shape[1] // taps, taps))
     padded_size = [extent + 2 * amount for extent, amount in zip(size, geometry.padding, strict=True)]

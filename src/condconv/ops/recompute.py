@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from condconv.ops.geometry import Geometry, laid_out_as
+from condconv.ops.geometry import Geometry, laid_out_as, strided_as
 from condconv.ops.impl import grouped, matmul, native, triton
 from condconv.ops.mixing import accumulation_dtype, mix_bias, mix_kernels, mix_kernels_backward
 
@@ -52,7 +52,14 @@ def forward(
     return laid_out_as(output, x)
 
 
-def forward_compact(
+def run(
+    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry, impl: str
+) -> Tensor:
+    """The same where nothing is differentiated through it, with the strides that the operator's fake promises."""
+    return strided_as(forward(x, weight, routing_weights, bias, geometry, impl), x)
+
+
+def run_compact(
     x: Tensor,
     weight: Tensor,
     routing_weights: Tensor,
@@ -62,7 +69,8 @@ def forward_compact(
     impl: str,
 ) -> Tensor:
     """The same for compact experts, which only "native" reads as they are; there is no gradient."""
-    return _add_bias_(native.forward(x, weight, routing_weights, geometry, weight_scale), bias, routing_weights)
+    output = native.forward(x, weight, routing_weights, geometry, weight_scale)
+    return strided_as(_add_bias_(output, bias, routing_weights), x)
 
 
 def _add_bias_(output: Tensor, bias: Tensor | None, routing_weights: Tensor) -> Tensor:
@@ -93,7 +101,7 @@ def backward(
         )
     grads = empty_grads(x)
     if grad_x is not None:
-        grads[0] = laid_out_as(grad_x, x)
+        grads[0] = strided_as(laid_out_as(grad_x, x), x)
     if needs_weight and grad_weight is not None:
         grads[1] = _in_form_of(weight, grad_weight)
     if bias is not None and (needs_bias or needs_routing):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from condconv.errors import UsageError, shown
 from condconv.ops import recompute
 from condconv.ops.autocast import autocast_disabled
 from condconv.ops.geometry import Geometry, output_memory_format
@@ -81,7 +82,7 @@ def _forward(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | 
     if x.shape[0] == 0:
         return _empty_output(x, weight, geometry)
     with autocast_disabled(x.device):
-        return recompute.forward(x, weight, routing_weights, bias, geometry, impl)
+        return recompute.run(x, weight, routing_weights, bias, geometry, impl)
 
 
 @torch.library.register_fake("condconv::mixed_conv")
@@ -102,7 +103,7 @@ def _compact(
     if x.shape[0] == 0:
         return _empty_output(x, weight, geometry)
     with autocast_disabled(x.device):
-        return recompute.forward_compact(x, weight, routing_weights, bias, weight_scale, geometry, impl)
+        return recompute.run_compact(x, weight, routing_weights, bias, weight_scale, geometry, impl)
 
 
 @torch.library.register_fake("condconv::compact_conv")
@@ -150,11 +151,11 @@ def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 
 def _differentiate_twice(ctx: Any, *grads_of_grads: Tensor) -> tuple[Any, ...]:
     """Differentiate the gradients through the plain form: rare, so short rather than fast."""
+    geometry, impl = _unpack(ctx.rest)
     if torch.is_grad_enabled():
-        raise RuntimeError(
-            "third derivatives are not there for this implementation; use impl='reference' or 'mix_outputs'"
+        raise UsageError(
+            f"`impl` must be 'reference' or 'mix_outputs' for third derivatives, got {shown(impl)}: name one of them"
         )
-    geometry, _ = _unpack(ctx.rest)
     needs = ctx.rest[-1]
     with torch.enable_grad():
         leaves = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]

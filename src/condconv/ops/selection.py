@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from condconv.errors import UsageError, shown
 from condconv.ops.geometry import Geometry, output_memory_format
 from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.native import library
+from condconv.ops.scalars import one_of
 from condconv.ops.triton import limits as triton_limits
 
 _CACHED_NUMBERS = 2**23  # 32 MB in fp32
+AMX: bool = torch.cpu._is_amx_tile_supported()
+"""Whether the CPU has matrix instructions, which torch's convolutions in bf16 use. Asked once, as it never changes."""
 
 
 class Problem(NamedTuple):
     """What a choice may depend on: shapes, device, layout, and who records the graph.
 
-    `batch` is `None` while a graph is recorded (`torch.compile`, `torch.export`): a choice that looked at it
-    would fix the graph to one batch size. `compact` is the dtype of compact experts, `None` for ordinary ones; `dtypes`
-    are those of x and of the experts, compact ones widened.
+    `batch` is `None` while a graph is recorded (`torch.compile`, `torch.export`, `torch.jit.trace`): a choice that
+    looked at it would fix the graph to one batch size. `compact` is the dtype of compact experts, `None` for ordinary
+    ones; `dtypes` are those of x and of the experts, compact ones widened.
     """
 
     batch: int | None
@@ -34,6 +38,7 @@ class Problem(NamedTuple):
     output_numel: int
     output_pixels: int
     taps: int
+    groups: int
     depthwise: bool
     transposed: bool
     spatial: int
@@ -58,6 +63,7 @@ def describe(
     compact: bool = False,
     input_size: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
+    traced: bool = False,
 ) -> Problem:
     """Return the `Problem` of a call whose arguments have been checked.
 
@@ -71,11 +77,12 @@ def describe(
         compact: Whether the experts are compact.
         input_size: Spatial size of x once it is padded; `None` for its own.
         dtype: What x is cast to under autocast; `None` for its own.
+        traced: Whether `torch.jit.trace` records, which is to be exported to a file too.
     """
     dtype = dtype or x.dtype
     input_pixels = prod(x.shape[2:] if input_size is None else input_size)
     # Not is_exporting(), which the compiler of torch 2.11 takes for true in all that it compiles.
-    compiling, exporting = torch.compiler.is_compiling(), torch.compiler._is_exporting_flag
+    compiling, exporting = torch.compiler.is_compiling(), traced or torch.compiler._is_exporting_flag
     tensors = (x, weight, routing_weights, bias)
     return Problem(
         batch=None if compiling or exporting else x.shape[0],
@@ -86,6 +93,7 @@ def describe(
         output_numel=geometry.out_channels(weight) * pixels,
         output_pixels=pixels,
         taps=prod(weight.shape[3:]),
+        groups=geometry.groups,
         depthwise=geometry.is_depthwise(weight),
         transposed=geometry.transposed,
         spatial=len(geometry.stride),
@@ -219,10 +227,14 @@ MEASURED = "measured"
 """The reason of a rule that stands on `benchmarks/results/selection-cpu.json`."""
 
 _COUNTED = "convolving E times costs what mixing would, and stores no kernel"
+_MISREAD = "there torch's own reads padding that nobody wrote, and gives NaN by chance"
 
 RULES = (
     Rule(
-        "mix_outputs", "one expert", lambda problem: problem.num_experts == 1 and not _reads_compact(problem), _COUNTED
+        "mix_outputs",
+        "one expert, but not with groups in bf16 on a CPU with AMX",
+        lambda problem: problem.num_experts == 1 and not _reads_compact(problem) and not _misread(problem),
+        _COUNTED,
     ),
     Rule(
         "mix_outputs",
@@ -248,6 +260,18 @@ RULES = (
         lambda problem: problem.dtypes[0] == torch.float16 and _native_pays(problem),
         "torch's products take 3 to 50 times as long where a CPU has no instructions for fp16",
     ),
+    Rule(
+        "native",
+        "CPU with AMX, two dimensions, bf16; where torch's convolution would have groups, also one per example",
+        lambda problem: (_misread(problem) or _folds_to_misread(problem)) and why_not_native(problem) is None,
+        _MISREAD,
+    ),
+    Rule(
+        "matmul",
+        "the same in other dimensions, transposed, or without the compiled kernels",
+        lambda problem: _misread(problem) or _folds_to_misread(problem),
+        _MISREAD,
+    ),
     Rule("mix_outputs", "one output pixel", lambda problem: problem.output_pixels == 1, _COUNTED),
     Rule(
         "matmul",
@@ -271,13 +295,13 @@ RULES = (
     Rule(
         "grouped",
         "CPU, dense, training, experts beyond 32 MB",
-        lambda problem: not problem.depthwise and problem.needs_grad and _experts(problem) > _CACHED_NUMBERS,
+        lambda problem: not problem.depthwise and _outgrows(problem),
         "each example would go through all experts again",
     ),
     Rule(
         "grouped",
         "CPU, dense, not compiled, up to a million multiply-adds an example, kernels of the batch up to 32 MB",
-        lambda problem: not problem.depthwise and not problem.compiling and _is_small(problem),
+        lambda problem: not problem.depthwise and _is_small(problem),
         MEASURED,
     ),
     Rule("per_example", "CPU, dense", lambda problem: not problem.depthwise, MEASURED),
@@ -349,10 +373,32 @@ def _experts(problem: Problem) -> int:
     return problem.num_experts * problem.kernel_numel
 
 
+def _outgrows(problem: Problem) -> bool:
+    """Return whether each example of a batch in training would go through experts that no cache holds."""
+    return problem.needs_grad and _experts(problem) > _CACHED_NUMBERS
+
+
 def _is_small(problem: Problem) -> bool:
     """Return whether to call a convolution for one example takes longer than to compute it, and kernels can be kept."""
     products = problem.kernel_numel * (problem.input_pixels if problem.transposed else problem.output_pixels)
-    return products <= 2**20 and _kernels(problem) <= _CACHED_NUMBERS
+    return not problem.compiling and products <= 2**20 and _kernels(problem) <= _CACHED_NUMBERS
+
+
+def _misread(problem: Problem) -> bool:
+    """Return whether a convolution of torch's would have groups and compute in bf16 on a CPU with AMX.
+
+    The case: a grouped or depthwise layer in bf16, or a dense one whose batch is folded into groups. On such CPUs the
+    library below torch reads uninitialised padding there, so the output is NaN if that memory happens to hold NaN;
+    "native" and "matmul" are right. (oneDNN's issue 5717 is of the same kind: numbers beside a row that AMX reads along
+    with it are multiplied by zero, which NaN survives.)
+    """
+    return AMX and _on_cpu(problem) and problem.dtypes[0] == torch.bfloat16 and problem.groups > 1
+
+
+def _folds_to_misread(problem: Problem) -> bool:
+    """Return whether a layer without groups would get them, one per example, and be misread then."""
+    folds = not _pointwise(problem) and (_outgrows(problem) or _is_small(problem))
+    return folds and _misread(problem._replace(groups=problem.batch or 1))
 
 
 def _outputs(problem: Problem) -> int:
@@ -364,18 +410,24 @@ def choose(problem: Problem) -> Rule:
     return next(rule for rule in RULES if rule.holds(problem))
 
 
-def resolve(impl: str, problem: Problem) -> str:
-    """Return the implementation that `impl` names.
+def check_impl(impl: Any) -> str:
+    """Return the name of an implementation, or "auto", as plain text.
 
     Raises:
-        ValueError: The name is unknown.
-        RuntimeError: The named implementation cannot run this call.
+        UsageError: It is not one.
+    """
+    return one_of("impl", impl, ("auto", *WHY_NOT), 'take "auto", which chooses by what was measured')
+
+
+def resolve(impl: str, problem: Problem) -> str:
+    """Return the implementation that a name stands for, "auto" or one of `WHY_NOT`.
+
+    Raises:
+        UsageError: The named implementation cannot run this call.
     """
     if impl == "auto":
         return choose(problem).impl
-    if impl not in WHY_NOT:
-        raise ValueError(f"impl must be 'auto' or one of {', '.join(WHY_NOT)}, got {impl!r}")
     reason = WHY_NOT[impl](problem)
     if reason is not None:
-        raise RuntimeError(f"impl={impl!r} cannot run here: {reason}; use impl='auto' or 'matmul'")
+        raise UsageError(f"`impl` must be able to run this call, got {shown(impl)}: {reason}; take 'auto' or 'matmul'")
     return impl

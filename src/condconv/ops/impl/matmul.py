@@ -12,17 +12,18 @@ from torch import Tensor
 from condconv.ops.geometry import Geometry, output_memory_format
 from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.patches import extract_patches, fold_patches, tap_views, zero_pad
+from condconv.ops.recording import plain_shape
 
 
 def apply(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     """Convolve example b of x `[B, C, *S]` with kernel b of `[B, O, C/G, *K]`; returns `[B, O, *S']`."""
     if _is_depthwise(kernels, geometry):
         return _apply_depthwise(x, kernels, geometry)
-    kernel_size = kernels.shape[3:]
+    kernel_size = plain_shape(kernels)[3:]
     output_size = geometry.output_size(x.shape[2:], kernel_size)
     matrices = _matrices(kernels, geometry)
     if geometry.transposed:
-        columns = _product(matrices.mT, _channels(x, geometry), x)  # [B, G, O/G * T, N]
+        columns = _product(matrices.transpose(-2, -1), _channels(x, geometry), x)  # [B, G, O/G * T, N]
         return fold_patches(_ungroup(columns, x.shape[2:]), kernel_size, output_size, geometry)
     columns = _channels(extract_patches(x, kernel_size, geometry), geometry)
     return _ungroup(_product(matrices, columns, x), output_size)
@@ -34,7 +35,7 @@ def apply_backward(
     """Return the gradients for x and for the kernels, `None` where `needs` says so."""
     if _is_depthwise(kernels, geometry):
         return _apply_depthwise_backward(grad_output, x, kernels, geometry, needs)
-    kernel_size = kernels.shape[3:]
+    kernel_size = plain_shape(kernels)[3:]
     matrices = _matrices(kernels, geometry)
     grad_x = grad_kernels = None
     if geometry.transposed:
@@ -42,16 +43,16 @@ def apply_backward(
         if needs[0]:
             grad_x = _ungroup(_product(matrices, columns, x), x.shape[2:])
         if needs[1]:
-            grad_kernels = (_channels(x, geometry) @ columns.mT).reshape(kernels.shape)
+            grad_kernels = (_channels(x, geometry) @ columns.transpose(-2, -1)).reshape(kernels.shape)
         return grad_x, grad_kernels
     grad = _channels(grad_output, geometry)
     output_size = grad_output.shape[2:]
     if needs[0]:
-        columns = _ungroup(_product(matrices.mT, grad, x), output_size)
+        columns = _ungroup(_product(matrices.transpose(-2, -1), grad, x), output_size)
         grad_x = fold_patches(columns, kernel_size, x.shape[2:], geometry)
     if needs[1]:
         patches = _channels(extract_patches(x, kernel_size, geometry), geometry)
-        grad_kernels = (grad @ patches.mT).reshape(kernels.shape)
+        grad_kernels = (grad @ patches.transpose(-2, -1)).reshape(kernels.shape)
     return grad_x, grad_kernels
 
 
@@ -74,7 +75,7 @@ def _product(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
     """Multiply so that the result lies in memory as x does: channels innermost where x is channels_last."""
     if output_memory_format(x) == torch.contiguous_format:
         return left @ right
-    return (right.mT @ left.mT).mT
+    return (right.transpose(-2, -1) @ left.transpose(-2, -1)).transpose(-2, -1)
 
 
 def _is_depthwise(kernels: Tensor, geometry: Geometry) -> bool:
@@ -89,9 +90,9 @@ def _tap_weights(kernels: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 def _apply_depthwise(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     wide = accumulation_dtype(x.dtype)
-    per_channel = kernels.shape[1] // x.shape[1]
+    per_channel = plain_shape(kernels)[1] // plain_shape(x)[1]
     source = x if per_channel == 1 else x.repeat_interleave(per_channel, dim=1)
-    views = tap_views(zero_pad(source, geometry), kernels.shape[3:], geometry)
+    views = tap_views(zero_pad(source, geometry), plain_shape(kernels)[3:], geometry)
     terms = (view * weight for view, weight in zip(views, _tap_weights(kernels, wide), strict=True))
     return sum(terms, start=next(terms)).to(x.dtype)
 
@@ -100,8 +101,8 @@ def _apply_depthwise_backward(
     grad_output: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     wide = accumulation_dtype(x.dtype)
-    per_channel = kernels.shape[1] // x.shape[1]
-    kernel_size = kernels.shape[3:]
+    per_channel = plain_shape(kernels)[1] // plain_shape(x)[1]
+    kernel_size = plain_shape(kernels)[3:]
     grad = grad_output.to(wide)
     grad_x = grad_kernels = None
     if needs[0]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from condconv.ops.geometry import Geometry
 from condconv.ops.mixing import accumulation_dtype, mix_bias
+from condconv.ops.recording import plain_shape
 
 
 def _side_by_side(weight: Tensor, geometry: Geometry) -> Tensor:
@@ -28,7 +29,7 @@ def _is_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     if geometry.transposed or geometry.groups > 1 or any(geometry.padding):
         return False
     # The kernel's size first: it is a number also where a graph leaves that of x open.
-    return all(size == 1 for size in (*weight.shape[3:], *x.shape[2:]))
+    return all(size == 1 for size in (*plain_shape(weight)[3:], *plain_shape(x)[2:]))
 
 
 def _mix_products(x: Tensor, weight: Tensor, weights: Tensor) -> Tensor:
