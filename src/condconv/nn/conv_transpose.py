@@ -12,7 +12,7 @@ from condconv import ops
 from condconv.errors import UsageError, shown
 from condconv.nn.conv_base import CondConvNd
 from condconv.nn.factory import Routing
-from condconv.ops.arguments import Size, to_tuple
+from condconv.ops.arguments import Size
 from condconv.ops.geometry import Geometry
 from condconv.ops.recording import plain_shape
 
@@ -104,13 +104,14 @@ class _CondConvTranspose(CondConvNd):
     def _padding_for(self, output_size: Sequence[int], input_size: Sequence[int]) -> tuple[int, ...]:
         """Return the output padding that gives an output of some size."""
         dims = self.spatial_dims
-        whole = isinstance(output_size, (tuple, list)) and len(output_size) == dims + 2
-        wanted = to_tuple("output_size", output_size[2:] if whole else output_size, dims, 1)
+        sizes = tuple(output_size) if isinstance(output_size, (tuple, list)) else ()
+        wanted = [size for size in (sizes[2:] if len(sizes) == dims + 2 else sizes) if hasattr(size, "__index__")]
         padding: Any = self.padding  # never a name here
         geometry = Geometry(self.stride, padding, self.dilation, self.groups, True, (0,) * dims)
         least = geometry.output_size(input_size, self.kernel_size)
         most = tuple(size + stride - 1 for size, stride in zip(least, self.stride, strict=True))
-        if not all(a <= b <= c for a, b, c in zip(least, wanted, most, strict=True)):
+        fits = len(wanted) == dims and all(a <= b <= c for a, b, c in zip(least, wanted, most, strict=True))
+        if not fits:
             raise UsageError(
                 f"`output_size` must lie between {least} and {most} for an input of {tuple(input_size)}, got "
                 f"{shown(output_size)}: leave it out for the layer's own output_padding"
