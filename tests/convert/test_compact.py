@@ -87,7 +87,7 @@ def test_the_report_by_hand() -> None:
     lines = str(report).splitlines()
     assert lines[0].split() == ["layer", "experts", "bytes", "->", "bytes", "relative", "error"]
     assert lines[2].split() == ["0", "int8", "8", "6", "3.15e-03"]
-    assert lines[-1].split() == ["total", "int8", "24", "18", "3.15e-03"]
+    assert lines[4].split() == ["total", "int8", "24", "18", "3.15e-03"]
     assert first.weight_scale.tolist() == [[1.0]]
     assert first.weight.tolist() == [[[127, 0]]]
 
@@ -266,6 +266,74 @@ def test_a_parametrized_layer_is_refused() -> None:
     nn.utils.parametrizations.weight_norm(layer)
     with pytest.raises(UsageError, match="its experts are computed from other tensors"):
         quantize_experts_(nn.Sequential(layer))
+
+
+class Casting(nn.Module):
+    """Brings its input to the dtype of a weight, as CLIP and timm's edgenext do, and its output back."""
+
+    def __init__(self, back: bool) -> None:
+        super().__init__()
+        self.first = CondConv2d(3, 4, 3, bias=False, num_experts=2)
+        self.second = CondConv2d(4, 2, 1, bias=False, num_experts=2)
+        self.back = back
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.second(self.first(x.to(self.first.weight.dtype)))
+        return y.to(x.dtype) if self.back else y
+
+
+@pytest.mark.parametrize(
+    ("dtype", "back", "message"),
+    [
+        ("int8", True, "the changed model failed on the example"),
+        ("bfloat16", True, "failed on the example .'first' is given torch.bfloat16, where it got torch.float32: by the dtype"),
+        ("bfloat16", False, "'first' is given torch.bfloat16"),
+    ],
+)
+@pytest.mark.parametrize("guess", [True, False])
+def test_a_model_that_casts_by_the_dtype_of_a_weight_is_restored(dtype, back, message, guess) -> None:
+    model = Casting(back).eval().requires_grad_(False)
+    expected = model(X)
+    with pytest.raises(RuntimeError, match=message):
+        quantize_experts_(model, dtype, example_input=None if guess else X)
+    assert not any(layer.compact for layer in (model.first, model.second))
+    assert torch.equal(model(X), expected)
+    report = quantize_experts_(model, dtype, "second")
+    assert report.output_error == pytest.approx(0, abs=0.02)
+
+
+def test_outputs_of_other_dtypes_and_numbers_that_are_not_finite_are_refused() -> None:
+    class Told(Casting):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.second(self.first(x))
+            return y.double() if self.second.weight.dtype == torch.int8 else y
+
+    class Broken(Casting):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x)) / (self.second.weight_scale is None)
+
+    with pytest.raises(RuntimeError, match=r"its output is torch.float64 \(2, 2, 30, 30\) instead of torch.float32"):
+        quantize_experts_(Told(True), example_input=X)
+    with pytest.raises(RuntimeError, match="its output is not finite any more"):
+        quantize_experts_(Broken(True), example_input=X)
+
+
+def test_the_change_of_the_output_is_reported() -> None:
+    model = network()
+    expected = model(X)
+    report = quantize_experts_(model, example_input=X)
+    assert report.output_error == pytest.approx(((model(X) - expected).norm() / expected.norm()).item(), rel=1e-4)
+    assert str(report).splitlines()[-1] == f"relative change of the output: {report.output_error:.2e}"
+
+
+def test_a_guess_that_fails_is_noted() -> None:
+    model = nn.Sequential(CondConv2d(3, 4, 3), nn.Flatten(), CondLinear(4 * 36, 5))
+    report = quantize_experts_(model)
+    assert report.output_error is None
+    assert report.notes[0].startswith("output not checked: ")
+    assert "note: output not checked" in str(report)
+    with pytest.raises(RuntimeError, match="expected input"):
+        quantize_experts_(nn.Sequential(CondConv2d(3, 4, 3), nn.Conv2d(3, 4, 1)), example_input=X)
 
 
 @pytest.mark.parametrize("where", [[], [None], lambda module: True])

@@ -185,3 +185,32 @@ def test_a_layer_whose_hooks_would_be_lost_is_refused(register, message):
     with pytest.raises(UsageError, match=f"`routing_weights` must be for layers .* got '0': {message}"):
         freeze_layers_(model, {"2.2": WEIGHTS, "0": WEIGHTS})
     assert isinstance(model[2][2], CondLinear)
+
+
+def test_a_frozen_network_is_compared_on_an_example():
+    model, x = network(), torch.randn(2, 3, 8, 8)
+    expected = frozen_output(model.eval(), x, None)
+    freeze_layers_(model.train(), dict.fromkeys(["0", "1.first", "1.second", "2.2"], WEIGHTS), example_input=x)
+    assert model.training
+    assert torch.allclose(model.eval()(x), expected, atol=1e-6)
+
+
+class Penalised(nn.Module):
+    """Looks at the experts of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x):
+        return self.body(x) + self.body[1].second.weight.square().mean()
+
+
+def test_a_network_that_looks_at_experts_is_restored():
+    model, x = Penalised(), torch.randn(2, 3, 8, 8)
+    expected, names = model(x), list(model.state_dict())
+    with pytest.raises(RuntimeError, match="must compute what it did, its output differs"):
+        freeze_layers_(model, {"body.0": WEIGHTS, "body.1.second": WEIGHTS}, example_input=x)
+    assert list(model.state_dict()) == names
+    assert torch.equal(model(x), expected)
+    freeze_layers_(model, {"body.0": WEIGHTS, "body.1.first": WEIGHTS}, example_input=x)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from condconv.convert.refusals import why_not_shared
+from condconv.convert.rounding import check_rounded, run_watched
+from condconv.convert.verification import run_changed
 from condconv.counting import format_table
 from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer
 from condconv.nn.conditional import conditional_layers
+from condconv.tracing import Trace, trace
 
 _DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16}
 
@@ -42,10 +47,15 @@ class QuantizationReport:
     Attributes:
         dtype: `"int8"` or `"bfloat16"`.
         layers: The layers that are compact now, in the order in which the model holds them.
+        output_error: Norm of what changed in the output on the example over the norm of the output; `None` if the model
+            was not run.
+        notes: What else to know.
     """
 
     dtype: str
     layers: tuple[CompactLayer, ...]
+    output_error: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def bytes_before(self) -> int:
@@ -58,24 +68,32 @@ class QuantizationReport:
         return sum(layer.bytes_after for layer in self.layers)
 
     def __str__(self) -> str:
-        """Return a table with a line a layer, and the totals with the largest error."""
+        """Return a table with a line for each layer, the totals with the largest error, the output's, and the notes."""
         total = CompactLayer("total", self.bytes_before, self.bytes_after, max(layer.error for layer in self.layers))
         rows = [
             (layer.name, self.dtype, f"{layer.bytes_before:,}", f"{layer.bytes_after:,}", f"{layer.error:.2e}")
             for layer in (*self.layers, total)
         ]
-        return format_table(("layer", "experts", "bytes", "-> bytes", "relative error"), rows)
+        lines = [format_table(("layer", "experts", "bytes", "-> bytes", "relative error"), rows)]
+        lines += [] if self.output_error is None else [f"relative change of the output: {self.output_error:.2e}"]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def quantize_experts_(
-    model: nn.Module, dtype: str = "int8", where: str | Sequence[str] | None = None
+    model: nn.Module,
+    dtype: str = "int8",
+    where: str | Sequence[str] | None = None,
+    *,
+    example_input: Any = None,
 ) -> QuantizationReport:
     """Store the experts of conditional layers in int8 or bfloat16, in place, for inference.
 
     Experts are what such a network reads most of at a small batch. On the CPU compiled kernels read them as they are;
     everything else widens them at each call, which saves memory and no time. Routing functions and biases stay as they
     are, and so do all other layers. Compact experts keep their dtype when the model changes its own, and have no
-    gradients: call the model under `torch.no_grad()`.
+    gradients: call the model under `torch.no_grad()`. The model is run before and after: it must still run, give its
+    layers inputs of the same dtypes, and outputs of the same shapes and dtypes that are finite. How far values move is
+    reported and not judged, since nobody knows how far they may.
 
     To load a compact network, create it, call this with the same arguments, then `load_state_dict`.
 
@@ -85,6 +103,8 @@ def quantize_experts_(
             over 127, and no number is off by more than half of it. `"bfloat16"`: half the bytes; a number is off by at
             most 1/256 of itself.
         where: A pattern of the layers' names, or several, such as `"blocks.1*"`; `None` for all.
+        example_input: A tensor or a tuple of arguments the model takes; `None` to guess an image of the usual size. If
+            the model fails on the guess, it is not checked, and the report notes it; nor is a single layer on a guess.
 
     Returns:
         The report; `print` it for a table.
@@ -92,6 +112,8 @@ def quantize_experts_(
     Raises:
         UsageError: There is no such layer or dtype, or a layer cannot be compact: it is already, is not in fp32, is not
             finite, or shares its experts. Nothing is changed then.
+        RuntimeError: The model does not run as it did, since it looks at the dtype of `layer.weight`, for example; it
+            has been restored.
 
     Example:
         >>> net = torch.nn.Sequential(condconv.CondConv2d(16, 32, 3, num_experts=4))
@@ -110,12 +132,39 @@ def quantize_experts_(
         reason = _why_not(layer) or shared.get(id(layer))
         if reason is not None:
             raise UsageError(f"`model` must have layers whose experts can be compact, got {name!r}: {reason}")
-    rows = []
-    for name, layer in layers.items():
-        before = layer.weight.detach()
-        layer.make_compact_(_DTYPES[dtype])
-        rows.append(CompactLayer(name, before.nbytes, _expert_bytes(layer), _relative_error(before, layer)))
-    return QuantizationReport(dtype, tuple(rows))
+    before, dtypes, notes = _watch(model, layers, example_input)
+    with ExitStack() as undo:
+        rows = []
+        for name, layer in layers.items():
+            experts = layer.weight
+            layer.make_compact_(_DTYPES[dtype])
+            undo.callback(_restore, layer, experts)
+            error = _relative_error(experts.detach(), layer)
+            rows.append(CompactLayer(name, experts.nbytes, _expert_bytes(layer), error))
+        moved = None
+        if before is not None:
+            after, _ = run_watched(lambda: run_changed(model, before.example), layers, dtypes)
+            moved = check_rounded(before.output, after.output)
+        undo.pop_all()
+    return QuantizationReport(dtype, tuple(rows), moved, tuple(notes))
+
+
+def _watch(
+    model: nn.Module, layers: Mapping[str, ConditionalLayer], example_input: Any
+) -> tuple[Trace | None, dict[str, set[torch.dtype]], list[str]]:
+    """Run the model on the example, or on a guess; a guess that fails is noted, an example that fails is raised."""
+    if example_input is None and isinstance(model, ConditionalLayer):
+        return None, {}, []
+    try:
+        return (*run_watched(lambda: trace(model, example_input), layers), [])
+    except UsageError as error:
+        if example_input is not None:
+            raise
+        return None, {}, [f"output not checked: {error}"]
+
+
+def _restore(layer: ConditionalLayer, experts: nn.Parameter) -> None:
+    layer.weight, layer.weight_scale, layer.compact = experts, None, False
 
 
 def _choose(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, ConditionalLayer]:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from condconv.convert.surgery import replace
+from condconv.convert.verification import check_same_output
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer, RoutingSlot
 from condconv.nn.block_routing import ClearSlot, FillSlot
 from condconv.nn.conditional import conditional_layers
 from condconv.nn.hooks import why_not_hooks
+from condconv.tracing import Trace, trace
 
 
-def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None]) -> None:
+def freeze_layers_(
+    model: nn.Module, routing_weights: Mapping[str, Tensor | None], *, example_input: Any = None
+) -> None:
     """Replace conditional layers by the ordinary layers that constant routing weights make of them, in place.
 
     A layer gives what it gave with these weights, to rounding, without its experts, routing or mixing. Routing
@@ -26,11 +31,15 @@ def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None
         model: Network with conditional layers. Nothing is changed if an error is raised.
         routing_weights: For each layer's name its weights `[E]`, floats on any device, for example their mean over a
             data set; None for `1 / E` each, where other weights are loaded into the layer anyway.
+        example_input: A tensor or a tuple of arguments the model takes, on which the frozen model is compared with the
+            one whose layers are given these weights; `None` not to run it.
 
     Raises:
         UsageError: There is no conditional layer of that name, it has backward or state-dict hooks, or weights are no
             finite floats `[E]`.
         ValueError: Torch has no such ordinary layer.
+        RuntimeError: The frozen model does not compute what constant weights gave, since something uses the experts of
+            a layer directly, for example; it has been restored.
 
     Example:
         >>> network = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3, num_experts=4))
@@ -40,6 +49,7 @@ def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None
     """
     layers = conditional_layers(model)
     frozen: dict[str, nn.Module] = {}
+    constant: dict[ConditionalLayer, Tensor] = {}
     for name, weights in routing_weights.items():
         if name not in layers:
             known = ", ".join(layers) or "none"
@@ -50,11 +60,40 @@ def freeze_layers_(model: nn.Module, routing_weights: Mapping[str, Tensor | None
         if (reason := why_not_hooks(layer)) is not None:
             raise UsageError(f"`routing_weights` must be for layers that can be exchanged, got {name!r}: {reason}")
         equal = torch.full((layer.num_experts,), 1 / layer.num_experts)
-        frozen[name] = layer.freeze(equal if weights is None else _checked(name, weights, layer.num_experts))
-    for name, static in frozen.items():
-        replace(model, layers[name], static)
+        constant[layer] = equal if weights is None else _checked(name, weights, layer.num_experts)
+        frozen[name] = layer.freeze(constant[layer])
+    expected = None if example_input is None else _run_with(model, constant, example_input)
+    with ExitStack() as undo:
+        for name, static in frozen.items():
+            undo.callback(replace(model, layers[name], static))
+        if expected is not None:
+            check_same_output(model, example_input, expected.output)
+        undo.pop_all()
     while _remove_idle_routing_(model):  # one that only handed its weights on may be idle next
         pass
+
+
+class _Given(nn.Module):
+    """The same routing weights for every input."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weights.to(x.device, torch.promote_types(x.dtype, torch.float32)).expand(x.shape[0], -1)
+
+
+def _run_with(model: nn.Module, constant: Mapping[ConditionalLayer, Tensor], example_input: Any) -> Trace:
+    """Run a model with constant routing weights `[E]` for some layers, those they are to be frozen with."""
+    routings = {layer: layer.routing_fn for layer in constant}
+    try:
+        for layer, weights in constant.items():
+            layer.routing_fn = _Given(weights)
+        return trace(model, example_input)
+    finally:
+        for layer, routing_fn in routings.items():
+            layer.routing_fn = routing_fn
 
 
 def _checked(name: str, weights: Tensor, num_experts: int) -> Tensor:

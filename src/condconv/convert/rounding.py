@@ -1,0 +1,87 @@
+"""Checking a model whose weights were rounded: it still runs, in the same dtypes, and its outputs stay finite.
+
+How far rounded weights may move an output is not known, so that values are not judged: their change is reported. What is
+judged tells of a model that looks at the dtype of a weight, to bring its input to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.convert.verification import output_tensors
+from condconv.errors import few
+from condconv.tracing import Trace
+
+
+def run_watched(
+    run: Callable[[], Trace], layers: Mapping[str, nn.Module], expected: Mapping[str, Set[torch.dtype]] | None = None
+) -> tuple[Trace, dict[str, set[torch.dtype]]]:
+    """Run a model, and watch the dtypes that some of its layers are given.
+
+    Args:
+        run: Runs the model.
+        layers: By name.
+        expected: The dtypes seen in another run; `None` for any.
+
+    Returns:
+        The run, and the dtypes by the layers' names.
+
+    Raises:
+        RuntimeError: A layer is given another dtype than before; raised inside the run.
+    """
+    dtypes: dict[str, set[torch.dtype]] = {}
+
+    def watch(name: str, inputs: tuple[Any, ...]) -> None:
+        for dtype in (each.dtype for each in inputs[:1] if isinstance(each, Tensor)):
+            dtypes.setdefault(name, set()).add(dtype)
+            if expected is not None and dtype not in expected.get(name, {dtype}):
+                was = few(map(str, expected[name]))
+                raise RuntimeError(f"{name!r} is given {dtype}, where it got {was}: by the dtype of a weight?")
+
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs))
+        for name, layer in layers.items()
+    ]
+    try:
+        return run(), dtypes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_rounded(before: Any, after: Any) -> float | None:
+    """Compare outputs, and return their relative change, a norm over a norm; `None` without tensors in them.
+
+    Raises:
+        RuntimeError: One has another shape or dtype, or is not finite any more.
+    """
+    pairs = [*zip_longest(output_tensors(before), output_tensors(after))]
+    for one, other in pairs:
+        if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+            _fail(f"its output is {_kind(other)} instead of {_kind(one)}")
+        if not bool((other.isfinite() | ~one.isfinite()).all()):
+            _fail("its output is not finite any more")
+    moved = sum(_square(other - one) for one, other in pairs)
+    size = sum(_square(one) for one, _ in pairs)
+    return (moved / size) ** 0.5 if size else None
+
+
+def _fail(what: str) -> None:
+    raise RuntimeError(
+        f"the changed model must run as it did, {what}; it has been restored. It uses the weight of a layer directly, "
+        "or its dtype: leave such layers out by `where`"
+    )
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+
+
+def _square(tensor: Tensor) -> float:
+    finite = tensor[tensor.isfinite()]
+    return finite.to(torch.complex128 if finite.is_complex() else torch.float64).abs().square().sum().item()
