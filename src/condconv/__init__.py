@@ -49,6 +49,7 @@ __all__ = [
     "QuantizationReport",
     "Scope",
     "convert_",
+    "convert_like_",
     "count",
     "create_model",
     "fold_batch_norms_",

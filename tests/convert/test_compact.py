@@ -286,7 +286,11 @@ class Casting(nn.Module):
     ("dtype", "back", "message"),
     [
         ("int8", True, "the changed model failed on the example"),
-        ("bfloat16", True, "failed on the example .'first' is given torch.bfloat16, where it got torch.float32: by the dtype"),
+        (
+            "bfloat16",
+            True,
+            "failed on the example .'first' is given torch.bfloat16, where it got torch.float32: by the dtype",
+        ),
         ("bfloat16", False, "'first' is given torch.bfloat16"),
     ],
 )

@@ -1,6 +1,7 @@
 """Giving an existing network experts, in place, without changing what it computes."""
 
 from condconv.convert import select
+from condconv.convert.again import convert_like_
 from condconv.convert.api import convert_
 from condconv.convert.compact import CompactLayer, QuantizationReport, quantize_experts_
 from condconv.convert.fold import fold_batch_norms_
@@ -15,6 +16,7 @@ __all__ = [
     "QuantizationReport",
     "Scope",
     "convert_",
+    "convert_like_",
     "fold_batch_norms_",
     "freeze_layers_",
     "quantize_experts_",

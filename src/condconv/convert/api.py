@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,17 +10,13 @@ from torch import nn
 
 from condconv.convert import refusals, select
 from condconv.convert.blocks import Blocks
-from condconv.convert.building import build_layers, frozen_notes
 from condconv.convert.choose import choose_layers
-from condconv.convert.optimizers import check_optimizers, exchange_parameters_
-from condconv.convert.report import ConversionReport, describe_layer
-from condconv.convert.runs import check_layers_run
+from condconv.convert.exchange import exchange_layers_
+from condconv.convert.optimizers import check_optimizers
+from condconv.convert.record import Conversion
+from condconv.convert.report import ConversionReport
 from condconv.convert.scope import Scope, group_layers
-from condconv.convert.surgery import replace
-from condconv.convert.verification import check_output, run_changed
-from condconv.counting import CostReport, count_trace
-from condconv.errors import UsageError, few, shown
-from condconv.nn import ConditionalLayer, ExternalRouting
+from condconv.errors import UsageError, shown
 from condconv.nn.factory import Routing
 from condconv.tracing import Trace, trace
 
@@ -99,29 +94,14 @@ def convert_(
         raise UsageError(f"`example_input` must be given {needed}; {notes[0]}")
     blocks = Blocks(model, watched, scope.is_block)
     chosen, refused = choose_layers(blocks, where, classifier, share=scope.kind != "layer")
-    before = None if watched is None else count_trace(model, watched)
-    params_before = sum(parameter.numel() for parameter in model.parameters())
     old_layers = {candidate.name: candidate.module for candidate in chosen}
     groups, unrouted = group_layers(scope, chosen, blocks)
-    notes += unrouted + frozen_notes(groups, old_layers)
-    with ExitStack() as undo:
-        new_layers = build_layers(
-            model, groups, old_layers, watched, num_experts, routing, undo, init=init, noise=noise, impl=impl
-        )
-        for name, layer in new_layers.items():
-            undo.callback(replace(model, old_layers[name], layer))
-        after, unchecked = _check(model, watched, old_layers, new_layers, init)
-        undo.pop_all()
-    notes += unchecked + exchange_parameters_(optimizers, model, old_layers, new_layers)
-    rows = [describe_layer(name, old, new_layers[name], before, after) for name, old in old_layers.items()]
-    params_after = sum(parameter.numel() for parameter in model.parameters())
-    return ConversionReport(tuple(rows), refused, tuple(notes), before, after, params_before, params_after)
+    conversion = Conversion(num_experts, routing, init, noise, impl, tuple(groups))
+    return exchange_layers_(model, conversion, old_layers, watched, refused, notes + unrouted, optimizers)
 
 
 def _check_arguments(model: nn.Module, where: select.Selector | None, routing: Routing, scope: str | Scope) -> Scope:
     """Check what can be checked without a run, and return the scope."""
-    if torch.is_inference_mode_enabled():
-        raise UsageError("`convert_` must be called outside torch.inference_mode: its experts could never be trained")
     reason = refusals.why_not_model(model)
     if reason is not None:
         raise UsageError(reason) if isinstance(model, nn.Module) else TypeError(reason)
@@ -142,23 +122,3 @@ def _watch(model: nn.Module, example_input: Any) -> tuple[Trace | None, list[str
         return trace(model), []
     except UsageError as error:
         return None, [f"costs not counted and output not checked: {error}"]
-
-
-def _check(
-    model: nn.Module,
-    watched: Trace | None,
-    old_layers: Mapping[str, nn.Module],
-    new_layers: Mapping[str, ConditionalLayer],
-    init: str,
-) -> tuple[CostReport | None, list[str]]:
-    """Run the converted model: return its costs, and what could not be checked."""
-    if watched is None:
-        return None, []
-    if any(isinstance(layer.routing_fn, ExternalRouting) for layer in new_layers.values()):
-        return None, ["output not checked: the layers wait for routing_weights from outside"]
-    run = run_changed(model, watched.example)
-    idle = check_layers_run(old_layers, new_layers, watched, run)
-    notes = [f"not checked, since they do not run on the example in evaluation mode: {few(idle)}"] if idle else []
-    if init == "preserve" and not check_output(model, watched.example, watched.output, run.output):
-        notes.append("output not checked: it holds no tensors that could be compared")
-    return count_trace(model, run), notes

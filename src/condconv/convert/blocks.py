@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from condconv.convert.select import Candidate
+from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer, RoutingFunction
 from condconv.tracing import Trace
 
@@ -79,6 +80,15 @@ class Blocks:
         if inner and (turned or not same_rank):
             return f"its input {list(shape)} is not laid out as those of its layers, {list((turned or inner)[0])}"
         return None
+
+    def channels_of(self, block: str) -> int:
+        """Return C of the input of a block that can route."""
+        call = None if self.watched is None else self.watched.first_call(self.model.get_submodule(block))
+        if call is None or call.input_shape is None:
+            raise UsageError(
+                f"`example_input` must be given and run {block!r}, whose input routes its layers, got none"
+            )
+        return call.input_shape[1]
 
     def _num_layers(self, module: nn.Module) -> int:
         return sum(isinstance(m, _LAYERS) and id(m) not in self._single_pixel for m in module.modules())

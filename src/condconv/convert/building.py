@@ -8,44 +8,29 @@ from typing import Any
 
 from torch import nn
 
+from condconv.convert.record import Conversion
 from condconv.convert.scope import Group
 from condconv.errors import UsageError, few
 from condconv.nn import TWINS, ConditionalLayer, HierarchicalRouting, RoutingSlot, make_routing, route_block_
 from condconv.nn.block_routing import ClearSlot
 from condconv.nn.factory import Routing, start_constant_
-from condconv.tracing import Trace
 
 
 def build_layers(
-    model: nn.Module,
-    groups: Sequence[Group],
-    old_layers: Mapping[str, nn.Module],
-    watched: Trace | None,
-    num_experts: int,
-    routing: Routing,
-    undo: ExitStack,
-    *,
-    init: str,
-    noise: float,
-    impl: str,
+    model: nn.Module, conversion: Conversion, old_layers: Mapping[str, nn.Module], undo: ExitStack
 ) -> dict[str, ConditionalLayer]:
     """Return a conditional layer for each old one, by name, with the blocks of the groups routed.
 
     Args:
         model: The model the layers are in; its blocks gain routing functions and hooks.
-        groups: Which layers share a routing, in the order in which they run.
+        conversion: How, and which layers share a routing.
         old_layers: The static layers by name.
-        watched: A forward pass of the model; needed where a group has a leader.
-        num_experts: E.
-        routing: As in `convert_`.
         undo: Gets a callback for each block routed.
-        init: As in `convert_`.
-        noise: As in `convert_`.
-        impl: As in `convert_`.
 
     Raises:
-        UsageError: A routing module for several groups, or a block whose input is not `[B, C, ...]`.
+        UsageError: A routing module for several groups.
     """
+    groups, routing, num_experts = conversion.groups, conversion.routing, conversion.num_experts
     if isinstance(routing, nn.Module) and len(groups) > 1:
         raise UsageError(
             f"`routing` must be a name or a factory for {len(groups)} routing functions, got one module: give its "
@@ -54,7 +39,8 @@ def build_layers(
 
     def make(old: nn.Module, routing: Routing) -> ConditionalLayer:
         twin = next(conditional for static, conditional in TWINS.items() if isinstance(old, static))
-        return twin.from_static(old, num_experts, routing=routing, init=init, noise=noise, impl=impl)
+        options: dict[str, Any] = {name: getattr(conversion, name) for name in ("init", "noise", "impl")}
+        return twin.from_static(old, num_experts, routing=routing, **options)
 
     layers: dict[str, ConditionalLayer] = {}
     previous: RoutingSlot | None = None
@@ -65,14 +51,11 @@ def build_layers(
             layers[name] = make(old_layers[name], routing)
             continue
         block = model.get_submodule(group.leader)
-        call = None if watched is None else watched.first_call(block)
-        if call is None or call.input_shape is None:
-            raise UsageError(f"`example_input` must be given and run {group.leader!r}, whose input routes its layers")
         first = old_layers[group.layers[0]].weight
-        routing_fn = _make_routing(routing, call.input_shape[1], num_experts, first, previous)
+        routing_fn = _make_routing(routing, group.channels, num_experts, first, previous)
         chained = isinstance(routing_fn, HierarchicalRouting)
         slot = RoutingSlot(f"block {group.leader!r}", num_experts)
-        if init == "preserve":
+        if conversion.init == "preserve":
             slot.start = start_constant_(routing_fn)
         if not any(_learns(old_layers[name]) for name in group.layers):
             routing_fn.requires_grad_(False)
@@ -123,7 +106,7 @@ def _learns(layer: nn.Module) -> bool:
 
 
 def _make_routing(
-    routing: Routing, channels: int, num_experts: int, like: Any, previous: RoutingSlot | None
+    routing: Routing, channels: int | None, num_experts: int, like: Any, previous: RoutingSlot | None
 ) -> nn.Module:
     """Return the routing function of a block, placed like a weight; one of a chain knows the weights before it.
 

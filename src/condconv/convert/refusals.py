@@ -16,6 +16,8 @@ def why_not_model(model: nn.Module) -> str | None:
     """Return why a model cannot be converted in place, with the remedy, or `None`."""
     if not isinstance(model, nn.Module):
         return f"`model` must be a torch.nn.Module, got {type(model).__name__}"
+    if torch.is_inference_mode_enabled():
+        return "`model` must be converted outside torch.inference_mode: its experts could never be trained"
     if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
         return "`model` must not be scripted or traced to a graph: convert the original module, then script or trace it"
     # Importing dynamo takes a second, and what it compiled has imported it.

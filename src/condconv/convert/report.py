@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from condconv.atomic import write_atomic
+from condconv.convert.record import Conversion
 from condconv.counting import CostReport, format_table
 from condconv.nn import ConditionalLayer, RoutingSlot
 
@@ -47,6 +52,7 @@ class ConversionReport:
         after: Costs of the model after.
         params_before: Parameters of the model before.
         params_after: Parameters of the model after, routing functions included.
+        conversion: What it takes to do it again, with `convert_like_`.
     """
 
     layers: tuple[ConvertedLayer, ...]
@@ -56,9 +62,22 @@ class ConversionReport:
     after: CostReport | None
     params_before: int
     params_after: int
+    conversion: Conversion
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `convert_like_` needs, as numbers and text in dicts and lists, for a configuration or JSON."""
+        return self.conversion.to_dict()
+
+    def save(self, path: str | Path) -> None:
+        """Write what `convert_like_` needs to a JSON file.
+
+        Raises:
+            UsageError: It cannot be written.
+        """
+        write_atomic(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     def __str__(self) -> str:
-        """Return a table with a line a layer, the totals of the model, what was refused, and the notes."""
+        """Return a table with a line for each layer, the totals of the model, what was refused, and the notes."""
         rows = [
             (
                 layer.name,

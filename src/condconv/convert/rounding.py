@@ -1,7 +1,7 @@
 """Checking a model whose weights were rounded: it still runs, in the same dtypes, and its outputs stay finite.
 
-How far rounded weights may move an output is not known, so that values are not judged: their change is reported. What is
-judged tells of a model that looks at the dtype of a weight, to bring its input to it.
+How far rounded weights may move an output is not known, so that values are not judged: their change is reported. What
+is judged tells of a model that looks at the dtype of a weight, to bring its input to it.
 """
 
 from __future__ import annotations

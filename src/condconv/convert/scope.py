@@ -81,11 +81,13 @@ class Group:
         leader: Name of the block whose input is routed by; `None` for one layer that routes by itself.
         layers: Names of the layers, in the order in which they run.
         last: Name of the module (block or layer) after which the weights are no longer needed.
+        channels: C of the leader's input; `None` without a leader.
     """
 
     leader: str | None
     layers: tuple[str, ...]
     last: str
+    channels: int | None = None
 
 
 def group_layers(scope: Scope, candidates: Sequence[Candidate], blocks: Blocks) -> tuple[list[Group], list[str]]:
@@ -117,7 +119,7 @@ def group_layers(scope: Scope, candidates: Sequence[Candidate], blocks: Blocks) 
     }
     if scope.kind == "single":
         _check_leader(running, reasons)
-        return [_shared(running), *groups], notes
+        return [_shared(running, blocks), *groups], notes
     groups += [_alone(candidate) for candidate in members.pop(None, [])]
     routable = []
     for block, layers in members.items():
@@ -128,7 +130,7 @@ def group_layers(scope: Scope, candidates: Sequence[Candidate], blocks: Blocks) 
         groups += map(_alone, layers)
         notes.append(f"the layers of {block!r} route by their own inputs: it cannot route them, {reason}")
     for start in range(0, len(routable), scope.every):
-        groups.append(_shared([layer for block in routable[start : start + scope.every] for layer in block]))
+        groups.append(_shared([layer for block in routable[start : start + scope.every] for layer in block], blocks))
     return groups, notes
 
 
@@ -150,6 +152,7 @@ def _alone(candidate: Candidate) -> Group:
     return Group(None, (candidate.name,), candidate.name)
 
 
-def _shared(candidates: Sequence[Candidate]) -> Group:
+def _shared(candidates: Sequence[Candidate], blocks: Blocks) -> Group:
     first, last = candidates[0], candidates[-1]
-    return Group(first.block, tuple(candidate.name for candidate in candidates), last.block or last.name)
+    names = tuple(candidate.name for candidate in candidates)
+    return Group(first.block, names, last.block or last.name, blocks.channels_of(str(first.block)))

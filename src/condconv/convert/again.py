@@ -1,0 +1,98 @@
+"""Doing a conversion again, on another copy of the network: to load a converted state dict into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from condconv.convert.exchange import exchange_layers_
+from condconv.convert.optimizers import check_optimizers
+from condconv.convert.record import Conversion, read_conversion
+from condconv.convert.refusals import why_not_layer, why_not_model, why_not_shared
+from condconv.convert.report import ConversionReport
+from condconv.errors import UsageError
+from condconv.nn import TWINS
+from condconv.nn.factory import Routing
+from condconv.tracing import trace
+
+
+def convert_like_(
+    model: nn.Module,
+    report: ConversionReport | Mapping[str, Any] | str | Path,
+    *,
+    routing: Routing | None = None,
+    example_input: Any = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+) -> ConversionReport:
+    """Convert a network as another copy of it was converted, in place, so that it has the same state dict.
+
+    What libraries that rebuild a static network need: convert what they built, then load the converted state dict. The
+    model is not run, so that it may be on the meta device, or too large to run. All or nothing, as `convert_` is.
+
+    Args:
+        model: A network with the layers that were converted, by their names then.
+        report: What `convert_` returned; its `to_dict()`, as part of a configuration; or the file that its `save`
+            wrote. If `convert_` was called several times, call this as often, in the same order.
+        routing: Where that of the report was a class, a function or a module, the same again; `None` for the report's.
+        example_input: A tensor or a tuple of arguments, to compare the outputs before and after as `convert_` does;
+            `None` not to run the model.
+        optimizer: As in `convert_`.
+
+    Returns:
+        The report of this conversion.
+
+    Raises:
+        UsageError: The report cannot be read, or the model has other layers than it names.
+        RuntimeError: The converted model did not compute what it did before; it has been restored.
+
+    Example:
+        >>> make = lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
+        >>> net = make()
+        >>> report = condconv.convert_(net, num_experts=4, where=condconv.select.name("2"))
+        >>> again = make()
+        >>> convert_like_(again, report.to_dict()).layers[0].new
+        'CondConv2d x4'
+        >>> again.load_state_dict(net.state_dict())
+        <All keys matched successfully>
+    """
+    if isinstance(report, (str, Path)):
+        data = read_conversion(report)
+    else:
+        data = report.to_dict() if isinstance(report, ConversionReport) else report
+    conversion = Conversion.from_dict(data, routing)
+    if (reason := why_not_model(model)) is not None:
+        raise UsageError(reason)
+    old_layers = _find_layers(model, conversion)
+    watched = None if example_input is None else trace(model, example_input)
+    return exchange_layers_(model, conversion, old_layers, watched, {}, [], check_optimizers(optimizer, model))
+
+
+def _find_layers(model: nn.Module, conversion: Conversion) -> dict[str, nn.Module]:
+    """Return the static layers that a conversion names.
+
+    Raises:
+        UsageError: One is not there, or cannot be converted.
+    """
+    modules = dict(model.named_modules())
+    names = [name for group in conversion.groups for name in group.layers]
+    around = [name for group in conversion.groups if group.leader is not None for name in (group.leader, group.last)]
+    for name in (*names, *around):
+        if name not in modules:
+            raise UsageError(
+                f"`model` must have the modules of the report, got none called {name!r}: build it as it was built then"
+            )
+    shared = why_not_shared(model)
+    for name in names:
+        layer = modules[name]
+        reason = (
+            why_not_layer(model, name, layer) or shared.get(id(layer))
+            if isinstance(layer, tuple(TWINS))
+            else f"it is a {type(layer).__name__}"
+        )
+        if reason is not None:
+            raise UsageError(f"`model` must have static layers where the report has some, got {name!r}: {reason}")
+    return {name: modules[name] for name in names}

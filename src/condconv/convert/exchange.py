@@ -1,0 +1,84 @@
+"""Exchanging the layers of a model for conditional ones: all of them, or on an error none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from torch import nn
+from torch.optim import Optimizer
+
+from condconv.convert.building import build_layers, frozen_notes
+from condconv.convert.optimizers import exchange_parameters_
+from condconv.convert.record import Conversion
+from condconv.convert.report import ConversionReport, describe_layer
+from condconv.convert.runs import check_layers_run
+from condconv.convert.surgery import replace
+from condconv.convert.verification import check_output, run_changed
+from condconv.counting import CostReport, count_trace
+from condconv.errors import few
+from condconv.nn import ConditionalLayer, ExternalRouting
+from condconv.tracing import Trace
+
+
+def exchange_layers_(
+    model: nn.Module,
+    conversion: Conversion,
+    old_layers: Mapping[str, nn.Module],
+    watched: Trace | None,
+    refused: Mapping[str, str],
+    notes: Sequence[str],
+    optimizers: Sequence[Optimizer],
+) -> ConversionReport:
+    """Make layers of a model conditional, in place, and check that it computes what it did.
+
+    Args:
+        model: The model; as before on an error.
+        conversion: How, and which layers share a routing.
+        old_layers: The static layers of the conversion's groups by name.
+        watched: A run of the model; `None` not to check it.
+        refused: For the report.
+        notes: For the report.
+        optimizers: Get the new parameters.
+
+    Raises:
+        UsageError: The routing does not fit, or the model calls other layers than those it has registered.
+        RuntimeError: The converted model did not compute what it did before.
+    """
+    before = None if watched is None else count_trace(model, watched)
+    params_before = sum(parameter.numel() for parameter in model.parameters())
+    notes = [*notes, *frozen_notes(conversion.groups, old_layers)]
+    if any(parameter.is_meta for layer in old_layers.values() for parameter in layer.parameters()):
+        notes.append("layers on the meta device have no values yet: load the state dict of a converted network")
+    with ExitStack() as undo:
+        new_layers = build_layers(model, conversion, old_layers, undo)
+        for name, layer in new_layers.items():
+            undo.callback(replace(model, old_layers[name], layer))
+        after, unchecked = _check(model, watched, old_layers, new_layers, conversion.init)
+        undo.pop_all()
+    notes += unchecked + exchange_parameters_(optimizers, model, old_layers, new_layers)
+    rows = [describe_layer(name, old, new_layers[name], before, after) for name, old in old_layers.items()]
+    params_after = sum(parameter.numel() for parameter in model.parameters())
+    return ConversionReport(
+        tuple(rows), dict(refused), tuple(notes), before, after, params_before, params_after, conversion
+    )
+
+
+def _check(
+    model: nn.Module,
+    watched: Trace | None,
+    old_layers: Mapping[str, nn.Module],
+    new_layers: Mapping[str, ConditionalLayer],
+    init: str,
+) -> tuple[CostReport | None, list[str]]:
+    """Run the converted model: return its costs, and what could not be checked."""
+    if watched is None:
+        return None, []
+    if any(isinstance(layer.routing_fn, ExternalRouting) for layer in new_layers.values()):
+        return None, ["output not checked: the layers wait for routing_weights from outside"]
+    run = run_changed(model, watched.example)
+    idle = check_layers_run(old_layers, new_layers, watched, run)
+    notes = [f"not checked, since they do not run on the example in evaluation mode: {few(idle)}"] if idle else []
+    if init == "preserve" and not check_output(model, watched.example, watched.output, run.output):
+        notes.append("output not checked: it holds no tensors that could be compared")
+    return count_trace(model, run), notes
