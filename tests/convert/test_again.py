@@ -101,7 +101,21 @@ def test_values_of_a_model_converted_on_the_meta_device_are_loaded(scope: Any, i
         empty = Network().eval()
         report = convert_(empty, 3, where=WHERE, scope=scope, init=init)  # guesses an example
     assert all(parameter.is_meta for parameter in empty.parameters())
-    assert any("no values yet: load the state dict of a converted network" in note for note in report.notes)
+    assert report.notes == ("no values yet, on the meta device: load the state dict of a converted network",)
+    empty.load_state_dict(trained(model).state_dict(), assign=True)
+    assert torch.equal(empty(X), model(X))
+
+
+@pytest.mark.parametrize("example", [None, X])
+def test_buffers_may_have_values_where_parameters_have_none(example: Tensor | None) -> None:
+    """As in accelerate's `init_empty_weights`."""
+    model, empty = Network(), Network().eval()
+    convert_(model, 3, where=WHERE, scope="block", example_input=X)
+    for module in empty.modules():
+        for name, parameter in module._parameters.items():
+            module._parameters[name] = parameter if parameter is None else nn.Parameter(parameter.to("meta"))
+    convert_(empty, 3, where=WHERE, scope="block", example_input=example)
+    assert not any(buffer.is_meta for buffer in empty.buffers())
     empty.load_state_dict(trained(model).state_dict(), assign=True)
     assert torch.equal(empty(X), model(X))
 

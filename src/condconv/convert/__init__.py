@@ -6,13 +6,16 @@ from condconv.convert.api import convert_
 from condconv.convert.compact import CompactLayer, QuantizationReport, quantize_experts_
 from condconv.convert.fold import fold_batch_norms_
 from condconv.convert.freeze import freeze_layers_
+from condconv.convert.record import Conversion
 from condconv.convert.report import ConversionReport, ConvertedLayer
-from condconv.convert.scope import Scope
+from condconv.convert.scope import Group, Scope
 
 __all__ = [
     "CompactLayer",
+    "Conversion",
     "ConversionReport",
     "ConvertedLayer",
+    "Group",
     "QuantizationReport",
     "Scope",
     "convert_",

@@ -86,13 +86,11 @@ def _find_layers(model: nn.Module, conversion: Conversion) -> dict[str, nn.Modul
                 f"`model` must have the modules of the report, got none called {name!r}: build it as it was built then"
             )
     shared = why_not_shared(model)
-    for name in names:
-        layer = modules[name]
-        reason = (
-            why_not_layer(model, name, layer) or shared.get(id(layer))
-            if isinstance(layer, tuple(TWINS))
-            else f"it is a {type(layer).__name__}"
-        )
+    layers = {name: modules[name] for name in names}
+    for name, layer in layers.items():
+        convertible = isinstance(layer, tuple(TWINS))
+        reason = why_not_layer(model, name, layer) if convertible else f"it is a {type(layer).__name__}"
+        reason = reason or shared.get(id(layer))
         if reason is not None:
             raise UsageError(f"`model` must have static layers where the report has some, got {name!r}: {reason}")
-    return {name: modules[name] for name in names}
+    return layers

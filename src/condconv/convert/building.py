@@ -46,7 +46,7 @@ def build_layers(
     previous: RoutingSlot | None = None
     led = [group for group in groups if group.leader is not None]
     for group in groups:
-        if group.leader is None:
+        if group.leader is None or group.channels is None:
             (name,) = group.layers
             layers[name] = make(old_layers[name], routing)
             continue
@@ -106,7 +106,7 @@ def _learns(layer: nn.Module) -> bool:
 
 
 def _make_routing(
-    routing: Routing, channels: int | None, num_experts: int, like: Any, previous: RoutingSlot | None
+    routing: Routing, channels: int, num_experts: int, like: Any, previous: RoutingSlot | None
 ) -> nn.Module:
     """Return the routing function of a block, placed like a weight; one of a chain knows the weights before it.
 

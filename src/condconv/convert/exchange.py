@@ -18,7 +18,7 @@ from condconv.convert.verification import check_output, run_changed
 from condconv.counting import CostReport, count_trace
 from condconv.errors import few
 from condconv.nn import ConditionalLayer, ExternalRouting
-from condconv.tracing import Trace
+from condconv.tracing import Trace, is_on_meta
 
 
 def exchange_layers_(
@@ -48,8 +48,6 @@ def exchange_layers_(
     before = None if watched is None else count_trace(model, watched)
     params_before = sum(parameter.numel() for parameter in model.parameters())
     notes = [*notes, *frozen_notes(conversion.groups, old_layers)]
-    if any(parameter.is_meta for layer in old_layers.values() for parameter in layer.parameters()):
-        notes.append("layers on the meta device have no values yet: load the state dict of a converted network")
     with ExitStack() as undo:
         new_layers = build_layers(model, conversion, old_layers, undo)
         for name, layer in new_layers.items():
@@ -79,6 +77,8 @@ def _check(
     run = run_changed(model, watched.example)
     idle = check_layers_run(old_layers, new_layers, watched, run)
     notes = [f"not checked, since they do not run on the example in evaluation mode: {few(idle)}"] if idle else []
-    if init == "preserve" and not check_output(model, watched.example, watched.output, run.output):
+    if is_on_meta(model):
+        notes.append("no values yet, on the meta device: load the state dict of a converted network")
+    elif init == "preserve" and not check_output(model, watched.example, watched.output, run.output):
         notes.append("output not checked: it holds no tensors that could be compared")
     return count_trace(model, run), notes

@@ -40,6 +40,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         if "torch._dynamo" in sys.modules:  # takes a second to import, and without it nothing is compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_keeping_buffers(model))
+        stack.enter_context(_buffers_on_meta(model))
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
         yield
@@ -64,3 +65,26 @@ def _keeping_buffers(model: nn.Module) -> Iterator[None]:
             now = module._buffers.get(name)
             if now is not None and now is not buffer and (now.shape, now.dtype) == (buffer.shape, buffer.dtype):
                 module._buffers[name] = buffer
+
+
+def is_on_meta(model: nn.Module) -> bool:
+    """Return whether the parameters of a model are on the meta device; its buffers may have been made elsewhere."""
+    return next(model.parameters(), torch.empty(0)).is_meta and all(each.is_meta for each in model.parameters())
+
+
+@contextmanager
+def _buffers_on_meta(model: nn.Module) -> Iterator[None]:
+    """Put the buffers of a model on the meta device there as well, which some libraries make with values."""
+    moved = [
+        (module, name, buffer)
+        for module in (model.modules() if is_on_meta(model) else ())
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_meta
+    ]
+    for module, name, buffer in moved:
+        module._buffers[name] = buffer.to("meta")
+    try:
+        yield
+    finally:
+        for module, name, buffer in moved:
+            module._buffers[name] = buffer

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from condconv.tracing.example import arguments_of
-from condconv.tracing.running import undisturbed
+from condconv.tracing.running import is_on_meta, undisturbed
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def trace(model: nn.Module, example_input: Any = None) -> Trace:
     """Run a model once, without gradients, in evaluation mode, and record every module's calls.
 
     Args:
-        model: Left as it was, its buffers too.
+        model: Left as it was, its buffers too. One whose parameters are on the meta device runs there.
         example_input: A tensor, or a tuple of positional arguments; `None` for `default_example`.
 
     Returns:
@@ -105,6 +104,7 @@ def trace(model: nn.Module, example_input: Any = None) -> Trace:
         shapes[running.pop()] = _shape(output)
 
     handles = []
+    on_meta = is_on_meta(model)
     try:
         for name, module in model.named_modules():
             handles.append(
@@ -112,7 +112,8 @@ def trace(model: nn.Module, example_input: Any = None) -> Trace:
             )
             handles.append(module.register_forward_hook(leave))
         with arguments_of(model, example_input) as arguments, undisturbed(model):
-            output = model(*tree_map_only(Tensor, torch.clone, arguments))  # a model may change its input in place
+            # A model may change its input in place.
+            output = model(*tree_map_only(Tensor, lambda x: x.to("meta") if on_meta else x.clone(), arguments))
     finally:
         for handle in handles:
             handle.remove()
