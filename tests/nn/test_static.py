@@ -132,6 +132,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: conv(lambda layer: setattr(layer.bias, "master", torch.ones(6))),
         "carries 'master' on its bias",
     ),
+    "compiled": (lambda: conv(lambda layer: layer.compile(backend="eager")), "it is compiled: convert it first, then"),
     "a name of ours": (
         lambda: conv(lambda layer: setattr(layer, "impl", "cudnn")),
         "it has an attribute `impl`, which",

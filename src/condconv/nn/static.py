@@ -42,6 +42,8 @@ def why_not_static(layer: nn.Module, conditional: type[Any]) -> str | None:
     computed = [name for name in ("weight", "bias") if name not in layer._parameters]
     if computed:
         return _COMPUTED.format(computed[0])
+    if getattr(layer, "_compiled_call_impl", None) is not None:
+        return "it is compiled: convert it first, then compile it"
     if has_own_forward(layer, conditional.twin):
         return f"it is a {full_name(type(layer))} with a forward of its own"
     if (reason := _why_not_values(layer)) is not None:
