@@ -176,7 +176,7 @@ def test_a_preserving_start_is_checked_on_noise(monkeypatch: pytest.MonkeyPatch)
         seen.extend(example)
         return True
 
-    monkeypatch.setattr("condconv.convert.api.check_output", look)
+    monkeypatch.setattr("condconv.convert.exchange.check_output", look)
     numbers = torch.get_rng_state()
     create_model("mobilenet_v1_cc_025_2e", num_classes=2, in_chans=1, init="preserve")
     after = torch.get_rng_state()
