@@ -19,20 +19,19 @@ from pathlib import Path
 from condconv.errors import UsageError, shown_name
 
 _SUFFIX = ".tmp"
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255  # bytes, on Linux; no system allows more
 
 
 def why_not_path(path: str | Path) -> str | None:
-    """Return why a text cannot be the path of a file or a directory, there or not, or None."""
+    """Return why a text cannot be the path of a file or a directory, there or not, or None; no disk is asked."""
     try:
-        str(path).encode()  # what JSON, CSV and other programs write of it has to be read back
-        Path(path).stat()
+        encoded = str(path).encode()  # what JSON, CSV and other programs write of it has to be read back
     except UnicodeEncodeError:
         return "it is not UTF-8"
-    except ValueError:
+    if b"\0" in encoded:
         return "it holds a null character"
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            return error.strerror or "no such path is possible"
+    if len(encoded) > _LONGEST_PATH or any(len(name) > _LONGEST_NAME for name in re.split(rb"[/\\]", encoded)):
+        return "it is too long"
     return None
 
 
@@ -43,6 +42,11 @@ def check_path(path: str | Path, argument: str = "out") -> None:
         UsageError: It is longer than the system allows, not UTF-8, or its links lead in a circle.
     """
     reason = why_not_path(path)
+    try:
+        if reason is None:
+            Path(path).stat()
+    except OSError as error:
+        reason = error.strerror if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else None
     if reason is not None:
         raise UsageError(
             f"`{argument}` must be a path that can be used, got {shown_name(path, 80)} ({reason}): give another"

@@ -63,6 +63,16 @@ def test_the_routing_picture_names_classes_experts_and_values(tmp_path, monkeypa
     assert path.stat().st_size > 0
 
 
+@pytest.mark.parametrize("name", ["$$", r"$\frac{1}$", "a$b$c", r"\$5", "$"])
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path, monkeypatch, name):
+    figure = drawn(monkeypatch, lambda: plot_routing(tmp_path / "a.png", torch.rand(2, 3), [name, "b"], title=name))
+    texts = [figure.axes[0].get_yticklabels()[0], figure.axes[0].title]
+    assert [(text.get_text(), text.get_parse_math()) for text in texts] == [(name, False)] * 2
+    curves = {name: [[0.5, 0.7]]}
+    plot_learning_curves(tmp_path / "b.png", curves, curves, title=name)
+    assert (tmp_path / "b.png").stat().st_size > 0
+
+
 def test_many_classes_are_cut_and_the_title_says_so(tmp_path, monkeypatch):
     names = [str(index) for index in range(50)]
     figure = drawn(monkeypatch, lambda: plot_routing(tmp_path / "a.png", torch.rand(50, 4), names, title="Layer"))

@@ -119,7 +119,7 @@ def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (TrainingError("the loss became nan"), 1, "condconv: training failed: the loss became nan\n"),
+        (TrainingError("the loss became nan"), 1, "condconv: failed: the loss became nan\n"),
         (TrainingInterrupted("2 are saved"), 130, "interrupted: 2 are saved; to resume: condconv models 'a b'\n"),
         (KeyboardInterrupt(), 130, "interrupted: nothing more is saved; to try again: condconv models 'a b'\n"),
         (MissingExtraError('pip install "condconv[train]"'), 2, 'error: pip install "condconv[train]"\n'),

@@ -20,7 +20,10 @@ from tests.train.samples import settings
         ({"min_crop": 0}, "`min_crop` must be a number above 0 and at most 1, or None, got 0"),
         ({"in_chans": 2}, "`in_chans` must be one of 1, 3, or None, got 2"),
         ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, bf16, fp16, got 'fp8'"),
-        ({"data": ""}, "`data` must be a text that is not empty, got ''"),
+        (
+            {"data": ""},
+            "`data` must be a path that is not empty, in UTF-8, and no longer than systems allow, got '': give another",
+        ),
         ({"batch_size": 10, "grad_accumulation": 4}, "`batch_size` must be a multiple of `grad_accumulation`"),
         ({"epochs": 3, "warmup_epochs": 3}, "`warmup_epochs` must be below `epochs` (3), got 3"),
         ({"compile": 1}, "`compile` must be True or False, got 1"),

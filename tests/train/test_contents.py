@@ -127,7 +127,7 @@ def test_pipes_sockets_and_devices_are_not_opened_and_the_count_is_said(root, ca
         with caplog.at_level(logging.WARNING):
             reader = FolderReader(root)
     assert len(reader) == 4
-    assert caplog.messages == [f"left out in {root}: 1 {LINKS}, 3 {ODD}"]
+    assert caplog.messages == [f"left out in {root}: {LINKS} (1), {ODD} (3)"]
 
 
 def test_an_image_that_a_link_misses_is_not_passed_over(root):
@@ -223,14 +223,16 @@ def test_numbers_in_names_sort_by_value_however_they_are_written():
             "`data` must have a name after wds/, got 'wds': the directory of the shards; a folder is ./wds",
         ),
         ({"data": "torch/image_folder", "data_dir": "x"}, "a directory itself, got torch/image_folder: give x"),
-        ({"data": "d" * 9000}, "`data` must be a path that can be used, got ddd"),
-        ({"data": "wds/" + "d" * 300}, "`data` must be a path that can be used, got "),
-        ({"data": "pictures\udce9"}, "(it is not UTF-8): give another"),
+        ({"data": "d" * 9000}, "no longer than systems allow, got 'ddd"),
+        ({"data": "wds/" + "d" * 300}, "no longer than systems allow, got 'wds/ddd"),
+        ({"data": "pictures\udce9"}, r"`data` must be a path that is not empty, in UTF-8, and"),
+        ({"data": "digits", "out": "o" * 5000}, "`out` must be a path that is not empty, in UTF-8, and no longer"),
+        ({"data": "digits", "init_from": "w/\udcff"}, r"allow, or None, got 'w/\udcff': give another name"),
     ],
 )
 def test_a_name_that_cannot_be_is_one_short_sentence(tmp_path, changes, message):
     with pytest.raises(UsageError) as caught:
-        open_data(settings(tmp_path / "run", **changes))
+        open_data(settings(**{"out": tmp_path / "run"} | changes))
     assert message in str(caught.value)
     assert len(str(caught.value)) < 300
 
@@ -284,7 +286,7 @@ def test_a_later_member_of_the_same_name_is_the_one_that_counts(tmp_path, caplog
         reader = TarReader(path)
     assert len(reader) == 2
     assert Image.open(reader[0][0]).size == (9, 9)
-    assert caplog.messages == [f"left out in {path}: 1 files replaced by later ones of the same name"]
+    assert caplog.messages == [f"left out in {path}: files replaced by later ones of the same name (1)"]
 
 
 @pytest.mark.parametrize(
@@ -316,7 +318,7 @@ def test_pipes_and_devices_in_a_tar_file_are_counted(tmp_path, caplog):
     odd = [member("ant/p.png", type=tarfile.FIFOTYPE), member("ant/d.png", type=tarfile.CHRTYPE)]
     with caplog.at_level(logging.WARNING):
         assert len(TarReader(make_tar(tmp_path / "t.tar", *two_classes(), *odd))) == 2
-    assert caplog.messages[0].endswith("t.tar: 2 pipes, sockets or devices")
+    assert caplog.messages[0].endswith("t.tar: pipes, sockets or devices (2)")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
@@ -384,7 +386,7 @@ def test_a_class_beyond_the_names_is_refused_and_odd_shards_are_left_out(tmp_pat
     os.mkfifo(tmp_path / "b-train.tar")
     with caplog.at_level(logging.WARNING):
         assert ShardReader(tmp_path, "train").class_names == ("2",)
-    assert caplog.messages == [f"left out in {tmp_path}: 1 {ODD}"]
+    assert caplog.messages == [f"left out in {tmp_path}: {ODD} (1)"]
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
     with pytest.raises(UsageError, match="with 2 lines and classes up to 2: write one name a line"):
         ShardReader(tmp_path, "train")
@@ -403,6 +405,9 @@ def test_a_link_as_a_sample_of_a_shard_is_refused(tmp_path):
 def test_images_of_the_documented_kinds_only_in_torchvisions_datasets_too(tmp_path):
     from condconv.train.named import _load
 
+    os.mkfifo(tmp_path / "pipe.JPEG")
+    with pytest.raises(OSError, match="not a regular file"):
+        _load(str(tmp_path / "pipe.JPEG"))
     (tmp_path / "x.JPEG").write_bytes(POSTSCRIPT)
     with pytest.raises(OSError, match="cannot identify"):
         _load(str(tmp_path / "x.JPEG"))

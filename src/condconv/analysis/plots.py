@@ -99,9 +99,13 @@ def plot_routing(
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure of matplotlib's, whole or not at all, as the suffix says; PNG without one.
 
+    Texts are drawn as they are: to matplotlib dollar signs mean formulas, and a class may be called anything.
+
     Raises:
         UsageError: The file cannot be written.
     """
+    for text in figure.findobj(require_extra("matplotlib.text", "train").Text):
+        text.set_parse_math(False)
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
     write_atomic(path, content.getvalue())

@@ -10,7 +10,7 @@ from typing import Any
 from condconv.atomic import check_can_write, write_atomic
 from condconv.cli.parsing import Option
 from condconv.errors import MissingExtraError, UsageError, command_line, first_line, shown
-from condconv.train.rules import TEXT, one_of, whole
+from condconv.train.rules import PATH, TEXT, one_of, whole
 
 _RUNTIMES = ("torch-export", "aoti", "onnx", "openvino")  # as in `condconv.benchmark.runtimes`: --help does without
 _REPETITIONS = 15
@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument(
-        "-o", "--out", action=Option, rule=TEXT, metavar="FILE.json", help="write what was measured to a file"
+        "-o", "--out", action=Option, rule=PATH, metavar="FILE.json", help="write what was measured to a file"
     )
     parser.set_defaults(run=run)
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from condconv.cli.parsing import Option
-from condconv.train.rules import TEXT, whole
+from condconv.train.rules import PATH, whole
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "-o",
         "--out",
         action=Option,
-        rule=TEXT,
+        rule=PATH,
         default="runs/demo",
         help="directory for the results (default: %(default)s)",
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from condconv.cli.parsing import Option
 from condconv.cli.reading import add_reading_options, reading_options
-from condconv.train.rules import TEXT
+from condconv.train.rules import PATH
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="score a trained network",
         description="Scores a checkpoint of 'condconv train' on images, at the size it was trained for.",
     )
-    parser.add_argument("checkpoint", action=Option, rule=TEXT, help="a best.safetensors or last.safetensors")
+    parser.add_argument("checkpoint", action=Option, rule=PATH, help="a best.safetensors or last.safetensors")
     add_reading_options(parser)
     parser.set_defaults(run=run)
 

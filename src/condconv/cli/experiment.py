@@ -13,7 +13,7 @@ from condconv.cli.parsing import Option
 from condconv.cli.settings import add_settings, given_settings, make_recipe, over_recipe
 from condconv.errors import UsageError, command_line, few, shown
 from condconv.train.config import TrainConfig
-from condconv.train.rules import EXPERTS, TEXT, WIDTH, one_of, whole
+from condconv.train.rules import EXPERTS, PATH, TEXT, WIDTH, one_of, whole
 
 if TYPE_CHECKING:
     from condconv.experiments.design import Experiment
@@ -71,7 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "-o",
         "--out",
         action=Option,
-        rule=TEXT,
+        rule=PATH,
         default=place,
         help=f"directory of all experiments (default: {place})",
     )

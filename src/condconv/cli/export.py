@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from condconv.cli.parsing import Option
-from condconv.train.rules import TEXT, Rule, one_of, whole
+from condconv.train.rules import PATH, Rule, one_of, whole
 
 # As in `condconv.export`, which takes torch to import: --help does without.
 _FORMATS = ("torch-export", "aoti", "onnx", "openvino", "executorch", "litert", "coreml")
@@ -31,10 +31,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "and what images must go through. The file is run there at several batch sizes and compared with the network; "
         "one that computes something else is not kept.",
     )
-    parser.add_argument("checkpoint", action=Option, rule=TEXT, help="a best.safetensors or last.safetensors")
+    parser.add_argument("checkpoint", action=Option, rule=PATH, help="a best.safetensors or last.safetensors")
     parser.add_argument("--format", action=Option, rule=one_of(*_FORMATS), required=True, help="what to write")
     parser.add_argument(
-        "-o", "--out", action=Option, rule=TEXT, required=True, metavar="FILE", help="the file to write"
+        "-o", "--out", action=Option, rule=PATH, required=True, metavar="FILE", help="the file to write"
     )
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--dynamic-batch", action="store_true", help="take any batch size; this is the default")

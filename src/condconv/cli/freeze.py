@@ -7,7 +7,7 @@ from typing import Any
 
 from condconv.cli.parsing import Option
 from condconv.cli.reading import add_max_images, add_reading_options, reading_of, reading_options
-from condconv.train.rules import TEXT
+from condconv.train.rules import PATH, TEXT
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "checkpoint",
         action=Option,
-        rule=TEXT,
+        rule=PATH,
         help="a best.safetensors or last.safetensors, or what condconv freeze wrote",
     )
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="names of layers or patterns, with commas between: 'blocks.3.*,conv_head'",
     )
     parser.add_argument(
-        "-o", "--out", action=Option, rule=TEXT, required=True, help="file to write, another than the checkpoint"
+        "-o", "--out", action=Option, rule=PATH, required=True, help="file to write, another than the checkpoint"
     )
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     parser.add_argument("--no-evaluate", action="store_true", help="do not measure the accuracy")

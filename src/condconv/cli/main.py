@@ -65,7 +65,7 @@ def _run(argv: list[str]) -> int:
     except (UsageError, MissingExtraError) as error:
         return _fail(f"error: {error}", 2)
     except TrainingError as error:
-        return _fail(f"training failed: {error}", 1)
+        return _fail(f"failed: {error}", 1)
     except ExportError as error:
         return _fail(f"export failed: {error}", 1)
     except TrainingInterrupted as error:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from condconv.cli.parsing import Option
-from condconv.train.rules import TEXT, one_of, whole
+from condconv.train.rules import PATH, one_of, whole
 
 
 def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = False) -> None:
@@ -17,8 +17,8 @@ def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = F
     if unlabelled:
         kinds = "as for 'condconv evaluate', or a directory of images without class folders"
     for flag, rule, default, text in (
-        ("--data", TEXT, None, f"{kinds} (default: the run's)"),
-        ("--data-dir", TEXT, None, "where the files of torch/NAME are, or the cache of hfds/NAME"),
+        ("--data", PATH, None, f"{kinds} (default: the run's)"),
+        ("--data-dir", PATH, None, "where the files of torch/NAME are, or the cache of hfds/NAME"),
         ("--batch-size", whole(1), 64, "images per forward pass (default: %(default)s)"),
         ("--workers", whole(0, 1024), 0, "processes that read images (default: %(default)s)"),
         ("--on-bad-image", one_of("error", "skip"), "error", "what to do with an unreadable image"),

@@ -9,7 +9,7 @@ from typing import Any
 from condconv.cli.parsing import Option
 from condconv.cli.reading import add_max_images, add_reading_options, reading_of
 from condconv.errors import UsageError, require_extra, shown_name
-from condconv.train.rules import TEXT, whole
+from condconv.train.rules import PATH, whole
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "checkpoint",
         action=Option,
-        rule=TEXT,
+        rule=PATH,
         help="a best.safetensors or last.safetensors, or what condconv freeze wrote",
     )
     add_reading_options(parser, unlabelled=True)
@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "-o",
         "--out",
         action=Option,
-        rule=TEXT,
+        rule=PATH,
         default="report.html",
         help="file to write, .html, or .json for RoutingReport.load (default: %(default)s)",
     )

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from condconv.errors import UsageError, few, shown, shown_name
-from condconv.train.rules import BOOL, OPTIONS, TEXT, Rule, number, one_of, or_none, whole
+from condconv.train.rules import BOOL, OPTIONS, PATH, TEXT, Rule, number, one_of, or_none, whole
 
 # The help text is what the reference and the command line both show; the group is the heading it stands under there.
 DATA, NETWORK, UPDATES = "data", "network", "optimisation"
@@ -63,13 +63,13 @@ class TrainConfig:
         DATA,
         "directory with train/ and val/ (one folder a class) or with train.tar and val.tar; or 'digits', "
         "'torch/NAME', 'hfds/NAME', 'wds/DIRECTORY'",
-        TEXT,
+        PATH,
     )
     val_data: str | None = _option(
-        None, DATA, "validation images, if they are elsewhere; then DATA has the others", or_none(TEXT)
+        None, DATA, "validation images, if they are elsewhere; then DATA has the others", or_none(PATH)
     )
     data_dir: str | None = _option(
-        None, DATA, "where the files of torch/NAME are (or go), or the cache of hfds/NAME", or_none(TEXT)
+        None, DATA, "where the files of torch/NAME are (or go), or the cache of hfds/NAME", or_none(PATH)
     )
     data_options: Mapping[str, Any] = _options(DATA, "option of a named dataset's reader, e.g. input_key=img")
     image_size: int | None = _option(
@@ -90,7 +90,7 @@ class TrainConfig:
     model_options: Mapping[str, Any] = _options(NETWORK, "option of the network, e.g. output_stride=8, drop_rate=0.2")
     pretrained: bool = _option(False, NETWORK, "start from published ImageNet weights", BOOL)
     init_from: str | None = _option(
-        None, NETWORK, "start from the weights of a file, of the same network or of its static twin", or_none(TEXT)
+        None, NETWORK, "start from the weights of a file, of the same network or of its static twin", or_none(PATH)
     )
     init_skip: str | None = _option(
         None, NETWORK, "names that do not start from the file, e.g. 'classifier*' for other classes", or_none(TEXT)
@@ -169,7 +169,7 @@ class TrainConfig:
     random_erasing: float = _option(0.0, AUGMENTATION, "probability of erasing a rectangle", number(0, 1))
 
     # Run
-    out: str = _required(RUN, "directory for checkpoints and metrics; a run that is there is resumed", TEXT)
+    out: str = _required(RUN, "directory for checkpoints and metrics; a run that is there is resumed", PATH)
     log_with: str | None = _option(
         None, RUN, "log the metrics to this as well (default: files only)", or_none(one_of("tensorboard", "wandb"))
     )

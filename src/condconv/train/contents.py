@@ -24,6 +24,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """What a file is called to count as an image, in lower or upper case."""
 
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises of a file that holds no image, or a broken one."""
+
 MOST_BYTES = 2**30
 """Of an image in a tar file, which is read whole."""
 
@@ -43,9 +46,11 @@ def open_image(stored: IO[bytes] | Path) -> Image.Image:
     """Open an image of one of `FORMATS`; its pixels are read later.
 
     Raises:
-        OSError: It is of another kind.
+        OSError: It is of another kind, or the path is not that of a regular file.
         Image.DecompressionBombError: It has more pixels than Pillow allows, before memory is asked for.
     """
+    if isinstance(stored, Path) and stored.exists() and not stored.is_file():
+        raise OSError("not a regular file")
     return Image.open(stored, formats=FORMATS)
 
 
@@ -79,7 +84,7 @@ def check_class_names(names: Sequence[str], place: Path) -> tuple[str, ...]:
 
 def log_left_out(left_out: Counter[str], place: Path) -> None:
     """Say how much of what was left out, if anything was."""
-    counts = ", ".join(f"{count} {what}" for what, count in sorted((+left_out).items()))
+    counts = ", ".join(f"{what} ({count})" for what, count in sorted((+left_out).items()))
     if counts:
         _log.warning("left out in %s: %s", shown_name(place), counts)
 

@@ -12,12 +12,13 @@ from torch import nn
 from condconv.analysis import served_layers
 from condconv.atomic import check_can_write
 from condconv.convert import freeze_layers_
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown_name
 from condconv.nn.conditional import conditional_layers
 from condconv.train import network as networks
 from condconv.train.checkpoint import load_checkpoint, save_checkpoint
 from condconv.train.evaluate import load_network
 from condconv.train.inspection import Reading, open_images, record
+from condconv.train.workers import shortages_explained
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class FrozenCheckpoint:
     params_after: int
 
 
+@shortages_explained()
 def freeze_checkpoint(
     path: str | Path,
     out: str | Path,
@@ -96,12 +98,13 @@ def _check_out(out: Path, checkpoint: Path, force: bool) -> None:
         return
     if checkpoint.exists() and out.samefile(checkpoint):  # by whatever name
         raise UsageError(
-            f"`out` must be another file than the checkpoint, got {out}: its experts would be lost, give a new name"
+            f"`out` must be another file than the checkpoint, got {shown_name(out)}: its experts would be lost, "
+            "give a new name"
         )
     # Unlike a page, it may be the only copy of a network that took days to train.
     if not force:
         raise UsageError(
-            f"`out` must be a new file, got {out}, which exists: give a new name, or --force to replace it"
+            f"`out` must be a new file, got {shown_name(out)}, which exists: give a new name, or --force to replace it"
         )
 
 

@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from condconv.errors import UsageError, shown_name
-from condconv.train.contents import open_image
+from condconv.train.contents import UNREADABLE, open_image
 from condconv.train.workers import shortages_explained
 
 IGNORED = -100
 """Target of an image that could not be read; cross entropy's own `ignore_index`, counted by nobody."""
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class Images(Dataset[tuple[Any, int]]):
             return self._read(index)
         except UsageError:
             raise
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             if not self._skip:
                 raise UsageError(
                     f"`data` must hold readable images, got {shown_name(self.filename(index))} ({_one_line(error)}): "
@@ -122,7 +121,7 @@ class Images(Dataset[tuple[Any, int]]):
         for step in range(1, len(self)):
             try:
                 return self._read((index + step) % len(self))[0]
-            except _UNREADABLE:
+            except UNREADABLE:
                 continue
         raise UsageError("`data` must hold readable images, got none that can be read: look at one in an image viewer")
 
@@ -149,4 +148,4 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
 def _one_line(error: Exception) -> str:
     # Pillow repeats the path, which the message has already.
     text = " ".join(str(error).split(" '")[0].split(" <")[0].split())
-    return shown_name(text) or type(error).__name__
+    return shown_name(text.rstrip(":.")) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from condconv.analysis import (
     render_page,
     verdicts,
 )
-from condconv.atomic import write_atomic
+from condconv.atomic import check_path, write_atomic
+from condconv.errors import shown_name
 from condconv.train import network as networks
 from condconv.train.checkpoint import Checkpoint, load_checkpoint
 from condconv.train.config import is_named
@@ -33,6 +35,8 @@ from condconv.train.folder import LooseReader, find_split
 from condconv.train.images import Images
 from condconv.train.loading import batches, create_loader
 from condconv.train.rules import one_of, or_none, whole
+from condconv.train.walking import class_folders
+from condconv.train.workers import shortages_explained
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class Inspection:
         write_atomic(Path(path), page)
 
 
+@shortages_explained()
 def inspect_checkpoint(
     path: str | Path,
     data: str | None = None,
@@ -205,11 +210,12 @@ def open_images(
     Raises:
         UsageError: The data is missing, or its classes are not the network's.
     """
+    check_path(data, "data")
     folder = Path(data)
     if folder.is_dir() and not is_named(data):
         split = split if find_split(folder, split) else "val"
         folder = find_split(folder, split) or folder
-        if folder.is_dir() and not [each for each in folder.iterdir() if each.is_dir() and each.name[0] != "."]:
+        if folder.is_dir() and not class_folders(folder, Counter()):
             images = Images(LooseReader(folder), ("",), in_chans=checkpoint.in_chans, skip_unreadable=skip)
             images.transform = val_transform(checkpoint.image_size, checkpoint.in_chans, checkpoint.normalization)
             return images, False
@@ -220,4 +226,4 @@ def _picture(images: Images, index: int, labelled: bool) -> Picture:
     image, target = images.read(index)
     name = Path(images.filename(index)).name
     caption = f"{images.class_names[target]}: {name}" if labelled else name
-    return make_picture(image, caption)
+    return make_picture(image, shown_name(caption))

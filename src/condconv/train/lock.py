@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from condconv.atomic import make_directory
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown_name
 
 NAME = ".lock"
 
@@ -39,11 +39,14 @@ def only_here(out: Path, *, wait: bool = False) -> Iterator[None]:
         out.mkdir(exist_ok=True)  # a run that was waited for may have left nothing
     except Timeout:
         raise UsageError(
-            f"`out` must be a directory that no other run is at work in, got {out}: wait for that run, or give another "
-            "--out"
+            f"`out` must be a directory that no other run is at work in, got {shown_name(out)}: wait for that run, or "
+            "give another --out"
         ) from None
     except OSError as error:
-        raise UsageError(f"`out` must be a directory to write in, got {out} ({error.strerror})") from error
+        raise UsageError(
+            f"`out` must be a directory to write in, got {shown_name(out)} ({error.strerror}): see to its permissions "
+            f"and to what is called {NAME} in it, or give another --out"
+        ) from error
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from condconv.atomic import why_not_path
 from condconv.errors import UsageError, shown
 
 _DEEPEST, _LONGEST = 16, 10_000  # what options of a network or an optimizer never reach
@@ -125,7 +126,12 @@ def _is_deeper(value: Any, levels: int) -> bool:
 TEXT = Rule(
     lambda value: isinstance(value, str) and value != "" and "\0" not in value,
     "a text that is not empty",
-    "give a name or a path",
+    "give a name",
+)
+PATH = Rule(
+    lambda value: isinstance(value, str) and value != "" and why_not_path(value) is None,
+    "a path that is not empty, in UTF-8, and no longer than systems allow",
+    "give another name",
 )
 OPTIONS = Rule(
     _is_plain,

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from condconv.errors import UsageError, require_extra
+from condconv.errors import UsageError, first_line, require_extra, shown_name
+from condconv.train.contents import UNREADABLE, open_image
 
 Target = dict[str, Any]
 
@@ -63,9 +63,13 @@ class CocoImages(Dataset[tuple[Tensor, Target]]):
         """Return an image `[3, H, W]` in 0 to 1, and its boxes `[N, 4]`, labels `[N]` and id."""
         identity, name = self._files[index]
         try:
-            image = Image.open(self.images / name).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise UsageError(f"`data` must have readable images, got {self.images / name} ({error})") from error
+            with open_image(self.images / name) as opened:
+                image = opened.convert("RGB")
+        except UNREADABLE as error:
+            raise UsageError(
+                f"`data` must have readable images, got {shown_name(self.images / name)} ({first_line(error)}): "
+                "replace the file, or take it out of the annotations"
+            ) from error
         boxes, labels = self._boxes.get(identity, ([], []))
         target: Target = {
             "boxes": tv_tensors.BoundingBoxes(
