@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from condconv.atomic import check_can_write, write_atomic
+from condconv.atomic import write_atomic
 from condconv.cli.parsing import Option
 from condconv.errors import MissingExtraError, UsageError, command_line, first_line, shown
+from condconv.paths import check_can_write
 from condconv.train.rules import PATH, TEXT, one_of, whole
 
 _RUNTIMES = ("torch-export", "aoti", "onnx", "openvino")  # as in `condconv.benchmark.runtimes`: --help does without

@@ -50,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the page and print its path, with the figures that matter most."""
     from condconv.analysis import verdicts
-    from condconv.atomic import check_can_write
+    from condconv.paths import check_can_write
     from condconv.train import inspect_checkpoint
 
     out = Path(arguments.out)

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.atomic import make_directory, write_atomic
+from condconv.atomic import write_atomic
 from condconv.counting import count
 from condconv.errors import UsageError, first_line, shown, shown_name
 from condconv.experiments.branches import build
 from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.machine import describe_machine
 from condconv.experiments.plain import from_plain
+from condconv.paths import make_directory
 from condconv.train import TrainConfig, load_checkpoint, load_network, open_data, train
 from condconv.train.images import IGNORED
 from condconv.train.loading import create_loader

@@ -10,13 +10,14 @@ from statistics import mean, median
 from typing import Any
 
 from condconv.analysis.plots import save_figure
-from condconv.atomic import make_directory, write_atomic
+from condconv.atomic import write_atomic
 from condconv.errors import UsageError, command_line, first_line, require_extra, shown_name
 from condconv.experiments.comparison import as_markdown, spread
 from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.plain import from_plain
 from condconv.experiments.runner import Outcome
 from condconv.experiments.runs import RunRecord
+from condconv.paths import make_directory
 from condconv.train.metrics import as_csv
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from condconv import atomic
+from condconv import paths
 from condconv.errors import UsageError, shown_name
 
 _PACKAGES = (".mlpackage",)  # directories that count as a file
@@ -27,7 +27,7 @@ def check_path(path: Path, format: str, suffix: str) -> None:
             f"`path` must end in {suffix} for {format}, got {named}: name it "
             f"{shown_name(path.stem or 'network')}{suffix}"
         )
-    atomic.check_path(path, "path")
+    paths.check_path(path, "path")
     if not path.resolve().parent.is_dir():
         raise UsageError(f"`path` must be in a directory that exists, got {named}: make it first")
     if path.is_dir() and suffix not in _PACKAGES:

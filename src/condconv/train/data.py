@@ -13,8 +13,8 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose
 
-from condconv.atomic import check_path
 from condconv.errors import UsageError, few, shown, shown_name
+from condconv.paths import check_path
 from condconv.train import digits
 from condconv.train.config import TrainConfig, takes_options
 from condconv.train.folder import open_path

@@ -11,8 +11,8 @@ from typing import IO
 
 import numpy as np
 
-from condconv.atomic import check_path
 from condconv.errors import UsageError, few, shown_name
+from condconv.paths import check_path
 from condconv.train.contents import REPLACED, SUFFIXES, check_class_names, log_left_out, natural_order, read_part
 from condconv.train.images import Reader
 from condconv.train.tars import class_folders_of, images

@@ -10,10 +10,10 @@ from pathlib import Path
 from torch import nn
 
 from condconv.analysis import served_layers
-from condconv.atomic import check_can_write
 from condconv.convert import freeze_layers_
 from condconv.errors import UsageError, shown_name
 from condconv.nn.conditional import conditional_layers
+from condconv.paths import check_can_write
 from condconv.train import network as networks
 from condconv.train.checkpoint import load_checkpoint, save_checkpoint
 from condconv.train.evaluate import load_network

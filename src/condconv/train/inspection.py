@@ -24,8 +24,9 @@ from condconv.analysis import (
     render_page,
     verdicts,
 )
-from condconv.atomic import check_path, write_atomic
+from condconv.atomic import write_atomic
 from condconv.errors import shown_name
+from condconv.paths import check_path
 from condconv.train import network as networks
 from condconv.train.checkpoint import Checkpoint, load_checkpoint
 from condconv.train.config import is_named

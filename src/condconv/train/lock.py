@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from condconv.atomic import make_directory
 from condconv.errors import UsageError, shown_name
+from condconv.paths import make_directory
 
 NAME = ".lock"
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from condconv.atomic import why_not_path
 from condconv.errors import UsageError, shown
+from condconv.paths import why_not_path
 
 _DEEPEST, _LONGEST = 16, 10_000  # what options of a network or an optimizer never reach
 

@@ -15,8 +15,8 @@ from typing import IO
 
 import numpy as np
 
-from condconv.atomic import check_path
 from condconv.errors import UsageError, shown, shown_name
+from condconv.paths import check_path
 from condconv.train.contents import ODD, log_left_out, read_part
 from condconv.train.tars import files
 

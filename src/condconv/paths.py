@@ -1,0 +1,86 @@
+"""Paths that people give: what is wrong with one is said before work begins."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from condconv.errors import UsageError, shown_name
+
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255  # bytes, on Linux; no system allows more
+
+
+def why_not_path(path: str | Path) -> str | None:
+    """Return why a text cannot be the path of a file or a directory, there or not, or None; no disk is asked."""
+    try:
+        encoded = str(path).encode()  # what JSON, CSV and other programs write of it has to be read back
+    except UnicodeEncodeError:
+        return "it is not UTF-8"
+    if b"\0" in encoded:
+        return "it holds a null character"
+    if len(encoded) > _LONGEST_PATH or any(len(name) > _LONGEST_NAME for name in re.split(rb"[/\\]", encoded)):
+        return "it is too long"
+    return None
+
+
+def check_path(path: str | Path, argument: str = "out") -> None:
+    """Check that a text can be the path of a file or a directory, there or not.
+
+    Raises:
+        UsageError: It is longer than the system allows, not UTF-8, or its links lead in a circle.
+    """
+    reason = why_not_path(path)
+    try:
+        if reason is None:
+            Path(path).stat()
+    except OSError as error:
+        reason = error.strerror if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else None
+    if reason is not None:
+        raise UsageError(
+            f"`{argument}` must be a path that can be used, got {shown_name(path, 80)} ({reason}): give another"
+        )
+
+
+def check_can_write(path: Path) -> None:
+    """Check that a file can be written here: said before the work begins, not after it.
+
+    Args:
+        path: File to write; one of that name may be there.
+
+    Raises:
+        UsageError: There is no such directory, it cannot be written to, or a directory has the name.
+    """
+    check_path(path)
+    if is_special(path):
+        return
+    named = shown_name(path)
+    if path.is_dir():
+        raise UsageError(f"`out` must be a file, got {named}, which is a directory: name a file in it")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UsageError(f"`out` must be in a directory that exists, got {named}: make {shown_name(folder)} first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"`out` must be in a directory that can be written to, got {named}: take another")
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it, if it is not there.
+
+    Raises:
+        UsageError: It cannot be made.
+    """
+    check_path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"`out` must be a directory that can be made, got {shown_name(path)} ({error.strerror}): take another "
+            "place or name, or see to what is in the way there"
+        ) from error
+
+
+def is_special(path: Path) -> bool:
+    """Return whether there is a pipe or a device."""
+    return path.exists() and not path.is_file() and not path.is_dir()
