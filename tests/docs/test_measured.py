@@ -1,15 +1,30 @@
-"""The numbers in the README are those of the file they name."""
+"""The numbers in the README, the results and the notebook are those of the files they name."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import pytest
+
+from condconv.errors import UsageError
 from condconv.experiments.comparison import NetworkNumbers, as_markdown, table, verdict
 from scripts import make_performance, make_results
+from scripts.measured import RESULTS, measured
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "benchmarks/results/demo-digits.json"
+MADE = sorted((ROOT / "docs" / "notebook").glob("*.md")) + [ROOT / "docs" / "results.md"]
+FAST = "4 experts, routers at 10 times the rate"
+
+
+def prose(page: str) -> str:
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def template_text() -> str:
+    return "\n".join(template.read_text(encoding="utf-8") for template in make_results.PAGES)
 
 
 def test_the_table_is_made_from_its_source() -> None:
@@ -18,22 +33,100 @@ def test_the_table_is_made_from_its_source() -> None:
         NetworkNumbers(**{name: tuple(value) if isinstance(value, list) else value for name, value in each.items()})
         for each in record["networks"].values()
     ]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert as_markdown(table(*networks)) in readme
+    assert as_markdown(table(*networks)) in (ROOT / "README.md").read_text(encoding="utf-8")
     said = verdict(*networks, validation_images=899)
     assert said == record["verdict"]
-    assert said in " ".join(readme.split())
-    assert SOURCE in readme
+    assert said in prose("README.md")
+    assert SOURCE in prose("README.md")
 
 
-def test_the_page_of_results_is_made_from_its_sources() -> None:
-    assert make_results.PAGE.read_text(encoding="utf-8") == make_results.page(), "run python scripts/make_results.py"
-    for name in make_results.TEXTS:
-        assert (make_results.ASSETS / f"results-{name}.png").is_file()
+@pytest.mark.parametrize("template", make_results.PAGES, ids=lambda template: template.name)
+def test_a_page_of_results_is_what_its_template_makes(template: Path) -> None:
+    page = make_results.PAGES[template]
+    assert page.read_text(encoding="utf-8") == make_results.page(template), "run python scripts/make_results.py"
+
+
+def test_all_that_was_measured_is_on_a_page() -> None:
+    assert sorted(make_results.PAGES.values()) == sorted(MADE)
+    text = template_text()
+    for name in make_results.EXPERIMENTS:
+        used = re.search(rf"\{{\{{ use {name} \}}\}}(?:(?!\{{\{{ use).)*\{{\{{ table \}}\}}", text, re.DOTALL)
+        assert used, f"no template has the table of {name}"
+        assert make_results.picture(name).is_file()
+        assert f"assets/{make_results.picture(name).name})" in text
+    trials = {path.stem for path in RESULTS.glob("*.json") if '"top1":' in path.read_text(encoding="utf-8")}
+    assert trials <= set(re.findall(r"\{\{ trials ([\w-]+) ", text))
+
+
+def test_results_are_one_page_of_comparisons_with_six_seeds() -> None:
+    lines = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    rows = [line.strip("| ").split(" | ") for line in lines if re.match(r"\|.*\d", line) and "95 %" not in line]
+    assert 1 <= len(rows) <= 8
+    assert all(int(row[5]) >= 6 for row in rows)
+
+
+def test_points_are_not_typed_into_templates() -> None:
+    assert re.findall(r"\d+\.\d+ (?:points|above|below|ahead|behind)", template_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("slot", "message"),
+    [
+        ("{{ use larch }}", r"page\.md:3: `experiment` must be one of .*, got 'larch'"),
+        ("{{ over 4 experts | larch }}", r"page\.md:3: `arm` must be one of .*, got 'larch'"),
+        ("{{ larch 4 experts }}", r"page\.md:3: `slot` must be one of .*, got 'larch'"),
+        ("{{ over 4 experts }}", r"page\.md:3: `over` must have the arguments it takes.*missing"),
+        ("{{ value 4 experts | larch }}", r"page\.md:3: `field` must be known of '4 experts', got 'larch'"),
+        ("{{ use start-trials }}", r"page\.md:3: `keys` must tell all trials apart, got two of 'static'"),
+        ("{{ trials start-trials | top-1 = larch }}", r"page\.md:3: `column` must be .*, got 'top-1 = larch'"),
+        ("{{ use start-trials | lr | weight_decay }}{{ table }}", r"page\.md:3: `use` must name an experiment"),
+    ],
+)
+def test_a_slot_that_names_nothing_is_refused_with_its_line(slot: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_results.fill(f"# Page\n{{{{ use small-network }}}}\n{slot}\n", "page.md")
+
+
+def test_slots_compare_seed_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [("a", 0, 0.5), ("a", 1, 0.25), ("b", 0, 0.375), ("b", 1, 0.4375), ("b", 2, 1.0)]
+    trials = [{"what": what, "seed": seed, "top1": [0.0, top1], "train_loss": None} for what, seed, top1 in runs]
+    (tmp_path / "trees.json").write_text(json.dumps({"settings": "oak", "runs": trials}), encoding="utf-8")
+    monkeypatch.setattr("scripts.measured.RESULTS", tmp_path)
+    text = make_results.fill(
+        "{{ use trees }}{{ over a | b }}; {{ each a | b }}; {{ between a | b }}; {{ ahead a | b }}; {{ seeds a | b }}; "
+        "{{ values b }}; {{ interval a | b }}; {{ row a | b }}"
+    )
+    assert text == (
+        "-3.1; 12.5 and -18.8; -18.8 to 12.5; one of two seeds; two seeds; 37.5, 43.8 and 100.0; ; "
+        "a | b | -3.12 | | 2 | |"
+    )
+
+
+def test_prose_is_wrapped_and_tables_are_not() -> None:
+    words = "larch " * 40
+    wrapped = make_results.fill(f"# {words}\n\n- {words}\n- {words}\n\n| {words}|").split("\n\n")
+    assert wrapped[0].count("\n") == wrapped[2].count("\n") == 0
+    assert all(len(line) <= 120 for line in wrapped[1].splitlines())
+    assert [line[:2] for line in wrapped[1].splitlines()] == ["- ", "  ", "  ", "- ", "  ", "  "]
+
+
+def test_the_readme_and_the_concept_say_what_was_measured() -> None:
+    network = measured("small-network")
+    over_static, over_control = (
+        sum(found := network.differences(FAST, other, "score")) / len(found)
+        for other in ("static", "4 experts, all images alike")
+    )
+    assert len(network.runs[FAST]) == 6
+    said = f"four experts gain {over_static:.1f} points on a small network"
+    assert said in prose("README.md")
+    assert f", {over_control:.1f} of them from routing (six seeds)" in prose("README.md")
+    assert f"[four experts gained {over_static:.1f} points](results.md)" in prose("docs/index.md")
 
 
 def test_the_speeds_are_those_of_their_source() -> None:
-    rows = make_performance.rows_of(make_performance.read(ROOT / "benchmarks/results/performance-cpu-avx2.json"))
+    source = "benchmarks/results/performance-cpu-avx2.json"
+    rows = make_performance.rows_of(make_performance.read(ROOT / source))
     networks = sorted((row for row in rows if row.kind == "network"), key=lambda row: (row.mode, row.batch))
     assert [(row.mode, row.batch) for row in networks] == [
         ("inference", 1),
@@ -41,7 +134,15 @@ def test_the_speeds_are_those_of_their_source() -> None:
         ("inference", 32),
         ("training", 16),
     ]
-    ours, timm = ([f"{row.ratio[whose].median:.2f}" for row in networks] for whose in ("ours", "timm"))
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"takes {ours[0]}, {ours[1]} and {ours[2]} times as long as the static network" in readme
-    assert f"and {ours[3]} times in training; with timm's layer {timm[0]}, {timm[1]}, {timm[2]} and {timm[3]}" in readme
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    ours, timm = ([row.ratio[whose].median for row in networks] for whose in ("ours", "timm"))
+    lines = [
+        f"| {row.mode} | {row.batch} | {mine:.2f} | {other:.2f} |"
+        for row, mine, other in zip(networks, ours, timm, strict=True)
+    ]
+    assert "\n".join(lines) in readme
+    assert source in readme
+    assert f"takes {min(ours):.2f} to {max(ours):.2f} times as long as the static network" in prose("README.md")
+    ahead = [(row.mode, row.batch) for row, mine, other in zip(networks, ours, timm, strict=True) if other < mine]
+    assert ahead == [("inference", 1)]
+    assert "timm's layer is ahead at batch 1" in prose("README.md")
