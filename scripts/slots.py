@@ -96,9 +96,7 @@ def comparisons(now: Measured, *further: str) -> str:
     experiment = _experiment(now)
     pairs = [(arm.label, other.label) for arm in experiment.arms if (other := experiment.reference(arm))]
     pairs = [pair for pair in pairs if pair[0] in now.runs and pair[1] in now.runs]
-    for pair in further:
-        arm, _, other = pair.partition(" > ")
-        pairs.append((arm, other))
+    pairs += [(pair.partition(" > ")[0], pair.partition(" > ")[2]) for pair in further]
     head = ["network", "over", "points", "95 % interval", "seeds", "training loss", "95 % interval"]
     return as_markdown([head, *(row(now, *pair).split(" | ") for pair in pairs)])
 
@@ -141,7 +139,7 @@ def source(now: Measured) -> str:
 
 
 def trials(now: Measured, name: str, *columns: str) -> str:
-    """A table of single trials. A column is `header = field` or `header = field:format`; empty where it is not known."""
+    """A table of single trials. A column is `header = field` or `header = field:format`, empty if not known."""
     path, content = read_trials(name)
     parts = [re.fullmatch(r"(.+?) = (\w+):?(.*)", column) for column in columns]
     known = {field for run in content["runs"] for field in run}
@@ -156,7 +154,9 @@ def trials(now: Measured, name: str, *columns: str) -> str:
 
 def _experiment(now: Measured) -> Experiment:
     if now.experiment is None:
-        raise UsageError(f"`use` must name an experiment here, got {shown(now.path.stem)}: trials have the slot `trials`")
+        raise UsageError(
+            f"`use` must name an experiment here, got {shown(now.path.stem)}: trials have the slot `trials`"
+        )
     return now.experiment
 
 
@@ -180,7 +180,9 @@ def _word(number: int) -> str:
 
 SLOTS: Mapping[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (over, interval, each, between, ahead, seeds, more, value, values, spread)
-    + (row, comparisons, table, curves, command, source, trials)
+    for function in (
+        *(over, interval, each, between, ahead, seeds, more, value, values, spread),
+        *(row, comparisons, table, curves, command, source, trials),
+    )
 }
 """By the name that a template calls them by."""

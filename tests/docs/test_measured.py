@@ -15,7 +15,7 @@ from scripts.measured import RESULTS, measured
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "benchmarks/results/demo-digits.json"
-MADE = sorted((ROOT / "docs" / "notebook").glob("*.md")) + [ROOT / "docs" / "results.md"]
+MADE = [*sorted((ROOT / "docs" / "notebook").glob("*.md")), ROOT / "docs" / "results.md"]
 FAST = "4 experts, routers at 10 times the rate"
 
 
