@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import condconv
 from condconv import CondConv2d, CondConvTranspose2d, CondLinear, Scope, count
 from condconv.nn import ConditionalLayer, SigmoidRouting
 from condconv.tracing import default_example
+
+from .messages import assert_four_parts
 
 
 def by_name(report: condconv.CostReport) -> dict[str, tuple[int, int, int, int]]:
@@ -129,7 +132,7 @@ def test_table() -> None:
 
 
 def test_no_shape_to_guess() -> None:
-    with pytest.raises(ValueError, match="`example_input` must be given: Sequential has no convolution"):
+    with pytest.raises(ValueError, match="`example_input` must be given, got None: Sequential has no convolution"):
         count(nn.Sequential(nn.Linear(3, 4)))
 
 
@@ -182,7 +185,7 @@ def test_costs_say_what_input_they_are_for_and_that_a_guess_failed() -> None:
     small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
     with pytest.raises(
         ValueError,
-        match=r"^`example_input` must be given: Sequential fails on a guess of shape \(1, 3, 224, 224\) \(mat",
+        match=r"^`example_input` must be given, got None: Sequential fails on a guess of shape \(1, 3, 224, 224\) \(",
     ):
         count(small)
     with pytest.raises(RuntimeError):  # of an example that is given, the error is the model's own
@@ -192,3 +195,17 @@ def test_costs_say_what_input_they_are_for_and_that_a_guess_failed() -> None:
 def test_the_guessed_input_suits_a_conditional_stem() -> None:
     net = nn.Sequential(condconv.CondConv1d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 4, 3))
     assert default_example(net).shape == (1, 2, 1024)
+
+
+@pytest.mark.parametrize(
+    ("argument", "model"),
+    [
+        ("model", "x" * 100_000),
+        ("model", torch.zeros(3)),
+        ("example_input", nn.Linear(3, 3)),
+        ("example_input", nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(5, 5))),
+        ("example_input", nn.Sequential(nn.LazyConv2d(3, 1))),
+    ],
+)
+def test_messages_have_four_parts(argument: str, model: Any) -> None:
+    assert_four_parts(argument, lambda: condconv.count(model))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from condconv.errors import check_type
 from condconv.nn import ConditionalLayer
 from condconv.nn.conv_base import CondConvNd
 from condconv.nn.routing import Float32Linear
@@ -94,6 +95,7 @@ def count(model: nn.Module, example_input: Any = None) -> CostReport:
         >>> report.total.madds  # 64 pixels x 1152, mixing 4 x 1152, routing 8 x 4
         78368
     """
+    check_type("model", model, nn.Module, "be a torch.nn.Module", "give the network itself")
     return count_trace(model, trace(model, example_input))
 
 

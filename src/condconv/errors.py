@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -61,6 +62,23 @@ def few(names: Iterable[str], most: int = 4) -> str:
     """Return the first names of a list in words, and how many more there are."""
     first = list(names)
     return ", ".join(map(shown_name, first[:most])) + (f" and {len(first) - most} more" if len(first) > most else "")
+
+
+def check_type(argument: str, value: object, kind: Any, rule: str, remedy: str) -> None:
+    """Raise an error with its four parts, unless an argument is of a type, or of one of several.
+
+    Args:
+        argument: Its name.
+        value: What was given.
+        kind: As the second argument of `isinstance`.
+        rule: What stands after "must".
+        remedy: What to do.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not isinstance(value, kind):
+        raise UsageError(f"`{argument}` must {rule}, got {shown(value)}: {remedy}")
 
 
 def first_line(error: Exception) -> str:

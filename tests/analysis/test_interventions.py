@@ -153,7 +153,7 @@ def test_the_network_as_it_is_runs_once_a_batch():
 def test_a_network_that_is_no_classifier():
     network = nn.Sequential(layer())
     report = recorded(network, torch.ones(2, 2), torch.tensor([0, 0]))
-    with pytest.raises(UsageError, match=r"`network` must give one number a class, \[B, classes\]"):
+    with pytest.raises(UsageError, match=r"`network` must give one number per class, \[B, classes\]"):
         measure_interventions(
             nn.Sequential(*network, nn.Unflatten(1, (-1, 1))), [(torch.ones(2, 2), TARGETS[:2])], report
         )

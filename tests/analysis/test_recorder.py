@@ -172,13 +172,13 @@ def test_a_forgotten_update_is_noticed():
     with RoutingRecorder(network, CLASSES) as recorder:
         network(torch.ones(2, 2))
         network(torch.ones(3, 2))
-        with pytest.raises(UsageError, match="update must be called after each forward pass, got 2 passes"):
+        with pytest.raises(UsageError, match="`update` must be called once after each forward pass, got 2 passes"):
             recorder.update(torch.tensor([0, 0, 0]))
 
 
 def test_an_update_without_a_forward_pass_is_refused():
     with RoutingRecorder(nn.Sequential(layer()), CLASSES) as recorder:
-        with pytest.raises(UsageError, match="the network must run before update is called"):
+        with pytest.raises(UsageError, match="`network` must run before update is called"):
             recorder.update(torch.tensor([0]))
         with pytest.raises(UsageError, match="must see an example first"):
             recorder.report()
@@ -229,7 +229,7 @@ def test_a_static_network_and_no_classes_are_refused():
         RoutingRecorder(nn.Sequential(nn.Conv2d(1, 1, 1)), CLASSES)
     with pytest.raises(UsageError, match="`class_names` must name at least one class"):
         RoutingRecorder(nn.Sequential(layer()), ())
-    with pytest.raises(UsageError, match="`top_examples` must be at least 0, got -1"):
+    with pytest.raises(UsageError, match="`top_examples` must be a whole number of at least 0, got -1"):
         RoutingRecorder(nn.Sequential(layer()), CLASSES, -1)
 
 

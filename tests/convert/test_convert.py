@@ -508,7 +508,7 @@ def test_a_guess_that_fails_is_noted() -> None:
         convert_(model, 2)  # the default could not tell layers of one pixel
     report = convert_(model, 2, where=select.convs())
     assert report.before is None
-    assert "output not checked: `example_input` must be given: Sequential fails on a guess" in report.notes[0]
+    assert "output not checked: `example_input` must be given, got None: Sequential fails on a guess" in report.notes[0]
     assert "-" in str(report)
     with pytest.raises(ValueError, match="`example_input` must be given for scope='block'"):
         convert_(Net512(), 2, where=select.convs(), scope="block")

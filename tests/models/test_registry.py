@@ -311,7 +311,7 @@ V1, R18 = "mobilenet_v1_cc_025_2e", "resnet_cc_18_2e"
         (V1, {"output_stride": 3}, "`output_stride` must be one of 2, 4, 8, 16, 32 for '.*', got 3"),
         (R18, {"output_stride": 4}, "`output_stride` must be one of 8, 16, 32 for '.*', got 4"),
         (V1, {"output_stride": 4, "aa_layer": "avg"}, "`output_stride` must be 32 where other layers than conv"),
-        (R18, {"checkpoint_path": "x.pth"}, "`checkpoint_path` must not be given for 'resnet_cc_18_2e': create it"),
+        (R18, {"checkpoint_path": "x.pth"}, "`checkpoint_path` must not be given for 'resnet_cc_18_2e', got 'x.pth': "),
         ("resnet_18", {"checkpoint_path": "x.pth"}, "`checkpoint_path` must not be given for 'resnet_18'"),
         ("resnet_18", {"routing": "softmax"}, "`routing` must not be given for 'resnet_18', which has no experts,"),
         ("resnet_18", {"scope": "layer"}, "`scope` must not be given for .* such as resnet_cc_18_8e"),
@@ -343,7 +343,7 @@ def test_a_layer_that_cannot_have_experts_is_not_left_out(monkeypatch: pytest.Mo
         return network
 
     monkeypatch.setitem(FAMILIES, "resnet", dataclasses.replace(family, build=build))
-    message = "can be made as asked, got 'resnet_cc_18_2e': 'layer4.1.conv2' cannot have experts, it has backward hooks"
+    message = "can be made as asked, got 'resnet_cc_18_2e' ('layer4.1.conv2' cannot have experts, it has back"
     with pytest.raises(UsageError, match=message):
         create_model("resnet_cc_18_2e", num_classes=2)
 

@@ -110,15 +110,17 @@ def test_noise_is_a_number_of_zero_or_more(tmp_path: Path) -> None:
 def test_networks_that_cannot_be_loaded_into_are_refused() -> None:
     with torch.device("meta"):
         model: nn.Module = small()
-    with pytest.raises(UsageError, match="`model` must have memory to load into, 'stem.weight' is on the meta device"):
+    with pytest.raises(UsageError, match="`model` must have memory to load into, got 'stem.weight' on the meta device"):
         load_state_dict(model, small().state_dict())
     lazy = nn.Sequential(nn.LazyConv2d(3, 1))
-    with pytest.raises(UsageError, match="`model` must have its parameters, '0.weight' waits for a first input"):
+    with pytest.raises(
+        UsageError, match="must have its parameters, got '0.weight', which waits for a first input: run"
+    ):
         load_state_dict(lazy, {"0.weight": torch.zeros(3, 3, 1, 1)})
     sharded = nn.Conv2d(3, 3, 1, bias=False)
     weight: Any = sharded.weight
     weight.device_mesh = "two devices"
-    with pytest.raises(UsageError, match="`model` must not be sharded, 'weight' is: load the weights first"):
+    with pytest.raises(UsageError, match="`model` must be whole, got 'weight', which is sharded: load the weights"):
         load_state_dict(sharded, {"weight": torch.zeros(3, 3, 1, 1)})
 
 
@@ -245,5 +247,5 @@ def test_compact_experts_take_no_weights() -> None:
     model = nn.Sequential(condconv.CondConv2d(3, 4, 3, num_experts=2))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     condconv.quantize_experts_(model, "bfloat16")
-    with pytest.raises(UsageError, match="`model` must have ordinary experts, those of '0' are compact"):
+    with pytest.raises(UsageError, match="`model` must have ordinary experts, got compact ones in '0'"):
         load_state_dict(model, state)

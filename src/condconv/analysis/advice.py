@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.report import RoutingReport
 from condconv.analysis.statistics import chance_share
+from condconv.errors import check_type
 
 LOW_SHARE = 0.1
 """Below this between-class share, what chance would give taken off, a routing hardly tells classes apart."""
@@ -59,6 +60,7 @@ def verdicts(report: RoutingReport) -> tuple[Verdict, ...]:
     Args:
         report: With interventions, else every verdict is `"unknown"`.
     """
+    check_type("report", report, RoutingReport, "be a RoutingReport", "give what RoutingRecorder.report() returns")
     return tuple(_judge(record, report.static_cost(record)) for record in report.routings)
 
 
@@ -112,6 +114,7 @@ def freeze_command(
         data: Path of other images than the network's own training images; None for those.
         data_dir: Where the files of a named dataset are; None where it was in training.
     """
+    check_type("checkpoint", checkpoint, str, "be the path of a checkpoint", "give a text")
     advised = [verdict for verdict in verdicts(report) if verdict.kind == "static"]
     if not advised:
         return None

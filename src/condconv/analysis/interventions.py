@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from condconv.analysis.recorder import served_layers
 from condconv.analysis.records import Intervention
 from condconv.analysis.report import RoutingReport
-from condconv.errors import UsageError
+from condconv.errors import UsageError, check_type, few, shown
 
 Change = Callable[[str, Tensor], Tensor]
 """From the name of a routing function and its weights `[B, E]` to the weights to use instead."""
@@ -38,16 +38,14 @@ def changed_routing(network: nn.Module, change: Change, routings: Iterable[str] 
         >>> with changed_routing(network, lambda name, weights: keep_top(weights, 1)):
         ...     output = network(torch.randn(2, 3, 8, 8))
     """
+    check_type("change", change, Callable, "be a function", "it gets a name and weights [B, E], and returns weights")
     with _changed(_routing_modules(network, routings), change):
         yield
 
 
 def _routing_modules(network: nn.Module, routings: Iterable[str] | None) -> dict[str, nn.Module]:
     known = served_layers(network)
-    names = known if routings is None else tuple(routings)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"`routings` must name routing functions, got {name!r}: there are {', '.join(known)}")
+    names = known if routings is None else _names_among(known, routings)
     return {name: network.get_submodule(name) for name in names}
 
 
@@ -79,6 +77,11 @@ def keep_top(weights: Tensor, k: int) -> Tensor:
         >>> keep_top(torch.tensor([[0.5, 0.25, 0.25]]), 1)
         tensor([[1., 0., 0.]])
     """
+    check_type("weights", weights, Tensor, "be a tensor [B, E]", "give what a routing function returns")
+    if weights.dim() != 2:
+        raise UsageError(f"`weights` must have shape [B, E], got {tuple(weights.shape)}: add the batch's dimension")
+    if type(k) is not int or not 1 <= k <= weights.shape[1]:
+        raise UsageError(f"`k` must be a whole number from 1 to E = {weights.shape[1]}, got {shown(k)}: give one")
     top = weights.topk(k, dim=1)
     kept = torch.zeros_like(weights).scatter(1, top.indices, top.values)
     total = kept.sum(1, keepdim=True)
@@ -143,6 +146,9 @@ def measure_interventions(
     Raises:
         UsageError: There is no readable image, or the network is no classifier.
     """
+    _check(network, report)
+    if type(layer_images) is not int or layer_images < 0:
+        raise UsageError(f"`layer_images` must be a whole number of 0 or more, got {shown(layer_images)}: 0 skips that")
     means = {record.name: record.mean for record in report.routings}
     every = tuple(means)
     static = _constant(means)
@@ -174,9 +180,27 @@ def measure_static(
     Raises:
         UsageError: As in `measure_interventions`; or there is no routing function of that name.
     """
-    means = {name: report.routing(name).mean for name in routings}
+    _check(network, report)
+    names = _names_among([record.name for record in report.routings], routings)
+    means = {name: report.routing(name).mean for name in names}
     variant = _Variant("mean", tuple(means), _constant(means))
     return _measure(network, batches, [variant], (), labelled=report.class_names is not None)[0]
+
+
+def _names_among(known: Collection[str], names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of routing functions that the caller gave, if all are known."""
+    rule, remedy = "name routing functions", f"there are {few(known, most=8)}"
+    check_type("routings", names, Iterable, rule, remedy)
+    given = tuple(names)
+    for name in given:
+        if name not in known:
+            raise UsageError(f"`routings` must {rule}, got {shown(name)}: {remedy}")
+    return given
+
+
+def _check(network: Any, report: Any) -> None:
+    check_type("network", network, nn.Module, "be a torch.nn.Module", "give the network that was recorded")
+    check_type("report", report, RoutingReport, "be a RoutingReport", "give what RoutingRecorder.report() returns")
 
 
 def _predicted(logits: Tensor) -> Tensor:
@@ -186,7 +210,9 @@ def _predicted(logits: Tensor) -> Tensor:
         UsageError: They have another shape.
     """
     if logits.dim() != 2:
-        raise UsageError(f"`network` must give one number a class, [B, classes], got {list(logits.shape)}")
+        raise UsageError(
+            f"`network` must give one number per class, [B, classes], got {list(logits.shape)}: give a classifier"
+        )
     return logits.argmax(1)
 
 
@@ -210,6 +236,7 @@ def _measure(
     device = next(network.parameters()).device
     # Found once, since finding them walks through the network.
     modules = [_routing_modules(network, variant.routings or every) for variant in variants]
+    check_type("batches", batches, Iterable, "hold pairs of images and classes", "give a data loader")
     for images, targets in batches:
         readable = (targets >= 0).to(device)
         images, targets = images.to(device), targets.to(device)[readable]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.statistics import BINS
+from condconv.errors import few, shown
 
 FORMAT = 1
 """Version of the JSON file's layout."""
@@ -70,7 +71,7 @@ def read_lists(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or "format" not in values:
         raise ValueError("is JSON of something else, without a 'format'")
     if values["format"] != FORMAT:
-        raise ValueError(f"has format {values['format']!r}")
+        raise ValueError(f"has format {shown(values['format'])}")
     lacking = [name for name in ("class_names", "routings", "interventions") if name not in values]
     if lacking:
         raise ValueError(f"lacks {', '.join(map(repr, lacking))}")
@@ -121,7 +122,7 @@ def intervention_from_lists(given: Any) -> Intervention:
     for name in ("images", "agree", "right", "gained", "lost"):
         may_lack = given[name] is None and name not in ("images", "agree")
         if not may_lack and (type(given[name]) is not int or given[name] < (name == "images")):
-            raise ValueError(f"has {given[name]!r} as {name!r} of {where}")
+            raise ValueError(f"has {shown(given[name])} as {name!r} of {where}")
     return Intervention(**given | {"routings": routings})
 
 
@@ -129,10 +130,10 @@ def _check_names(given: Any, names: set[str], what: str) -> str:
     """Check that an object has these fields and no others; returns how to call it."""
     if not isinstance(given, dict):
         raise ValueError(f"has {type(given).__name__} in the place of {what}")
-    where = f"{given['name']!r}" if isinstance(given.get("name"), str) else what
+    where = shown(given["name"]) if isinstance(given.get("name"), str) else what
     for words, wrong in (("lacks", names - given.keys()), ("has an unknown", given.keys() - names)):
         if wrong:
-            raise ValueError(f"{words} {', '.join(map(repr, sorted(wrong)))} of {where}")
+            raise ValueError(f"{words} {few(map(shown, sorted(wrong)))} of {where}")
     return where
 
 

@@ -16,7 +16,7 @@ from condconv.analysis.figure import routing_title
 from condconv.analysis.pictures import LONGEST_SIDE, MOST_PICTURES, Picture, shown
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.report import RoutingReport
-from condconv.errors import require_extra
+from condconv.errors import check_type, require_extra
 
 _TOP_CLASSES = 10
 _MARKER = re.compile(r"\{\{(\w+)\}\}")
@@ -44,6 +44,8 @@ def render_page(
     Raises:
         MissingExtraError: plotly or scipy is not installed.
     """
+    check_type("report", report, RoutingReport, "be a RoutingReport", "give what RoutingRecorder.report() returns")
+    check_type("pictures", pictures, (Mapping, type(None)), "be pictures by number, or None", "see make_picture")
     plotly = require_extra("plotly.offline", "report")
     folder = resources.files("condconv.analysis") / "template"
     content = {

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from condconv.analysis.report import RoutingReport
+from condconv.errors import UsageError, check_type
+from condconv.errors import shown as shown_value
 
 MOST_PICTURES = 1000
 """Most pictures on a page: with `LONGEST_SIDE` they take two or three megabytes."""
@@ -40,6 +42,9 @@ def choose_pictures(report: RoutingReport, most: int = MOST_PICTURES) -> list[in
         report: With the examples of the highest weights.
         most: How many at most.
     """
+    check_type("report", report, RoutingReport, "be a RoutingReport", "give what RoutingRecorder.report() returns")
+    if type(most) is not int or most < 0:
+        raise UsageError(f"`most` must be a whole number of 0 or more, got {shown_value(most)}: 0 chooses none")
     ranks = max((record.top_ids.shape[1] for record in report.routings), default=0)
     chosen: dict[int, None] = {}
     for rank in range(ranks):
@@ -55,6 +60,9 @@ def make_picture(image: Any, caption: str) -> Picture:
         image: Any mode; not changed.
         caption: What to call it.
     """
+    if not hasattr(image, "convert"):
+        raise UsageError(f"`image` must be an image of Pillow's, got {shown_value(image)}: open it with PIL.Image.open")
+    check_type("caption", caption, str, "be a text", "give an empty one for none")
     small = image.convert("RGB")
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     file = io.BytesIO()

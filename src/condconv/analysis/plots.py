@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from condconv.atomic import write_atomic
-from condconv.errors import require_extra
+from condconv.errors import UsageError, check_type, require_extra, shown
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
 _DPI = 150
@@ -37,6 +37,11 @@ def plot_learning_curves(
         MissingExtraError: matplotlib is not installed.
         UsageError: The file cannot be written.
     """
+    for argument, curves in (("accuracy", accuracy), ("loss", loss)):
+        rule, remedy = "hold a list of seeds for each network", "give {name: [[0.1, 0.5], ...]}"
+        check_type(argument, curves, Mapping, rule, remedy)
+        if not curves or any(np.asarray(seeds, dtype=object).ndim < 2 for seeds in curves.values()):
+            raise UsageError(f"`{argument}` must {rule}, got {shown(curves)}: {remedy}")
     figure, (left, right) = _new_figure(2, (9.0, 3.8))
     for colour, (name, seeds) in zip(cycle(_COLOURS), accuracy.items(), strict=False):
         _band(left, 100 * np.asarray(seeds), name, colour)
@@ -77,6 +82,16 @@ def plot_routing(
         MissingExtraError: matplotlib is not installed.
         UsageError: The file cannot be written.
     """
+    check_type(
+        "mean_weights", mean_weights, (Tensor, np.ndarray), "be a tensor [K, E]", "give RoutingRecord.class_mean"
+    )
+    if mean_weights.ndim != 2 or len(mean_weights) != len(class_names):
+        raise UsageError(
+            f"`mean_weights` must have a row for each of {len(class_names)} class names, got shape "
+            f"{tuple(mean_weights.shape)}: name each class"
+        )
+    if type(most_classes) is not int or most_classes < 1:
+        raise UsageError(f"`most_classes` must be a whole number of at least 1, got {shown(most_classes)}: give one")
     weights = np.asarray(mean_weights, dtype=float)[:most_classes]
     classes, experts = weights.shape
     if classes < len(class_names):

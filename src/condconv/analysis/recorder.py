@@ -17,7 +17,7 @@ from condconv.analysis.experts import expert_similarity
 from condconv.analysis.records import RoutingRecord
 from condconv.analysis.report import RoutingReport
 from condconv.analysis.targets import check_whole_numbers, known_classes
-from condconv.errors import UsageError
+from condconv.errors import UsageError, check_type, shown
 from condconv.nn import ConditionalLayer
 from condconv.nn.block_routing import routing_functions
 from condconv.nn.conditional import conditional_layers
@@ -34,6 +34,7 @@ def served_layers(network: nn.Module) -> dict[str, tuple[str, ...]]:
     Raises:
         UsageError: The network has no conditional layer.
     """
+    check_type("network", network, nn.Module, "be a torch.nn.Module", "give the network to look at")
     owners = routing_functions(network)
     names = {module: name for name, module in network.named_modules()}
     served: dict[str, list[str]] = {}
@@ -79,8 +80,14 @@ class RoutingRecorder:
     def __init__(self, network: nn.Module, class_names: Sequence[str] | None = None, top_examples: int = 10) -> None:
         if class_names is not None and not class_names:
             raise UsageError("`class_names` must name at least one class, got none: give None for unlabelled images")
-        if top_examples < 0:
-            raise UsageError(f"`top_examples` must be at least 0, got {top_examples}: 0 remembers none")
+        if isinstance(class_names, str) or not isinstance(class_names, (Sequence, type(None))):
+            raise UsageError(
+                f"`class_names` must be a list of names or None, got {shown(class_names)}: name each class"
+            )
+        if type(top_examples) is not int or top_examples < 0:
+            raise UsageError(
+                f"`top_examples` must be a whole number of at least 0, got {shown(top_examples)}: 0 remembers none"
+            )
         self.class_names = None if class_names is None else tuple(class_names)
         self._network = network
         self._layers = served_layers(network)
@@ -94,7 +101,7 @@ class RoutingRecorder:
 
     def __enter__(self) -> RoutingRecorder:
         if self._handles:
-            raise UsageError("the recorder must be entered once at a time: leave its with block first")
+            raise UsageError("`recorder` must be entered once at a time, got a second time: leave its with block first")
         self._forget()
         self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
         self._handles.append(self._network.register_forward_pre_hook(self._begin))
@@ -160,15 +167,20 @@ class RoutingRecorder:
     def _check_pending(self, targets: Tensor | None) -> int:
         if len(self._passes) > 1:
             raise UsageError(
-                f"update must be called after each forward pass, got {len(self._passes)} passes since the last one"
+                f"`update` must be called once after each forward pass, got {len(self._passes)} passes since the last "
+                "call: call it after each"
             )
         if not any(self._pending.values()):
             raise UsageError(
-                "the network must run before update is called, inside the with block: no routing function has run"
+                "`network` must run before update is called, got a call before any routing function has run: run it "
+                "inside the with block"
             )
         for name, calls in self._pending.items():
             if not all(bool(weights.isfinite().all()) for weights in calls):
-                raise UsageError(f"`network` must give finite routing weights, got others in {name!r}: it has diverged")
+                raise UsageError(
+                    f"`network` must give finite routing weights, got others in {name!r}, so it "
+                    "has diverged: take weights from before"
+                )
         sizes = {len(weights) for calls in self._pending.values() for weights in calls}
         if len(sizes) != 1 or (targets is not None and sizes != {len(targets)}):
             given = "none" if targets is None else len(targets)
@@ -193,7 +205,7 @@ class RoutingRecorder:
         records = [self._record(name) for name in ran if int(self._accumulators[name].sums["examples"])]
         if not records:
             raise UsageError(
-                "the recorder must see an example first, got none: run the network inside the with block, then update"
+                "`recorder` must see an example first, got none: run the network inside the with block, then update"
             )
         return RoutingReport(tuple(records), self.class_names)
 

@@ -18,7 +18,7 @@ from condconv.analysis.lists import (
 )
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.atomic import write_atomic
-from condconv.errors import UsageError
+from condconv.errors import UsageError, few, shown, shown_name
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class RoutingReport:
         for record in self.routings:
             if name == record.name or name in record.layers:
                 return record
-        known = ", ".join(record.layers[0] for record in self.routings)
-        raise UsageError(f"`name` must be a conditional layer or a routing function, got {name!r}: there are {known}")
+        known = few((record.layers[0] for record in self.routings), most=8)
+        raise UsageError(
+            f"`name` must be a conditional layer or a routing function, got {shown(name)}: there are {known}"
+        )
 
     def static_cost(self, record: RoutingRecord) -> Intervention | None:
         """Return what giving only this routing its mean weights did; None if it was not measured."""
@@ -98,7 +100,9 @@ class RoutingReport:
 
             write_atomic(path, render_page(self))
         else:
-            raise UsageError(f"`path` must end in .json or .html, got {path}: give it one of these suffixes")
+            raise UsageError(
+                f"`path` must end in .json or .html, got {shown_name(path)}: give it one of these suffixes"
+            )
 
     def _to_lists(self) -> dict[str, Any]:
         return {
@@ -122,6 +126,6 @@ class RoutingReport:
             return cls(tuple(routings), names, tuple(map(intervention_from_lists, values["interventions"])))
         except ValueError as error:
             raise UsageError(
-                f"`path` must be a JSON file that RoutingReport.save wrote (format {FORMAT}), got {path}, which "
-                f"{error}: save the report again, under a name in .json"
+                f"`path` must be a JSON file that RoutingReport.save wrote (format {FORMAT}), got {shown_name(path)}, "
+                f"which {error}: save the report again, under a name in .json"
             ) from error

@@ -94,6 +94,7 @@ def _by_width(prefix: str, generator: str) -> dict[str, Any]:
 
 def _leave_out_halvings_(network: nn.Module, surplus: int) -> None:
     """Leave out the earliest halvings, in place, so that the last feature map is larger by a factor."""
+    output_stride = 32 // surplus
     feature_info: Any = network.feature_info
     for each in getattr(feature_info, "info", feature_info):
         each["reduction"] = max(1, each["reduction"] // surplus)
@@ -101,7 +102,10 @@ def _leave_out_halvings_(network: nn.Module, surplus: int) -> None:
         if surplus > 1 and isinstance(module, nn.Conv2d) and module.stride == (2, 2):
             module.stride, surplus = (1, 1), surplus // 2
     if surplus > 1:
-        raise UsageError("`output_stride` must be 32 where other layers than convolutions halve: leave out `aa_layer`")
+        raise UsageError(
+            f"`output_stride` must be 32 where other layers than convolutions halve, got {output_stride}: leave out "
+            "`aa_layer`"
+        )
 
 
 _MOBILENET_V1 = _by_width("mobilenetv1", "_gen_mobilenet_v1")

@@ -6,7 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown
 from condconv.models.families import FAMILIES, Family
 
 
@@ -48,7 +48,7 @@ def parse_name(name: str) -> Name:
         UsageError: No network can be made of the name; the message has names that are near.
     """
     if not isinstance(name, str):
-        raise UsageError(f"`name` must be a text, got {name!r}: condconv.list_models() has the names")
+        raise UsageError(f"`name` must be a text, got {shown(name)}: condconv.list_models() has the names")
     for family in FAMILIES.values():
         pattern = rf"{family.name}_(?:(?P<static>{family.sizes})|cc_(?P<size>{family.sizes})_(?P<experts>[1-9][0-9]*)e)"
         match = re.fullmatch(pattern, name)
@@ -56,4 +56,6 @@ def parse_name(name: str) -> Name:
             experts = match["experts"]
             return Name(family, match["static"] or match["size"], None if experts is None else int(experts))
     near = difflib.get_close_matches(name, list_models(), n=4, cutoff=0.5) or list_models()[:4]
-    raise UsageError(f"`name` must be one of condconv.list_models(), such as {', '.join(near)}, got {name!r}")
+    raise UsageError(
+        f"`name` must be one of condconv.list_models(), such as {', '.join(near)}, got {shown(name)}: take one of these"
+    )

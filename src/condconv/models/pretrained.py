@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from condconv.errors import UsageError, require_extra
+from condconv.errors import UsageError, require_extra, shown
 from condconv.models.families import Family
 from condconv.models.names import Name
 from condconv.models.recipe import Recipe
@@ -50,7 +50,10 @@ def describe_weights(
     """
     source = source_in_timm(name)
     if source is None and isinstance(pretrained_cfg, str) and pretrained_cfg:
-        raise UsageError(f"`pretrained_cfg` must not be a tag for {str(name)!r}, got {pretrained_cfg!r}: timm has none")
+        raise UsageError(
+            f"`pretrained_cfg` must not be a tag for {str(name)!r}, got {shown(pretrained_cfg)}: leave it out, timm "
+            "has none"
+        )
     if source is None:
         pretrained_cfg = pretrained_cfg or {"first_conv": name.family.stem, "classifier": name.family.classifier}
     timms = pretrained_cfg is None or isinstance(pretrained_cfg, str)
@@ -78,11 +81,12 @@ def check_weights(name: Name, cfg: Any, recipe: Recipe) -> None:
     if conditional and recipe.routing != "sigmoid":
         raise UsageError(
             f'`routing` must be "sigmoid" with the weights of {str(name)!r}, which were trained with it, got '
-            f"{recipe.routing!r}: leave one of the two out"
+            f"{shown(recipe.routing)}: leave one of the two out"
         )
     if recipe.init not in ((None,) if conditional else (None, "preserve")):
         raise UsageError(
-            f"`init` must be None with pretrained, got {recipe.init!r}: experts start from the trained weights"
+            f"`init` must be None with pretrained, got {shown(recipe.init)}: leave it out, experts start "
+            "from the trained weights"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from condconv.convert import Scope, convert_, select
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown
 from condconv.models.families import Family
 from condconv.models.names import Name
 
@@ -41,20 +41,35 @@ class Recipe:
             twin = dataclasses.replace(name, num_experts=8)
             raise UsageError(
                 f"`{given[0]}` must not be given for {str(name)!r}, which has no experts, got "
-                f"{getattr(self, given[0])!r}: leave it out, or take a conditional network such as {twin}"
+                f"{shown(getattr(self, given[0]))}: leave it out, or take a conditional network such as {twin}"
             )
         if not isinstance(self.scope, (str, Scope)):
-            raise UsageError(f'`scope` must be "layer", "block", "single" or a Scope, got {self.scope!r}')
+            raise UsageError(
+                f'`scope` must be "layer", "block", "single" or a Scope, got {shown(self.scope)}: "block" is usual'
+            )
         if self.routing == "external":
             raise UsageError(
-                "`routing` must take its weights from the input, got 'external': nobody could hand them in"
+                "`routing` must take its weights from the input, got 'external': take another, nobody hands them in"
             )
         if self.first_layer is not None and type(self.first_layer) is not int:
-            raise UsageError(f"`first_layer` must be a whole number or None, got {self.first_layer!r}")
+            raise UsageError(
+                f"`first_layer` must be a whole number or None, got {shown(self.first_layer)}: None is as in the paper"
+            )
+        for argument in ("conditional_head", "conditional_classifier"):
+            value = getattr(self, argument)
+            if not isinstance(value, (bool, type(None))):
+                raise UsageError(
+                    f"`{argument}` must be True, False or None, got {shown(value)}: None is as in the paper"
+                )
+        if self.init not in (None, "preserve", "independent"):
+            raise UsageError(
+                f'`init` must be "preserve", "independent" or None, got {shown(self.init)}: leave it out to train from '
+                "scratch"
+            )
         if "noise" in given and self.init != "preserve":
             raise UsageError(
-                f"`noise` must be given with init='preserve' only, got {self.noise!r} with {self.init!r}: experts that "
-                "start each on its own differ anyway"
+                f"`noise` must be given with init='preserve' only, got {shown(self.noise)} with {shown(self.init)}: "
+                "leave it out, experts that start each on its own differ anyway"
             )
 
     def convert_(self, model: nn.Module, name: Name, in_chans: int) -> None:
@@ -84,7 +99,10 @@ class Recipe:
         )
         refused = [f"{layer!r} cannot have experts, {reason}" for layer, reason in report.refused.items()]
         for problem in (*refused, *report.notes):
-            raise UsageError(f"`name` must be a network that can be made as asked, got {str(name)!r}: {problem}")
+            raise UsageError(
+                f"`name` must be a network that can be made as asked, got {str(name)!r} ({problem}): ask for another "
+                "placement"
+            )
 
     def _choose(self, family: Family, layers: Sequence[str]) -> list[str]:
         """Return the names of the layers with experts."""
@@ -94,7 +112,7 @@ class Recipe:
             layer, asked = getattr(family, argument), getattr(self, f"conditional_{argument}")
             if layer not in layers and (asked or (layer is None and asked is not None)):
                 raise UsageError(
-                    f"`conditional_{argument}` must be None for a network without a {argument}, got {asked!r}: "
+                    f"`conditional_{argument}` must be None for a network without a {argument}, got {shown(asked)}: "
                     "leave it out"
                 )
             if not (getattr(family, f"conditional_{argument}") if asked is None else asked):
@@ -118,7 +136,10 @@ class Recipe:
                 f"they start with {family.first_block!r}, ask for a later map or give an earlier first_layer"
             )
         if not 1 <= self.first_layer <= len(layers):
-            raise UsageError(f"`first_layer` must lie between 1 and {len(layers)}, got {self.first_layer!r}")
+            raise UsageError(
+                f"`first_layer` must lie between 1 and {len(layers)}, got {shown(self.first_layer)}: layers are "
+                "counted from 1, the stem"
+            )
         return self.first_layer - 1
 
     def _scope(self, chosen: Sequence[str], blocks: set[str]) -> Scope:

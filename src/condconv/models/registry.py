@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from condconv.convert import Scope
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown
 from condconv.models.names import Name, parse_name
 from condconv.models.paper import ROWS, PaperRow
 from condconv.models.pretrained import check_weights, describe_weights, load_weights_
@@ -133,7 +133,7 @@ def create_model(
     """
     parsed = parse_name(name)
     recipe = Recipe(routing, scope, first_layer, conditional_head, conditional_classifier, init, noise)
-    _check_sizes(parsed, num_classes, in_chans, options)
+    _check_sizes(parsed, num_classes, in_chans, pretrained, features_only, options)
     recipe.check(parsed)
     places = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
     given, overlay, cache_dir = (options.pop(place, None) for place in places)
@@ -163,17 +163,25 @@ def _narrow_classifier_(classifier: nn.Module, num_classes: int) -> None:
         classifier.weight.mul_((num_classes / _IMAGENET_CLASSES) ** 0.5)  # type: ignore[operator]
 
 
-def _check_sizes(name: Name, num_classes: int, in_chans: int, options: Mapping[str, Any]) -> None:
+def _check_sizes(
+    name: Name, num_classes: int, in_chans: int, pretrained: bool, features_only: bool, options: Mapping[str, Any]
+) -> None:
     for argument, value, least in (("num_classes", num_classes, 0), ("in_chans", in_chans, 1)):
         if type(value) is not int or value < least:
-            raise UsageError(f"`{argument}` must be a whole number of at least {least}, got {value!r}")
+            raise UsageError(f"`{argument}` must be a whole number of at least {least}, got {shown(value)}: give one")
+    for argument, value in (("pretrained", pretrained), ("features_only", features_only)):
+        if not isinstance(value, bool):
+            raise UsageError(f"`{argument}` must be True or False, got {shown(value)}: leave it out for False")
     strides = name.family.output_strides
     if options.get("output_stride", strides[-1]) not in strides:
         known = ", ".join(map(str, strides))
-        raise UsageError(f"`output_stride` must be one of {known} for {str(name)!r}, got {options['output_stride']!r}")
+        raise UsageError(
+            f"`output_stride` must be one of {known} for {str(name)!r}, got "
+            f"{shown(options['output_stride'])}: take one of these"
+        )
     if "checkpoint_path" in options:
         # timm would load it into the static base, whose conditional layers are drawn anew after that.
         raise UsageError(
-            f"`checkpoint_path` must not be given for {str(name)!r}: create it, then call condconv.load_pretrained, "
-            "which also takes weights of the static network"
+            f"`checkpoint_path` must not be given for {str(name)!r}, got {shown(options['checkpoint_path'])}: create "
+            "the network, then call condconv.load_pretrained, which also takes weights of the static network"
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from condconv.counting import count_trace
-from condconv.errors import UsageError
+from condconv.errors import UsageError, check_type
 from condconv.nn import CondLinear
 from condconv.nn.conditional import conditional_layers
 from condconv.tracing import Call, trace
@@ -68,6 +68,8 @@ def profiler_madds(model: nn.Module, example_input: Any = None, *, batched_produ
         >>> profiler_madds(net, torch.zeros(1, 3, 5, 5))  # 24 x 25, and half of 2 x 75, 8 x 25 and 8 x 25
         875
     """
+    check_type("model", model, nn.Module, "be a torch.nn.Module", "give the network itself")
+    check_type("batched_products", batched_products, bool, "be True or False", "False is what Table 3 counts")
     with _Profiler() as profiler, ExitStack() as hooks:
         for layer in conditional_layers(model).values():
             hooks.callback(layer.register_forward_pre_hook(profiler.enter_layer).remove)
@@ -79,7 +81,7 @@ def profiler_madds(model: nn.Module, example_input: Any = None, *, batched_produ
     shape = calls[0].input_shape
     if not shape or not shape[0]:
         found = "no tensor" if shape is None else f"shape {shape}"
-        raise UsageError(f"example_input must hold a tensor [B, ...] with B > 0, got {found}: pass one image or more")
+        raise UsageError(f"`example_input` must hold a tensor [B, ...] with B > 0, got {found}: pass one image or more")
     normalisation = 2 * prod(shape)
     madds = count_trace(model, watched).total.madds + (profiler.operations + normalisation) // (2 * shape[0])
     return madds if batched_products else madds - sum(map(_batched_products, calls)) // shape[0]

@@ -32,7 +32,8 @@ def default_example(model: nn.Module) -> Tensor:
     first: Any = next((m for m in model.modules() if _size_for(m) is not None), None)
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError(
-            f"`example_input` must be given: lazy layers of {type(model).__name__} do not know their channels yet"
+            f"`example_input` must be given, got None: lazy layers of {type(model).__name__} do not know their "
+            "channels yet, so give a tensor the model takes"
         )
     if isinstance(config, dict) and config.get("input_size"):
         size = tuple(config["input_size"])
@@ -40,7 +41,8 @@ def default_example(model: nn.Module) -> Tensor:
         return _noise((1, channels, *size[1:]), device, dtype)
     if first is None:
         raise UsageError(
-            f"`example_input` must be given: {type(model).__name__} has no convolution to tell the input shape from"
+            f"`example_input` must be given, got None: {type(model).__name__} has no convolution to tell the "
+            "input shape from, so give a tensor the model takes"
         )
     return _noise((1, first.in_channels, *(_size_for(first) or ())), device, dtype)
 
@@ -65,8 +67,8 @@ def arguments_of(model: nn.Module, example_input: Any) -> Iterator[tuple[Any, ..
             raise
         shape = tuple(given.shape)
         raise UsageError(
-            f"`example_input` must be given: {type(model).__name__} fails on a guess of shape {shape} "
-            f"({first_line(error)})"
+            f"`example_input` must be given, got None: {type(model).__name__} fails on a guess of shape {shape} "
+            f"({first_line(error)}), so give a tensor the model takes"
         ) from error
 
 

@@ -85,19 +85,23 @@ def _check_memory(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, ConditionalLayer) and module.compact:
             raise UsageError(
-                f"`model` must have ordinary experts, those of {name!r} are compact: load the weights first, then call "
+                f"`model` must have ordinary experts, got compact ones in {name!r}: load the weights first, then call "
                 "condconv.quantize_experts_"
             )
     for name, value in model.state_dict(keep_vars=True).items():
         if is_lazy(value):
-            raise UsageError(f"`model` must have its parameters, {name!r} waits for a first input: run the model once")
+            raise UsageError(
+                f"`model` must have its parameters, got {name!r}, which waits for a first input: run the model once"
+            )
         if getattr(value, "is_meta", False):
             raise UsageError(
-                f"`model` must have memory to load into, {name!r} is on the meta device: call "
+                f"`model` must have memory to load into, got {name!r} on the meta device: call "
                 "model.to_empty(device=...) first, or create it on a device"
             )
         if hasattr(value, "device_mesh"):
-            raise UsageError(f"`model` must not be sharded, {name!r} is: load the weights first, then shard it")
+            raise UsageError(
+                f"`model` must be whole, got {name!r}, which is sharded: load the weights first, then shard"
+            )
 
 
 def _skip(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from condconv.convert.fold import find_norms
-from condconv.errors import UsageError, few
+from condconv.errors import UsageError, few, shown
 from condconv.nn import ConditionalLayer
 from condconv.nn.folding import scale_outputs
 from condconv.tracing import arguments_of
@@ -96,7 +96,9 @@ def _check_alike(plan: Plan, first: Plan, layers: Mapping[str, ConditionalLayer]
     static = {*plan.fit.static}
     trained = [name for name in layers if name not in static and f"{name}.weight" not in plan.skipped]
     if trained:
-        raise UsageError(f"`path` must hold static networks, got {source}, which has experts for {trained[0]}")
+        raise UsageError(
+            f"`path` must hold static networks, got {source}, which has experts for {trained[0]}: load it alone"
+        )
     if plan.skipped != first.skipped:
         other = min({*plan.skipped} ^ {*first.skipped})
         raise UsageError(
@@ -112,10 +114,15 @@ def _check_norms(
         norm_name, norm = norms.get(layer, (layer, None))
         held = () if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
         if any(tensor is None for tensor in held):
-            raise UsageError(f"`model` must have batch norms with scale, shift and running statistics, got {norm}")
+            raise UsageError(
+                f"`model` must have batch norms with scale, shift and running statistics, got {shown(norm)}: create it "
+                "with affine=True and track_running_stats=True"
+            )
         others = {id(own) for module in model.modules() if module is not norm for own in module._parameters.values()}
         if any(id(tensor) in others for tensor in held):
-            raise UsageError(f"`model` must have batch norms of their own, got {norm_name}, which shares a parameter")
+            raise UsageError(
+                f"`model` must have batch norms of their own, got {norm_name}, which shares a parameter: untie them"
+            )
         kept = [name for name in skipped if name.startswith((f"{layer}.", f"{norm_name}."))]
         if kept:
             raise UsageError(

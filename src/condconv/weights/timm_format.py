@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown
 from condconv.nn import RoutingSlot, SigmoidRouting
 from condconv.nn.block_routing import routing_functions
 from condconv.nn.conditional import conditional_layers
@@ -35,6 +35,8 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
         >>> timm_model.load_state_dict(to_timm_state_dict(model))
         <All keys matched successfully>
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"`model` must be a torch.nn.Module, got {shown(model)}: give the network itself")
     layers = conditional_layers(model)
     routing = routing_functions(model)
     for name, layer in layers.items():
@@ -50,11 +52,13 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
             reason = "its experts are compact"
         if reason is not None:
             raise UsageError(
-                f"`model` must be a network that timm has (efficientnet_cc_* as the paper places experts), got one "
-                f"whose {name!r} is not as there: {reason}"
+                f"`model` must be a network that timm has, got one whose {name!r} is not as there ({reason}): take an "
+                "efficientnet_cc_* or tf_efficientnet_cc_* as condconv.create_model makes it"
             )
     if not layers:
-        raise UsageError("`model` must have conditional layers, got a static network: its state dict is timm's already")
+        raise UsageError(
+            "`model` must have conditional layers, got a static network: take its state_dict(), which is timm's already"
+        )
     functions = {name for name, module in model.named_modules() if isinstance(module, SigmoidRouting)}
     state = {}
     for name, tensor in model.state_dict().items():

@@ -32,7 +32,7 @@ def check_starts(layers: Layers, names: Iterable[str]) -> None:
         except (TypeError, ValueError, RuntimeError) as error:
             raise UsageError(
                 f"`model` must have routing functions that can start evenly, got {type(function).__name__} for {name}, "
-                f"which has one kernel in the source: {error}"
+                f"which has one kernel in the source ({error}): create the network with another routing"
             ) from error
 
 

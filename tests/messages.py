@@ -1,0 +1,48 @@
+"""What a message of the library must have: the argument, the rule, the value, short and on one line, and the remedy."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from condconv.errors import UsageError
+
+_PARTS = re.compile(r"`(?P<argument>\w+)` must .+?, got .+?(: |; ).+")
+
+Row = tuple[str, Callable[[], Any]]
+"""The argument that is wrong, and a call."""
+
+
+def assert_four_parts(argument: str, call: Callable[[], Any]) -> None:
+    """Check that a call is refused with a message that has all four parts."""
+    with pytest.raises(UsageError) as caught:
+        call()
+    message = str(caught.value)
+    match = _PARTS.fullmatch(message)
+    assert match is not None, message
+    assert match["argument"] == argument, message
+    assert message.isprintable(), message
+    assert len(message) < 900, message
+
+
+def public_functions(room: ModuleType) -> set[str]:
+    """Return the names of a room's public functions, and of its classes that check what they are given."""
+    found = {name: getattr(room, name) for name in room.__all__}
+    return {name for name, each in found.items() if inspect.isfunction(each)}
+
+
+def assert_every_function_has_rows(room: ModuleType, rows: Mapping[str, Any], without: Mapping[str, str]) -> None:
+    """Check that a new public function gets rows, or a reason why nothing can be wrong.
+
+    Args:
+        room: With `__all__`.
+        rows: By the names of functions.
+        without: Reasons by the names of functions that have none.
+    """
+    assert public_functions(room) == {*rows, *without} & public_functions(room)
+    assert {*rows, *without} <= {*room.__all__}

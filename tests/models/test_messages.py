@@ -1,0 +1,75 @@
+"""Every public function of the room says what is wrong with what it was given, in four parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from condconv import models
+from condconv.models import create_model, get_model_info, profiler_madds
+
+from ..messages import Row, assert_every_function_has_rows, assert_four_parts
+
+pytest.importorskip("timm")
+
+_LONG: Any = "x" * 100_000
+anything: Any = object()
+
+
+def creating(name: Any = "mobilenet_v1_cc_025_2e", **given: Any) -> Any:
+    return create_model(name, **given)
+
+
+_ARGUMENTS: dict[str, list[Any]] = {
+    "name": [None, "", _LONG, "resnet_cc_50_0e", "\x1b[2J"],
+    "num_classes": [-1, 2.5, True, _LONG],
+    "in_chans": [0, "3"],
+    "pretrained": ["yes", None, True],
+    "features_only": [1, _LONG],
+    "routing": ["external"],
+    "scope": [None, 4],
+    "first_layer": [0, 99, 1.5, True, _LONG],
+    "conditional_head": [True, "no", _LONG],
+    "conditional_classifier": ["yes", 3],
+    "init": ["random", 5, _LONG],
+    "noise": [0.3, _LONG],
+    "output_stride": [3, None, _LONG],
+    "checkpoint_path": ["x.pth", _LONG],
+}
+ROWS: dict[str, list[Row]] = {
+    "create_model": [
+        *(
+            (argument, lambda argument=argument, value=value: creating(**{argument: value}))
+            for argument, values in _ARGUMENTS.items()
+            for value in values
+        ),
+        ("noise", lambda: creating(init="preserve", noise=-1)),
+        ("scope", lambda: creating("mobilenet_v1_025", scope="layer")),
+        ("first_layer", lambda: creating(scope="single", first_layer=1)),
+        ("output_stride", lambda: creating(output_stride=4, aa_layer="avg")),
+        ("out_indices", lambda: creating("resnet_cc_18_2e", features_only=True, out_indices=(0, 1))),
+        ("pretrained_cfg", lambda: creating("mobilenet_v1_cc_033_2e", pretrained_cfg="in1k")),
+        ("routing", lambda: creating("tf_efficientnet_cc_b0_4e", pretrained=True, routing="softmax")),
+        ("init", lambda: creating("tf_efficientnet_cc_b0_4e", pretrained=True, init="independent")),
+    ],
+    "get_model_info": [("name", lambda: get_model_info(_LONG)), ("name", lambda: get_model_info(anything))],
+    "profiler_madds": [
+        ("model", lambda: profiler_madds(anything)),
+        ("batched_products", lambda: profiler_madds(nn.Conv2d(3, 3, 1), batched_products=_LONG)),
+        ("example_input", lambda: profiler_madds(nn.Linear(3, 3))),
+        ("example_input", lambda: profiler_madds(nn.Conv2d(3, 3, 1), torch.zeros(0, 3, 4, 4))),
+    ],
+}
+WITHOUT = {"list_models": "takes nothing", "register_timm_models": "takes nothing"}
+
+
+@pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in ROWS.items() for row in range(len(rows))])
+def test_messages_have_four_parts(name: str, row: int) -> None:
+    assert_four_parts(*ROWS[name][row])
+
+
+def test_every_public_function_has_rows() -> None:
+    assert_every_function_has_rows(models, ROWS, WITHOUT)
