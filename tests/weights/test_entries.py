@@ -184,6 +184,25 @@ def test_one_entry_of_any_name_and_several() -> None:
         load_state_dict(model, {"first": filled(1), "second": filled(2)}, source="x")
 
 
+def test_several_averages_are_said() -> None:
+    report = load_state_dict(small(2), {"model": filled(1), "ema_0.9": filled(2), "ema_0.999": filled(3)})
+    assert "there are other averages, under 'ema_0.999'" in str(report)
+
+
+def test_mappings_that_never_end() -> None:
+    loop: dict[str, Any] = {}
+    loop |= dict.fromkeys(("model", "net", "ema"), loop)
+    deep: dict[str, Any] = filled(1)
+    for _ in range(3000):
+        deep = {"state_dict": deep}
+    wide: dict[str, Any] = filled(1)
+    for _ in range(11):
+        wide = dict.fromkeys(("model", "net", "network", "ema", "x"), wide)
+    for content in (loop, deep, wide):
+        with pytest.raises(UsageError, match="`path` must hold mappings in mappings 12 deep at most, got more: "):
+            load_state_dict(small(2), content)
+
+
 def test_names_that_no_network_has(tmp_path: Any) -> None:
     for name in ("a\x1b[2J.weight", "a" * 5000):
         with pytest.raises(UsageError, match="must hold tensors by a network's names, got state dict with '") as caught:

@@ -55,7 +55,7 @@ def test_parts_for_training_only(name: str) -> None:
 def test_what_stands_beside_the_network_of_a_trainer() -> None:
     more = {"perceptual.vgg.0.weight": torch.rand(4, 3, 3, 3), "temperature": torch.ones(())}
     report = loaded(more, "model.")
-    assert "left out perceptual.vgg.0.weight, temperature: they stand beside the network, which is under 'model.'" in (
+    assert "left out perceptual.vgg.0.weight, temperature: they stand next to the network, which is under 'model.'" in (
         str(report)
     )
 
@@ -82,7 +82,7 @@ def test_one_entry_too_many_is_offered_by_name() -> None:
         model, state = small(2), small().state_dict() | more
         message = refusal(model, state)
         offered = ", ".join(map(repr, patterns))
-        assert f"more beside it: pass skip=[{offered}] to leave that out, if the network computes the same" in message
+        assert f"more next to it: pass skip=[{offered}] to leave that out, if the network computes the same" in message
         assert "depth" not in message
         load_state_dict(model, state, skip=patterns)
 

@@ -59,7 +59,8 @@ def test_parts_give_the_weight_of_torchs_module(form: str, prefix: str) -> None:
     source.train()(torch.randn(2, 3, 32, 32, dtype=torch.float64))  # a step of the power method, and statistics
     model = small(3).double()
     report = load_state_dict(model, {prefix + name: value for name, value in source.state_dict().items()})
-    assert f"3 weights were computed from the parts of {name}" in report.notes
+    weights = ", ".join(f"{prefix}{each}.weight" for each in ("stem", "blocks.1.pointwise", "classifier"))
+    assert f"computed from the parts of {name}: {weights}" in report.notes
     source.eval()(torch.randn(1, 3, 32, 32, dtype=torch.float64))
     torch.testing.assert_close(model.stem.weight, source.stem.weight, rtol=1e-12, atol=0)
     assert_same_logits(model, source, (2, 32))
@@ -93,6 +94,19 @@ def test_one_output_and_half_precision() -> None:
     model = nn.Sequential(nn.Conv2d(3, 1, 1).half())
     load_state_dict(model, {f"0.{name}": value for name, value in source.state_dict().items()})
     assert torch.equal(model[0].weight, source.weight)
+
+
+def test_parts_that_do_not_go_together_are_named() -> None:
+    wrong = {"0.bias": torch.zeros(4), "0.weight_v": torch.ones(4, 3, 3, 3)}
+    for parts in (
+        {"0.weight_g": torch.ones(3, 1, 1, 1)},
+        {"0.weight_g": torch.ones(4, 1, 1, 1, dtype=torch.float16)},
+        {"0.weight_g": torch.ones(4, 1, 1, 1).char(), "0.weight_v": torch.ones(4, 3, 3, 3).char()},
+        {"0.weight_orig": torch.ones(4, 3, 3, 3), "0.weight_u": torch.ones(4), "0.weight_v": torch.ones(26)},
+        {"0.weight_orig": torch.ones(4, 3, 3, 3)},
+    ):
+        with pytest.raises(UsageError, match="its '0.weight' is computed by a parametrization that is not known here"):
+            load_state_dict(nn.Sequential(nn.Conv2d(3, 4, 3)), wrong | parts)
 
 
 def test_recurrent_weights_have_names_of_their_own() -> None:

@@ -66,7 +66,7 @@ def _empty(misfit: Misfit) -> str | None:
 
 
 def _parametrized(misfit: Misfit) -> str | None:
-    unknown = unknown_parametrizations(misfit.matched.unknown)
+    unknown = unknown_parametrizations(misfit.matched.unknown, misfit.fit.missing)
     if not unknown:
         return None
     weight, parts = next(iter(unknown.items()))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from condconv.errors import UsageError, few, shown
-from condconv.weights.entries import words
+from condconv.weights.averages import words
 from condconv.weights.fit import Fit
 from condconv.weights.layers import Layers
 from condconv.weights.names import Matched
@@ -60,9 +60,9 @@ def _is_of_images(leaf: str, tensor: Tensor) -> bool:
 def leave_out_siblings(
     layers: Layers, matched: Matched, fit: Fit, state: Mapping[str, Tensor], source: str
 ) -> tuple[Matched, list[str]]:
-    """Return what was matched without what stands beside a network that is complete, and a note.
+    """Return what was matched without what stands next to a network that is complete, and a note.
 
-    A file of a trainer has the network under a name, such as `model.`, and beside it what training needs.
+    A file of a trainer has the network under a name, such as `model.`, and next to it what training needs.
 
     Args:
         layers: The network.
@@ -74,10 +74,10 @@ def leave_out_siblings(
     Raises:
         UsageError: The source has several such networks.
     """
-    beside = [name for name in matched.unknown if not name.startswith(matched.prefix)]
-    if not matched.prefix or not beside or fit.missing or fit.misfits or matched.clashes:
+    next to = [name for name in matched.unknown if not name.startswith(matched.prefix)]
+    if not matched.prefix or not next to or fit.missing or fit.misfits or matched.clashes:
         return matched, []
-    others = {f"{name.partition('.')[0]}." for name in beside if "." in name}
+    others = {f"{name.partition('.')[0]}." for name in next to if "." in name}
     whole = {name.removeprefix(matched.prefix) for name in matched.sources.values()}
     for other in sorted(others):
         if whole <= {name.removeprefix(other) for name in state if name.startswith(other)}:
@@ -86,5 +86,5 @@ def leave_out_siblings(
                 f"{shown(other)}: give condconv.weights.load_state_dict the tensors of one of them"
             )
     unknown = tuple(name for name in matched.unknown if name.startswith(matched.prefix))
-    note = f"left out {few(beside)}: they stand beside the network, which is under {matched.prefix!r}"
+    note = f"left out {few(beside)}: they stand next to the network, which is under {matched.prefix!r}"
     return replace(matched, unknown=unknown), [note]

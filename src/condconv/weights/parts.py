@@ -13,12 +13,12 @@ _OF_LAYERS = ("weight", "bias", "running_mean", "running_var")
 
 
 def parts_in_the_network_alone(misfit: Misfit) -> str | None:
-    """Tell of parts of the network, or tensors beside its layers, that a source lacks as a whole."""
+    """Tell of parts of the network, or tensors next to its layers, that a source lacks as a whole."""
     fit, layers = misfit.fit, misfit.layers
     if not fit.missing or fit.misfits or misfit.matched.unknown or misfit.matched.clashes:
         return None
     patterns = _patterns(fit.missing, layers.tensors.keys() - {*fit.missing})
-    # A network with more blocks has parts more too: only what stands beside everything else is told of.
+    # A network with more blocks has parts more too: only what stands next to everything else is told of.
     depth = len(common_parts(layers.first)) + 1
     deep = misfit.is_of_other_layers and any(pattern.count(".") > depth for pattern in patterns)
     if deep or not patterns or any(layers.routes(name) for name in fit.missing):
@@ -45,7 +45,7 @@ def parts_in_the_source_alone(misfit: Misfit) -> str | None:
 
 
 def tensors_in_the_source_alone(misfit: Misfit) -> str | None:
-    """Tell of tensors beside all layers, where everything else fits."""
+    """Tell of tensors next to all layers, where everything else fits."""
     matched = misfit.matched
     inside = any(misfit.layers.routes(name.removeprefix(matched.prefix)) for name in matched.unknown)
     if not _is_complete(misfit) or misfit.is_of_other_layers or inside:
@@ -54,7 +54,7 @@ def tensors_in_the_source_alone(misfit: Misfit) -> str | None:
     if not patterns:
         return None
     return (
-        f"it is this network's with more beside it: pass skip=[{', '.join(map(repr, patterns))}] to leave that out, if "
+        f"it is this network's with more next to it: pass skip=[{', '.join(map(repr, patterns))}] to leave that out, if "
         "the network computes the same without"
     )
 

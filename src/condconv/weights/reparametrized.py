@@ -10,12 +10,13 @@ Each is known in all forms in which torch saves it, for a parameter of any name:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from condconv.weights.layers import ends
 
 _NEW = re.compile(r"(?P<owner>(?:.+\.)?)parametrizations\.(?P<leaf>[^.]+)\.(?P<part>.+)")
 _OLD = re.compile(r"(?P<owner>(?:.+\.)?)(?P<leaf>[^.]+)_(?P<part>g|v|u|orig|mask)")
@@ -60,18 +61,29 @@ def plain_weights(
     return plain, how
 
 
-def unknown_parametrizations(names: Any) -> dict[str, list[str]]:
-    """Return the weights, among names of a source, that are saved in parts of no kind that is known, with the parts."""
+def unknown_parametrizations(names: Iterable[str], missing: Iterable[str]) -> dict[str, list[str]]:
+    """Return weights that a source has in parts of no kind that is known, with the parts.
+
+    Args:
+        names: Of the source, for which the network has nothing.
+        missing: Names of the network, for which the source has nothing.
+    """
     groups: dict[str, list[str]] = {}
+    lacking = {*missing}
     for name in names:
-        match = _NEW.fullmatch(name)
-        if match is not None:
-            groups.setdefault(match["owner"] + match["leaf"], []).append(match["part"])
+        new = _NEW.fullmatch(name)
+        match = new or _OLD.fullmatch(name)
+        weight = match["owner"] + match["leaf"] if match else ""
+        if match and (new or lacking & {*ends(weight)}):
+            groups.setdefault(weight, []).append(match["part"])
     return groups
 
 
 def _compute(parts: _Parts, weight: Tensor | None) -> tuple[str, Tensor] | None:
     """Return a weight and how it is computed from its parts, or `None` if they are not known."""
+    numbers = [part for name, part in parts.items() if name != "mask"]
+    if not all(part.is_floating_point() and part.dtype == numbers[0].dtype for part in numbers):
+        return None
     for kind, names, compute in _KINDS:
         if parts.keys() == {*names} and (value := compute(*(parts[name] for name in names))) is not None:
             # The oldest files of torch have the weight itself too, as it was when they were saved.
@@ -98,7 +110,8 @@ def _spectral_norm(weight: Tensor, left: Tensor, right: Tensor) -> Tensor | None
     of a kernel with as many inputs as outputs, by what they give.
     """
     rows = [weight.movedim(dim, 0).flatten(1) for dim in range(min(2, weight.dim()))]
-    fitting = [matrix for matrix in rows if matrix.shape == (left.numel(), right.numel()) and left.dim() == 1]
+    vectors = left.dim() == right.dim() == 1
+    fitting = [matrix for matrix in rows if vectors and matrix.shape == (len(left), len(right))]
     values = [torch.vdot(left, torch.mv(matrix, right)) for matrix in fitting]
     return weight / max(values, key=lambda value: float(value.detach().abs())) if values else None
 

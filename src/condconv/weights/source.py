@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from condconv.errors import UsageError, few, shown
-from condconv.weights.entries import Entry, Found, find_weights, holders
+from condconv.weights.averages import Entry, Found
+from condconv.weights.entries import find_weights, holders
 from condconv.weights.layers import Layers
 from condconv.weights.reparametrized import plain_weights
 
@@ -58,7 +59,7 @@ def find_source(loaded: Any, name: str, layers: Layers, averaged: bool) -> Sourc
             )
     dense = {each: t if t.layout == torch.strided else t.to_dense() for each, t in entry.tensors.items()}
     plain, computed = plain_weights(dense, layers.knows)
-    notes += [f"{len(weights)} weights were computed from the parts of {how}" for how, weights in computed.items()]
+    notes += [f"computed from the parts of {how}: {few(weights)}" for how, weights in computed.items()]
     return Source(name, plain, tuple(notes))
 
 
@@ -77,7 +78,7 @@ def _choose(found: Found, loaded: Any, name: str, averaged: bool) -> tuple[Entry
                 "`averaged` out"
             )
         return average, name, [f"these are averaged weights, under {under}: there are no others"]
-    beside = shown(plain.name) if plain.name else "their own names"
+    next to = shown(plain.name) if plain.name else "their own names"
     if averaged:
         taken, other = average, plain
         note = f"averaged weights were taken, under {under}: averaged=False takes the plain ones, under {beside}"
@@ -86,6 +87,8 @@ def _choose(found: Found, loaded: Any, name: str, averaged: bool) -> tuple[Entry
         taken, other = plain, average
         note = f"plain weights were taken, under {beside}, as asked; there are averaged ones under {under}"
     notes = [note]
+    if found.others:
+        notes.append(f"there are other averages, under {few(map(shown, found.others))}")
     if taken.tensors.keys() < other.tensors.keys():  # averages of parameters alone: buffers are the network's
         notes.append(f"{len(other.tensors) - len(taken.tensors)} tensors of which there is one alone were taken too")
         taken = Entry(taken.name, {**other.tensors, **taken.tensors})
