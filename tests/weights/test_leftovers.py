@@ -82,7 +82,7 @@ def test_one_entry_too_many_is_offered_by_name() -> None:
         model, state = small(2), small().state_dict() | more
         message = refusal(model, state)
         offered = ", ".join(map(repr, patterns))
-        assert f"more next to it: pass skip=[{offered}] to leave that out, if the network computes the same" in message
+        assert f"with more: pass skip=[{offered}] to leave that out, if the network computes the same" in message
         assert "depth" not in message
         load_state_dict(model, state, skip=patterns)
 

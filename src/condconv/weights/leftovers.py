@@ -74,10 +74,10 @@ def leave_out_siblings(
     Raises:
         UsageError: The source has several such networks.
     """
-    next to = [name for name in matched.unknown if not name.startswith(matched.prefix)]
-    if not matched.prefix or not next to or fit.missing or fit.misfits or matched.clashes:
+    siblings = [name for name in matched.unknown if not name.startswith(matched.prefix)]
+    if not matched.prefix or not siblings or fit.missing or fit.misfits or matched.clashes:
         return matched, []
-    others = {f"{name.partition('.')[0]}." for name in next to if "." in name}
+    others = {f"{name.partition('.')[0]}." for name in siblings if "." in name}
     whole = {name.removeprefix(matched.prefix) for name in matched.sources.values()}
     for other in sorted(others):
         if whole <= {name.removeprefix(other) for name in state if name.startswith(other)}:
@@ -86,5 +86,5 @@ def leave_out_siblings(
                 f"{shown(other)}: give condconv.weights.load_state_dict the tensors of one of them"
             )
     unknown = tuple(name for name in matched.unknown if name.startswith(matched.prefix))
-    note = f"left out {few(beside)}: they stand next to the network, which is under {matched.prefix!r}"
+    note = f"left out {few(siblings)}: they stand next to the network, which is under {matched.prefix!r}"
     return replace(matched, unknown=unknown), [note]

@@ -54,7 +54,7 @@ def tensors_in_the_source_alone(misfit: Misfit) -> str | None:
     if not patterns:
         return None
     return (
-        f"it is this network's with more next to it: pass skip=[{', '.join(map(repr, patterns))}] to leave that out, if "
+        f"it is this network's with more: pass skip=[{', '.join(map(repr, patterns))}] to leave that out, if "
         "the network computes the same without"
     )
 

@@ -78,14 +78,14 @@ def _choose(found: Found, loaded: Any, name: str, averaged: bool) -> tuple[Entry
                 "`averaged` out"
             )
         return average, name, [f"these are averaged weights, under {under}: there are no others"]
-    next to = shown(plain.name) if plain.name else "their own names"
+    rest = shown(plain.name) if plain.name else "their own names"
     if averaged:
         taken, other = average, plain
-        note = f"averaged weights were taken, under {under}: averaged=False takes the plain ones, under {beside}"
-        name = f"{name} (its averaged weights, under {under}; averaged=False takes those under {beside})"
+        note = f"averaged weights were taken, under {under}: averaged=False takes the plain ones, under {rest}"
+        name = f"{name} (its averaged weights, under {under}; averaged=False takes those under {rest})"
     else:
         taken, other = plain, average
-        note = f"plain weights were taken, under {beside}, as asked; there are averaged ones under {under}"
+        note = f"plain weights were taken, under {rest}, as asked; there are averaged ones under {under}"
     notes = [note]
     if found.others:
         notes.append(f"there are other averages, under {few(map(shown, found.others))}")
