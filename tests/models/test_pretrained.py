@@ -167,7 +167,9 @@ def test_without_pretrained_the_description_is_timms_all_the_same() -> None:
     assert (model.pretrained_cfg["tag"], model.pretrained_cfg["crop_pct"]) == ("a1_in1k", 0.5)
     with pytest.raises(RuntimeError, match=r"Invalid pretrained tag \(nope\) for resnet18"):
         create_model("resnet_cc_18_2e", pretrained_cfg="nope")
-    with pytest.raises(UsageError, match="`pretrained_cfg` must not be a tag for 'mobilenet_v1_050', got 'in1k': leave"):
+    with pytest.raises(
+        UsageError, match="`pretrained_cfg` must not be a tag for 'mobilenet_v1_050', got 'in1k': leave"
+    ):
         create_model("mobilenet_v1_050", pretrained_cfg="in1k")
     with warnings.catch_warnings(record=True) as caught:
         assert create_model("mobilenet_v1_050").pretrained_cfg["first_conv"] == "conv_stem"
