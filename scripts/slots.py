@@ -85,7 +85,13 @@ def spread(now: Measured, arm: str, field: str = "score") -> str:
 def row(now: Measured, arm: str, other: str, called: str | None = None) -> str:
     """Cells of a comparison: network, over, points, interval, seeds, training loss, interval."""
     points = now.differences(arm, other, "score")
-    cells = [called or arm, other, f"{mean(points):+.2f}", interval(now, arm, other, sign="+"), str(len(points))]
+    cells = [
+        called or arm,
+        other,
+        f"{round(mean(points), 6):+.2f}",
+        interval(now, arm, other, sign="+"),
+        str(len(points)),
+    ]
     if all(run["loss"] is not None for label in (arm, other) for run in now.runs[label].values()):
         cells += [f"{mean(now.differences(arm, other, 'loss')):+.3f}", interval(now, arm, other, "loss", "+")]
     return " | ".join(cells + [""] * (7 - len(cells)))
@@ -118,7 +124,7 @@ def curves(now: Measured) -> str:
     lines = [["network", *(f"epoch {epoch}" for epoch in at)]]
     for label in (arm.label for arm in _experiment(now).arms if arm.label in now.runs):
         found = [[*chain(*run["curve"])] if label in chained else run["curve"][0] for run in now.runs[label].values()]
-        lines.append([label, *(f"{100 * mean(curve[epoch - 1] for curve in found):.1f}" for epoch in at)])
+        lines.append([label, *(_number(100 * mean(curve[epoch - 1] for curve in found), "score") for epoch in at)])
     return f"Accuracy on the way, in percent, means over the seeds:\n\n{as_markdown(lines)}"
 
 
