@@ -88,7 +88,7 @@ def row(now: Measured, arm: str, other: str, called: str | None = None) -> str:
     cells = [
         called or arm,
         other,
-        f"{round(mean(points), 6):+.2f}",
+        f"{mean(points):+.2f}",
         interval(now, arm, other, sign="+"),
         str(len(points)),
     ]
