@@ -20,6 +20,9 @@ from condconv.errors import few
 from condconv.nn import ConditionalLayer, ExternalRouting
 from condconv.tracing import Trace, is_on_meta
 
+NO_VALUES = "no values yet, on the meta device: load the state dict of a converted network"
+"""The note on a model of the meta device."""
+
 
 def exchange_layers_(
     model: nn.Module,
@@ -78,7 +81,7 @@ def _check(
     idle = check_layers_run(old_layers, new_layers, watched, run)
     notes = [f"not checked, since they do not run on the example in evaluation mode: {few(idle)}"] if idle else []
     if is_on_meta(model):
-        notes.append("no values yet, on the meta device: load the state dict of a converted network")
+        notes.append(NO_VALUES)
     elif init == "preserve" and not check_output(model, watched.example, watched.output, run.output):
         notes.append("output not checked: it holds no tensors that could be compared")
     return count_trace(model, run), notes

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from condconv.convert import Scope, convert_, select
+from condconv.convert.exchange import NO_VALUES
 from condconv.errors import UsageError, shown
 from condconv.models.families import Family
 from condconv.models.names import Name
@@ -98,7 +99,7 @@ class Recipe:
             noise=self.noise,
         )
         refused = [f"{layer!r} cannot have experts, {reason}" for layer, reason in report.refused.items()]
-        for problem in (*refused, *report.notes):
+        for problem in (*refused, *(note for note in report.notes if note != NO_VALUES)):
             raise UsageError(
                 f"`name` must be a network that can be made as asked, got {str(name)!r} ({problem}): ask for another "
                 "placement"
