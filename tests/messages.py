@@ -12,22 +12,34 @@ import pytest
 
 from condconv.errors import UsageError
 
-_PARTS = re.compile(r"`(?P<argument>\w+)` must .+?, got .+?(: |; ).+")
+_PARTS = re.compile(r"`(?P<argument>\w+)` must .+?, got .+?(: |; )\S.{5,}")
+_LONGEST = 900
 
 Row = tuple[str, Callable[[], Any]]
 """The argument that is wrong, and a call."""
+
+
+def why_not_four_parts(message: str, argument: str | None = None) -> str | None:
+    """Return what is missing from a message, or `None`.
+
+    Args:
+        message: Of an error.
+        argument: The one it must name; `None` for any.
+    """
+    parts = _PARTS.fullmatch(message)
+    if parts is None or not message.isprintable():
+        return "not of the form `argument` must <rule>, got <value>: <remedy>, on one line"
+    if argument is not None and parts["argument"] != argument:
+        return f"about `{parts['argument']}`, not `{argument}`"
+    return "longer than a sentence" if len(message) >= _LONGEST else None
 
 
 def assert_four_parts(argument: str, call: Callable[[], Any]) -> None:
     """Check that a call is refused with a message that has all four parts."""
     with pytest.raises(UsageError) as caught:
         call()
-    message = str(caught.value)
-    match = _PARTS.fullmatch(message)
-    assert match is not None, message
-    assert match["argument"] == argument, message
-    assert message.isprintable(), message
-    assert len(message) < 900, message
+    fault = why_not_four_parts(str(caught.value), argument)
+    assert fault is None, f"{fault}: {caught.value}"
 
 
 def public_functions(room: ModuleType) -> set[str]:
