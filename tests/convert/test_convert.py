@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 import condconv
 from condconv import CondConv2d, CondLinear, Scope, convert_, select
+from condconv.errors import UsageError
 from condconv.nn import HierarchicalRouting, RoutingSlot, SigmoidRouting, SoftmaxRouting, TFSameConv2d
 
 
@@ -184,7 +185,7 @@ def test_no_weights_are_left_behind(scope) -> None:
 
 def check_empty(slots: list[RoutingSlot]) -> None:
     for slot in slots:
-        with pytest.raises(RuntimeError, match="which is not running"):
+        with pytest.raises(UsageError, match="which is not running"):
             slot(EXAMPLE)
 
 
@@ -658,5 +659,5 @@ def test_inference_mode_is_refused_since_nothing_could_be_trained():
 def test_a_symbolic_trace_is_named():
     network = Net()
     convert_(network, 2, where=select.last_blocks(1), scope="block", example_input=torch.randn(1, 3, 8, 8))
-    with pytest.raises(TypeError, match=r"torch.fx traces with proxies, trace with torch.export"):
+    with pytest.raises(UsageError, match=r"torch.fx traces with proxies, trace with torch.export"):
         torch.fx.symbolic_trace(network)

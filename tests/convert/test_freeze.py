@@ -103,7 +103,7 @@ def test_the_end_of_a_chain_is_removed_and_the_slot_before_it_is_emptied():
     freeze_layers_(model, {"1.first": WEIGHTS, "1.second": WEIGHTS})
     assert not hasattr(model[1], "routing_fn")
     model(torch.randn(2, 4, 6, 6))
-    with pytest.raises(RuntimeError, match="which is not running"):
+    with pytest.raises(UsageError, match="which is not running"):
         slot(torch.zeros(1))
 
 

@@ -17,6 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from condconv import CondConv2d
+from condconv.errors import UsageError
 from condconv.nn import HierarchicalRouting, RoutingSlot, SigmoidRouting, SoftmaxRouting, route_block_
 from condconv.nn.block_routing import routing_functions
 
@@ -78,7 +79,9 @@ def test_a_layer_outside_its_running_block_says_so() -> None:
     block = Net().blocks[0]
     x = torch.randn(2, 6, 5, 5)
     block(x)
-    with pytest.raises(RuntimeError, match="takes its routing weights from its Block, which is not running"):
+    with pytest.raises(
+        UsageError, match="`routing_weights` must come from its Block, which is not running, got None: "
+    ):
         block.pointwise(x)
 
 
@@ -88,7 +91,7 @@ def test_the_slot_is_emptied_when_the_block_fails() -> None:
     block.norm = nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         block(torch.randn(2, 6, 5, 5))
-    with pytest.raises(RuntimeError, match="not running"):
+    with pytest.raises(UsageError, match="not running"):
         routed.slot(torch.randn(2, 6, 5, 5))
 
 
@@ -143,7 +146,7 @@ def test_checkpointing_a_part_of_a_block_is_refused_not_wrong() -> None:
     route_block_(block, SigmoidRouting(6, 3), [block.depthwise, block.pointwise])
     block.forward = lambda x: checkpoint(block.pointwise, x, use_reentrant=False)
     y = block(torch.randn(2, 6, 5, 5, requires_grad=True))
-    with pytest.raises(RuntimeError, match="with activation checkpointing, checkpoint a module that contains it"):
+    with pytest.raises(UsageError, match="with activation checkpointing, checkpoint a module that contains it"):
         y.sum().backward()
 
 
@@ -189,7 +192,7 @@ def test_distributed_data_parallel(tmp_path) -> None:
 
 def test_data_parallel_is_refused() -> None:
     slot = next(module for module in Net().modules() if isinstance(module, RoutingSlot))
-    with pytest.raises(RuntimeError, match="use torch.nn.parallel.DistributedDataParallel"):
+    with pytest.raises(UsageError, match="use torch.nn.parallel.DistributedDataParallel"):
         slot._replicate_for_data_parallel()
 
 
@@ -244,7 +247,7 @@ def test_a_copy_made_in_the_middle_of_a_forward_starts_empty() -> None:
     copies = []
     block.norm.register_forward_hook(lambda module, args, output: copies.append(copy.deepcopy(block.pointwise)))
     block(torch.randn(2, 6, 5, 5))
-    with pytest.raises(RuntimeError, match="not running"):
+    with pytest.raises(UsageError, match="not running"):
         copies[0](torch.randn(2, 6, 5, 5))
 
 
@@ -262,7 +265,7 @@ def test_a_copy_of_a_layer_in_its_block_reads_the_weights_of_the_block() -> None
         twin.blocks[1].routing_fn.fc.bias += 2
     assert not torch.equal(twin(x), expected)  # it reads its own block's
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
-    with pytest.raises(RuntimeError, match=r"which is not running \(it is a copy, made without that module"):
+    with pytest.raises(UsageError, match=r"which is not running \(it is a copy, made without that module"):
         model.blocks[1].pointwise(torch.randn(2, 6, 5, 5))
 
 
@@ -278,7 +281,7 @@ def test_hierarchical_chain_hands_the_weights_over() -> None:
     second.pointwise.register_forward_pre_hook(lambda module, args: seen.append(tail.slot(args[0])))
     second(hidden)
     torch.testing.assert_close(seen[0], expected)
-    with pytest.raises(RuntimeError, match="not running"):
+    with pytest.raises(UsageError, match="not running"):
         second(hidden)
 
 
@@ -291,7 +294,7 @@ def test_one_routing_for_two_blocks() -> None:
     weights = first.routing_fn(x)
     torch.testing.assert_close(routed.slot(x), weights)
     second(hidden)
-    with pytest.raises(RuntimeError, match="not running"):
+    with pytest.raises(UsageError, match="not running"):
         routed.slot(x)
 
 
@@ -310,13 +313,15 @@ def test_remove_takes_hooks_and_routing_away() -> None:
 
 
 def test_bad_blocks() -> None:
-    with pytest.raises(ValueError, match="block must not be a Sequential"):
+    with pytest.raises(ValueError, match="`block` must not be a container .*, got a Sequential: "):
         route_block_(nn.Sequential(), SigmoidRouting(6, 3), [])
     block = Block(6)
     route_block_(block, SigmoidRouting(6, 3), [])
-    with pytest.raises(ValueError, match="block must not have an attribute `routing_fn` yet, .* it is routed already"):
+    with pytest.raises(
+        ValueError, match="`block` must not have an attribute `routing_fn` yet, .* it is routed already"
+    ):
         route_block_(block, SoftmaxRouting(6, 3), [])
-    with pytest.raises(TypeError, match="must be called with a tensor to be routed by, got none"):
+    with pytest.raises(UsageError, match="`x` must be a tensor, for its .* to be routed by, got none: pass it"):
         block("not a tensor")
 
 
@@ -328,5 +333,5 @@ def test_weights_do_not_outlive_a_block_that_skips_its_last_layer() -> None:
     block = Skipping(6)
     route_block_(block, SigmoidRouting(6, 3), [block.depthwise, block.pointwise], until=block.pointwise)
     block(torch.randn(2, 6, 5, 5))
-    with pytest.raises(RuntimeError, match="not running"):
+    with pytest.raises(UsageError, match="not running"):
         block.depthwise(torch.randn(2, 6, 5, 5))

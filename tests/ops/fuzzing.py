@@ -1,7 +1,7 @@
 """Random calls of every operation, and what they must return, written plainly: loops over taps in fp64.
 
 A call is drawn valid, and half of them are then broken in one place. A valid one must give the right numbers, or be
-refused because of its `impl`; a broken one must be refused with a message of four parts. An error of torch's is neither.
+refused because of its `impl`; a broken one must be refused with a message of four parts. No error may be torch's.
 """
 
 from __future__ import annotations

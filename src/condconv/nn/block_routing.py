@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.utils.hooks import RemovableHandle
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown
+from condconv.ops.scalars import flag
 
 _CHILD = "routing_fn"
 
@@ -62,15 +63,15 @@ class RoutingSlot(nn.Module):
         """Return the weights `[B, E]`; x, the layer's own input, is not looked at.
 
         Raises:
-            RuntimeError: The block is not running.
+            UsageError: The block is not running.
         """
         weights = getattr(self.filled()._running, "weights", None)
         if weights is None:
             copied = (
                 "" if self.origin is None else " (it is a copy, made without that module, and reads the original's)"
             )
-            raise RuntimeError(
-                f"this layer takes its routing weights from {self.scope}, which is not running{copied}: call that "
+            raise UsageError(
+                f"`routing_weights` must come from {self.scope}, which is not running{copied}, got None: call that "
                 "module, or pass routing_weights; with activation checkpointing, checkpoint a module that contains it"
             )
         return weights
@@ -79,10 +80,13 @@ class RoutingSlot(nn.Module):
         """Return `start`; the routing function itself belongs to the block.
 
         Raises:
-            RuntimeError: It is not set.
+            UsageError: It is not set.
         """
         if self.start is None:
-            raise RuntimeError(f"start must be set before layers routed by {self.scope} are made from static ones")
+            raise UsageError(
+                f"`start` must be set before layers routed by {self.scope} are made from static ones, got None: give "
+                "the slot the weights [E] that the block starts with"
+            )
         return self.start
 
     def extra_repr(self) -> str:
@@ -105,9 +109,9 @@ class RoutingSlot(nn.Module):
         self._running = threading.local()
 
     def _replicate_for_data_parallel(self) -> NoReturn:
-        raise RuntimeError(
-            "nn.DataParallel must not be used with routing shared by a block: its threads would share one slot; "
-            "use torch.nn.parallel.DistributedDataParallel"
+        raise UsageError(
+            "`module` must not have routing shared by a block under nn.DataParallel, got layers routed by "
+            f"{self.scope}: its threads would share one slot, use torch.nn.parallel.DistributedDataParallel"
         )
 
 
@@ -127,8 +131,9 @@ class FillSlot:
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if x is None:
             traced = any(isinstance(value, Proxy) for value in (*args, *kwargs.values()))
-            hint = ": torch.fx traces with proxies, trace with torch.export instead" if traced else ""
-            raise TypeError(f"{self.slot.scope} must be called with a tensor to be routed by, got none{hint}")
+            remedy = "pass it as an argument of its own, not inside of another"
+            remedy = "torch.fx traces with proxies, trace with torch.export instead" if traced else remedy
+            raise UsageError(f"`x` must be a tensor, for {self.slot.scope} to be routed by, got none: {remedy}")
         routing_fn = getattr(block, _CHILD)
         if self.previous is None:
             self.slot.fill(routing_fn(x))
@@ -195,7 +200,8 @@ def route_block_(
         The slot, and the means to undo it.
 
     Raises:
-        ValueError: The block has an attribute `routing_fn`, or is a container that would run it as a layer.
+        UsageError: The block has an attribute `routing_fn`, or is a container that would run it as a layer; or a part
+            is not a module.
 
     Source:
         CondConv, section 4 and the authors' code: one routing for each block, used by all its convolutions.
@@ -214,16 +220,28 @@ def route_block_(
         >>> block(torch.randn(2, 8, 6, 6)).shape
         torch.Size([2, 16, 6, 6])
     """
+    for name, module in (("block", block), ("routing_fn", routing_fn), ("until", block if until is None else until)):
+        if not isinstance(module, nn.Module):
+            raise UsageError(f"`{name}` must be a torch.nn.Module, got {shown(module)}: give the module itself")
     if isinstance(block, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        raise ValueError(
-            f"block must not be a {type(block).__name__}: it would run its child `routing_fn` as a layer; "
-            "choose the module around it, or route each layer by itself"
+        raise UsageError(
+            f"`block` must not be a container that would run its child `routing_fn` as a layer, got a "
+            f"{type(block).__name__}: choose the module around it, or route each layer by itself"
         )
     if hasattr(block, _CHILD):
-        raise ValueError(
-            f"block must not have an attribute `{_CHILD}` yet, this {type(block).__name__} has: it is routed already, "
-            "so convert all its layers at once, or the others with scope='layer'"
+        raise UsageError(
+            f"`block` must not have an attribute `{_CHILD}` yet, got a {type(block).__name__} with one: it is routed "
+            "already, so convert all its layers at once, or the others with scope='layer'"
         )
+    layers = [*layers] if isinstance(layers, Iterable) else [layers]
+    if strange := [layer for layer in layers if not isinstance(layer, nn.Module) or not hasattr(layer, _CHILD)]:
+        raise UsageError(f"`layers` must be conditional layers, got {shown(strange[0])}: give those of the block")
+    for name, given in (("slot", slot), ("previous", previous)):
+        if not isinstance(given, RoutingSlot | None):
+            raise UsageError(
+                f"`{name}` must be a RoutingSlot or None, got {shown(given)}: take `.slot` of a BlockRouting"
+            )
+    hand_over = flag("hand_over", hand_over)
     if slot is None:
         slot = RoutingSlot(f"its {type(block).__name__}", int(getattr(routing_fn, "num_experts", 0)))
     block.add_module(_CHILD, routing_fn)

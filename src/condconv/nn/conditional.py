@@ -192,9 +192,9 @@ class ConditionalLayer(nn.Module):
             The layer. Its output equals that of the static layer to rounding.
 
         Raises:
-            TypeError: The routing cannot start constant.
             UsageError: `static` is not the twin, or has what the new layer would not have: a computed weight or bias, a
-                forward, methods, tensors or hooks of its own. Or `noise` is negative, or `init` unknown.
+                forward, methods, tensors or hooks of its own. Or the routing cannot start constant, `noise` is
+                negative, or `init` unknown.
 
         Example:
             >>> static = torch.nn.Conv2d(4, 6, 3)

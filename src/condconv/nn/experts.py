@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condconv.errors import UsageError, shown
+from condconv.ops.validation import check_tensor
+
 
 @torch.no_grad()
 def init_experts_(weight: Tensor, bias: Tensor | None) -> None:
@@ -20,9 +23,25 @@ def init_experts_(weight: Tensor, bias: Tensor | None) -> None:
         weight: `[E, O, C/G, *K]` or `[E, O, C]`.
         bias: `[E, O]` or `None`.
 
+    Raises:
+        UsageError: One of them is not a tensor of such a shape.
+
     Source:
         The authors' `get_condconv_initializer`; `torch.nn.Conv2d.reset_parameters` for the distribution.
     """
+    check_tensor("weight", weight)
+    if weight.dim() < 3 or not weight.is_floating_point():
+        raise UsageError(
+            f"`weight` must have shape [E, O, C/groups, *kernel] and a float dtype, got {weight.dtype} "
+            f"{tuple(weight.shape)}: stack one kernel per expert"
+        )
+    if bias is not None:
+        check_tensor("bias", bias)
+        if bias.dim() != 2 or len(bias) != len(weight) or not bias.is_floating_point():
+            raise UsageError(
+                f"`bias` must have shape [E, O] with E = {len(weight)} and a float dtype, got {bias.dtype} "
+                f"{tuple(bias.shape)}: give one bias per expert"
+            )
     for index, expert in enumerate(weight):
         if expert.numel() == 0:
             continue
@@ -52,7 +71,20 @@ def spread_experts(kernel: Tensor, routing_weights: Tensor, noise: float) -> Ten
 
     Returns:
         `[E, *kernel.shape]` in the dtype, on the device and in the layout of `kernel`.
+
+    Raises:
+        UsageError: An argument is not a tensor of floats, or `noise` not a number of at least 0.
     """
+    check_tensor("kernel", kernel)
+    if not kernel.is_floating_point():
+        raise UsageError(f"`kernel` must have a float dtype, got {kernel.dtype}: convert it first")
+    check_tensor("routing_weights", routing_weights)
+    if routing_weights.dim() != 1 or len(routing_weights) == 0:
+        raise UsageError(
+            f"`routing_weights` must have shape [E], got {tuple(routing_weights.shape)}: give those of one example"
+        )
+    if not is_noise(noise):
+        raise UsageError(f"`noise` must be a number of at least 0, got {shown(noise)}: 0 makes exact copies")
     weights = routing_weights.to(kernel.device, torch.float64)
     exact = kernel.double()
     experts = exact.expand(len(weights), *kernel.shape)

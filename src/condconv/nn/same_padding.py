@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from condconv.errors import UsageError
 from condconv.ops.padding import pad_input, resolve_padding
 
 
@@ -27,7 +28,7 @@ def static_conv(layer: Any, kernel: Tensor, bias: Tensor | None) -> nn.Module:
     """Return the static twin of a conditional convolution with the given kernel `[O, C/G, *K]` and bias `[O]`.
 
     Raises:
-        ValueError: TensorFlow's padding with a stride in another number of dimensions than two.
+        UsageError: TensorFlow's padding with a stride in another number of dimensions than two.
     """
     arguments = {
         name: getattr(layer, name)
@@ -44,9 +45,10 @@ def static_conv(layer: Any, kernel: Tensor, bias: Tensor | None) -> nn.Module:
         elif layer.spatial_dims == 2 and layer.padding_mode == "zeros":
             kind, arguments["padding"] = TFSameConv2d, 0
         else:
-            raise ValueError(
-                'padding must not be "tf_same" with a stride to freeze other layers than two-dimensional ones with '
-                "zero padding: torch has no static layer for it"
+            raise UsageError(
+                '`padding` must not be "tf_same" with a stride in a layer that is made static, but in two dimensions '
+                f"with zeros, got stride {layer.stride} and padding_mode={layer.padding_mode!r}: torch has no layer "
+                "for it, give the amounts"
             )
     conv: Any = kind(**arguments, bias=bias is not None, device="meta")
     conv.weight = layer.parameter_from(kernel, layer.weight)

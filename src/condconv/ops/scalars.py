@@ -73,7 +73,7 @@ def flag(name: str, value: Any) -> bool:
     Raises:
         UsageError: It is not one.
     """
-    if not isinstance(value, (bool, Integral, np.bool_)):
+    if not (value is None or isinstance(value, (bool, Integral, np.bool_))):  # None is False to torch's layers too
         raise UsageError(f"`{name}` must be True or False, got {shown(value)}: give one of these")
     return bool(value)
 
