@@ -1,4 +1,4 @@
-"""Random calls of every operation, and what they must return, written plainly: loops over taps in fp64.
+"""Random calls of every operation, and how they must end.
 
 A call is drawn valid, and half of them are then broken in one place. A valid one must give the right numbers, or be
 refused because of its `impl`; a broken one must be refused with a message of four parts. No error may be torch's.
@@ -6,7 +6,6 @@ refused because of its `impl`; a broken one must be refused with a message of fo
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -19,11 +18,12 @@ from torch import Tensor
 
 from condconv import ops
 from condconv.errors import UsageError
+from condconv.ops.padding import PADDING_MODES
 from condconv.ops.selection import WHY_NOT
 from tests.messages import why_not_four_parts
+from tests.ops.plain_loops import expected
 
 OPERATIONS = tuple(ops.__all__)
-_NUMPY_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 @dataclass
@@ -119,7 +119,7 @@ def _convolution(op: str, chance: random.Random) -> dict[str, Any]:
 
 
 def _padding(sizes: Callable[..., Any], stride: Any, chance: random.Random) -> tuple[Any, str, Any]:
-    mode = chance.choice(("zeros", "zeros", *_NUMPY_MODES))
+    mode = chance.choice(("zeros", "zeros", *PADDING_MODES))
     padding = chance.choice((sizes(0, 2), sizes(0, 0), "valid", "same", "tf_same"))
     return padding, mode, (1,) * len(stride) if padding == "same" else stride
 
@@ -157,94 +157,6 @@ def _tensor(shape: tuple[int, ...], dtype: torch.dtype, chance: random.Random) -
     return tensor
 
 
-def expected(call: Call) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a valid call must give, and the same of absolute values, to which rounding is in proportion."""
-    arrays = {
-        name: value.detach().double().numpy() for name, value in call.arguments.items() if isinstance(value, Tensor)
-    }
-    bias = arrays.get("bias", np.zeros(1))
-    if "weight_scale" in arrays:
-        arrays["weight"] = _scaled(call, arrays["weight"], arrays["weight_scale"])
-    results = []
-    for change in (np.asarray, np.abs):
-        x, weight, routing, shift = (
-            change(a) for a in (arrays["x"], arrays["weight"], arrays["routing_weights"], bias)
-        )
-        kernels = np.einsum("be,e...->b...", routing, weight)
-        shifts = np.einsum("be,eo->bo", routing, shift) if "bias" in arrays else np.zeros((len(x), 1))
-        results.append(_apply(call, x, kernels, shifts))
-    return results[0], results[1]
-
-
-def _scaled(call: Call, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    if "transpose" not in call.op:
-        return weight * scale[(..., *(None,) * (weight.ndim - 2))]
-    groups, (experts, channels, per_group, *kernel) = call.arguments["groups"], weight.shape
-    grouped = weight.reshape(experts, groups, channels // groups, per_group, *kernel)
-    return (grouped * scale.reshape(experts, groups, 1, per_group, *(1,) * len(kernel))).reshape(weight.shape)
-
-
-def _apply(call: Call, x: np.ndarray, kernels: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    if call.op == "cond_linear":
-        y = np.einsum("bnc,boc->bno", x.reshape(len(x), int(np.prod(x.shape[1:-1])), x.shape[-1]), kernels)
-        return (y + shifts[:, None]).reshape(*x.shape[:-1], kernels.shape[1])
-    y = _transposed(call, x, kernels) if "transpose" in call.op else _forward(call, x, kernels)
-    return y + shifts[(..., *(None,) * (y.ndim - 2))]
-
-
-def _numbers(call: Call, name: str, default: int, dims: int) -> tuple[int, ...]:
-    value = call.arguments.get(name, default)
-    return tuple(int(v) for v in value) if isinstance(value, (tuple, list)) else (int(value),) * dims
-
-
-def _forward(call: Call, x: np.ndarray, kernels: np.ndarray) -> np.ndarray:
-    dims, groups = x.ndim - 2, call.arguments["groups"]
-    stride, dilation = _numbers(call, "stride", 1, dims), _numbers(call, "dilation", 1, dims)
-    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernels.shape[3:], strict=True)]
-    padding = call.arguments["padding"]
-    if padding == "same":
-        around = [((r - 1) // 2, r - 1 - (r - 1) // 2) for r in reach]
-    elif padding == "tf_same":
-        totals = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(x.shape[2:], stride, reach, strict=True)]
-        around = [(total // 2, total - total // 2) for total in totals]
-    else:
-        around = [(n, n) for n in ((0,) * dims if padding == "valid" else _numbers(call, "padding", 0, dims))]
-    padded = np.pad(x, [(0, 0), (0, 0), *around], mode=_NUMPY_MODES[call.arguments["padding_mode"]]) if len(x) else None
-    sizes = [(n + sum(a) - r) // s + 1 for n, a, r, s in zip(x.shape[2:], around, reach, stride, strict=True)]
-    y = np.zeros((len(x), groups, kernels.shape[1] // groups, *sizes))
-    grouped = kernels.reshape(len(x), groups, kernels.shape[1] // groups, *kernels.shape[2:])
-    for tap in itertools.product(*(range(k) for k in kernels.shape[3:])) if padded is not None else ():
-        spots = [
-            slice(t * d, t * d + s * (n - 1) + 1, s) for t, d, s, n in zip(tap, dilation, stride, sizes, strict=True)
-        ]
-        view = padded[(..., *spots)].reshape(len(x), groups, -1, *sizes)
-        y += np.einsum("bgc...,bgoc->bgo...", view, grouped[(..., *tap)])
-    return y.reshape(len(x), kernels.shape[1], *sizes)
-
-
-def _transposed(call: Call, x: np.ndarray, kernels: np.ndarray) -> np.ndarray:
-    dims, groups = x.ndim - 2, call.arguments["groups"]
-    stride, dilation, padding, over = (
-        _numbers(call, name, default, dims)
-        for name, default in (("stride", 1), ("dilation", 1), ("padding", 0), ("output_padding", 0))
-    )
-    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernels.shape[3:], strict=True)]
-    whole = [(n - 1) * s + r + o for n, s, r, o in zip(x.shape[2:], stride, reach, over, strict=True)]
-    y = np.zeros((len(x), groups, kernels.shape[2], *whole))
-    source = x.reshape(len(x), groups, x.shape[1] // groups, *x.shape[2:])
-    grouped = kernels.reshape(len(x), groups, x.shape[1] // groups, *kernels.shape[2:])
-    for tap in itertools.product(*(range(k) for k in kernels.shape[3:])):
-        spots = [
-            slice(t * d, t * d + s * (n - 1) + 1, s)
-            for t, d, s, n in zip(tap, dilation, stride, x.shape[2:], strict=True)
-        ]
-        y[(..., *spots)] += np.einsum("bgc...,bgco->bgo...", source, grouped[(..., *tap)])
-    inner = [slice(p, n - p) for p, n in zip(padding, whole, strict=True)]
-    return y[(..., *inner)].reshape(
-        len(x), groups * kernels.shape[2], *(n - 2 * p for n, p in zip(whole, padding, strict=True))
-    )
-
-
 def tried(call: Call, tally: Tally) -> None:
     """Make a call, and add how it ended."""
     about = f"{call.op} {call.broken}: " + ", ".join(f"{name}={_told(value)}" for name, value in call.arguments.items())
@@ -274,7 +186,7 @@ def tried(call: Call, tally: Tally) -> None:
 
 
 def _why_wrong(call: Call, y: Tensor, grads: tuple[Tensor, ...]) -> str | None:
-    right, scale = expected(call)
+    right, scale = expected(call.op, call.arguments)
     x = call.arguments["x"]
     if y.dtype != x.dtype or tuple(y.shape) != right.shape:
         return f"{y.dtype} {tuple(y.shape)} in place of {x.dtype} {right.shape}"
