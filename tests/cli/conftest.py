@@ -5,6 +5,7 @@ from condconv.models import create_model
 from condconv.train import TrainConfig
 from condconv.train.checkpoint import Checkpoint, save_checkpoint
 from condconv.train.normalization import IMAGENET
+from condconv.train.preprocessing import Preprocessing
 from tests.train.samples import make_folder
 
 MODEL = "mobilenet_v1_cc_025_8e"
@@ -23,7 +24,7 @@ def untrained(tmp_path_factory):
             if name.endswith("routing_fn.fc.weight"):
                 parameter.mul_(50)
     config = TrainConfig(data=str(data), model=MODEL, out=str(folder), model_options={"output_stride": 8})
-    save_checkpoint(
-        folder / "best.safetensors", Checkpoint(config, CLASSES, 16, 3, IMAGENET, (), 18, network.state_dict())
-    )
+    preprocessing = Preprocessing(16, 3, 1.0, "bicubic", IMAGENET.mean, IMAGENET.std)
+    saved = Checkpoint(config, config.model_options, CLASSES, preprocessing, (), 18, network.state_dict())
+    save_checkpoint(folder / "best.safetensors", saved)
     return folder / "best.safetensors", data

@@ -38,7 +38,7 @@ def test_a_checkpoint_becomes_a_file(checkpoint, tmp_path, capsys):
     loaded = load_checkpoint(checkpoint)
     assert json.loads(found.metadata["class_names"]) == list(loaded.class_names)
     facts = json.loads(found.metadata["preprocessing"])
-    assert facts == loaded.preprocessing
+    assert facts == loaded.preprocessing.facts()
     assert (facts["size"], facts["channels"], facts["crop"]) == (8, 3, 1.0)
 
 

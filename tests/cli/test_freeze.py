@@ -12,7 +12,7 @@ from condconv.train import TrainConfig, freezing, load_checkpoint, load_network
 from condconv.train.checkpoint import Checkpoint, save_checkpoint
 from condconv.train.freezing import match_layers
 from condconv.train.inspection import Reading, open_images, record
-from condconv.train.normalization import Normalization
+from condconv.train.preprocessing import Preprocessing
 from tests.cli.test_report import fails, report
 from tests.train.samples import make_folder
 
@@ -56,7 +56,8 @@ def test_class_folders_may_be_called_as_splits_are(tmp_path):
     classes = ("cat", "train", "val")
     root = make_folder(tmp_path / "data", classes, train=4, val=2)
     config = TrainConfig(data="torch/x", model="m", out="-", data_dir="elsewhere", data_options={"input_key": "a"})
-    checkpoint = Checkpoint(config, classes, 8, 3, Normalization((0.5,) * 3, (0.5,) * 3), (), 12, {})
+    colour = Preprocessing(8, 3, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    checkpoint = Checkpoint(config, {}, classes, colour, (), 12, {})
     for split, count in (("train", 12), ("val", 6)):
         images, labelled = open_images(checkpoint, str(root), split=split)
         assert (len(images), images.class_names, labelled) == (count, classes, True)
@@ -95,9 +96,7 @@ def test_data_with_a_name_gives_its_training_images(untrained, tmp_path, capsys)
         checkpoint,
         config=replace(checkpoint.config, data="digits"),
         class_names=tuple("0123456789"),
-        image_size=8,
-        in_chans=1,
-        normalization=Normalization((0.3,), (0.4,)),
+        preprocessing=Preprocessing(8, 1, 1.0, "bicubic", (0.3,), (0.4,)),
         model=network.state_dict(),
     )
     save_checkpoint(tmp_path / "digits.safetensors", digits)
@@ -119,7 +118,7 @@ def test_the_output_is_checked_before_any_work(untrained, tmp_path, capsys, monk
     def work(*arguments, **options):
         raise AssertionError("the checkpoint was read")
 
-    monkeypatch.setattr(freezing, "load_checkpoint", work)
+    monkeypatch.setattr(freezing, "load_trained", work)
     path, _ = untrained
     link, other, readonly = tmp_path / "link", tmp_path / "other.safetensors", tmp_path / "readonly"
     link.symlink_to(path)
@@ -161,7 +160,8 @@ def test_a_folder_of_a_datasets_name_is_not_the_dataset(tmp_path, monkeypatch, c
     config = TrainConfig(data="digits", model="mobilenet_v1_cc_025_2e", out="-", model_options={"output_stride": 4})
     network = create_model(config.model, num_classes=10, in_chans=1, output_stride=4)
     classes = tuple(map(str, range(10)))
-    saved = Checkpoint(config, classes, 8, 1, Normalization((0.5,), (0.5,)), (), 898, network.state_dict())
+    grey = Preprocessing(8, 1, 1.0, "bicubic", (0.5,), (0.5,))
+    saved = Checkpoint(config, config.model_options, classes, grey, (), 898, network.state_dict())
     save_checkpoint(tmp_path / "digits.safetensors", saved)
     assert freeze("digits.safetensors", "frozen.safetensors", "blocks.4.1.*") == 0
     said = capsys.readouterr().out

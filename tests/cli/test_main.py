@@ -60,7 +60,7 @@ def test_version(capsys):
             "`--epochs` must be a whole number from 1",
         ),
         (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x"], "must be NAME=VALUE, got 'x'"),
-        (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x={1, 2}"], "which JSON can hold, got"),
+        (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x={1, 2}"], "or short lists of these"),
         (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x={[1]: 2}"], "cannot be built with x="),
         (["train", "--data", "digits", "--model", NETWORK, "--model-option", "aa_layer=foo"], "cannot be built with"),
         (["train", "--data", "no/such", "--model", NETWORK], "got no/such, which does not exist"),
@@ -86,6 +86,17 @@ def test_an_unreadable_image_is_fatal_or_counted_as_asked(tmp_path, capsys):
     assert f"error: `data` must hold readable images, got {bad}" in fails(capsys, train_arguments(root, tmp_path / "a"))
     assert main(train_arguments(root, tmp_path / "b", "--on-bad-image", "skip")) == 0
     assert "unreadable images left out: 1 over all epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [["metrics.csv"], ["best.safetensors", "metrics.csv"]])
+def test_files_of_a_finished_run_that_are_gone_are_named(tmp_path, capsys, names):
+    root, out = make_folder(tmp_path / "data"), tmp_path / "run"
+    assert main(train_arguments(root, out)) == 0
+    for name in names:
+        (out / name).unlink()
+    capsys.readouterr()
+    said = fails(capsys, train_arguments(root, out))
+    assert f"`out` must hold all files of its finished run, got {out} without {' and '.join(names)}: put them" in said
 
 
 def test_train_then_evaluate(tmp_path, capsys):

@@ -266,3 +266,14 @@ def test_classes_and_channels_of_a_saved_network_are_its_own(tmp_path: Path) -> 
     timm.models.save_for_hf(model, str(tmp_path))
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(again(X[:, :1]), model(X[:, :1]))
+
+
+def test_a_file_is_read_without_running_code_of_its(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return exec, ("raise SystemExit('it ran')",)
+
+    torch.save({"state_dict": Bomb()}, tmp_path / "x.pth")
+    for place in ({"file": str(tmp_path / "x.pth")}, {"file": str(tmp_path / "x.pth"), "source": "local-dir"}):
+        with pytest.raises(UsageError, match=r"must hold tensors and plain values only, got '.*x\.pth'"):
+            create_model("mobilenet_v1_025", pretrained=True, pretrained_cfg=place)

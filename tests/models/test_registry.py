@@ -363,3 +363,13 @@ def test_classifiers_for_few_classes_start_as_wide_as_those_for_imagenet() -> No
     wide, narrow = (create_model("resnet_18", num_classes=number).fc.weight.std().item() for number in (1000, 10))
     assert narrow == pytest.approx(wide, rel=0.1)  # torch's start does not depend on the classes
     assert isinstance(create_model("mobilenet_v1_025", num_classes=0).classifier, nn.Identity)
+
+
+def test_a_network_without_memory():
+    """On the meta device it has the names and shapes that it has elsewhere."""
+    name = "mobilenet_v1_cc_012_2e"
+    with torch.device("meta"):
+        planned = create_model(name, num_classes=3).state_dict()
+    made = create_model(name, num_classes=3).state_dict()
+    assert all(each.is_meta for each in planned.values())
+    assert {key: each.shape for key, each in planned.items()} == {key: each.shape for key, each in made.items()}

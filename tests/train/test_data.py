@@ -9,7 +9,10 @@ from condconv.train.data import open_trained
 from condconv.train.images import IGNORED
 from condconv.train.loading import EpochSampler, batches, create_loader
 from condconv.train.normalization import IMAGENET, INCEPTION, Normalization, of_config
+from condconv.train.preprocessing import Preprocessing
 from tests.train.samples import make_folder, settings
+
+SMALL = Preprocessing(8, 3, 1.0, "bicubic", IMAGENET.mean, IMAGENET.std)
 
 
 def folder_settings(root, tmp_path, **changes):
@@ -130,7 +133,7 @@ def test_the_order_depends_on_seed_and_epoch_alone_and_gives_whole_updates():
 def test_validation_takes_the_class_folders_themselves_and_the_order_of_the_network(tmp_path):
     root = make_folder(tmp_path / "data")
     for place in (root, root / "val"):
-        data = open_trained(str(place), ("dog", "cat"), size=8, in_chans=3, skip=False, normalization=IMAGENET)
+        data = open_trained(str(place), ("dog", "cat"), SMALL, skip=False)
         assert [data[index][1] for index in range(6)] == [1, 1, 1, 0, 0, 0]
         assert data[0][0].mean() < data[5][0].mean()  # dogs, class 0 of the network, are the brighter ones
 
@@ -138,7 +141,7 @@ def test_validation_takes_the_class_folders_themselves_and_the_order_of_the_netw
 def test_validation_with_other_classes_is_refused(tmp_path):
     root = make_folder(tmp_path / "data")
     with pytest.raises(UsageError, match=r"network was trained on \(2: cat, fox\), got .* with 2: cat, dog"):
-        open_trained(str(root), ("cat", "fox"), size=8, in_chans=3, skip=False, normalization=IMAGENET)
+        open_trained(str(root), ("cat", "fox"), SMALL, skip=False)
 
 
 @pytest.mark.parametrize(

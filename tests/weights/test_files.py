@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import bz2
 import gzip
+import json
 import lzma
 import pickle
 import tarfile
@@ -18,17 +19,19 @@ import pytest
 import torch
 
 import condconv
+from condconv.checkpoint_format import to_bytes
 from condconv.errors import UsageError
 from condconv.weights import load_pretrained, load_state_dict
 from condconv.weights.files import read_file
 from condconv.weights.layers import Layers
 from condconv.weights.source import find_source
+from tests.checkpoint_format.samples import header
 
 from .networks import copy_of, randomise, small
 
 
 def read_state_dict(path: Path, averaged: bool = True) -> dict[str, torch.Tensor]:
-    return find_source(read_file(path), "x", Layers(torch.nn.Identity()), averaged).tensors
+    return find_source(read_file(path, 2**24), "x", Layers(torch.nn.Identity()), averaged).tensors
 
 
 def test_wrapped_checkpoints(tmp_path: Path) -> None:
@@ -71,7 +74,7 @@ def test_safetensors_folders_and_checkpoints_of_ours(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "model.safetensors"):
         assert set(read_state_dict(path)) == set(state)
     ours = {f"model.{name}": value for name, value in state.items()} | {"optimizer.0.momentum": torch.zeros(3)}
-    torch_io.save_file(ours, tmp_path / "last.safetensors", metadata={"condconv": "{}"})
+    (tmp_path / "last.safetensors").write_bytes(to_bytes(header(), ours))
     assert set(read_state_dict(tmp_path / "last.safetensors")) == set(state)
 
 
@@ -270,6 +273,42 @@ def test_tensors_without_plain_values(tmp_path: Path) -> None:
 def test_a_checkpoint_to_resume_from_gives_its_averaged_network(tmp_path: Path, optimizer: dict[str, Any]) -> None:
     path = tmp_path / "last.safetensors"
     tensors = {"model.weight": torch.zeros(2), "ema.weight": torch.ones(2)} | optimizer
-    pytest.importorskip("safetensors.torch").save_file(tensors, path, metadata={"condconv": "{}"})
+    pytest.importorskip("safetensors")
+    path.write_bytes(to_bytes(header(), tensors))
     assert read_state_dict(path)["weight"].tolist() == [1, 1]
     assert read_state_dict(path, averaged=False)["weight"].tolist() == [0, 0]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks", "ignore:Validating sparse tensor invariants")
+def test_tensors_larger_than_the_network_take_no_memory(tmp_path: Path) -> None:
+    """A sparse tensor, and a file with holes, name terabytes in a few bytes."""
+    huge = torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.long), torch.ones(1), (2**20, 2**20))
+    state = {**small().state_dict(), "stem.weight": huge}
+    torch.save(state, tmp_path / "sparse.pth")
+    for refuse in (
+        lambda: load_pretrained(small(2), tmp_path / "sparse.pth"),
+        lambda: load_state_dict(small(2), state),
+    ):
+        with pytest.raises(
+            UsageError, match=r"with 'stem.weight' of shape \(1048576, 1048576\), larger than the whole"
+        ):
+            refuse()
+    pytest.importorskip("safetensors")
+    for metadata in ({}, {"__metadata__": {"note": "x"}}):
+        table = {**metadata, "stem.weight": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+        text = json.dumps(table).encode()
+        with (tmp_path / "holes.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + 2**42)
+        with pytest.raises(UsageError, match=r"with 'stem.weight' of shape \(1099511627776,\), larger than the whole"):
+            load_pretrained(small(2), tmp_path / "holes.safetensors")
+
+
+def test_a_damaged_checkpoint_of_ours_is_not_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    state = {f"model.{name}": value for name, value in small().state_dict().items()}
+    content = bytearray(to_bytes(header(), state))
+    content[-9] ^= 1
+    (tmp_path / "best.safetensors").write_bytes(content)
+    with pytest.raises(UsageError, match="`path` must be as it was written, got .*damaged in its tensors"):
+        load_pretrained(small(), tmp_path / "best.safetensors")

@@ -63,12 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from condconv.export import export
-    from condconv.train import load_checkpoint, load_network
+    from condconv.train import load_trained
 
-    checkpoint = load_checkpoint(arguments.checkpoint)
+    checkpoint, network = load_trained(arguments.checkpoint)
     size = checkpoint.image_size
     report = export(
-        load_network(checkpoint, arguments.checkpoint),
+        network,
         arguments.out,
         format=arguments.format,
         example=torch.zeros(arguments.batch or 1, checkpoint.in_chans, size, size),
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         forms=dict(arguments.form or ()),
         weights=arguments.weights,
         class_names=checkpoint.class_names,
-        preprocessing=checkpoint.preprocessing,
+        preprocessing=checkpoint.preprocessing.facts(),
         verify=not arguments.no_verify,
     )
     print(report)

@@ -67,11 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from condconv.train import evaluate_checkpoint, load_checkpoint
+    from condconv.train import evaluate_checkpoint
+    from condconv.train.checkpoint import describe_checkpoint
+    from condconv.train.evaluate import own_data
     from condconv.train.inspection import open_images
 
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    data = arguments.data or checkpoint.config.data_of("val")
+    checkpoint = describe_checkpoint(arguments.checkpoint)
+    data = arguments.data or own_data(arguments.checkpoint, "val")
     if not open_images(checkpoint, data, data_dir=arguments.data_dir, skip=True)[1]:
         print("top-1        not measured: the images have no classes")
         return

@@ -69,6 +69,11 @@ def _default_out(given: dict[str, Any]) -> str:
 
 
 def _report(config: TrainConfig, result: TrainResult) -> None:
+    if result.missing:
+        raise UsageError(
+            f"`out` must hold all files of its finished run, got {result.out} without {' and '.join(result.missing)}: "
+            "put them back, or train again in another --out"
+        )
     last, best = result.metrics[-1], result.best_epoch
     skipped = sum(each.skipped_images for each in result.metrics)
     print(f"epoch {last.epoch}: {100 * last.val_top1:.2f} % of the validation images right")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,6 +78,4 @@ def build(config: TrainConfig, num_classes: int, in_chans: int) -> nn.Module:
     if config.model != BRANCHES:
         return networks.build_from_zoo(config, num_classes, in_chans)
     options: dict[str, Any] = dict(config.model_options)
-    base = replace(config, model=str(options.pop("base")), model_options={})
-    defaults: dict[str, Any] = networks.default_options(base, config.image_size or 224)
-    return create_branches(base.model, num_classes=num_classes, in_chans=in_chans, **{**defaults, **options})
+    return create_branches(str(options.pop("base")), num_classes=num_classes, in_chans=in_chans, **options)

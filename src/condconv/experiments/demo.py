@@ -20,8 +20,7 @@ from condconv.experiments.demo_files import draw_pictures, write_numbers
 from condconv.train import (
     ImageData,
     TrainResult,
-    load_checkpoint,
-    load_network,
+    load_trained,
     open_data,
     train,
 )
@@ -98,7 +97,7 @@ def _train_all(config: DemoConfig, *, progress: bool, say: Callable[[str], None]
 
 
 def _load(result: TrainResult) -> nn.Module:
-    return load_network(load_checkpoint(result.last), result.last)
+    return load_trained(result.last)[1]
 
 
 def _inference_rates(networks: dict[str, nn.Module], images: torch.Tensor) -> dict[str, tuple[float, ...]]:

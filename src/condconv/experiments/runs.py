@@ -21,7 +21,7 @@ from condconv.experiments.design import Arm, Experiment
 from condconv.experiments.machine import describe_machine
 from condconv.experiments.plain import from_plain
 from condconv.paths import make_directory
-from condconv.train import TrainConfig, load_checkpoint, load_network, open_data, train
+from condconv.train import TrainConfig, load_trained, open_data, train
 from condconv.train.images import IGNORED
 from condconv.train.loading import create_loader
 
@@ -231,8 +231,9 @@ def _classify(run: Run, progress: bool) -> dict[str, Any]:
         train(config, build=build, progress=progress, title=f"{run.name} ({index + 1} of {run.arm.members})", wait=True)
         for index, config in enumerate(run.configs())
     ]
-    networks = [load_network(load_checkpoint(each.last), each.last, build=build) for each in results]
-    data = open_data(run.configs()[0])
+    loaded = [load_trained(each.last, build=build) for each in results]
+    networks = [network for _, network in loaded]
+    data = open_data(run.configs()[0], loaded[0][0].preprocessing)
     example = torch.zeros(1, data.in_chans, data.image_size, data.image_size)
     costs = [count(network, example).total for network in networks]
     curves = [[each.val_top1 for each in result.metrics] for result in results]

@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from condconv.checkpoint_format import INTERPOLATIONS
 from condconv.errors import UsageError
 
 REQUIRED = ("size", "mean", "std")
 DEFAULTS = {"crop": 1.0, "interpolation": "bicubic"}
 KEYS = (*REQUIRED, "channels", *DEFAULTS)
-INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-"""Pillow's names for them."""
 
 
 def complete_preprocessing(given: Mapping[str, Any], example: Tensor) -> dict[str, Any]:

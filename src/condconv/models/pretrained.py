@@ -14,6 +14,7 @@ from condconv.models.families import Family
 from condconv.models.names import Name
 from condconv.models.recipe import Recipe
 from condconv.weights import load_state_dict
+from condconv.weights.api import read_weights
 
 PREFIX = "condconv_"
 """Before each name in timm. It has names such as `resnet50` and `efficientnet_cc_b0_4e` itself, and takes no slash."""
@@ -107,9 +108,12 @@ def load_weights_(
         cache_dir: Where timm keeps downloads; `None` for its usual place.
 
     Raises:
-        UsageError: The weights do not fit.
+        UsageError: The weights do not fit, or a file cannot be read.
     """
     source = "a state dict" if cfg.state_dict else cfg.file or cfg.hf_hub_id or cfg.url
+    if cfg.file and not cfg.state_dict:  # read as all files here are, without running code of theirs
+        state = require_extra("timm.models", "models").clean_state_dict(read_weights(model, cfg.file))
+        cfg = dataclasses.replace(cfg, state_dict=state, file=None, source=None)
     require_extra("timm.models", "models").load_pretrained(
         _Target(model, name.family, start, noise, source),
         cfg.to_dict(),

@@ -15,11 +15,13 @@ from condconv.train.config import TrainConfig
 if TYPE_CHECKING:
     from condconv.train.checkpoint import Checkpoint, load_checkpoint
     from condconv.train.data import ImageData, open_data
-    from condconv.train.evaluate import Evaluation, evaluate_checkpoint, image_transform, load_network
+    from condconv.train.evaluate import Evaluation, evaluate_checkpoint, image_transform
     from condconv.train.freezing import FrozenCheckpoint, freeze_checkpoint
     from condconv.train.inspection import Inspection, Reading, inspect_checkpoint
     from condconv.train.loop import train
     from condconv.train.metrics import EpochMetrics, TrainResult
+    from condconv.train.preprocessing import Preprocessing
+    from condconv.train.rebuild import load_network, load_trained
 
 __all__ = [
     "Checkpoint",
@@ -28,6 +30,7 @@ __all__ = [
     "FrozenCheckpoint",
     "ImageData",
     "Inspection",
+    "Preprocessing",
     "Reading",
     "TrainConfig",
     "TrainResult",
@@ -37,6 +40,7 @@ __all__ = [
     "inspect_checkpoint",
     "load_checkpoint",
     "load_network",
+    "load_trained",
     "open_data",
     "train",
 ]
@@ -48,6 +52,7 @@ _HOME = {
     "FrozenCheckpoint": "freezing",
     "ImageData": "data",
     "Inspection": "inspection",
+    "Preprocessing": "preprocessing",
     "Reading": "inspection",
     "TrainResult": "metrics",
     "evaluate_checkpoint": "evaluate",
@@ -55,7 +60,8 @@ _HOME = {
     "image_transform": "evaluate",
     "inspect_checkpoint": "inspection",
     "load_checkpoint": "checkpoint",
-    "load_network": "evaluate",
+    "load_network": "rebuild",
+    "load_trained": "rebuild",
     "open_data": "data",
     "train": "loop",
 }

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from condconv.errors import UsageError, few, shown, shown_name
+from condconv.train.options import DATA_OPTIONS, MODEL_OPTIONS
 from condconv.train.rules import BOOL, OPTIONS, PATH, TEXT, Rule, number, one_of, or_none, whole
 
 # The help text is what the reference and the command line both show; the group is the heading it stands under there.
@@ -23,8 +24,8 @@ def _required(group: str, help_text: str, rule: Rule) -> Any:
     return field(metadata={"help": help_text, "group": group, "rule": rule})
 
 
-def _options(group: str, help_text: str) -> Any:
-    return field(default_factory=dict, metadata={"help": help_text, "group": group, "rule": OPTIONS})
+def _options(group: str, help_text: str, rule: Rule = OPTIONS) -> Any:
+    return field(default_factory=dict, metadata={"help": help_text, "group": group, "rule": rule})
 
 
 _HOW = (
@@ -71,7 +72,9 @@ class TrainConfig:
     data_dir: str | None = _option(
         None, DATA, "where the files of torch/NAME are (or go), or the cache of hfds/NAME", or_none(PATH)
     )
-    data_options: Mapping[str, Any] = _options(DATA, "option of a named dataset's reader, e.g. input_key=img")
+    data_options: Mapping[str, Any] = _options(
+        DATA, "option of a named dataset's reader, e.g. input_key=img", DATA_OPTIONS
+    )
     image_size: int | None = _option(
         None, DATA, "side of the square input in pixels (default: 224, digits 8)", or_none(whole(1, 16_384))
     )
@@ -87,7 +90,9 @@ class TrainConfig:
 
     # Network
     model: str = _required(NETWORK, "name of a network, see 'condconv models'", TEXT)
-    model_options: Mapping[str, Any] = _options(NETWORK, "option of the network, e.g. output_stride=8, drop_rate=0.2")
+    model_options: Mapping[str, Any] = _options(
+        NETWORK, "option of the network, e.g. output_stride=8, drop_rate=0.2", MODEL_OPTIONS
+    )
     pretrained: bool = _option(False, NETWORK, "start from published ImageNet weights", BOOL)
     init_from: str | None = _option(
         None, NETWORK, "start from the weights of a file, of the same network or of its static twin", or_none(PATH)

@@ -20,10 +20,8 @@ from condconv.train.config import TrainConfig, takes_options
 from condconv.train.folder import open_path
 from condconv.train.images import Images, Reader
 from condconv.train.named import HuggingFaceReader, TorchReader
-from condconv.train.normalization import Normalization, of_config
+from condconv.train.preprocessing import Preprocessing, resolve
 from condconv.train.shards import ShardReader
-
-INTERPOLATION = "bicubic"
 
 
 @dataclass(frozen=True)
@@ -34,33 +32,41 @@ class ImageData:
         train: Training images as `[C, S, S]` float32 with their class.
         val: Validation images, the same way.
         class_names: In the order of the targets.
-        image_size: S, in pixels.
-        in_chans: C.
-        normalization: What is subtracted from each channel, and what it is divided by.
+        preprocessing: What the validation images go through; training has the same size, channels and normalization.
     """
 
     train: Images
     val: Images
     class_names: tuple[str, ...]
-    image_size: int
-    in_chans: int
-    normalization: Normalization
+    preprocessing: Preprocessing
+
+    @property
+    def image_size(self) -> int:
+        """S, in pixels."""
+        return self.preprocessing.size
+
+    @property
+    def in_chans(self) -> int:
+        """C."""
+        return self.preprocessing.channels
 
 
-def open_data(config: TrainConfig) -> ImageData:
+def open_data(config: TrainConfig, preprocessing: Preprocessing | None = None) -> ImageData:
     """Open the training and validation images that a run asks for.
+
+    Args:
+        config: The run.
+        preprocessing: That of the run's checkpoint; `None` for a new run, which resolves it from the settings.
 
     Raises:
         UsageError: The data is missing or wrongly laid out, the splits have different classes, a class is
             empty, or there are fewer training images than one update takes.
         MissingExtraError: The dataset needs a package that is not installed.
     """
-    is_digits = config.data == "digits"
-    size = config.image_size or (8 if is_digits else 224)
-    in_chans = config.in_chans or (1 if is_digits else 3)
+    preprocessing = preprocessing or resolve(config)
+    in_chans = preprocessing.channels
     if config.auto_augment and in_chans == 1:
         raise UsageError(f"`auto_augment` must be None with one image channel, got {config.auto_augment!r}: drop it")
-    normalization = of_config(config, in_chans)
     readers = {}
     for split in ("train", "val"):
         data = config.data_of(split)
@@ -74,20 +80,18 @@ def open_data(config: TrainConfig) -> ImageData:
             f"`batch_size` must be at most the number of training images ({len(train)}), got "
             f"{config.batch_size}: lower it"
         )
-    train.transform = _train_transform(config, size, in_chans, normalization)
-    val.transform = val_transform(size, in_chans, normalization)
-    return ImageData(train, val, names, size, in_chans, normalization)
+    train.transform = _train_transform(config, preprocessing)
+    val.transform = val_transform(preprocessing)
+    return ImageData(train, val, names, preprocessing)
 
 
 def open_trained(
     data: str,
     class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
     *,
     split: str = "val",
-    size: int,
-    in_chans: int,
     skip: bool,
-    normalization: Normalization,
     data_dir: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Images:
@@ -97,11 +101,9 @@ def open_trained(
         data: A directory with `val/` (also `validation/`, `test/`, or a `.tar` of these names), or one with the
             class folders; a tar file; or a named dataset, as for training.
         class_names: The network's classes; the data has to have exactly these.
+        preprocessing: The network's, from training.
         split: `"val"`, or `"train"` for the images of `train/`.
-        size: Side of the square input in pixels.
-        in_chans: Image channels, 1 or 3.
         skip: Whether unreadable images are left out and counted.
-        normalization: The network's, from training.
         data_dir: Where a named dataset's files are.
         options: Options of a named dataset.
 
@@ -115,8 +117,8 @@ def open_trained(
             f"got {shown_name(data)} with {len(reader.class_names)}: {few(reader.class_names)}: give data of the same "
             "classes, in folders of the same names"
         )
-    images = Images(reader, class_names, in_chans=in_chans, skip_unreadable=skip)
-    images.transform = val_transform(size, in_chans, normalization)
+    images = Images(reader, class_names, in_chans=preprocessing.channels, skip_unreadable=skip)
+    images.transform = val_transform(preprocessing)
     return images
 
 
@@ -165,16 +167,14 @@ def _shared_classes(data: str, readers: Mapping[str, Reader]) -> tuple[str, ...]
     return names
 
 
-def _train_transform(
-    config: TrainConfig, size: int, in_chans: int, normalization: Normalization
-) -> Callable[[Any], Tensor]:
+def _train_transform(config: TrainConfig, preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
     is_digits = config.data == "digits"
     min_crop = config.min_crop if config.min_crop is not None else (1.0 if is_digits else 0.25)
     hflip = config.hflip if config.hflip is not None else (0.0 if is_digits else 0.5)
     options = (config.color_jitter, config.auto_augment, config.random_erasing, hflip, min_crop < 1)
     try:
         transform = create_transform(
-            (in_chans, size, size),
+            (preprocessing.channels, preprocessing.size, preprocessing.size),
             is_training=True,
             no_aug=not any(options),
             scale=(min_crop, 1.0),
@@ -183,8 +183,8 @@ def _train_transform(
             # None, not 0, which would draw the order of what does nothing anew for each image.
             color_jitter=config.color_jitter or None,  # type: ignore[arg-type]
             auto_augment=config.auto_augment,
-            interpolation=INTERPOLATION,
-            mean=normalization.mean,
+            interpolation=preprocessing.interpolation,
+            mean=preprocessing.mean,
             normalize=False,
         )
     except (AssertionError, ValueError, KeyError) as error:  # of its parser; it checks with assertions
@@ -192,26 +192,21 @@ def _train_transform(
             f"`auto_augment` must be a policy that timm knows, got {config.auto_augment!r}: rand-m9-mstd0.5, "
             "augmix-m5-w4, original and 3a are some"
         ) from error
-    last: list[Callable[[Any], Any]] = [_Normalize(normalization)]
+    last: list[Callable[[Any], Any]] = [_Normalize(preprocessing)]
     if config.random_erasing:
         last.append(RandomErasing(config.random_erasing, mode="const", device="cpu"))
     return Compose([transform, *last])
 
 
-def val_crop(size: int) -> float:
-    """Return the share of the shorter side that evaluation keeps of an image.
-
-    Cutting the margin away helps with photographs; small images are mostly cropped to the thing already.
-    """
-    return 0.875 if size >= 128 else 1.0
-
-
-def val_transform(size: int, in_chans: int, normalization: Normalization) -> Callable[[Any], Tensor]:
+def val_transform(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
     """Return what makes `[C, S, S]` float32 of a PIL image, with nothing random in it."""
     transform = create_transform(
-        (in_chans, size, size), crop_pct=val_crop(size), interpolation=INTERPOLATION, normalize=False
+        (preprocessing.channels, preprocessing.size, preprocessing.size),
+        crop_pct=preprocessing.crop,
+        interpolation=preprocessing.interpolation,
+        normalize=False,
     )
-    return Compose([transform, _Normalize(normalization)])
+    return Compose([transform, _Normalize(preprocessing)])
 
 
 class _Normalize:
@@ -221,8 +216,8 @@ class _Normalize:
     numbers, take three times as long.
     """
 
-    def __init__(self, normalization: Normalization) -> None:
-        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (normalization.mean, normalization.std))
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (preprocessing.mean, preprocessing.std))
         self._scale = 1 / (255 * std)
         self._shift = mean / std
 

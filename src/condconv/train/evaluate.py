@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from condconv.convert import freeze_layers_
-from condconv.errors import UsageError
+from condconv.errors import TrainingError, UsageError, shown, shown_name
 from condconv.tracing import evaluating
 from condconv.train import network as networks
-from condconv.train.checkpoint import Checkpoint, load_checkpoint
+from condconv.train.checkpoint import Checkpoint, describe_checkpoint
+from condconv.train.config import TrainConfig, is_named
 from condconv.train.data import open_trained, val_transform
 from condconv.train.images import IGNORED, Images, in_mode
 from condconv.train.launch import create_accelerator
 from condconv.train.loading import batches, create_loader
+from condconv.train.rebuild import load_trained
 from condconv.train.rules import one_of, whole
 from condconv.train.workers import shortages_explained
 
@@ -92,28 +95,6 @@ def _score(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([counts.float(), ranked[:, 0].float(), ranked.any(1).float(), loss], dim=1)
 
 
-def load_network(
-    checkpoint: Checkpoint, path: str | Path, *, build: networks.Build = networks.build_from_zoo
-) -> nn.Module:
-    """Rebuild the trained network of a checkpoint, on the CPU, in eval mode; averaged weights if there are some.
-
-    Args:
-        checkpoint: As `load_checkpoint` returned it.
-        path: Its file, for messages.
-        build: Builds the network from the run's settings; for networks of your own.
-
-    Raises:
-        UsageError: The network cannot be built, or the weights are not its own.
-    """
-    options = networks.default_options(checkpoint.config, checkpoint.image_size)
-    size: dict[str, Any] = {"image_size": checkpoint.image_size, "in_chans": checkpoint.in_chans}
-    config = replace(checkpoint.config, model_options=options, pretrained=False, **size)
-    network = build(config, len(checkpoint.class_names), checkpoint.in_chans)
-    freeze_layers_(network, dict.fromkeys(checkpoint.static_layers))
-    networks.load_weights_(network, checkpoint.weights, path)
-    return network.eval()
-
-
 def image_transform(checkpoint: Checkpoint) -> Callable[[Image.Image], Tensor]:
     """Return what makes an image what the network of a checkpoint takes, as evaluation does.
 
@@ -123,9 +104,29 @@ def image_transform(checkpoint: Checkpoint) -> Callable[[Image.Image], Tensor]:
     Args:
         checkpoint: As `load_checkpoint` returned it.
     """
-    transform = val_transform(checkpoint.image_size, checkpoint.in_chans, checkpoint.normalization)
+    transform = val_transform(checkpoint.preprocessing)
     mode = "L" if checkpoint.in_chans == 1 else "RGB"
     return lambda image: transform(in_mode(image, mode))
+
+
+def own_data(path: str | Path, split: str) -> str:
+    """Return where the images of a checkpoint's run were, if they may be opened because its file says so.
+
+    That is a directory, a tar file, or the digits, which are embedded. A named dataset may be fetched, or opened by
+    code of its own: whoever runs a command has to name it.
+
+    Raises:
+        UsageError: It is a named dataset, or the checkpoint cannot be used.
+    """
+    data = describe_checkpoint(path).config.data_of(split)
+    if data == "digits" or not is_named(data):
+        return data
+    typed = data if re.fullmatch(r"[\w./-]{1,100}", data, re.ASCII) else f"{data.partition('/')[0]}/NAME"
+    more = " --data-dir DIRECTORY" if typed.startswith("torch/") else ""
+    raise UsageError(
+        f"`data` must be given for a network that was trained on {shown(data)}, got None: a named dataset is not "
+        f"opened because a file says so; add --data {typed}{more}"
+    )
 
 
 def open_images_of(
@@ -137,23 +138,24 @@ def open_images_of(
         checkpoint: As `load_checkpoint` returned it.
         data: As in `evaluate_checkpoint`; for the checkpoint's own data the options of its reader are used too.
         split: `"val"` or `"train"`.
-        data_dir: Where the files of a named set are; `None` for where the checkpoint's own were.
+        data_dir: Where the files of a named set are; what the checkpoint says of that is not used.
         skip: Whether unreadable images are left out and counted.
 
     Raises:
         UsageError: The data cannot be used, or has other classes.
     """
     config = checkpoint.config
-    options = config.reader_options(data) if data in (config.data, config.val_data) else {}
+    # The rule of these options lets through what is data only, so it does not matter who wrote them.
+    own = data in (config.data, config.val_data)
+    options = config.reader_options(data)["options"] if own else {}
     return open_trained(
         data,
         checkpoint.class_names,
+        checkpoint.preprocessing,
         split=split,
-        size=checkpoint.image_size,
-        in_chans=checkpoint.in_chans,
         skip=skip,
-        normalization=checkpoint.normalization,
-        **options | ({} if data_dir is None else {"data_dir": data_dir}),
+        data_dir=data_dir,
+        options=options,
     )
 
 
@@ -174,7 +176,8 @@ def evaluate_checkpoint(
     Args:
         path: A `best.safetensors` or `last.safetensors`.
         data: A directory with `val/` or the class folders themselves, a tar file, or a named dataset; see
-            `TrainConfig`. `None` for the run's own; where it is that, so are `data_dir` and `data_options`.
+            `TrainConfig`. `None` for the run's own, unless that is a named dataset. Where it is the run's own, its
+            `data_options` are used too.
         data_dir: Where the files of `torch/NAME` are, or the cache of `hfds/NAME`.
         batch_size: Images per forward pass and process.
         workers: Processes that read images.
@@ -185,16 +188,21 @@ def evaluate_checkpoint(
 
     Raises:
         UsageError: The checkpoint or the data cannot be used, or their classes differ.
+        TrainingError: The network has diverged.
     """
     whole(1).check("batch_size", batch_size)
     whole(0).check("workers", workers)
     one_of("error", "skip").check("on_bad_image", on_bad_image)
-    checkpoint = load_checkpoint(path)
-    data = data or checkpoint.config.data_of("val")
+    data = data or own_data(path, "val")
+    checkpoint, network = load_trained(path, build=build)
     images = open_images_of(checkpoint, data, data_dir=data_dir, skip=on_bad_image == "skip")
-    accelerator = create_accelerator(
-        replace(checkpoint.config, device=device, mixed_precision="no", log_with=None, sync_bn=False, compile=False)
-    )
-    network = load_network(checkpoint, path, build=build).to(accelerator.device)
+    accelerator = create_accelerator(TrainConfig(data=data, model=checkpoint.config.model, out="-", device=device))
+    network = network.to(accelerator.device)
     loader = accelerator.prepare(create_loader(images, batch_size, workers=workers))
-    return evaluate(accelerator, network, loader, progress=progress and accelerator.is_main_process)
+    scores = evaluate(accelerator, network, loader, progress=progress and accelerator.is_main_process)
+    if not math.isfinite(scores.loss):
+        raise TrainingError(
+            f"the network of {shown_name(path)} has diverged, its loss is {scores.loss}: take a checkpoint of an "
+            "earlier epoch, or train again with a lower --lr"
+        )
+    return scores

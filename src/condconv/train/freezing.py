@@ -15,9 +15,10 @@ from condconv.errors import UsageError, shown_name
 from condconv.nn.conditional import conditional_layers
 from condconv.paths import check_can_write
 from condconv.train import network as networks
-from condconv.train.checkpoint import load_checkpoint, save_checkpoint
-from condconv.train.evaluate import load_network
+from condconv.train.checkpoint import save_checkpoint
+from condconv.train.evaluate import own_data
 from condconv.train.inspection import Reading, open_images, record
+from condconv.train.rebuild import load_trained
 from condconv.train.workers import shortages_explained
 
 
@@ -71,13 +72,14 @@ def freeze_checkpoint(
     Raises:
         UsageError: The checkpoint or the data cannot be used, a pattern matches no conditional layer, or the file
             cannot be written or is there already.
+        TrainingError: The network has diverged.
     """
     _check_out(Path(out), Path(path), force)
     reading = reading or Reading()
-    checkpoint = load_checkpoint(path)
-    network = reading.place(load_network(checkpoint, path, build=build))
+    data = data or own_data(path, "train")
+    checkpoint, network = load_trained(path, build=build)
+    network = reading.place(network)
     chosen = match_layers(network, patterns)
-    data = data or checkpoint.config.data_of("train")
     skip = reading.on_bad_image == "skip"
     images, _ = open_images(checkpoint, data, split="train", data_dir=data_dir, skip=skip)
     report = record(network, reading.read(images, reading.choose(images), "routing"), None)

@@ -28,13 +28,14 @@ from condconv.atomic import write_atomic
 from condconv.errors import shown_name
 from condconv.paths import check_path
 from condconv.train import network as networks
-from condconv.train.checkpoint import Checkpoint, load_checkpoint
+from condconv.train.checkpoint import Checkpoint
 from condconv.train.config import is_named
 from condconv.train.data import val_transform
-from condconv.train.evaluate import load_network, open_images_of
+from condconv.train.evaluate import open_images_of, own_data
 from condconv.train.folder import LooseReader, find_split
 from condconv.train.images import Images
 from condconv.train.loading import batches, create_loader
+from condconv.train.rebuild import load_trained
 from condconv.train.rules import one_of, or_none, whole
 from condconv.train.walking import class_folders
 from condconv.train.workers import shortages_explained
@@ -151,13 +152,14 @@ def inspect_checkpoint(
 
     Raises:
         UsageError: The checkpoint or the data cannot be used, or the network has no conditional layer left.
+        TrainingError: The network has diverged.
     """
     whole(1, 1_000_000_000).check("layer_images", layer_images)
     reading = reading or Reading()
-    checkpoint = load_checkpoint(path)
-    shown = data or checkpoint.config.data_of("val")
+    shown = data or own_data(path, "val")
+    checkpoint, network = load_trained(path, build=build)
     images, labelled = open_images(checkpoint, shown, data_dir=data_dir, skip=reading.on_bad_image == "skip")
-    network = reading.place(load_network(checkpoint, path, build=build))
+    network = reading.place(network)
     order = reading.choose(images)
     names = checkpoint.class_names if labelled else None
     report = record(network, reading.read(images, order, "routing"), names)
@@ -218,7 +220,7 @@ def open_images(
         folder = find_split(folder, split) or folder
         if folder.is_dir() and not class_folders(folder, Counter()):
             images = Images(LooseReader(folder), ("",), in_chans=checkpoint.in_chans, skip_unreadable=skip)
-            images.transform = val_transform(checkpoint.image_size, checkpoint.in_chans, checkpoint.normalization)
+            images.transform = val_transform(checkpoint.preprocessing)
             return images, False
     return open_images_of(checkpoint, data, split=split, data_dir=data_dir, skip=skip), True
 

@@ -61,6 +61,11 @@ class TrainResult:
     images: int
 
     @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of the run's files that somebody has removed since it was finished."""
+        return tuple(name for name in ("best.safetensors", "metrics.csv") if not (self.out / name).is_file())
+
+    @property
     def best_epoch(self) -> EpochMetrics:
         """The epoch with the highest validation accuracy, the earliest of equals."""
         return best_epoch(self.metrics)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import UsageError, few, first_line
+from condconv.errors import UsageError, few, first_line, shown, shown_name
 from condconv.nn import RoutingFunction
 from condconv.tracing import evaluating
 from condconv.train.config import TrainConfig
+from condconv.train.rules import EXPERTS
 from condconv.weights import load_pretrained
 
 _log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from condconv.models import ModelInfo
+
+_OF_EXPERTS = ("routing", "scope")
+_OF_THE_BEGINNING = ("init", "noise", "pretrained_cfg")
 
 Build = Callable[[TrainConfig, int, int], nn.Module]
 """`build(config, num_classes, in_chans)` returns a network, `[B, C, S, S]` to `[B, num_classes]`."""
@@ -53,13 +63,18 @@ def check_name(model: str) -> None:
     from condconv.models import get_model_info
 
     try:
-        get_model_info(model)
+        experts = get_model_info(model).num_experts
     except ValueError as error:
         raise UsageError(f"`model` cannot be built: {error}; 'condconv models' lists the names") from error
+    if experts is not None:  # each takes time when a network is built, even where it takes no memory
+        EXPERTS.check("num_experts", experts)
 
 
 def _given(config: TrainConfig) -> str:
-    options = [f"{name}={value!r}" for name, value in config.model_options.items()]
+    """Return the options that somebody gave, in words; those that were resolved nobody has typed."""
+    resolved = resolved_options(replace(config, model_options={}), config.image_size or 224)
+    given = {name: value for name, value in config.model_options.items() if resolved.get(name) != value}
+    options = [f"{name}={shown(value)}" for name, value in given.items()]
     return ", ".join((*options, *(["pretrained"] if config.pretrained else ()))) or "these classes"
 
 
@@ -88,17 +103,41 @@ def default_options(config: TrainConfig, image_size: int) -> dict[str, object]:
 
     Networks made for 224 pixels shrink their input 32 times, which would leave nothing of a 32-pixel image.
     """
+    options = dict(config.model_options)
+    info = _info(config)
+    if info is not None and "output_stride" not in options and image_size < 128:
+        fitting = [stride for stride in info.output_strides if image_size >= 4 * stride]
+        options["output_stride"] = max(fitting, default=min(info.output_strides))
+    return options
+
+
+def resolved_options(config: TrainConfig, image_size: int) -> dict[str, Any]:
+    """Return the options that say what a trained network computes, those included that are defaults today.
+
+    A checkpoint keeps them, so that its network stays what it is when a default changes. What says only how a network
+    begins is left out: a checkpoint has its weights. Options of a network that is not in the zoo stay as they are.
+    """
+    from condconv.models import create_model
+
+    options = default_options(config, image_size)
+    info = _info(config)
+    if info is None:
+        return options
+    options.setdefault("output_stride", max(info.output_strides))
+    if info.num_experts is not None:  # only networks with experts take the others
+        parameters = inspect.signature(create_model).parameters
+        options = {**{name: parameters[name].default for name in _OF_EXPERTS}, **options}
+    return {name: value for name, value in options.items() if name not in _OF_THE_BEGINNING}
+
+
+def _info(config: TrainConfig) -> ModelInfo | None:
+    """Return what the zoo knows of a network, or None; a network with branches is that of the `base` they are of."""
     from condconv.models import get_model_info
 
-    options = dict(config.model_options)
-    if "output_stride" not in options and image_size < 128:
-        try:
-            strides = get_model_info(config.model).output_strides
-        except ValueError:
-            return options  # the name is reported where the network is built
-        fitting = [stride for stride in strides if image_size >= 4 * stride]
-        options["output_stride"] = max(fitting, default=min(strides))
-    return options
+    try:
+        return get_model_info(str(config.model_options.get("base", config.model)))
+    except ValueError:
+        return None  # the name is reported where the network is built
 
 
 def check_output(network: nn.Module, num_classes: int, in_chans: int, image_size: int) -> None:
@@ -134,20 +173,38 @@ def load_weights_(network: nn.Module, weights: Mapping[str, Tensor], path: str |
     Raises:
         UsageError: Names or shapes do not match; the message lists the first of each.
     """
-    own = network.state_dict()
+    check_shapes(shapes(network.state_dict()), shapes(weights), path)
+    network.load_state_dict(dict(weights))
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by its name."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def check_shapes(own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: str | Path) -> None:
+    """Check that what a checkpoint holds is what its network has.
+
+    Args:
+        own: Names and shapes of the network.
+        found: Those of the file.
+        path: That file, for the message.
+
+    Raises:
+        UsageError: They differ; the message lists the first of each kind.
+    """
     problems = {
-        "it lacks": [name for name in own if name not in weights],
-        "the network has no": [name for name in weights if name not in own],
+        "it lacks": [name for name in own if name not in found],
+        "the network has no": [name for name in found if name not in own],
         "of another shape": [
-            f"{name} {tuple(weights[name].shape)} (the network's: {tuple(own[name].shape)})"
+            f"{name} {found[name]} (the network's: {own[name]})"
             for name in own
-            if name in weights and own[name].shape != weights[name].shape
+            if name in found and own[name] != found[name]
         ],
     }
-    found = [f"{what} {few(names, most=3)}" for what, names in problems.items() if names]
-    if found:
+    told = [f"{what} {few(names, most=3)}" for what, names in problems.items() if names]
+    if told:
         raise UsageError(
-            f"`checkpoint` must hold the weights of this network, got {path}: {'; '.join(found)}: "
+            f"`checkpoint` must hold the weights of this network, got {shown_name(path)}: {'; '.join(told)}: "
             "build the network with the checkpoint's own model name and options"
         )
-    network.load_state_dict(dict(weights))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from condconv.train.loading import EpochSampler, create_loader
 from condconv.train.loss import create_mixup
 from condconv.train.metrics import EpochMetrics, as_csv, as_json_lines, best_epoch
 from condconv.train.optimization import create_optimizer, create_scheduler
-from condconv.train.sharding import share_out_, share_out_optimizer, whole
+from condconv.train.sharding import load_optimizer_, share_out_, whole
 
 FILES = ("config.json", "metrics.csv", "metrics.jsonl", "best.safetensors", "last.safetensors", "wandb-id")
 """What a run writes into its directory, and nobody else while it holds that."""
@@ -36,13 +37,14 @@ FILES = ("config.json", "metrics.csv", "metrics.jsonl", "best.safetensors", "las
 class Run:
     """The parts of a run.
 
-    `network` is the plain module, `model` the same as accelerate wraps it, `average` the one that is scored, if the
-    run averages weights.
+    `model_options` are the network's, as resolved. `network` is the plain module, `model` the same as accelerate wraps
+    it, `average` the one that is scored, if the run averages weights.
     """
 
     config: TrainConfig
     accelerator: Accelerator
     data: ImageData
+    model_options: Mapping[str, Any]
     network: nn.Module
     model: nn.Module
     average: ModelEmaV3 | None
@@ -98,9 +100,12 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
     _check_same_epoch(config, checkpoint)
     micro = micro_batch(config, accelerator)
     with accelerator.local_main_process_first():  # what has to be fetched is fetched once
-        data = open_data(config)
+        data = open_data(config, None if checkpoint is None else checkpoint.preprocessing)
     seed_everything(config.seed)
-    network = _build_network(config, build, data, checkpoint)
+    options = (
+        networks.resolved_options(config, data.image_size) if checkpoint is None else dict(checkpoint.model_options)
+    )
+    network = _build_network(config, build, data, checkpoint, options)
     average = _build_average(config, network, accelerator, checkpoint)
     optimizer = create_optimizer(config, network)
     train_images = len(data.train)
@@ -116,6 +121,7 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
         config=config,
         accelerator=accelerator,
         data=data,
+        model_options=options,
         network=network,
         model=model,
         average=average,
@@ -142,13 +148,18 @@ def _check_same_epoch(config: TrainConfig, checkpoint: Checkpoint | None) -> Non
 
 
 def _build_network(
-    config: TrainConfig, build: networks.Build, data: ImageData, checkpoint: Checkpoint | None
+    config: TrainConfig,
+    build: networks.Build,
+    data: ImageData,
+    checkpoint: Checkpoint | None,
+    options: Mapping[str, Any],
 ) -> nn.Module:
-    options = networks.default_options(config, data.image_size)
-    # A builder sees what the data is like, not what was asked for.
-    config = replace(config, model_options=options, image_size=data.image_size, in_chans=data.in_chans)
-    if checkpoint is not None:  # its weights replace all others, whose file may be gone
-        config = replace(config, pretrained=False, init_from=None, init_skip=None)
+    if checkpoint is None:
+        # A builder sees what the data is like, not what was asked for.
+        options = {**config.model_options, **options}
+        config = replace(config, model_options=options, image_size=data.image_size, in_chans=data.in_chans)
+    else:  # its weights replace all others, whose file may be gone
+        config = checkpoint.network_config
     network = build(config, len(data.class_names), data.in_chans)
     networks.start_(network, config)
     networks.check_output(network, len(data.class_names), data.in_chans, data.image_size)
@@ -193,7 +204,7 @@ def _restore_(run: Run, checkpoint: Checkpoint) -> None:
     if checkpoint.optimizer is None:
         path = last_path(run.out)
         raise UsageError(f"`out` must hold a last.safetensors to resume from, got {path} without optimizer state")
-    run.optimizer.load_state_dict(share_out_optimizer(checkpoint.optimizer, run.optimizer))
+    load_optimizer_(run.optimizer, checkpoint.optimizer, last_path(run.out))
     if run.accelerator.scaler is not None and checkpoint.scaler is not None:
         run.accelerator.scaler.load_state_dict(checkpoint.scaler)
     run.metrics = checkpoint.metrics  # the learning rate came with the optimizer; the next update sets it anew
@@ -229,10 +240,9 @@ def _checkpoint(run: Run, metrics: tuple[EpochMetrics, ...]) -> Checkpoint:
     scaler = run.accelerator.scaler
     return Checkpoint(
         config=run.config,
+        model_options=run.model_options,
         class_names=run.data.class_names,
-        image_size=run.data.image_size,
-        in_chans=run.data.in_chans,
-        normalization=run.data.normalization,
+        preprocessing=run.data.preprocessing,
         metrics=metrics,
         train_images=len(run.data.train),
         model=whole(run.network.state_dict()),

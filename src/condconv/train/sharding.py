@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from condconv.errors import UsageError, first_line, shown_name
 
 
 def whole(state: Any) -> Any:
@@ -37,6 +40,26 @@ def share_out_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer)
         for index, entries in state["state"].items()
     }
     return {**state, "state": shared}
+
+
+def load_optimizer_(optimizer: Any, state: dict[str, Any], path: Path) -> None:
+    """Put an optimizer where a checkpoint left it, in place; its state is shared out like the parameters.
+
+    Args:
+        optimizer: Of this run.
+        state: Of `optimizer.state_dict()`, whole.
+        path: The checkpoint's file, for the message.
+
+    Raises:
+        UsageError: The state is another optimizer's.
+    """
+    try:
+        optimizer.load_state_dict(share_out_optimizer(state, optimizer))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"`checkpoint` must hold the state of this optimizer, got {shown_name(path)} ({first_line(error)}): take "
+            "another copy, or train again in another --out"
+        ) from error
 
 
 def _like(value: Any, parameter: Tensor) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
 from condconv.nn.experts import is_noise
@@ -126,6 +126,20 @@ def load_state_dict(
     return _load(layers, find_source(state, source, layers, averaged), patterns, noise)
 
 
+def read_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """Return the weights of a file by its own names, averaged ones if there are both; no code of the file's is run.
+
+    Args:
+        model: The network that they are for, or a relative of theirs.
+        path: One of the files that `load_pretrained` takes.
+
+    Raises:
+        UsageError: The file cannot be read, or holds no weights.
+        MissingExtraError: The file needs safetensors or TensorFlow, which is not installed.
+    """
+    return _read(look_at(model), path, averaged=True).tensors
+
+
 def _load(layers: Layers, source: Source, skip: tuple[str, ...], noise: float) -> LoadReport:
     plan = plan_load(layers, source, skip)
     copy_tensors_(layers, plan.fit.copies)
@@ -178,7 +192,7 @@ def _read(layers: Layers, path: str | Path, averaged: bool) -> Source:
             variables = read_tensorflow_checkpoint(path)
             state = from_tensorflow(variables, layers.model, averaged=averaged)
             return Source(name, state, note_averages(variables, averaged))
-        return find_source(read_file(path), name, layers, averaged)
+        return find_source(read_file(path, layers.most_entries), name, layers, averaged)
     except OSError as error:
         raise UsageError(
             f"`path` must be a file that can be read, got {name} ({error.strerror or error}): check its name and rights"

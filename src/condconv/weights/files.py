@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from condconv.checkpoint_format import below, is_checkpoint, open_checkpoint
 from condconv.errors import UsageError, require_extra, shown
 from condconv.weights.kinds import first_bytes, is_safetensors, why_not_weights
 
@@ -32,19 +33,20 @@ def path_shown(path: str | Path) -> str:
     return shown(str(path), 500)
 
 
-def read_file(path: str | Path) -> Any:
+def read_file(path: str | Path, most: int) -> Any:
     """Read a torch or safetensors file, or a folder as the Hugging Face hub has them.
 
     Pickles are read without running code of theirs.
 
     Args:
         path: The file or folder; what a file is, its first bytes tell, not its name.
+        most: Most entries of a tensor, which bounds the memory that a file with holes can ask for.
 
     Returns:
         What it holds, with tensors on the CPU, in the file's order: a state dict, or mappings that hold some.
 
     Raises:
-        UsageError: The file is missing, truncated or of another kind.
+        UsageError: The file is missing, truncated, damaged or of another kind, or a tensor is too large.
         OSError: It cannot be opened.
         MissingExtraError: It is a safetensors file and safetensors is not installed.
     """
@@ -63,27 +65,45 @@ def read_file(path: str | Path) -> Any:
     reason = why_not_weights(file, first)
     if reason is not None:
         raise UsageError(f"`path` must be a file of torch's or safetensors, got {path_shown(file)}: it is {reason}")
-    return _read_safetensors(file) if is_safetensors(first) else _read_pickle(file)
+    return _read_safetensors(file, most) if is_safetensors(first) else _read_pickle(file)
 
 
-def _read_safetensors(file: Path) -> Mapping[str, Any]:
+def check_size(name: str, shape: Sequence[int], most: int, source: str) -> None:
+    """Check that a tensor may be of use, before memory is asked for.
+
+    Raises:
+        UsageError: It has too many entries.
+    """
+    if math.prod(shape) > most:
+        raise UsageError(
+            f"`path` must hold weights of this network or one like it, got {source} with {shown(name)} of shape "
+            f"{tuple(shape)}, larger than the whole network: give another file"
+        )
+
+
+def _read_safetensors(file: Path, most: int) -> Mapping[str, Any]:
     safetensors = require_extra("safetensors", "models")
     try:
+        with safetensors.safe_open(file, framework="np") as opened:  # torch would map the tensors into memory at once
+            if is_checkpoint(opened.metadata() or {}):
+                return _read_checkpoint(file, most)
+            for name in opened.offset_keys():
+                check_size(name, opened.get_slice(name).get_shape(), most, path_shown(file))
         with safetensors.safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.offset_keys()}
-            metadata = opened.metadata() or {}
+            return {name: opened.get_tensor(name) for name in opened.offset_keys()}
     except safetensors.SafetensorError as error:
         raise UsageError(
             f"`path` must be a whole safetensors file, got {path_shown(file)} ({error}): take another copy"
         ) from error
-    if "condconv" not in metadata:
-        return tensors
-    # A checkpoint of `condconv train` keeps the optimizer beside the network, and the averaged network if there is one.
-    return {"state_dict": _below(tensors, "model."), "ema": _below(tensors, "ema.")}
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _read_checkpoint(file: Path, most: int) -> Mapping[str, Any]:
+    """Return the network of a checkpoint of `condconv train`, and the averaged network if there is one."""
+    stored = open_checkpoint(file, argument="path")
+    for name, shape in {**below("model", stored.shapes), **below("ema", stored.shapes)}.items():
+        check_size(name, shape, most, path_shown(file))
+    tensors = stored.read("model", "ema")
+    return {"state_dict": below("model", tensors), "ema": below("ema", tensors)}
 
 
 def _read_pickle(file: Path) -> Any:

@@ -26,6 +26,7 @@ class Layers:
             state dict has beside tensors is left out.
         tensors: Its tensors by first name.
         conditional: Its layers with experts by name.
+        most_entries: Most entries of a tensor that may be for the network or a relative.
         routing: For each thing that a layer holds as its `routing_fn`, the function that computes the weights.
 
     Raises:
@@ -43,6 +44,8 @@ class Layers:
         self.tensors: dict[str, Tensor] = {name: state[name] for name in dict.fromkeys(self.first.values())}
         self.conditional = conditional_layers(model)
         self.routing = routing_functions(model)
+        # No kernel of a relative is as large as many whole networks.
+        self.most_entries = 16 * sum(each.numel() for each in self.tensors.values()) + 2**24
         self._parts = {part for name in self.first for part in name.split(".")}
         self._ends = {end for name in self.first for end in ends(name)}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from condconv.errors import UsageError, few, shown
 from condconv.weights.averages import Entry, Found
 from condconv.weights.entries import find_weights, holders
+from condconv.weights.files import check_size
 from condconv.weights.layers import Layers
 from condconv.weights.reparametrized import plain_weights
 
@@ -57,6 +58,8 @@ def find_source(loaded: Any, name: str, layers: Layers, averaged: bool) -> Sourc
                 f"`path` must hold values, got {name} with {what}, in {shown(each)}: save the network before it is "
                 "emptied or quantized"
             )
+        if tensor.layout != torch.strided:
+            check_size(each, tensor.shape, layers.most_entries, name)
     dense = {each: t if t.layout == torch.strided else t.to_dense() for each, t in entry.tensors.items()}
     plain, computed = plain_weights(dense, layers.knows)
     notes += [f"computed from the parts of {how}: {few(weights)}" for how, weights in computed.items()]

@@ -15,10 +15,11 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from condconv.errors import UsageError, first_line, require_extra, shown_name
+from condconv.errors import UsageError, first_line, require_extra, shown, shown_name
 from condconv.train.contents import UNREADABLE, open_image
 
 Target = dict[str, Any]
+_MOST_PIXELS = 1e9  # along a side; NaN is not below it either
 
 
 class CocoImages(Dataset[tuple[Tensor, Target]]):
@@ -41,15 +42,16 @@ class CocoImages(Dataset[tuple[Tensor, Target]]):
         self.images = _only(root, f"{split}*/")
         try:
             content = json.loads(self.annotations.read_text(encoding="utf-8"))
-            categories = sorted(content["categories"], key=lambda each: each["id"])
-            self._labels = {each["id"]: index for index, each in enumerate(categories, start=1)}
-            self.class_names = tuple(each["name"] for each in categories)
+            names = _by_id(content["categories"], "name")
+            self._labels = {identity: index for index, identity in enumerate(sorted(names), start=1)}
+            self.class_names = tuple(names[identity] for identity in self._labels)
             self._boxes = _boxes_by_image(content["annotations"], self._labels)
-            found = [each for each in content["images"] if split != "train" or each["id"] in self._boxes]
-            self._files = [(each["id"], each["file_name"]) for each in found]
-        except (ValueError, KeyError, TypeError) as error:
+            files = _by_id(content["images"], "file_name").items()
+            self._files = [each for each in files if split != "train" or each[0] in self._boxes]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
             raise UsageError(
-                f"`data` must have annotations in COCO's format, got {self.annotations} ({error!r}): check the file"
+                f"`data` must have annotations in COCO's format, got {self.annotations} ({reason}): check the file"
             ) from error
         if not self._files:
             raise UsageError(f"`data` must have an image with a box, got {self.annotations} without one")
@@ -126,13 +128,37 @@ def _only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
+def _by_id(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, str]:
+    """Return a text of each row by the row's id.
+
+    Raises:
+        ValueError: An id or a text is of another type, or two rows have the same id.
+    """
+    found: dict[int, str] = {}
+    for each in rows:
+        identity, text = each["id"], each[key]
+        if type(identity) not in (int, str) or type(text) is not str:
+            raise ValueError(f"id {shown(identity)} with the {key} {shown(text)}")
+        if identity in found:
+            raise ValueError(f"the id {shown(identity)} is there twice, for {shown(found[identity])} and {shown(text)}")
+        found[identity] = text
+    return found
+
+
 def _boxes_by_image(
     annotations: Sequence[Mapping[str, Any]], labels: Mapping[int, int]
 ) -> dict[int, tuple[list[list[float]], list[int]]]:
-    """Return corners and labels of the boxes of each image; crowds and boxes without area are left out."""
+    """Return corners and labels of the boxes of each image; crowds and boxes without area are left out.
+
+    Raises:
+        ValueError: A box is not of four numbers that can be pixels.
+        KeyError: A row lacks something, or its category is not in the file.
+    """
     boxes: dict[int, tuple[list[list[float]], list[int]]] = {}
     for each in annotations:
-        left, top, width, height = each["bbox"]
+        left, top, width, height = box = each["bbox"]
+        if not all(type(value) in (int, float) and abs(value) < _MOST_PIXELS for value in box):
+            raise ValueError(f"the box {shown(box)} of the image {shown(each['image_id'])}")
         if each.get("iscrowd", 0) or width <= 0 or height <= 0:
             continue
         corners, kinds = boxes.setdefault(each["image_id"], ([], []))

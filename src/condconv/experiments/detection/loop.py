@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import time
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,17 @@ from torch.utils.data import DataLoader
 from torchvision.models.detection.ssd import SSD
 from tqdm import tqdm
 
-from condconv.atomic import write_atomic
 from condconv.errors import TrainingError, TrainingInterrupted, UsageError, first_line
+from condconv.experiments.detection import saved
 from condconv.experiments.detection.coco import CocoImages, Target
 from condconv.experiments.detection.network import create_detector, detector_costs
+from condconv.experiments.detection.saved import DetectionMetrics
 from condconv.models import create_model
 from condconv.nn import anneal_
 from condconv.train import TrainConfig
 from condconv.train.launch import create_accelerator, micro_batch, prepare, seed_everything
 from condconv.train.loading import EpochSampler, batches
 from condconv.train.lock import only_here
-from condconv.train.metrics import as_csv, as_json_lines
 from condconv.train.optimization import create_optimizer, create_scheduler
 from condconv.weights import load_pretrained
 
@@ -50,25 +48,6 @@ _NOT_FOR_DETECTORS = {
     *("auto_augment", "random_erasing", "log_with", "sync_bn", "channels_last", "compile"),
 }
 """Settings of classifiers that nothing here reads."""
-
-
-@dataclass(frozen=True)
-class DetectionMetrics:
-    """Numbers of one epoch.
-
-    Attributes:
-        epoch: Counted from 1.
-        lr: Learning rate after the epoch's last update.
-        train_loss: Mean over the epoch's updates of the sum of SSD's losses.
-        ap: COCO's AP on the validation images, 0 to 1.
-        seconds: Wall time of training and validation.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    ap: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -182,7 +161,7 @@ def _set_up(config: TrainConfig) -> _Run:
     sampler = EpochSampler(len(train), config.batch_size, config.seed)
     train_loader = DataLoader(train, micro, sampler=sampler, num_workers=config.workers, collate_fn=_collate)
     val_loader = DataLoader(val, micro, num_workers=config.workers, collate_fn=_collate)
-    metrics = _restore(config, detector, optimizer, accelerator, train)
+    metrics = saved.restore_(config, _data(train), detector, optimizer, accelerator.scaler)
     prepared = prepare(accelerator, detector, optimizer, train_loader, val_loader)
     model, optimizer, *loaders = prepared
     parts = (config, accelerator, detector, model, optimizer, scheduler, sampler)
@@ -245,62 +224,12 @@ def _score(run: _Run) -> float:
     return run.val.mean_average_precision(dict(gather_object(found)))
 
 
-def _checkpoint_path(config: TrainConfig) -> Path:
-    return Path(config.out) / "last.pt"
-
-
 def _save(run: _Run, epoch: DetectionMetrics) -> None:
-    """Write what is trained, and the tables of metrics, after an epoch."""
     metrics = (*run.metrics, epoch)
     if run.accelerator.is_main_process:
-        scaler = run.accelerator.scaler
-        state = {
-            "config": asdict(run.config),
-            "data": _data(run.train),
-            "metrics": [asdict(each) for each in metrics],
-            "model": run.detector.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        out = Path(run.config.out)
-        write_atomic(out / "metrics.csv", as_csv(metrics, DetectionMetrics))
-        write_atomic(out / "metrics.jsonl", as_json_lines(metrics))
-        write_atomic(_checkpoint_path(run.config), buffer.getvalue())
+        saved.save(run.config, _data(run.train), metrics, run.detector, run.optimizer, run.accelerator.scaler)
     run.metrics = metrics
 
 
-def _data(train: CocoImages) -> dict[str, Any]:
-    """What a run that goes on must find again: the heads are for these categories, the schedule for so many images."""
-    return {"categories": list(train.class_names), "images": len(train)}
-
-
-def _restore(
-    config: TrainConfig, detector: SSD, optimizer: Any, accelerator: Accelerator, train: CocoImages
-) -> tuple[DetectionMetrics, ...]:
-    """Put detector, optimizer and loss scaler where the last finished epoch left them; returns the epochs so far."""
-    path = _checkpoint_path(config)
-    if not path.exists():
-        return ()
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        saved, data = TrainConfig(**state["config"]), state["data"]
-        metrics = tuple(DetectionMetrics(**each) for each in state["metrics"])
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError) as error:
-        raise UsageError(
-            f"`out` must hold a whole last.pt of this version, got {path} ({first_line(error)}): remove it, or give "
-            "another --out"
-        ) from error
-    config.check_same(saved)
-    if data != _data(train):
-        raise UsageError(
-            f"`data` must have the categories and the number of images of the run in {config.out} "
-            f"({len(data['categories'])} and {data['images']}), got {len(train.class_names)} and {len(train)}: restore "
-            "the annotations, or give another --out"
-        )
-    detector.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if accelerator.scaler is not None and state["scaler"] is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    return metrics
+def _data(train: CocoImages) -> saved.DetectionData:
+    return saved.DetectionData(train.class_names, len(train))
