@@ -92,7 +92,7 @@ def forms_table() -> str:
 
 
 def capability_table(results: dict[str, Any], layers: Iterable[str]) -> str:
-    """Return the table of what was exported and run.
+    """Return the table of what was exported and run, and of what the formats say that they can.
 
     Args:
         results: What benchmarks/results/export.json holds.
@@ -102,6 +102,7 @@ def capability_table(results: dict[str, Any], layers: Iterable[str]) -> str:
     rows = [("layer", *(f"`{format}`" for format in formats))]
     for name in layers:
         rows.append((name, *(_cell(results[format]["layers"].get(name)) for format in formats)))
+    rows.append(("any height and width", *("no" if FORMATS[each].WHY_ONE_SIZE else "yes" for each in formats)))
     versions = [
         f"- `{format}`: {', '.join(f'{name} {number}' for name, number in results[format]['versions'].items())}"
         for format in formats

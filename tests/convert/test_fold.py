@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv import CondConv2d, convert_, create_model, fold_batch_norms_, select
+from condconv.errors import UsageError
 
 X = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -117,7 +118,7 @@ def test_a_norm_of_timms_whose_activation_has_parameters() -> None:
     unfit = nn.Sequential(
         CondConv2d(3, 4, 3), layers.BatchNormAct2d(4, track_running_stats=False, device="cpu")
     ).double()
-    with pytest.raises(ValueError, match="`norm` must have running statistics"):
+    with pytest.raises(UsageError, match="`model` must .* folded, got '1': it has no running statistics"):
         fold_batch_norms_(unfit, X)
 
 
@@ -137,5 +138,14 @@ def test_hooks_that_would_be_lost_and_a_guess_that_fails_are_said() -> None:
     with pytest.raises(ValueError, match=r"`example_input` must be given, got None: Sequential fails on a guess of"):
         fold_batch_norms_(model)
     model[1].register_full_backward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="that can be exchanged, got '1': it has backward hooks"):
+    with pytest.raises(UsageError, match="that can be folded, got '1': it has backward hooks"):
         fold_batch_norms_(model, torch.randn(1, 3, 8, 8))
+
+
+def test_nothing_is_changed_where_one_norm_cannot_be_folded() -> None:
+    layers = pytest.importorskip("timm.layers")
+    first, norm = CondConv2d(3, 4, 3), nn.BatchNorm2d(4)
+    model = nn.Sequential(first, norm, CondConv2d(4, 5, 1), layers.norm_act.SyncBatchNormAct(5)).eval()
+    with pytest.raises(UsageError, match="got '3': it has a forward of its own, .*; put a torch.nn.BatchNorm in its"):
+        fold_batch_norms_(model, torch.randn(1, 3, 8, 8))
+    assert (model[0], model[1]) == (first, norm)

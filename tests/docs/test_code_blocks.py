@@ -17,7 +17,7 @@ FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 # Libraries of others that pages show how to use. A block that imports one is compiled, and runs where it is installed.
-OTHERS = ("lightning", "segmentation_models_pytorch", "transformers")
+OTHERS = ("lightning", "segmentation_models_pytorch", "transformers", "ultralytics")
 
 
 class Block(NamedTuple):

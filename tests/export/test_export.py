@@ -105,10 +105,33 @@ def test_the_largest_batch_is_run(tmp_path):
     assert "batch    1 to 5" in str(report)
 
 
+class Activated(nn.BatchNorm2d):
+    """A norm that does more than normalise, as the sync norms of other libraries do."""
+
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", ["activated", "sync"])
+def test_a_norm_that_cannot_be_folded_is_exported_as_it_is_and_told(tmp_path, kind):
+    network, example = small_network()
+    if kind == "sync":
+        network[1] = pytest.importorskip("timm.layers.norm_act").SyncBatchNormAct(8)
+        network[1].add_module("act", nn.SiLU())
+    else:
+        network[1] = Activated(8)
+    network[1].eval().running_mean.normal_()
+    report = export(network, tmp_path / "n.pt2", format="torch-export", example=example)
+    assert report.verified
+    assert [each.unfolded and each.unfolded[0] for each in report.layers] == ["1", None, None]
+    assert "not folded into 0: 1: it has a forward of its own" in str(report)
+
+
 def test_the_report_is_a_table(tmp_path):
     said = str(exported(tmp_path))
     assert re.search(r"^file     .*n\.pt2 \([\d.]+ MB\)$", said, re.MULTILINE)
     assert re.search(r"^verified yes: error .* at batch 1, .* at batch 8; allowed [\d.e-]+$", said, re.MULTILINE)
+    assert re.search(r"^size     12 x 11, fixed$", said, re.MULTILINE)
     assert re.search(r"^3\.depthwise +depthwise shift ", said, re.MULTILINE)
     assert f"torch {torch.__version__.partition('+')[0]}" in said
 
@@ -153,6 +176,11 @@ class Two(nn.Module):
         ({"model": copy.deepcopy(CONV).to("meta")}, "`model` must have values in its weights, got some without"),
         ({"model": nn.Sequential(nn.LazyConv2d(4, 3))}, "`model` must have values in its weights, got some without"),
         ({"model": copy.deepcopy(CONV).bfloat16()}, r"in torch.float32, got torch.bfloat16: give model.float\(\)"),
+        (
+            {"model": nn.Sequential(CONV, nn.BatchNorm2d(4, track_running_stats=False))},
+            "by itself, got '1', a batch norm",
+        ),
+        ({"dynamic_size": 1}, "`dynamic_size` must be True or False, got 1: give one of them"),
         ({"dynamic_batch": "no"}, "`dynamic_batch` must be True or False, got 'no'"),
         ({"max_batch": 2.5}, "`max_batch` must be a whole number or None, got 2.5"),
         ({"opset": "18"}, "`opset` must be a whole number or None, got '18'"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from condconv.export import FORMATS
 from scripts.export_tables import fill
 
 PAGE = "before\n<!-- one -->\n{}<!-- end -->\nbetween\n<!-- two -->\n\n| old |\n\n<!-- end -->\nafter\n"
@@ -30,6 +31,12 @@ def test_a_page_without_one_place_for_a_table_is_an_error(text, count):
     message = f"`text` must have one pair of marks for one, got {count}: mend the page"
     with pytest.raises(ValueError, match=re.escape(message)):
         fill(text, {"one": "| new |\n"})
+
+
+def test_the_page_says_which_formats_have_free_sizes():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^\| `([a-z-]+)` \| `\.[^|]*\|[^|]*\|[^|]*\| (any|one) \|", page, re.MULTILINE))
+    assert said == {name: "one" if writer.WHY_ONE_SIZE else "any" for name, writer in FORMATS.items()}
 
 
 def test_the_page_has_the_tables_of_the_plan_and_the_results():

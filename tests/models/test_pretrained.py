@@ -114,6 +114,16 @@ def test_features_of_a_network_cut_short() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["hook", "getter"])
+def test_features_of_a_network_that_timm_wraps(mobilenet: nn.Module, kind: str) -> None:
+    """A getter leaves out what comes after the last map, blocks among them."""
+    model = started(V1, mobilenet, features_only=True, out_indices=(0, 3), feature_cls=kind)
+    expected = mobilenet.forward_intermediates(X, indices=[0, 3], intermediates_only=True)
+    for found, one in zip(model(X), expected, strict=True):
+        close(found, one)
+
+
+@torch.no_grad()
 def test_the_authors_weights_where_timm_has_them() -> None:
     source = timm.create_model("tf_efficientnet_cc_b0_4e").eval()
     for name, parameter in source.named_parameters():

@@ -172,3 +172,32 @@ def test_the_annealing_is_there_while_a_script_runs(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "condconv.models.with_timm", str(script)]
     assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip() == "7.0"
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1_cc_025_4e", "resnet_cc_50_8e"])
+@pytest.mark.parametrize("kind", ["hook", "getter"])
+def test_features_by_the_other_classes_of_timms(name: str, kind: str) -> None:
+    """timm wraps the whole network, whose layers have other names from outside."""
+    x = torch.randn(2, 3, 64, 64)
+    maps = []
+    for options in ({}, {"feature_cls": kind}):
+        torch.manual_seed(0)
+        features = timm.create_model(f"condconv_{name}", features_only=True, out_indices=(1, 4), **options)
+        maps.append([tuple(each.shape) for each in features.eval()(x)])
+        assert any(isinstance(module, ConditionalLayer) for module in features.modules())
+        assert len(features.feature_info.channels()) == 2
+    assert maps[0] == maps[1]
+
+
+def test_features_from_a_trace_are_refused_for_experts_alone() -> None:
+    static = timm.create_model("condconv_mobilenet_v1_025", features_only=True, feature_cls="fx")
+    assert len(static.eval()(torch.randn(1, 3, 32, 32))) == 5
+    with pytest.raises(ValueError, match='`feature_cls` must not trace .*, got \'fx\': .*; take "hook" or "getter"'):
+        timm.create_model("condconv_mobilenet_v1_cc_025_4e", features_only=True, feature_cls="fx")
+
+
+def test_networks_without_weights_are_described_as_timms_are() -> None:
+    without = [name for name in condconv.list_models() if condconv.get_model_info(name).timm_name is None]
+    assert without
+    for name in without:
+        assert timm.get_pretrained_cfg(f"condconv_{name}").pool_size == (7, 7)

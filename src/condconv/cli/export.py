@@ -42,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--max-batch", action=Option, rule=_COUNT, metavar="N", help="the largest batch that has to run"
     )
+    parser.add_argument("--dynamic-size", action="store_true", help="take images of any height and width")
     parser.add_argument("--opset", action=Option, rule=whole(1, 1000), help="of an ONNX file (default: 18)")
     parser.add_argument(
         "--form",
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         example=torch.zeros(arguments.batch or 1, checkpoint.in_chans, size, size),
         dynamic_batch=arguments.batch is None,
         max_batch=arguments.max_batch,
+        dynamic_size=arguments.dynamic_size,
         opset=arguments.opset,
         forms=dict(arguments.form or ()),
         weights=arguments.weights,

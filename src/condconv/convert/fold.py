@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output, output_tensors
+from condconv.errors import UsageError, shown
 from condconv.nn import ConditionalLayer, fold_batch_norm
+from condconv.nn.folding import why_not_fold
 from condconv.nn.foreign import full_name
 from condconv.nn.hooks import why_not_hooks
 from condconv.tracing import arguments_of, undisturbed
@@ -33,24 +36,49 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
         Names of the folded pairs, layer and norm, in the order in which they run.
 
     Raises:
-        ValueError: No example is given, and none can be guessed or the model fails on the guess; a layer or norm has
-            backward or state-dict hooks; or the output holds no tensors.
+        UsageError: A layer or norm has backward or state-dict hooks, or a norm has a forward of its own or no running
+            statistics. Nothing has been changed.
+        ValueError: No example is given, and none can be guessed or the model fails on the guess; or the output holds no
+            tensors.
         RuntimeError: The folded model does not compute what it did (something else uses an output that is folded away);
             it has been restored.
-        TypeError: A batch norm has a forward of its own, as in `condconv.nn.fold_batch_norm`; the model has been
-            restored.
 
     Example:
         >>> net = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
         >>> condconv.fold_batch_norms_(net, torch.randn(1, 3, 8, 8))
         [('0', '1')]
     """
+    folded, left = fold_those_that_can_(model, example_input, all_or_none=True)
+    for name, reason in left.values():
+        raise UsageError(f"`model` must have layers and norms that can be folded, got {shown(name)}: {reason}")
+    return folded
+
+
+def fold_those_that_can_(
+    model: nn.Module, example_input: Any = None, *, all_or_none: bool = False
+) -> tuple[list[tuple[str, str]], dict[str, tuple[str, str]]]:
+    """Do what `fold_batch_norms_` does, but leave the pairs that cannot be folded as they are.
+
+    Args:
+        model: As there.
+        example_input: As there.
+        all_or_none: Whether to change nothing if a pair is left.
+
+    Returns:
+        Names of the folded pairs; and for each layer that is left, the reason, after the name of the module it lies in.
+
+    Raises:
+        ValueError: As there.
+        RuntimeError: As there.
+    """
     with arguments_of(model, example_input) as example:
         pairs, output = find_norms(model, example)
     names = {module: name for name, module in model.named_modules()}
-    for module in (module for pair in pairs for module in pair):
-        if (reason := why_not_hooks(module)) is not None:
-            raise ValueError(f"model must have layers and norms that can be exchanged, got {names[module]!r}: {reason}")
+    reasons = {names[pair[0]]: _why_not(*pair, names) for pair in pairs}
+    left = {layer: reason for layer, reason in reasons.items() if reason is not None}
+    if left and all_or_none:
+        return [], left
+    pairs = [pair for pair in pairs if names[pair[0]] not in left]
     folded = [(names[layer], names[norm]) for layer, norm in pairs]
     with ExitStack() as undo:
         for layer, norm in pairs:
@@ -64,7 +92,14 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
             )
         undo.pop_all()
     model.eval()
-    return folded
+    return folded, left
+
+
+def _why_not(layer: ConditionalLayer, norm: _BatchNorm, names: Mapping[nn.Module, str]) -> tuple[str, str] | None:
+    """Return why a pair cannot be folded, after the name of the module it lies in, or `None`."""
+    plain: Any = _split(norm)[0]
+    reasons = ((layer, why_not_hooks(layer)), (norm, why_not_hooks(norm) or why_not_fold(layer, plain)))
+    return next(((names[module], reason) for module, reason in reasons if reason is not None), None)
 
 
 def _split(norm: Any) -> tuple[nn.Module, nn.Module]:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from condconv.atomic import written_beside
-from condconv.errors import ExportError, MissingExtraError, UsageError, require_extra
-from condconv.export import verification
+from condconv.errors import ExportError, MissingExtraError, UsageError, require_extra, shown
 from condconv.export.arguments import check_outputs
 from condconv.export.formats import FORMATS
 from condconv.export.formats.request import Format, Inspection, Request, make_request
 from condconv.export.report import ExportReport
 from condconv.export.rewrite import rewrite
-from condconv.export.storage import store_weights_, widened
 from condconv.export.target import check_path
-from condconv.export.verification import Reference, varied_inputs
-
-_LARGEST_TRIED = 8
+from condconv.export.trials import make_trials, run_trials
 
 
 def export(
@@ -34,6 +28,7 @@ def export(
     example: Tensor | None = None,
     dynamic_batch: bool = True,
     max_batch: int | None = None,
+    dynamic_size: bool = False,
     opset: int | None = None,
     forms: Mapping[str, str] | None = None,
     weights: str = "float32",
@@ -55,6 +50,8 @@ def export(
         example: `[B, C, ...]`, of which shape and dtype are taken; `None` to guess an image of the usual size.
         dynamic_batch: Whether the file takes any batch size; else it takes that of `example`.
         max_batch: The largest batch the file has to take; `None` for no limit, where the format has none.
+        dynamic_size: Whether the file takes images of any height and width that the network takes, where the runtime
+            can; else it takes those of `example` only. The file is also run at sizes other than the example's.
         opset: Of an ONNX file; `None` for 18.
         forms: Other forms than the usual, by pattern of layers' names: `{"blocks.0.*": "esum"}`.
         weights: `"float32"`, or `"bfloat16"` or `"int8"` to store weights small; arithmetic stays in fp32, and routing
@@ -88,26 +85,24 @@ def export(
     check_path(path, format, writer.SUFFIX)
     path = path.resolve()  # or a link would become a file
     check_path(path, format, writer.SUFFIX)
-    request = make_request(model, example, dynamic_batch, max_batch, opset, weights, class_names, preprocessing)
-    if (reason := writer.why_not(request)) is not None:
-        raise UsageError(reason)
-    for package in writer.PACKAGES:
-        require_extra(package, writer.EXTRA or "")
+    request = make_request(
+        model, example, dynamic_batch, max_batch, dynamic_size, opset, weights, class_names, preprocessing
+    )
+    _check_format(writer, request)
     check_outputs(model, request.example, class_names)
     rewritten, choices = rewrite(model, format, request.example, batch=request.batch, forms=forms)
-    reference, weights_error, notes = _reference(model, rewritten, request)
+    trials, weights_error = make_trials(model, rewritten, request)
     unverified = "not verified: verify=False" if not verify else writer.why_not_run()
     with written_beside(path, "path") as temporary:
         outside = _write(writer, rewritten, temporary, request)
         inspection = writer.inspect(temporary)
-        _check(inspection, request)
-        what = f"the file in {writer.RUNTIME}"
-        errors = {} if unverified else verification.verify(writer.load(temporary), reference, _batches(request), what)
+        _check_file(inspection, request)
+        errors = () if unverified else run_trials(writer.load(temporary), trials, f"the file in {writer.RUNTIME}")
         size = sum(file.stat().st_size for file in temporary.parent.rglob("*") if file.is_file())
     return ExportReport(
         path=path,
         format=format,
-        batch=request.batch,
+        shape=request.shape,
         max_batch=request.max_batch,
         versions={name: version(name) for name in ("torch", *writer.PACKAGES)},
         opset=inspection.opset,
@@ -115,18 +110,38 @@ def export(
         weights=weights,
         weights_error=weights_error,
         bytes=size,
-        errors=errors,
-        allowed=reference.allowed,
+        errors=errors[0] if errors else {},
+        errors_by_size={trial.size: max(each.values()) for trial, each in zip(trials[1:], errors[1:], strict=False)},
+        allowed=trials[0].reference.allowed,
         verified=unverified is None,
-        notes=notes if unverified is None else (*notes, unverified),
+        notes=tuple(note for note in (trials[0].reference.blind, unverified) if note is not None),
         outside_delegate=outside,
     )
 
 
 def _format(name: str) -> Format:
-    if name not in FORMATS:
-        raise UsageError(f"`format` must be one of {', '.join(FORMATS)}, got {name!r}: take one of them")
+    if not isinstance(name, str) or name not in FORMATS:
+        raise UsageError(f"`format` must be one of {', '.join(FORMATS)}, got {shown(name)}: take one of them")
     return FORMATS[name]
+
+
+def _check_format(writer: Format, request: Request) -> None:
+    """Refuse what a format cannot be, and say so before its packages are needed.
+
+    Raises:
+        UsageError: With the reason and the remedy.
+        MissingExtraError: A package is not installed.
+    """
+    reason = writer.why_not(request)
+    if reason is None and request.dynamic_size and writer.WHY_ONE_SIZE is not None:
+        reason = (
+            f"`dynamic_size` must be False for {writer.RUNTIME}, got True: {writer.WHY_ONE_SIZE}; write a file for "
+            "each size"
+        )
+    if reason is not None:
+        raise UsageError(reason)
+    for package in writer.PACKAGES:
+        require_extra(package, writer.EXTRA or "")
 
 
 def _write(writer: Format, rewritten: nn.Module, path: Path, request: Request) -> tuple[str, ...] | None:
@@ -147,39 +162,17 @@ def _write(writer: Format, rewritten: nn.Module, path: Path, request: Request) -
         ) from error
 
 
-def _batches(request: Request) -> tuple[int, ...]:
-    if request.batch is not None:
-        return (request.batch,) * (4 if request.batch == 1 else 2)
-    return (1, 2, *(() if request.max_batch == 2 else (3,)), request.max_batch or _LARGEST_TRIED)
-
-
-def _reference(
-    model: nn.Module, rewritten: nn.Module, request: Request
-) -> tuple[Reference, float | None, tuple[str, ...]]:
-    """Return what the file has to compute, what storing its weights costs, and what the check cannot see.
-
-    Where weights are stored small, `rewritten` is changed in place, after it was compared with the network.
-    """
-    inputs = varied_inputs(request.example, sum(_batches(request)))
-    original = copy.deepcopy(model).cpu().eval()
-    reference = verification.make_reference(original, inputs)
-    notes = () if reference.blind is None else (reference.blind,)
-    verification.verify(torch.no_grad()(rewritten), reference, _batches(request), "the rewritten network")
-    if request.weights == "float32":
-        return reference, None, notes
-    store_weights_(rewritten, request.weights)
-    stored = verification.make_reference(widened(rewritten), inputs)
-    return stored, verification.worst_error(stored.outputs, reference.outputs), notes
-
-
-def _check(inspection: Inspection, request: Request) -> None:
+def _check_file(inspection: Inspection, request: Request) -> None:
     """Compare what the file says of itself with what was asked for.
 
     Raises:
         ExportError: They differ.
     """
-    if inspection.batch != request.batch:
-        asked = "any batch size" if request.batch is None else f"batch {request.batch}"
-        raise ExportError(f"the file must take {asked}, its own says {inspection.batch or 'any'}: the exporter lost it")
+    if inspection.shape != request.shape:
+        asked, told = (
+            f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
+            for shape in (request.shape, inspection.shape)
+        )
+        raise ExportError(f"the file must take {asked}, its own says {told}: the exporter lost it")
     if request.opset is not None and inspection.opset != request.opset:
         raise ExportError(f"the file must have opset {request.opset}, its own says {inspection.opset}")

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from condconv.errors import UsageError, first_line
+from condconv.errors import UsageError, first_line, shown
 from condconv.export.storage import WEIGHTS
 from condconv.nn.conditional import conditional_layers
 
@@ -28,6 +29,12 @@ def check_model(model: Any) -> None:
         raise UsageError(f"`model` must not be wrapped, got a {type(model).__name__}: give model.module")
     if isinstance(model, torch.jit.ScriptModule | torch.fx.GraphModule):
         raise UsageError("`model` must be as written, got a scripted or traced one: give the network before that")
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise UsageError(
+                f"`model` must compute each example by itself, got {shown(name)}, a batch norm without running "
+                "statistics: give it track_running_stats=True and train it"
+            )
     tensors = [*model.parameters(), *model.buffers()]
     unset = nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer
     if any(tensor.is_meta or isinstance(tensor, unset) for tensor in tensors):
@@ -59,19 +66,20 @@ def check_example(example: Tensor) -> None:
         )
 
 
-def check_options(dynamic_batch: Any, max_batch: Any, opset: Any, weights: Any) -> None:
+def check_options(dynamic_batch: Any, max_batch: Any, dynamic_size: Any, opset: Any, weights: Any) -> None:
     """Refuse options out of range; arguments as those of `condconv.export.export`.
 
     Raises:
         UsageError: With the reason and the remedy.
     """
-    if not isinstance(dynamic_batch, bool):
-        raise UsageError(f"`dynamic_batch` must be True or False, got {dynamic_batch!r}: give one of them")
+    for name, flag in (("dynamic_batch", dynamic_batch), ("dynamic_size", dynamic_size)):
+        if not isinstance(flag, bool):
+            raise UsageError(f"`{name}` must be True or False, got {shown(flag)}: give one of them")
     for name, number in (("max_batch", max_batch), ("opset", opset)):
         if number is not None and type(number) is not int:
-            raise UsageError(f"`{name}` must be a whole number or None, got {number!r}: give one of them")
+            raise UsageError(f"`{name}` must be a whole number or None, got {shown(number)}: give one of them")
     if weights not in WEIGHTS:
-        raise UsageError(f"`weights` must be one of {', '.join(WEIGHTS)}, got {weights!r}: take one of them")
+        raise UsageError(f"`weights` must be one of {', '.join(WEIGHTS)}, got {shown(weights)}: take one of them")
     if max_batch is not None and (max_batch < 2 or not dynamic_batch):
         raise UsageError(
             f"`max_batch` must be at least 2, with a dynamic batch, got {max_batch}: for a fixed one give an example "

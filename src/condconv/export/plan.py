@@ -43,12 +43,15 @@ class Choice:
         kind: As `kind_of` names it.
         form: A key of `FORMS`, or `"static"` where the routing weights are the same for every input.
         why: The reason, in a few words.
+        unfolded: Why a batch norm after it is not folded into its experts, after the name of the module where the
+            reason lies; `None` if there is no such norm.
     """
 
     layer: str
     kind: str
     form: str
     why: str
+    unfolded: tuple[str, str] | None = None
 
 
 def kind_of(layer: nn.Module) -> str:

@@ -16,7 +16,7 @@ class ExportReport:
     Attributes:
         path: The file, or the directory that is the file in some formats.
         format: As asked.
-        batch: The fixed batch size, or `None` where the file takes any up to `max_batch`.
+        shape: What the file takes, `[B, C, *S]`; `None` for each axis that is free.
         max_batch: The largest batch, or `None` for no limit.
         versions: Of the packages that wrote and ran the file.
         opset: Of an ONNX file, read from it; `None` elsewhere.
@@ -27,6 +27,7 @@ class ExportReport:
         bytes: Of all files together.
         errors: For each batch size that was run, the error of the worst example, measured in the same way, against
             the network in fp64 (with the weights as stored).
+        errors_by_size: The same for sizes of images other than the example's, where they are free: the worst error.
         allowed: The largest error that passes: ten times that of the network itself in fp32, or 256 roundings.
         verified: Whether the file was run and passed.
         notes: What a reader has to know: why it is not verified, what the check cannot see.
@@ -35,7 +36,7 @@ class ExportReport:
 
     path: Path
     format: str
-    batch: int | None
+    shape: tuple[int | None, ...]
     max_batch: int | None
     versions: Mapping[str, str]
     opset: int | None
@@ -44,10 +45,16 @@ class ExportReport:
     weights_error: float | None
     bytes: int
     errors: Mapping[int, float]
+    errors_by_size: Mapping[tuple[int, ...], float]
     allowed: float
     verified: bool
     notes: tuple[str, ...] = ()
     outside_delegate: tuple[str, ...] | None = field(default=None)
+
+    @property
+    def batch(self) -> int | None:
+        """The fixed batch size, or `None` where the file takes any up to `max_batch`."""
+        return self.shape[0]
 
     def __str__(self) -> str:
         """Return the facts, a line each, and a table of the layers."""
@@ -55,6 +62,7 @@ class ExportReport:
             "file": f"{self.path} ({self.bytes / 1e6:.3g} MB)",
             "format": f"{self.format}, {', '.join(f'{name} {version}' for name, version in self.versions.items())}",
             "batch": self._batch(),
+            "size": self._size(),
             "opset": None if self.opset is None else str(self.opset),
             "weights": self.weights
             if self.weights_error is None
@@ -66,6 +74,11 @@ class ExportReport:
         lines += [f"{'note':9}{note}" for note in self.notes]
         width = max((len(choice.layer) for choice in self.layers), default=0)
         lines += [f"{each.layer:{width}}  {each.kind:9} {each.form:8} {each.why}" for each in self.layers]
+        lines += [
+            f"not folded into {each.layer}: {each.unfolded[0]}: {each.unfolded[1]}"
+            for each in self.layers
+            if each.unfolded is not None
+        ]
         return "\n".join(lines)
 
     def _batch(self) -> str:
@@ -73,8 +86,15 @@ class ExportReport:
             return f"{self.batch}, fixed"
         return "any" if self.max_batch is None else f"1 to {self.max_batch}"
 
+    def _size(self) -> str | None:
+        if len(self.shape) < 3:
+            return None
+        return "any" if None in self.shape[2:] else f"{' x '.join(map(str, self.shape[2:]))}, fixed"
+
     def _verified(self) -> str:
         if not self.verified:
             return "no"
-        errors = ", ".join(f"{error:.1e} at batch {batch}" for batch, error in self.errors.items())
+        places = {f"batch {batch}": error for batch, error in self.errors.items()}
+        places |= {" x ".join(map(str, size)): error for size, error in self.errors_by_size.items()}
+        errors = ", ".join(f"{error:.1e} at {place}" for place, error in places.items())
         return f"yes: error {errors}; allowed {self.allowed:.1e}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from condconv.convert import fold_batch_norms_
+from condconv.convert.fold import fold_those_that_can_
 from condconv.convert.surgery import replace
 from condconv.export.plan import FORMS, ROUTED_IN_4D, Choice, choose
 from condconv.export.routers import use_4d_routers_
@@ -55,7 +56,8 @@ def rewrite(
     """Return a copy of a network that computes the same with operators a runtime is good at.
 
     The copy is on the CPU, in evaluation mode and without gradients; the network is left as it was. Batch norms after
-    conditional layers are folded into their experts, and each conditional layer is exchanged for a form of it.
+    conditional layers are folded into their experts, and each conditional layer is exchanged for a form of it. A norm
+    that cannot be folded stays where it is, and the choice of its layer says why.
 
     Args:
         model: With conditional layers, or without any.
@@ -83,8 +85,11 @@ def rewrite(
         copied = nn.Sequential(copied)  # a layer is exchanged in the module that holds it
     choices = choose(copied, format, batch, forms)
     with torch.no_grad():
-        fold_batch_norms_(copied, example.double())
+        _, unfolded = fold_those_that_can_(copied, example.double())
         copied.float()
+        for name, norm in unfolded.items():
+            if name in choices:
+                choices[name] = dataclasses.replace(choices[name], unfolded=norm)
         routings = routing_functions(copied)
         for name, choice in choices.items():
             layer: Any = copied.get_submodule(name)

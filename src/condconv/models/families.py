@@ -64,6 +64,10 @@ class Family:
         name = self.name_in_timm(size)
         return name if require_extra("timm", "models").is_model(name) else None
 
+    def network(self, model: nn.Module) -> nn.Module:
+        """Return a network of the family: the model, or the one inside if timm wraps it to take out its features."""
+        return next((each for each in model.children() if hasattr(each, self.stem)), model)
+
     def layers(self, model: nn.Module) -> list[str]:
         """Return the names of the layers of a network of the family, as the paper counts them."""
         modules = dict(model.named_modules())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -56,7 +57,11 @@ def describe_weights(
             "has none"
         )
     if source is None:
-        pretrained_cfg = pretrained_cfg or {"first_conv": name.family.stem, "classifier": name.family.classifier}
+        pretrained_cfg = pretrained_cfg or {
+            "first_conv": name.family.stem,
+            "classifier": name.family.classifier,
+            "pool_size": (7, 7),  # of the last map of 224 x 224 images, as timm's networks of these families say
+        }
     timms = pretrained_cfg is None or isinstance(pretrained_cfg, str)
     images = _IMAGES_OF_B0 if timms and name.size == "b0_depth" else {}
     architecture = PREFIX + str(name)
@@ -136,14 +141,19 @@ class _Target:
     def get_submodule(self, name: str) -> nn.Module:
         return self.model.get_submodule(name)
 
+    def _part(self, name: str) -> str:
+        """Return the block that a tensor belongs to, or else the child."""
+        block = re.match(self.family.blocks, name)
+        return name.partition(".")[0] if block is None else block[0]
+
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool) -> SimpleNamespace:
         """Load what timm adapted; where that is not strict, it dropped layers for other channels or classes."""
         layers = (self.family.stem, self.family.classifier)
         dropped = tuple(f"{layer}." for layer in layers if not strict and f"{layer}.weight" not in state)
         kept = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
         kept |= {name: tensor for name, tensor in self.start.items() if name.startswith(dropped)}
-        if not hasattr(self.model, self.family.classifier):  # for features: it ends earlier
-            children = {name.partition(".")[0] for name in self.start}
-            kept = {name: tensor for name, tensor in kept.items() if name.partition(".")[0] in children}
+        if f"{self.family.classifier}.weight" not in self.start:  # for features: it ends earlier
+            parts = {self._part(name) for name in self.start}
+            kept = {name: tensor for name, tensor in kept.items() if self._part(name) in parts}
         load_state_dict(self.model, kept, noise=self.noise, source=self.source)
         return SimpleNamespace(missing_keys=[], unexpected_keys=[])

@@ -92,7 +92,8 @@ def create_model(
             conditional one then computes until it is trained further, or the authors' conditional ones of
             `tf_efficientnet_cc_*`. timm's arguments `pretrained_cfg`, `pretrained_cfg_overlay` and `cache_dir` say
             which or where. For other files see `condconv.load_pretrained`.
-        features_only: Return a network that gives a list of feature maps, as timm's do; takes timm's `out_indices`.
+        features_only: Return a network that gives a list of feature maps, as timm's do; takes timm's `out_indices`, and
+            its `feature_cls` apart from `"fx"`.
         routing: Of conditional networks; see `condconv.convert_`.
         scope: Of conditional networks; the paper's is one routing a block.
         first_layer: First layer with experts, as the paper counts: 1 is the stem, each block is one layer, so is a 1x1
@@ -144,13 +145,23 @@ def create_model(
     model = parsed.family.build(parsed.size, in_chans=in_chans, **last, **options)
     if parsed.family.classes_widen and not features_only and 0 < num_classes < _IMAGENET_CLASSES:
         _narrow_classifier_(model.get_submodule(parsed.family.classifier), num_classes)
-    start = model.state_dict()
+    network = parsed.family.network(model)
+    start = network.state_dict()
     if parsed.num_experts is not None:
-        recipe.convert_(model, parsed, in_chans)
+        _check_not_traced(network, options)
+        recipe.convert_(network, parsed, in_chans)
     if pretrained:
-        load_weights_(model, parsed, cfg, start, noise, cache_dir)
+        load_weights_(network, parsed, cfg, start, noise, cache_dir)
     model.pretrained_cfg = model.default_cfg = cfg.to_dict()
     return model
+
+
+def _check_not_traced(network: nn.Module, options: Mapping[str, Any]) -> None:
+    if isinstance(network, torch.fx.GraphModule):
+        raise UsageError(
+            f"`feature_cls` must not trace a conditional network, got {shown(options['feature_cls'])}: the trace holds "
+            'the static layers; take "hook" or "getter"'
+        )
 
 
 def _narrow_classifier_(classifier: nn.Module, num_classes: int) -> None:

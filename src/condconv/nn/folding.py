@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,17 @@ from condconv.errors import UsageError
 from condconv.nn.block_routing import RoutingSlot
 from condconv.nn.conditional import ConditionalLayer
 from condconv.ops.compact import along_outputs
+
+
+def why_not_fold(layer: ConditionalLayer, norm: _BatchNorm) -> str | None:
+    """Return why a batch norm cannot be folded into the layer before it, with the remedy, or `None`."""
+    if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+        return "it has a forward of its own, which may do more than normalise; put a torch.nn.BatchNorm in its place"
+    if norm.running_mean is None or norm.running_var is None:
+        return "it has no running statistics, and so depends on the batch; give it track_running_stats=True and train"
+    if norm.num_features != layer.num_outputs:
+        return f"it has {norm.num_features} channels, and the layer {layer.num_outputs}; give the norm after the layer"
+    return None
 
 
 @torch.no_grad()
@@ -30,41 +42,29 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
         The layer, in evaluation mode. Scaled in fp64 and rounded once.
 
     Raises:
-        UsageError: `layer` is not a conditional layer, or its experts are compact; `norm` is not a batch norm, has no
-            running statistics, or another number of channels.
+        UsageError: `layer` is not a conditional layer, or its experts are compact; `norm` is not a batch norm and
+            nothing more, has no running statistics, or another number of channels.
     """
     if not isinstance(layer, ConditionalLayer):
         raise UsageError(f"`layer` must be a conditional layer, got {type(layer).__name__}: convert it first")
-    if not isinstance(norm, _BatchNorm):
-        raise UsageError(f"`norm` must be a torch.nn.BatchNorm, got {type(norm).__name__}: no other norm can be folded")
-    if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-        raise UsageError(
-            f"`norm` must be a batch norm and nothing more, got {type(norm).__name__} with its own forward: make a "
-            "plain one of its statistics"
-        )
     if layer.compact:
         raise UsageError(
             f"`layer` must have ordinary experts, got compact ones ({layer.weight.dtype}): fold the batch norm first, "
             "then quantize"
         )
-    if norm.running_mean is None or norm.running_var is None:
-        raise UsageError(
-            "`norm` must have running statistics, got track_running_stats=False: what it computes depends on the "
-            "batch, leave it as it is"
-        )
-    if norm.num_features != layer.num_outputs:
-        raise UsageError(
-            f"`norm` must have {layer.num_outputs} channels as the layer puts out, got {norm.num_features}: give the "
-            "one right after it"
-        )
+    if not isinstance(norm, _BatchNorm):
+        raise UsageError(f"`norm` must be a torch.nn.BatchNorm, got {type(norm).__name__}: no other norm can be folded")
+    if (reason := why_not_fold(layer, norm)) is not None:
+        raise UsageError(f"`norm` must be a batch norm that can be folded, got {type(norm).__name__}: {reason}")
     # A slot is filled by the block that owns it: the copy must read the same one.
     shared = {id(layer.routing_fn): layer.routing_fn} if isinstance(layer.routing_fn, RoutingSlot) else {}
     folded = copy.deepcopy(layer, shared).eval()
     dtype = layer.weight.dtype
-    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    mean, variance = (cast(Tensor, each) for each in (norm.running_mean, norm.running_var))
+    scale = torch.rsqrt(variance.double() + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
+    shift = -mean.double() * scale
     if norm.bias is not None:
         shift = shift + norm.bias.double()
     if layer.shift is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,7 +23,8 @@ def tf_same_padding(size: int, taps: int, stride: int, dilation: int) -> tuple[i
     on the size and is asymmetric, unlike torch's.
     """
     reach = dilation * (taps - 1) + 1
-    total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+    # Not -(-size // stride): ONNX divides towards zero, where a size is left open in a graph.
+    total = max(((size + stride - 1) // stride - 1) * stride + reach - size, 0)
     return total // 2, total - total // 2
 
 
@@ -65,7 +67,9 @@ def split_padding(amounts: Sequence[tuple[int, int]], mode: str) -> tuple[tuple[
     Returns:
         One number a dimension, and two a dimension from the last one on, or none at all.
     """
-    if mode == "zeros" and all(before == after for before, after in amounts):
+    # Of a size that an exported graph leaves open, this must not depend on whether it is even.
+    is_free = any(isinstance(before, torch.SymInt) for before, _ in amounts)
+    if mode == "zeros" and not is_free and all(before == after for before, after in amounts):
         return tuple(before for before, _ in amounts), ()
     return (0,) * len(amounts), tuple(amount for pair in reversed(amounts) for amount in pair)
 

@@ -14,6 +14,7 @@ from condconv.export.formats.request import Inspection, Request, export_program
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".pt2", None, (), "AOTInductor"
+WHY_ONE_SIZE = None
 _METADATA = "condconv"
 
 # It compiles the graph of torch.export: what can be had there, can be had here.
@@ -23,17 +24,16 @@ why_not, why_not_run = torch_export.why_not, torch_export.why_not_run
 def write(model: nn.Module, path: Path, request: Request) -> None:
     """Compile the graph; the metadata goes into the package's own."""
     program = export_program(model, request)
-    batch = json.dumps(request.batch)
-    metadata = {_METADATA: json.dumps(dict(request.metadata)), "batch": batch}
+    metadata = {_METADATA: json.dumps(dict(request.metadata)), "shape": json.dumps(request.shape)}
     torch._inductor.aoti_compile_and_package(
         program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
     )
 
 
 def inspect(path: Path) -> Inspection:
-    """Read the metadata. A package does not tell its batch axis: only running it does."""
+    """Read the metadata, which holds what shape was asked for: that it is so, only running the package shows."""
     metadata: Any = torch._inductor.aoti_load_package(str(path)).get_metadata()
-    return Inspection(json.loads(metadata["batch"]), None, json.loads(metadata[_METADATA]))
+    return Inspection(tuple(json.loads(metadata["shape"])), None, json.loads(metadata[_METADATA]))
 
 
 def load(path: Path) -> Run:

@@ -14,6 +14,7 @@ from condconv.export.formats.request import OUTPUT, Inspection, Request, export_
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".mlpackage", "coreml", ("coremltools",), "CoreML"
+WHY_ONE_SIZE = "its ranges of sizes have an end, which cannot be given here"
 
 
 def why_not(request: Request) -> str | None:
@@ -51,13 +52,16 @@ def write(model: nn.Module, path: Path, request: Request) -> None:
 
 
 def inspect(path: Path) -> Inspection:
-    """Read the batch axis and the metadata."""
+    """Read the shape and the metadata."""
     specification: Any = require_extra("coremltools", "coreml").utils.load_spec(str(path))
     array = specification.description.input[0].type.multiArrayType
-    bounds = array.shapeRange.sizeRanges
+    bounds = array.shapeRange.sizeRanges or [None] * len(array.shape)
     metadata = dict(specification.description.metadata.userDefined)
-    flexible = bounds and bounds[0].lowerBound != bounds[0].upperBound
-    return Inspection(None if flexible else int(array.shape[0]), None, metadata)
+    shape = (
+        int(size) if bound is None or bound.lowerBound == bound.upperBound else None
+        for size, bound in zip(array.shape, bounds, strict=True)
+    )
+    return Inspection(tuple(shape), None, metadata)
 
 
 def load(path: Path) -> Run:

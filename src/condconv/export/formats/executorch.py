@@ -14,6 +14,7 @@ from condconv.export.formats.request import Inspection, Request, export_program
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".pte", "executorch", ("executorch",), "ExecuTorch"
+WHY_ONE_SIZE = "it plans its memory ahead, for a largest size that cannot be given here"
 _METADATA = "condconv"
 _DELEGATED = {"executorch_call_delegate", "getitem"}
 
@@ -41,7 +42,7 @@ def write(model: nn.Module, path: Path, request: Request) -> tuple[str, ...]:
     """Write the program, with the metadata as the constant method `condconv`; return operators left to torch's own."""
     exir: Any = require_extra("executorch.exir", "executorch")
     xnnpack: Any = require_extra("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
-    facts = {"batch": request.batch, "metadata": dict(request.metadata)}
+    facts = {"shape": request.shape, "metadata": dict(request.metadata)}
     lowered = exir.to_edge_transform_and_lower(
         export_program(model, request),
         partitioner=[xnnpack.XnnpackPartitioner()],
@@ -54,10 +55,10 @@ def write(model: nn.Module, path: Path, request: Request) -> tuple[str, ...]:
 
 
 def inspect(path: Path) -> Inspection:
-    """Read the metadata. A program does not tell its batch axis: only running it does."""
+    """Read the metadata, which holds what shape was asked for: that it is so, only running the program shows."""
     (text,) = _method(path, _METADATA).execute([])
     facts = json.loads(text)
-    return Inspection(facts["batch"], None, facts["metadata"])
+    return Inspection(tuple(facts["shape"]), None, facts["metadata"])
 
 
 def load(path: Path) -> Run:

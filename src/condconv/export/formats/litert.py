@@ -13,6 +13,7 @@ from condconv.export.formats.request import Inspection, Request
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".tflite", "litert", ("litert_torch", "ai_edge_litert"), "LiteRT"
+WHY_ONE_SIZE = "a resized file gives wrong values"
 
 
 def why_not(request: Request) -> str | None:
@@ -39,9 +40,9 @@ def write(model: nn.Module, path: Path, request: Request) -> None:
 
 
 def inspect(path: Path) -> Inspection:
-    """Read the batch axis."""
-    axis = _interpreter(path).get_input_details()[0]["shape_signature"][0]
-    return Inspection(None if axis < 0 else int(axis), None, {})
+    """Read the shape."""
+    shape = _interpreter(path).get_input_details()[0]["shape_signature"]
+    return Inspection(tuple(None if size < 0 else int(size) for size in shape), None, {})
 
 
 def load(path: Path) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from condconv.export.formats.request import INPUT, OUTPUT, Inspection, Request, 
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".onnx", "onnx", ("onnx", "onnxscript", "onnxruntime"), "ONNX Runtime"
+WHY_ONE_SIZE = None
 OPSETS = range(18, 24)
 """Opsets that torch's exporter honours; asked for a lower one it writes 18 all the same."""
 _LARGEST = 1_500_000_000  # bytes of weights in the file itself; protobuf's limit is 2 GiB
@@ -53,20 +55,23 @@ def write(model: nn.Module, path: Path, request: Request) -> None:
     )
     written.save(path, external_data=size > _LARGEST)
     proto = onnx.load(path, load_external_data=False)
-    _name_batch(proto.graph)
+    _name_axes(proto.graph)
     _forget_origin(proto.graph)
     _drop_unused(proto.graph)
     onnx.helper.set_model_props(proto, dict(request.metadata))
     onnx.save(proto, path)
 
 
-def _name_batch(graph: Any) -> None:
-    """Call the symbolic batch axis "batch", where the exporter numbers it."""
-    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+def _name_axes(graph: Any) -> None:
+    """Call the symbolic axes of images "batch", "height" and "width", where the exporter numbers them."""
+    axes = graph.input[0].type.tensor_type.shape.dim
+    named = [(axes[0], "batch"), *zip(reversed(axes[2:]), ("width", "height", "depth"), strict=False)]
+    symbols = {axis.dim_param: name for axis, name in named if axis.dim_param}
     for value in (*graph.input, *graph.output, *graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
-            if symbol and axis.dim_param == symbol:
-                axis.dim_param = "batch"
+            if axis.dim_param:
+                # It may be a term of several, as of an output that is half as high.
+                axis.dim_param = re.sub(r"\w+", lambda word: symbols.get(word[0], word[0]), axis.dim_param)
 
 
 def _forget_origin(graph: Any) -> None:
@@ -100,12 +105,12 @@ def _names_used(graph: Any) -> set[str]:
 
 
 def inspect(path: Path) -> Inspection:
-    """Read the batch axis, the opset and the metadata."""
+    """Read the shape, the opset and the metadata."""
     proto = require_extra("onnx", "onnx").load(path, load_external_data=False)
-    axis = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    axes = proto.graph.input[0].type.tensor_type.shape.dim
     opset = next(each.version for each in proto.opset_import if each.domain == "")
     metadata = {each.key: each.value for each in proto.metadata_props}
-    return Inspection(None if axis.dim_param else axis.dim_value, opset, metadata)
+    return Inspection(tuple(None if axis.dim_param else axis.dim_value for axis in axes), opset, metadata)
 
 
 def load(path: Path) -> Run:

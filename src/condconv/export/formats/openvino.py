@@ -15,6 +15,7 @@ from condconv.export.formats.request import Inspection, Request
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".xml", "openvino", ("onnx", "onnxscript", "openvino"), "OpenVINO"
+WHY_ONE_SIZE = None
 _KEY = "condconv"
 
 
@@ -43,11 +44,11 @@ def write(model: nn.Module, path: Path, request: Request) -> None:
 
 
 def inspect(path: Path) -> Inspection:
-    """Read the batch axis and the metadata."""
+    """Read the shape and the metadata."""
     model: Any = require_extra("openvino", "openvino").Core().read_model(path)
-    axis = model.inputs[0].partial_shape[0]
+    shape = tuple(None if axis.is_dynamic else axis.get_length() for axis in model.inputs[0].partial_shape)
     metadata = model.get_rt_info(_KEY).value if model.has_rt_info(_KEY) else {}
-    return Inspection(None if axis.is_dynamic else axis.get_length(), None, {k: str(v) for k, v in metadata.items()})
+    return Inspection(shape, None, {key: str(value) for key, value in metadata.items()})
 
 
 def load(path: Path) -> Run:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from condconv.errors import UsageError, first_line
+from condconv.errors import UsageError, first_line, shown
 from condconv.export.arguments import check_class_names, check_example, check_model, check_options
 from condconv.export.preprocessing import complete_preprocessing
 from condconv.export.verification import Run, varied_inputs
@@ -32,6 +32,7 @@ class Request:
             take a batch of one for a constant.
         batch: The fixed batch size, or `None` for a dynamic one.
         max_batch: The largest dynamic batch, or `None` for no limit.
+        dynamic_size: Whether height and width are free.
         opset: Of an ONNX file; `None` for the exporter's own.
         weights: How weights are stored.
         metadata: To go into the file, where it has a place.
@@ -40,9 +41,16 @@ class Request:
     example: Tensor
     batch: int | None
     max_batch: int | None
+    dynamic_size: bool
     opset: int | None
     weights: str
     metadata: Mapping[str, str]
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """What the file has to take, `[B, C, *S]`; `None` for each axis that is free."""
+        channels, *size = self.example.shape[1:]
+        return (self.batch, channels, *((None,) * len(size) if self.dynamic_size else size))
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,12 @@ class Inspection:
     """What a written file says of itself.
 
     Attributes:
-        batch: Its fixed batch size, or `None` if the batch axis is symbolic.
+        shape: Of its input, `[B, C, *S]`; `None` for each axis that is symbolic.
         opset: Of an ONNX file.
         metadata: As in the request; empty where the format has no place for it.
     """
 
-    batch: int | None
+    shape: tuple[int | None, ...]
     opset: int | None
     metadata: Mapping[str, str]
 
@@ -79,6 +87,10 @@ class Format(Protocol):
     def RUNTIME(self) -> str:  # noqa: N802
         """Its name, for messages."""
 
+    @property
+    def WHY_ONE_SIZE(self) -> str | None:  # noqa: N802
+        """Why a file takes images of one size only; `None` where height and width can be free."""
+
     def why_not(self, request: Request) -> str | None:
         """Return why a request cannot be met, with the remedy, or `None`."""
 
@@ -100,6 +112,7 @@ def make_request(
     example: Tensor | None,
     dynamic_batch: bool,
     max_batch: int | None,
+    dynamic_size: bool,
     opset: int | None,
     weights: str,
     class_names: Sequence[str] | None,
@@ -111,13 +124,18 @@ def make_request(
         UsageError: An argument is out of range.
     """
     check_model(model)
-    check_options(dynamic_batch, max_batch, opset, weights)
+    check_options(dynamic_batch, max_batch, dynamic_size, opset, weights)
     try:
         given = default_example(model) if example is None else example
     except ValueError as error:
         raise UsageError(f"`example` must be given: {first_line(error).partition(': ')[2]}") from error
     check_example(given)
     given = given.detach().cpu()
+    if dynamic_size and given.dim() < 3:
+        raise UsageError(
+            f"`dynamic_size` must be False for examples without height and width, got True with "
+            f"{shown(tuple(given.shape))}: leave it out, or give an example [B, C, H, W]"
+        )
     metadata = {"condconv": version("condconv")}
     if class_names is not None:
         check_class_names(class_names)
@@ -126,18 +144,20 @@ def make_request(
         metadata["preprocessing"] = json.dumps(complete_preprocessing(preprocessing, given))
     # Two examples or more, also where one was given: exporters take a batch of one for a constant.
     traced = varied_inputs(given, 2 if dynamic_batch else len(given))
-    return Request(traced, None if dynamic_batch else len(given), max_batch, opset, weights, metadata)
+    batch = None if dynamic_batch else len(given)
+    return Request(traced, batch, max_batch, dynamic_size, opset, weights, metadata)
 
 
 def export_program(model: nn.Module, request: Request) -> ExportedProgram:
-    """Return the graph of a rewritten model, with the batch axis symbolic where it is to be."""
-    axes = {} if request.batch is not None else {0: Dim("batch", max=request.max_batch)}
+    """Return the graph of a rewritten model, with the axes symbolic that are to be free."""
+    axes: dict[int, Any] = {} if request.batch is not None else {0: Dim("batch", max=request.max_batch)}
+    # Not named: torch may find the smallest size that the layers take.
+    axes |= {axis: Dim.DYNAMIC for axis in range(2, len(request.shape)) if request.dynamic_size}
     with torch.no_grad():
         return torch.export.export(model, (request.example,), dynamic_shapes=(axes,))
 
 
-def fixed_batch(program: ExportedProgram) -> int | None:
-    """Return the batch size that a graph is fixed to, or `None`."""
+def input_shape(program: ExportedProgram) -> tuple[int | None, ...]:
+    """Return the shape that a graph takes, with `None` for each axis that is symbolic."""
     node = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
-    size = node.meta["val"].shape[0]
-    return size if isinstance(size, int) else None
+    return tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)

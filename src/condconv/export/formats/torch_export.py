@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from condconv.export.formats.request import Inspection, Request, export_program, fixed_batch
+from condconv.export.formats.request import Inspection, Request, export_program, input_shape
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".pt2", None, (), "torch.export"
+WHY_ONE_SIZE = None
 _METADATA = "condconv.json"
 
 
@@ -34,10 +35,10 @@ def write(model: nn.Module, path: Path, request: Request) -> None:
 
 
 def inspect(path: Path) -> Inspection:
-    """Read the batch axis and the metadata."""
+    """Read the shape and the metadata."""
     extra = {_METADATA: ""}
     program = torch.export.load(path, extra_files=extra)
-    return Inspection(fixed_batch(program), None, json.loads(extra[_METADATA]))
+    return Inspection(input_shape(program), None, json.loads(extra[_METADATA]))
 
 
 def load(path: Path) -> Run:

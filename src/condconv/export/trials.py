@@ -1,0 +1,133 @@
+"""What a file is tried on: several batch sizes, and images of other sizes than the traced one where they are free."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from condconv.errors import UsageError, first_line
+from condconv.export import verification
+from condconv.export.formats.request import Request
+from condconv.export.storage import store_weights_, widened
+from condconv.export.verification import Reference, Run, varied_inputs
+
+_LARGEST_TRIED = 8
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Runs at one size of images.
+
+    Attributes:
+        size: Height and width, or as many sizes as the input has after its channels.
+        batches: Batch sizes to run, one after the other.
+        reference: What has to come out.
+    """
+
+    size: tuple[int, ...]
+    batches: tuple[int, ...]
+    reference: Reference
+
+
+def make_trials(model: nn.Module, rewritten: nn.Module, request: Request) -> tuple[tuple[Trial, ...], float | None]:
+    """Return what the file has to compute, first at the traced size, and what storing its weights costs.
+
+    Args:
+        model: The network; not changed.
+        rewritten: From it, and compared with it here. Where weights are to be stored small, it is changed in place.
+        request: What the file is to be.
+
+    Raises:
+        UsageError: The network cannot be compared, or takes one size where all are asked for.
+        ExportError: The rewritten network computes something else.
+    """
+    original = copy.deepcopy(model).cpu().eval()
+    batches = _batches(request)
+    # Few at other sizes: what depends on the batch was seen at the first.
+    few = (1, 2) if request.batch is None else (request.batch,)
+    traced: tuple[int, ...] = tuple(request.example.shape[2:])
+    plans = {traced: batches} | dict.fromkeys(_other_sizes(original, request) if request.dynamic_size else (), few)
+    trials = _trials(original, request, plans)
+    run_trials(torch.no_grad()(rewritten), trials, "the rewritten network")
+    if request.weights == "float32":
+        return trials, None
+    store_weights_(rewritten, request.weights)
+    stored = _trials(widened(rewritten), request, plans)
+    return stored, verification.worst_error(stored[0].reference.outputs, trials[0].reference.outputs)
+
+
+def run_trials(run: Run, trials: Sequence[Trial], what: str) -> tuple[Mapping[int, float], ...]:
+    """Run a file at all sizes and batch sizes; return the worst errors, by batch size, of each trial.
+
+    Args:
+        run: From `[B, ...]` to `[B, ...]`, fp32 on the CPU.
+        trials: From `make_trials`.
+        what: For messages, such as "the file in ONNX Runtime".
+
+    Raises:
+        ExportError: A shape or a value is wrong, or the runtime fails.
+    """
+    errors: list[Mapping[int, float]] = []
+    for trial in trials:
+        where = f", at {times(trial.size)}," if errors else ""
+        errors.append(verification.verify(run, trial.reference, trial.batches, f"{what}{where}"))
+    return tuple(errors)
+
+
+def times(size: Sequence[int]) -> str:
+    """Return a size in words, such as "224 x 224"."""
+    return " x ".join(map(str, size))
+
+
+def _batches(request: Request) -> tuple[int, ...]:
+    if request.batch is not None:
+        return (request.batch,) * (4 if request.batch == 1 else 2)
+    return (1, 2, *(() if request.max_batch == 2 else (3,)), request.max_batch or _LARGEST_TRIED)
+
+
+def _trials(model: nn.Module, request: Request, plans: Mapping[tuple[int, ...], tuple[int, ...]]) -> tuple[Trial, ...]:
+    channels = request.example.shape[1]
+
+    def trial(size: tuple[int, ...], batches: tuple[int, ...]) -> Trial:
+        inputs = varied_inputs(request.example.new_zeros(1, channels, *size), sum(batches))
+        return Trial(size, batches, verification.make_reference(model, inputs))
+
+    return tuple(trial(size, batches) for size, batches in plans.items())
+
+
+# From a traced size to others, by axis: whole strides more, another parity, and less. A network with skip connections
+# may take multiples of its stride only.
+_OTHER: tuple[Callable[[int, int], int], ...] = (
+    lambda size, axis: size + 32 * (axis + 1),
+    lambda size, axis: size + 2 * axis + 1,
+    lambda size, axis: size - size // 4,
+)
+
+
+def _other_sizes(model: nn.Module, request: Request) -> list[tuple[int, ...]]:
+    """Return sizes other than the traced one that a network takes.
+
+    Raises:
+        UsageError: It takes none of those that are tried.
+    """
+    channels, *traced = request.example.shape[1:]
+    found, reasons = [], {}
+    for other in _OTHER:
+        size = tuple(other(each, axis) for axis, each in enumerate(traced))
+        try:
+            with torch.no_grad():
+                model(varied_inputs(request.example.new_zeros(1, channels, *size), 1))
+            found.append(size)
+        except Exception as error:  # of any kind: it is the model's own
+            reasons[size] = first_line(error)
+    if not found:
+        (size, reason), *_ = reasons.items()
+        raise UsageError(
+            f"`dynamic_size` must be False for a network that takes images of one size, got True and a network that "
+            f"fails at {times(size)} ({reason[:200]}): write a file for each size"
+        )
+    return found
