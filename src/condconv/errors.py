@@ -58,10 +58,10 @@ def require_extra(module: str, extra: str) -> ModuleType:
         ) from error
 
 
-def few(names: Iterable[str], most: int = 4) -> str:
+def few(names: Iterable[str], most: int = 4, between: str = ", ") -> str:
     """Return the first names of a list in words, and how many more there are."""
     first = list(names)
-    return ", ".join(map(shown_name, first[:most])) + (f" and {len(first) - most} more" if len(first) > most else "")
+    return between.join(map(shown_name, first[:most])) + (f" and {len(first) - most} more" if len(first) > most else "")
 
 
 def check_type(argument: str, value: object, kind: Any, rule: str, remedy: str) -> None:

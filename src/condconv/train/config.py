@@ -249,7 +249,7 @@ class TrainConfig:
         if differences:
             raise UsageError(
                 f"`out` must be a new directory or one with a run of the same settings, got {shown_name(self.out)}, "
-                f"which differs in {few(differences)}: give another --out, or the settings of that run"
+                f"which differs in {few(differences, between='; ')}: give another --out, or the settings of that run"
             )
 
 
