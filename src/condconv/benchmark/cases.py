@@ -13,6 +13,7 @@ from condconv.counting import count
 from condconv.errors import MissingExtraError, require_extra
 from condconv.models import create_model, get_model_info
 from condconv.nn import CondConv2d
+from condconv.ops.geometry import is_depthwise
 from condconv.tracing import trace
 from condconv.weights import to_timm_state_dict
 
@@ -61,10 +62,10 @@ class LayerCase:
     @property
     def name(self) -> str:
         """Describe it, as `1x1 672->112 @14`; stride and number of experts where they are not 1 and 8."""
-        depthwise = "depthwise " if self.groups > 1 else ""
+        depthwise = "depthwise " if is_depthwise(self.groups, self.in_channels) else ""
         stride = f" /{self.stride}" if self.stride > 1 else ""
         experts = f" {self.experts}e" if self.experts != 8 else ""
-        channels = f"{self.in_channels}" if self.groups > 1 else f"{self.in_channels}->{self.out_channels}"
+        channels = f"{self.in_channels}" if depthwise else f"{self.in_channels}->{self.out_channels}"
         return f"{depthwise}{self.kernel}x{self.kernel} {channels} @{self.size}{stride}{experts}"
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from condconv.errors import UsageError, shown
+from condconv.ops.geometry import is_depthwise
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def last_blocks(count: int) -> Selector:
 def depthwise() -> Selector:
     """Select depthwise convolutions: one input channel per group."""
     return Selector(
-        lambda c: getattr(c.module, "groups", 1) > 1 and c.module.groups == c.module.in_channels, "depthwise()"
+        lambda c: is_depthwise(getattr(c.module, "groups", 1), getattr(c.module, "in_channels", 0)), "depthwise()"
     )
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condconv.nn import CondConv2d
+from condconv.ops.geometry import has_multiplier, is_depthwise
 from condconv.ops.padding import Padding, pad_input, resolve_padding
 
 
@@ -38,7 +39,7 @@ class Geometry:
     @property
     def is_depthwise(self) -> bool:
         """Whether each output channel sees one input channel, and each of these is seen by one."""
-        return self.groups == self.in_channels == self.out_channels
+        return is_depthwise(self.groups, self.in_channels) and not has_multiplier(self.in_channels, self.out_channels)
 
     def amounts(self, x: Tensor) -> list[tuple[int, int]]:
         """Return the pixels to add before and after height and width of x `[B, C, H, W]`."""

@@ -11,6 +11,16 @@ from torch import Tensor
 from condconv.ops.recording import plain_shape
 
 
+def is_depthwise(groups: int, in_channels: int) -> bool:
+    """Return whether a convolution is depthwise: it has several groups, each of one input channel."""
+    return groups > 1 and groups == in_channels
+
+
+def has_multiplier(in_channels: int, out_channels: int) -> bool:
+    """Return whether a depthwise convolution has several output channels for each input channel."""
+    return out_channels != in_channels
+
+
 class Geometry(NamedTuple):
     """Stride, symmetric zero padding, dilation and groups of an N-dimensional convolution.
 
@@ -42,8 +52,8 @@ class Geometry(NamedTuple):
         return weight.shape[2] * self.groups if self.transposed else weight.shape[1]
 
     def is_depthwise(self, weight: Tensor) -> bool:
-        """Return whether a group of stacked kernels has one input channel, or one output channel where transposed."""
-        return self.groups > 1 and plain_shape(weight)[2] == 1
+        """Return whether a group of stacked kernels has one input channel, or one output channel if transposed."""
+        return is_depthwise(self.groups, self.groups * plain_shape(weight)[2])
 
     def convolve(self, x: Tensor, kernel: Tensor, *, fold: int = 1) -> Tensor:
         """Apply torch's convolution. `fold` examples lie side by side in the channels (and the groups)."""

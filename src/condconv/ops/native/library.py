@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from condconv.ops.geometry import Geometry
+from condconv.ops.geometry import Geometry, has_multiplier, is_depthwise
 from condconv.ops.native.build import LIBRARY, digest_of_sources
 
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
@@ -111,7 +111,7 @@ def _sizes(
         *(outputs * channels * prod(kernel), threads, taps_outside, kind),
         *(*routing_strides, 0)[:3],
     )
-    depthwise = channels == 1 and geometry.groups == outputs == x[1] and geometry.groups > 1
+    depthwise = is_depthwise(geometry.groups, x[1]) and not has_multiplier(x[1], outputs)
     height, width = out_size
     strides = (outputs * height * width, 1, outputs * width, outputs)
     return Sizes(bytes(Problem(*sizes)), depthwise, (x[0], outputs, height, width), strides)
