@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,8 @@ from condconv.errors import UsageError
 from condconv.models import create_model
 from condconv.nn import CondConv2d, RoutingFunction
 from condconv.nn.conditional import conditional_layers
-from condconv.train.optimization import create_optimizer, create_scheduler
+from condconv.train import TrainConfig
+from condconv.train.optimization import SCHEDULES, create_optimizer, create_scheduler
 from tests.train.samples import settings
 
 
@@ -176,12 +179,91 @@ def test_options_reach_the_optimizer_and_the_schedule(tmp_path):
     assert rates == pytest.approx([1, 1, 0.97, 0.97, 0.97**2])
 
 
-def test_options_that_are_not_taken_are_named(tmp_path):
-    with pytest.raises(UsageError, match="`optimizer_options` must be arguments of sgd, got {'wings': 2}"):
-        create_optimizer(settings(tmp_path, optimizer="sgd", optimizer_options={"wings": 2}), nn.Linear(1, 1))
+@pytest.mark.parametrize(
+    ("optimizer", "options", "name"),
+    [
+        ("sgd", {"momentum": 0.8, "claws": 2}, "claws"),
+        ("sgd", {"betas": (0.9, 0.95)}, "betas"),  # timm drops this one and the next three without a word
+        ("lion", {"eps": 1e-6}, "eps"),
+        ("adamw", {"momentum": 0.8}, "momentum"),
+        ("lookahead_adamw", {"momentum": 0.8}, "momentum"),
+        ("adamw", {"lr": 0.2}, "lr"),
+        ("lamb", {"weight_decay": 0.2}, "weight_decay"),
+    ],
+)
+def test_an_option_that_the_optimizer_does_not_use_is_named(tmp_path, optimizer, options, name):
+    config = settings(tmp_path, optimizer=optimizer, optimizer_options=options)
+    message = (
+        f"`optimizer_options` must be arguments that {optimizer} uses, got '{name}': leave it out, or give one of "
+    )
+    with pytest.raises(UsageError, match=message):
+        create_optimizer(config, nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"optimizer": "sloth"}, "`optimizer` must be a name that timm knows, got 'sloth' "),
+        ({"optimizer_options": {"betas": 0.9}}, "`optimizer_options` must be what adamw can be made with here, got "),
+        ({"optimizer_options": {"betas": [0.9]}}, "`optimizer_options` must be what adamw can be made with here, got "),
+        ({"optimizer": "adahessian"}, "`optimizer` must do with first derivatives, got 'adahessian': take "),
+    ],
+)
+def test_an_optimizer_that_cannot_be_made_is_named(tmp_path, settings_, message):
+    with pytest.raises(UsageError, match=message):
+        create_optimizer(settings(tmp_path, **settings_), nn.Linear(1, 1))
+
+
+def rates(config) -> list[float]:
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
-    with pytest.raises(UsageError, match="`scheduler_options` must be arguments of timm's schedules, got {'wings': 2}"):
-        create_scheduler(settings(tmp_path, scheduler_options={"wings": 2}), optimizer, 10)
+    scheduler = create_scheduler(config, optimizer, 10)
+    found = []
+    for update in range(100):
+        scheduler.step_update(update)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+_OTHER = {
+    **{"num_epochs": 6, "min_lr": 0.5, "cycle_mul": 2.0, "cycle_decay": 0.5, "cycle_limit": 2, "k_decay": 0.5},
+    **{"decay_epochs": 2, "decay_rate": 0.5, "decay_milestones": [3, 5], "cooldown_epochs": 3, "patience_epochs": 3},
+    **{"warmup_epochs": 2, "warmup_lr": 0.3, "warmup_prefix": True, "plateau_mode": "min"},
+    **{"noise": [0.1, 0.9], "noise_pct": 0.1, "noise_std": 0.2, "noise_seed": 7},
+}
+
+# Some count only beside another.
+_BESIDE = {
+    **{name: {"noise": 0.2} for name in ("noise_pct", "noise_std", "noise_seed")},
+    **{name: {"cycle_limit": 2, "num_epochs": 4} for name in ("cycle_mul", "cycle_decay")},
+    "cycle_limit": {"num_epochs": 4},
+    **{("step", name): {"decay_epochs": 3} for name in ("decay_rate", "warmup_prefix")},
+    **{("multistep", name): {"decay_milestones": [4]} for name in ("decay_rate", "warmup_prefix")},
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_what_a_schedule_uses_changes_its_rates_and_the_rest_is_refused(tmp_path, schedule):
+    for name, value in _OTHER.items():
+        beside = _BESIDE.get((schedule, name), _BESIDE.get(name, {}))
+        ours, without = (
+            settings(tmp_path, lr=1.0, epochs=10, warmup_epochs=1, scheduler=schedule, scheduler_options=options)
+            for options in ({**beside, name: value}, beside)
+        )
+        if name in SCHEDULES[schedule]:
+            assert rates(ours) != rates(without), name
+        else:
+            with pytest.raises(UsageError, match=f"`scheduler_options` must be arguments that {schedule} uses, got "):
+                rates(ours)
+
+
+def test_the_setting_has_the_schedules():
+    (scheduler,) = (each for each in fields(TrainConfig) if each.name == "scheduler")
+    assert scheduler.metadata["rule"].choices == tuple(SCHEDULES)
+
+
+def test_a_value_that_a_schedule_cannot_have_is_named(tmp_path):
     stuck = settings(tmp_path, scheduler="step", scheduler_options={"decay_epochs": 0})
-    with pytest.raises(UsageError, match=r"`scheduler_options` must be arguments .*, got {'decay_epochs': 0}"):
-        create_scheduler(stuck, optimizer, 10)
+    with pytest.raises(
+        UsageError, match=r"`scheduler_options` must be what the schedule step can .*'decay_epochs': 0}"
+    ):
+        rates(stuck)

@@ -118,7 +118,12 @@ class TrainConfig:
         "learning rate of experts, in times of the others' (with softmax routing and sgd: their number or more)",
         _SCALE,
     )
-    scheduler: str = _option("cosine", UPDATES, "learning rate schedule, by its timm name", TEXT)
+    scheduler: str = _option(
+        "cosine",
+        UPDATES,
+        "learning rate schedule, by its timm name",
+        one_of("cosine", "tanh", "step", "multistep", "poly", "constant"),
+    )
     scheduler_options: Mapping[str, Any] = _options(UPDATES, "argument of timm's schedule, e.g. decay_epochs=2.4")
     warmup_epochs: int | None = _option(
         None, UPDATES, "epochs of linear warm-up (default: 1, or 0 of 1)", or_none(whole(0))

@@ -154,11 +154,11 @@ def check_output(network: nn.Module, num_classes: int, in_chans: int, image_size
             f"`image_size` must suit the network, got {image_size} ({first_line(error)}): take a larger one, "
             "or a smaller output_stride"
         ) from error
-    if tuple(output.shape) != (2, num_classes):
+    shape = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    if shape != [2, num_classes]:
         raise UsageError(
-            f"`model` must give one number a class, [2, {num_classes}] for two images, got "
-            f"{list(output.shape)}: "
-            "build it with num_classes equal to the number of class folders"
+            f"`model` must give one number per class, [2, {num_classes}] for two images, got {shape}: build it with "
+            "num_classes equal to the number of class folders, and with no option that changes what it returns"
         )
 
 

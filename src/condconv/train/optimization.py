@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Set
+from collections.abc import Collection, Mapping, Set
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+from timm.optim import (  # type: ignore[attr-defined]
+    create_optimizer_v2,
+    get_optimizer_class,
+    get_optimizer_info,
+)
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, first_line, shown
 from condconv.nn import SoftmaxRouting
 from condconv.nn.block_routing import routing_functions
 from condconv.nn.conditional import conditional_layers
@@ -24,6 +29,27 @@ _BY_THE_GRADIENT = ("sgd", "momentum", "nesterov")
 
 _PART_OF_THE_GRADIENT = dict.fromkeys((*_BY_THE_GRADIENT, "rmsprop", "rmsproptf"), 5e-4)
 """Default decay of optimizers whose steps grow with the gradient: AdamW's 0.05 would draw all kernels to zero."""
+
+_OF_GROUPS = ("filter_bias_and_bn", "layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale")
+"""Arguments of timm's own, which say how it groups parameters."""
+
+_SETTINGS = ("params", "lr", "weight_decay")
+"""Arguments of optimizers that are settings of a run, or not a user's to give."""
+
+_CYCLES = ("num_epochs", "min_lr", "cycle_mul", "cycle_decay", "cycle_limit")
+_ALWAYS = ("warmup_epochs", "warmup_lr", "noise", "noise_pct", "noise_std", "noise_seed")
+_ALL = ("warmup_prefix", *_ALWAYS)
+SCHEDULES: dict[str, tuple[str, ...]] = {
+    "cosine": (*_CYCLES, "k_decay", *_ALL),
+    "tanh": (*_CYCLES, *_ALL),
+    "step": ("decay_epochs", "decay_rate", *_ALL),
+    "multistep": ("decay_milestones", "decay_rate", *_ALL),
+    "poly": (*_CYCLES, "decay_rate", "k_decay", *_ALL),
+    "constant": _ALWAYS,
+}
+"""Schedules that depend on the update alone, which resuming needs, and the arguments that each uses."""
+
+_OF_LIBRARIES = (TypeError, ValueError, LookupError, AssertionError, ArithmeticError, RuntimeError, ImportError)
 
 
 def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
@@ -39,8 +65,10 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
       sigmoids start, but 1 / E where a softmax starts, so that E makes it move as far as a static kernel.
 
     Raises:
-        UsageError: timm does not know the name, the optimizer refuses an argument, or it needs second derivatives.
+        UsageError: timm does not know the name, the optimizer does not use an argument or refuses it, or it needs
+            second derivatives.
     """
+    _check_used("optimizer_options", config.optimizer_options, config.optimizer, _optimizer_arguments(config.optimizer))
     name = config.optimizer.lower().removeprefix("lookahead_")  # as timm reads it
     decay = _PART_OF_THE_GRADIENT.get(name, 0.05) if config.weight_decay is None else config.weight_decay
     try:
@@ -51,19 +79,16 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
             weight_decay=decay,
             **{"filter_bias_and_bn": not config.norm_decay, **config.optimizer_options},
         )
-    except TypeError as error:
+    except _OF_LIBRARIES as error:
+        name = "optimizer_options" if config.optimizer_options else "optimizer"
         raise UsageError(
-            f"`optimizer_options` must be arguments of {config.optimizer}, got {dict(config.optimizer_options)} "
-            f"({error}): drop what it does not take"
-        ) from error
-    except (ValueError, KeyError, AssertionError) as error:
-        options = f" with {dict(config.optimizer_options)}" if config.optimizer_options else ""
-        raise UsageError(
-            f"`optimizer` must be a name that timm knows, with arguments it takes, got {config.optimizer!r}{options} "
-            f"({error}): sgd, adamw, rmsproptf and lamb are some"
+            f"`{name}` must be what {config.optimizer} can be made with here, got "
+            f"{shown(getattr(config, name))} ({first_line(error)}): give other values, or another optimizer"
         ) from error
     if getattr(optimizer, "is_second_order", False):  # timm's word for those that differentiate twice
-        raise UsageError(f"`optimizer` must do with first derivatives, got {config.optimizer!r}: adamw and lamb do")
+        raise UsageError(
+            f"`optimizer` must do with first derivatives, got {shown(config.optimizer)}: take adamw or lamb, which do"
+        )
     functions = set(routing_functions(network).values())
     routers = {parameter for each in functions for parameter in each.parameters()}
     experts = {parameter for each in conditional_layers(network).values() for parameter in each.parameters()} - routers
@@ -73,6 +98,39 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
     _set_apart_(optimizer, routers, lr_scale=config.router_lr_scale, decay_scale=router_decay)
     _set_apart_(optimizer, experts, lr_scale=config.expert_lr_scale, decay_scale=1 / config.expert_lr_scale)
     return optimizer
+
+
+def _optimizer_arguments(optimizer: str) -> list[str]:
+    """Return the names of the arguments that one of timm's optimizers uses, as far as they may be options.
+
+    Raises:
+        UsageError: timm does not know the name.
+    """
+    name = optimizer.lower().rpartition("_")[2]  # behind lookahead_
+    try:
+        info, kind = get_optimizer_info(name), get_optimizer_class(name, bind_defaults=False)
+    except _OF_LIBRARIES as error:
+        raise UsageError(
+            f"`optimizer` must be a name that timm knows, got {shown(optimizer)} ({first_line(error)}): sgd, adamw, "
+            "rmsproptf and lamb are some"
+        ) from error
+    # timm drops these without a word where it has noted that an optimizer lacks them.
+    dropped = [each for each in ("eps", "betas") if not getattr(info, f"has_{each}")]
+    return [each for each in (*inspect.signature(kind).parameters, *_OF_GROUPS) if each not in (*_SETTINGS, *dropped)]
+
+
+def _check_used(setting: str, given: Mapping[str, Any], of: str, used: Collection[str]) -> None:
+    """Check that options are used: timm passes over many that the chosen optimizer or schedule knows nothing of.
+
+    Raises:
+        UsageError: One is not.
+    """
+    for name in given:
+        if name not in used:
+            raise UsageError(
+                f"`{setting}` must be arguments that {of} uses, got {shown(name)}: leave it out, or give one of "
+                f"{', '.join(used)}"
+            )
 
 
 def _say_that_mixtures_move_little(functions: Set[nn.Module], name: str) -> None:
@@ -107,11 +165,9 @@ def create_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, upda
     """Return timm's schedule of that name, counted in updates and set to the first one.
 
     Raises:
-        UsageError: The name is not one of those that depend on the update alone, which resuming needs.
+        UsageError: The schedule does not use an argument, or refuses it.
     """
-    known = ("cosine", "tanh", "step", "multistep", "poly", "constant")
-    if config.scheduler not in known:
-        raise UsageError(f"`scheduler` must be one of {', '.join(known)}, got {config.scheduler!r}")
+    _check_used("scheduler_options", config.scheduler_options, config.scheduler, SCHEDULES[config.scheduler])
     options: dict[str, Any] = {
         "num_epochs": config.epochs,
         "warmup_epochs": min(1, config.epochs - 1) if config.warmup_epochs is None else config.warmup_epochs,
@@ -124,9 +180,9 @@ def create_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, upda
         )
         scheduler.step_update(config.epochs * updates_per_epoch - 1)  # what fails after the warm-up fails here
         scheduler.step_update(0)
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except _OF_LIBRARIES as error:
         raise UsageError(
-            f"`scheduler_options` must be arguments of timm's schedules, got {dict(config.scheduler_options)} "
-            f"({error}): decay_epochs, decay_rate and min_lr are some"
+            f"`scheduler_options` must be what the schedule {config.scheduler} can be made with, got "
+            f"{shown(dict(config.scheduler_options))} ({first_line(error)}): give other values"
         ) from error
     return scheduler
