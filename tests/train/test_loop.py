@@ -273,7 +273,7 @@ def test_a_network_with_another_number_of_outputs_is_refused(tmp_path):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
 
     with pytest.raises(
-        UsageError, match=r"`model` must give one number a class, \[2, 10\] for two images, got \[2, 7\]"
+        UsageError, match=r"`model` must give one number per class, \[2, 10\] for two images, got \[2, 7\]"
     ):
         train(settings(tmp_path), build=wrong)
 

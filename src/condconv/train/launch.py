@@ -13,7 +13,7 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedType
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from condconv.errors import UsageError, require_extra
+from condconv.errors import UsageError, first_line, require_extra
 from condconv.train.config import TrainConfig
 
 
@@ -45,7 +45,8 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
         )
     except ValueError as error:
         raise UsageError(
-            f"`mixed_precision` must be one that the device can do, got {config.mixed_precision!r} ({error})"
+            f"`mixed_precision` must be one that the device can do, got {config.mixed_precision!r} "
+            f"({first_line(error)}): take no"
         ) from error
     _check_launch(config, accelerator)
     return accelerator
@@ -73,9 +74,13 @@ def _check_launch(config: TrainConfig, accelerator: Accelerator) -> None:
             f"{accelerator.device.type}: leave it out"
         )
     if config.sync_bn and accelerator.device.type == "cpu":
-        raise UsageError("`sync_bn` must be False on the CPU, got True: torch shares batch statistics on GPUs only")
+        raise UsageError(
+            "`sync_bn` must be False on the CPU, got True: leave it out, torch shares batch statistics on GPUs only"
+        )
     if config.compile and accelerator.is_fsdp2:
-        raise UsageError("`compile` must be False with FSDP, got True: pass --dynamo_backend to accelerate launch")
+        raise UsageError(
+            "`compile` must be False with FSDP, got True: leave it out, and pass --dynamo_backend to accelerate launch"
+        )
 
 
 def micro_batch(config: TrainConfig, accelerator: Accelerator) -> int:

@@ -203,7 +203,9 @@ def _check_data(checkpoint: Checkpoint, data: ImageData, config: TrainConfig) ->
 def _restore_(run: Run, checkpoint: Checkpoint) -> None:
     if checkpoint.optimizer is None:
         path = last_path(run.out)
-        raise UsageError(f"`out` must hold a last.safetensors to resume from, got {path} without optimizer state")
+        raise UsageError(
+            f"`out` must hold a last.safetensors to resume from, got {path} without optimizer state: give another --out"
+        )
     load_optimizer_(run.optimizer, checkpoint.optimizer, last_path(run.out))
     if run.accelerator.scaler is not None and checkpoint.scaler is not None:
         run.accelerator.scaler.load_state_dict(checkpoint.scaler)
