@@ -1,8 +1,20 @@
-"""`python -m condconv`, the same as the command `condconv`; what `accelerate launch -m` starts."""
+"""The command `condconv`, and `python -m condconv`, which is what `accelerate launch -m` starts."""
 
 import sys
 
-from condconv.cli.main import main
+
+def main() -> int:
+    """Run the command line; Ctrl-C before it is loaded ends it without a word.
+
+    Returns:
+        The exit status, as `condconv.cli.main.main` does.
+    """
+    try:
+        from condconv.cli.main import main as run
+    except KeyboardInterrupt:
+        return 130
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -82,8 +82,8 @@ def check_type(argument: str, value: object, kind: Any, rule: str, remedy: str) 
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its kind if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of what an error says, cut if it is long, or its kind if it says nothing."""
+    return _cut(_printable((str(error).strip() or type(error).__name__).splitlines()[0]), 300)
 
 
 def shown(value: object, most: int = 80) -> str:

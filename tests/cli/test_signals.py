@@ -1,5 +1,6 @@
 import signal
 import threading
+import time
 
 import pytest
 
@@ -15,6 +16,19 @@ def test_a_signal_stops_the_block_as_ctrl_c_does_and_nothing_after_it(number):
         assert signal.getsignal(number) is signal.SIG_DFL
     finally:
         signal.signal(number, before)
+
+
+def test_an_interrupt_that_python_drops_is_told_again():
+    class Swallows:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def work():
+        Swallows()
+        time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt), stopped_by_signals():
+        work()
 
 
 def test_an_ignored_signal_stays_ignored():

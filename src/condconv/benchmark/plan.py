@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from condconv.benchmark.cases import LAYERS, NETWORKS, Case, LayerCase, NetworkCase, layers_of
 from condconv.benchmark.contender import Conditions
 from condconv.benchmark.run import Task
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown
 
 BATCHES = (1, 8, 32, 128)
 QUICK_BATCHES = (1, 8, 32)
@@ -64,7 +64,7 @@ def _layers(pattern: str) -> list[LayerCase]:
     chosen = [case for case in LAYERS if _fits(case.name, pattern)]
     if not chosen:
         names = ", ".join(case.name for case in LAYERS)
-        raise UsageError(f"`--layers` must be 'all' or fit one of the layers, got {pattern!r}: they are {names}")
+        raise UsageError(f"`--layers` must be 'all' or fit one of the layers, got {shown(pattern)}: they are {names}")
     return chosen
 
 
@@ -77,7 +77,9 @@ def networks_of(pattern: str) -> list[NetworkCase]:
     chosen = [NetworkCase(name) for name in NETWORKS if pattern == ALL or _fits(name, pattern)]
     if not chosen:
         names = ", ".join(NETWORKS)
-        raise UsageError(f"`--networks` must be 'all' or fit one of the networks, got {pattern!r}: they are {names}")
+        raise UsageError(
+            f"`--networks` must be 'all' or fit one of the networks, got {shown(pattern)}: they are {names}"
+        )
     return chosen
 
 

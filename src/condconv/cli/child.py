@@ -31,7 +31,7 @@ def run() -> None:
     """Run the command of this process, and end when the process that started it does, however that ends."""
     threading.Thread(target=_watch, daemon=True).start()
 
-    from condconv.cli.main import main
+    from condconv.__main__ import main
 
     sys.exit(main())
 

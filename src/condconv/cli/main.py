@@ -76,7 +76,8 @@ def _run(argv: list[str]) -> int:
         drop_output()
         return 141
     except OSError as error:
-        return _fail(f"error: {describe_refusal(error)}", 1)
+        message, status = describe_refusal(error)
+        return _fail(f"error: {message}", status)
     return status
 
 

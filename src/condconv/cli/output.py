@@ -8,7 +8,7 @@ import os
 import sys
 from contextlib import suppress
 
-from condconv.errors import one_line
+from condconv.errors import shown_name
 
 _OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
 
@@ -35,16 +35,16 @@ def drop_output() -> None:
         _point_to_nothing(sys.stdout.fileno())
 
 
-def describe_refusal(error: OSError) -> str:
-    """Return what to say of an error that the system gave; output that cannot be written is dropped."""
+def describe_refusal(error: OSError) -> tuple[str, int]:
+    """Return what to say of an error that the system gave, and the exit status; output that it refuses is dropped."""
     reason = error.strerror or str(error)
-    if error.filename is None and error.errno in _OF_OUTPUT:
+    if error.filename is not None:
+        place = shown_name(os.fsdecode(error.filename))
+        return f"`path` must be one that can be used here, got {place} ({reason}): check it and its permissions", 2
+    if error.errno in _OF_OUTPUT:
         drop_output()
-        return (
-            f"standard output must be something that takes what is printed, got {reason!r}: make room, or redirect it"
-        )
-    place = "the system" if error.filename is None else f"`{one_line(os.fsdecode(error.filename))}`"
-    return f"{place} must allow what this command does, got {reason!r}: check permissions, room and limits"
+        return f"`stdout` must take what is printed, got {reason!r}: make room, or send it elsewhere", 1
+    return f"`condconv` must get what it asks of the system, got {reason!r}: raise the limit, or ask for less", 1
 
 
 def _point_to_nothing(number: int) -> None:

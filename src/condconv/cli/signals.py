@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,43 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 _AGAIN = b"condconv: interrupted again: stopped at once; finished epochs are kept, the same command resumes\n"
 
 
+class _Stop:
+    """What happens on signals, in the process that made this and in those that it forks."""
+
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+        self._told = False
+        self._hook = sys.unraisablehook
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Raise `KeyboardInterrupt`; a second time end the process."""
+        if os.getpid() != self._owner:  # it reads images: Ctrl-C reaches it too, and is the owner's to answer
+            if number != signal.SIGINT:
+                os._exit(128 + number)
+        elif self._told:
+            os.write(2, _AGAIN)
+            os._exit(130)
+        else:
+            self._told = True
+            raise KeyboardInterrupt
+
+    def notice(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Tell again if Python has dropped the exception, as it does in `__del__` and while it forks."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._hook(unraisable)
+        elif os.getpid() == self._owner:
+            self._told = False
+            again = threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,))
+            again.daemon = True
+            again.start()
+
+
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Raise `KeyboardInterrupt` in the block on SIGTERM and SIGHUP, so that they end a command as Ctrl-C does.
 
-    A second signal ends the process at once: the first may be waiting for something. Processes that were forked, which
-    read images, leave Ctrl-C to this one and end at once on the others.
+    A second signal ends the process at once: the first may be waiting for something. Processes that are forked leave
+    Ctrl-C to this one and end at once on the other signals.
 
     A signal that is ignored, as `nohup` leaves SIGHUP, stays so, and so does one whose handler is not Python's. In
     another thread than the main one, which alone may take signals, the block runs as it is.
@@ -26,24 +58,14 @@ def stopped_by_signals() -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     handlers = {each: signal.getsignal(each) for each in (_SIGNALS if main else ())}
     taken = {each: handler for each, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
-    owner, received = os.getpid(), 0
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        if os.getpid() != owner:
-            if number != signal.SIGINT:
-                os._exit(128 + number)
-            return
-        received += 1
-        if received > 1:
-            os.write(2, _AGAIN)
-            os._exit(130)
-        raise KeyboardInterrupt
-
+    stop, hook = _Stop(), sys.unraisablehook
     for each in taken:
-        signal.signal(each, interrupt)
+        signal.signal(each, stop.interrupt)
+    if taken:
+        sys.unraisablehook = stop.notice
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for each, handler in taken.items():
             signal.signal(each, handler)

@@ -57,7 +57,7 @@ def plug_in(networks: Sequence[str] = _TABLE_1, experts: Sequence[int] = (8,)) -
     """
     arms = []
     for name in networks:
-        parsed = parse_name(name)
+        parsed = parse_name(name, "networks")
         if parsed.num_experts is not None:
             raise UsageError(f"`networks` must be static ones, got {shown(name)}: give the network without experts")
         arms.append(_zoo(name, name, TABLE_1, against=name))

@@ -41,21 +41,26 @@ def list_models() -> list[str]:
     ]
 
 
-def parse_name(name: str) -> Name:
+def parse_name(name: str, argument: str = "name") -> Name:
     """Take a name apart.
+
+    Args:
+        name: Of a network.
+        argument: What it was given for, for the message.
 
     Raises:
         UsageError: No network can be made of the name; the message has names that are near.
     """
     if not isinstance(name, str):
-        raise UsageError(f"`name` must be a text, got {shown(name)}: condconv.list_models() has the names")
+        raise UsageError(f"`{argument}` must be a text, got {shown(name)}: condconv.list_models() has the names")
     for family in FAMILIES.values():
         pattern = rf"{family.name}_(?:(?P<static>{family.sizes})|cc_(?P<size>{family.sizes})_(?P<experts>[1-9][0-9]*)e)"
         match = re.fullmatch(pattern, name)
         if match is not None and match["static"] != "000" and match["size"] != "000":
             experts = match["experts"]
             return Name(family, match["static"] or match["size"], None if experts is None else int(experts))
-    near = difflib.get_close_matches(name, list_models(), n=4, cutoff=0.5) or list_models()[:4]
+    near = difflib.get_close_matches(name[:100], list_models(), n=4, cutoff=0.5) or list_models()[:4]
     raise UsageError(
-        f"`name` must be one of condconv.list_models(), such as {', '.join(near)}, got {shown(name)}: take one of these"
+        f"`{argument}` must be one of condconv.list_models(), such as {', '.join(near)}, got {shown(name)}: take one "
+        "of these"
     )

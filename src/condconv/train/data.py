@@ -66,7 +66,9 @@ def open_data(config: TrainConfig, preprocessing: Preprocessing | None = None) -
     preprocessing = preprocessing or resolve(config)
     in_chans = preprocessing.channels
     if config.auto_augment and in_chans == 1:
-        raise UsageError(f"`auto_augment` must be None with one image channel, got {config.auto_augment!r}: drop it")
+        raise UsageError(
+            f"`auto_augment` must be None with one image channel, got {shown(config.auto_augment)}: leave it out"
+        )
     readers = {}
     for split in ("train", "val"):
         data = config.data_of(split)
@@ -189,7 +191,7 @@ def _train_transform(config: TrainConfig, preprocessing: Preprocessing) -> Calla
         )
     except (AssertionError, ValueError, KeyError) as error:  # of its parser; it checks with assertions
         raise UsageError(
-            f"`auto_augment` must be a policy that timm knows, got {config.auto_augment!r}: rand-m9-mstd0.5, "
+            f"`auto_augment` must be a policy that timm knows, got {shown(config.auto_augment)}: rand-m9-mstd0.5, "
             "augmix-m5-w4, original and 3a are some"
         ) from error
     last: list[Callable[[Any], Any]] = [_Normalize(preprocessing)]
