@@ -40,10 +40,9 @@ def test_modules_in_the_working_directory_are_not_imported(tmp_path):
     for called in ("condconv", "torch", "numpy", "json", "argparse"):
         (tmp_path / f"{called}.py").write_text("raise SystemExit('a file of the working directory was imported')")
     command = [*child.command(), "models", "mobilenet_v1_025"]
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(command, cwd=tmp_path, text=True, **pipes) as process:
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         said = process.stdout.read()  # its stdin stays open for as long
-    assert (process.returncode, said.splitlines()[1].split()[0]) == (0, "mobilenet_v1_025")
+    assert (process.returncode, said.splitlines()[1].split()[0]) == (0, b"mobilenet_v1_025")
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")

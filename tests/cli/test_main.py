@@ -61,8 +61,14 @@ def test_version(capsys):
         ),
         (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x"], "must be NAME=VALUE, got 'x'"),
         (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x={1, 2}"], "or short lists of these"),
-        (["train", "--data", "digits", "--model", NETWORK, "--model-option", "x={[1]: 2}"], "cannot be built with x="),
-        (["train", "--data", "digits", "--model", NETWORK, "--model-option", "aa_layer=foo"], "cannot be built with"),
+        (
+            ["train", "--data", "digits", "--model", NETWORK, "--model-option", "x={[1]: 2}"],
+            "can be built with, got x=",
+        ),
+        (
+            ["train", "--data", "digits", "--model", NETWORK, "--model-option", "aa_layer=foo"],
+            "can be built with, got aa_layer=",
+        ),
         (["train", "--data", "no/such", "--model", NETWORK], "got no/such, which does not exist"),
         (["evaluate", "no.safetensors"], "`checkpoint` must be a file, got no.safetensors"),
         (["models", "transformer"], "`pattern` must be part of a network's name, got 'transformer'"),

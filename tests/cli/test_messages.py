@@ -16,13 +16,13 @@ from condconv.cli.main import create_parser, main
 from condconv.cli.parsing import Option
 from condconv.errors import UsageError, shown
 from condconv.train import TrainConfig
-from condconv.train.rules import TEXT
+from condconv.train.rules import PATH, TEXT
 
 LONG = "7" * 100_000
 MODEL = "mobilenet_v1_cc_025_4e"
 # What a command needs besides the option in question, all of it right.
 NEEDED = {
-    "train": ["--data", "digits", "--model", MODEL],
+    "train": ["--data", "digits", "--model", MODEL, "-o", "run"],
     "experiment": ["plug-in", "--data", "digits"],
     "evaluate": ["a.safetensors"],
     "report": ["a.safetensors"],
@@ -150,9 +150,9 @@ def test_what_a_command_does_not_have_is_named(capsys, command):
 
 def test_every_text_has_values_that_its_rule_lets_pass():
     """Those of `train` and `experiment` are settings; where a run reads images is for the commands that read some."""
-    free = {name_of(each) for _, each in WITH_VALUE if isinstance(each, Option) and each.rule is TEXT}
+    free = {name_of(each) for _, each in WITH_VALUE if isinstance(each, Option) and each.rule in (TEXT, PATH)}
     known = {name for _, name in MEANT}
-    assert free - known <= {"--data-dir", "--layers", "--out", "--data"}
+    assert free - known <= {"--data-dir", "--layers", "--data"}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,12 @@ def test_a_value_that_means_nothing_is_refused_in_the_same_form(capsys, command,
 
 
 # What the fault is called where it is found.
-MEANT_NAMES = {("experiment", "--networks"): ("name",), ("train", "--init-from"): ("source",)}
+MEANT_NAMES = {
+    ("train", "--init-from"): ("path",),
+    ("train", "--model-option"): ("model",),
+    ("train", "--data"): ("data_dir",),
+    ("train", "--val-data"): ("data",),
+}
 
 SETTINGS = {each.name: each for each in fields(TrainConfig)}
 WRONG = ("", "two", -3, 1e300, float("nan"), 10**5000, ["x"], {"x": {1}}, None, True, LONG, "a\0b", object())

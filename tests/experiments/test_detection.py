@@ -283,7 +283,9 @@ def test_settings_that_do_not_apply_are_refused(coco, tmp_path):
 def test_data_options_and_options_of_no_network_are_refused(coco, tmp_path):
     with pytest.raises(UsageError, match=r"`data_options` must be left as it is \({}\) for a detector"):
         train_detector(_config(coco, tmp_path, data_options={"input_key": "a"}), progress=False)
-    with pytest.raises(UsageError, match="`model` mobilenet_v1_cc_025_2e cannot be built with colour: "):
+    with pytest.raises(
+        UsageError, match="`model_options` must be what mobilenet_v1_cc_025_2e can be built with, got colour "
+    ):
         train_detector(_config(coco, tmp_path, model_options={"colour": "red"}), progress=False)
 
 

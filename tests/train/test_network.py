@@ -29,14 +29,16 @@ def test_a_stride_that_is_given_stays(tmp_path):
 def test_the_zoo_builds_by_name_and_says_what_is_wrong(tmp_path):
     network = build_from_zoo(settings(tmp_path, model="mobilenet_v1_025"), 7, 1)
     assert network.eval()(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
-    with pytest.raises(UsageError, match="`model` cannot be built: .*such as mobilenet_v1_"):
+    with pytest.raises(UsageError, match="`model` must be one of .*such as mobilenet_v1_"):
         build_from_zoo(settings(tmp_path, model="mobilenet_v1_24"), 7, 1)
-    with pytest.raises(UsageError, match="`model` mobilenet_v1_025 cannot be built with wings=2: .*wings"):
+    with pytest.raises(
+        UsageError, match="`model_options` must be what mobilenet_v1_025 can be built with, got wings=2 .*wings"
+    ):
         build_from_zoo(settings(tmp_path, model="mobilenet_v1_025", model_options={"wings": 2}), 7, 1)
 
 
 def test_an_unknown_name_is_reported_before_the_data_is_opened(tmp_path):
-    with pytest.raises(UsageError, match="`model` cannot be built"):
+    with pytest.raises(UsageError, match="`model` must be one of "):
         train(settings(tmp_path, model="mobilenet_v1_24", data=str(tmp_path / "missing")))
 
 

@@ -49,9 +49,16 @@ def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.M
             **config.model_options,
         )
     except (ValueError, TypeError, LookupError, AssertionError, OSError, RuntimeError) as error:
-        raise UsageError(
-            f"`model` {config.model} cannot be built with {_given(config)}: {first_line(error)}"
-        ) from error
+        raise cannot_be_built(config, _given(config), error) from error
+
+
+def cannot_be_built(config: TrainConfig, given: str, error: Exception) -> UsageError:
+    """Return what to raise if a network cannot be built with what was given for it."""
+    name = "model_options" if config.model_options else "model"
+    return UsageError(
+        f"`{name}` must be what {config.model} can be built with, got {given} ({first_line(error)}): change what does "
+        "not fit, or leave it out"
+    )
 
 
 def check_name(model: str) -> None:
@@ -60,12 +67,9 @@ def check_name(model: str) -> None:
     Raises:
         UsageError: It has none.
     """
-    from condconv.models import get_model_info
+    from condconv.models.names import parse_name
 
-    try:
-        experts = get_model_info(model).num_experts
-    except ValueError as error:
-        raise UsageError(f"`model` cannot be built: {error}; 'condconv models' lists the names") from error
+    experts = parse_name(model, "model").num_experts
     if experts is not None:  # each takes time when a network is built, even where it takes no memory
         EXPERTS.check("num_experts", experts)
 

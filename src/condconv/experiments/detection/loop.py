@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision.models.detection.ssd import SSD
 from tqdm import tqdm
 
-from condconv.errors import TrainingError, TrainingInterrupted, UsageError, first_line
+from condconv.errors import TrainingError, TrainingInterrupted, UsageError, shown, shown_name
 from condconv.experiments.detection import saved
 from condconv.experiments.detection.coco import CocoImages, Target
 from condconv.experiments.detection.network import create_detector, detector_costs
@@ -28,6 +28,7 @@ from condconv.train import TrainConfig
 from condconv.train.launch import create_accelerator, micro_batch, prepare, seed_everything
 from condconv.train.loading import EpochSampler, batches
 from condconv.train.lock import only_here
+from condconv.train.network import cannot_be_built
 from condconv.train.optimization import create_optimizer, create_scheduler
 from condconv.weights import load_pretrained
 
@@ -129,7 +130,7 @@ def _check_apply(config: TrainConfig) -> None:
         default = each.default if each.default_factory is MISSING else each.default_factory()
         if each.name in _NOT_FOR_DETECTORS and value != default:
             raise UsageError(
-                f"`{each.name}` must be left as it is ({default!r}) for a detector, got {value!r}: only settings "
+                f"`{each.name}` must be left as it is ({default!r}) for a detector, got {shown(value)}: only settings "
                 "of network, optimisation, seed and precision apply"
             )
 
@@ -142,10 +143,14 @@ def _set_up(config: TrainConfig) -> _Run:
     root = Path(config.data)
     train, val = CocoImages(root, "train", augment=True), CocoImages(root, "val", augment=False)
     if train.class_names != val.class_names:
-        raise UsageError(f"`data` must have the same categories in train and val, got {train.annotations} and others")
+        raise UsageError(
+            f"`data` must have the same categories in train and val, got {shown_name(train.annotations)} and others: "
+            "give both files the same ones"
+        )
     if config.batch_size > len(train):
         raise UsageError(
-            f"`batch_size` must be at most the number of images with boxes ({len(train)}), got {config.batch_size}"
+            f"`batch_size` must be at most the number of images with boxes ({len(train)}), got {config.batch_size}: "
+            "lower it"
         )
     seed_everything(config.seed)
     size = config.image_size or _SIZE
@@ -153,7 +158,7 @@ def _set_up(config: TrainConfig) -> _Run:
         detector = create_detector(config.model, len(train.class_names), image_size=size, **config.model_options)
     except (ValueError, TypeError, LookupError, AssertionError) as error:
         options = ", ".join(config.model_options) or "these categories"
-        raise UsageError(f"`model` {config.model} cannot be built with {options}: {first_line(error)}") from error
+        raise cannot_be_built(config, options, error) from error
     if config.init_from:
         _start_from(config.init_from, config, detector.backbone.body)
     optimizer = create_optimizer(config, detector)
