@@ -136,7 +136,7 @@ def no_reading(self, *parts):
         ({"config": {"model": "mobilenet_v1_cc_100_64e"}}, "of another shape"),
         ({"config": {"model": "resnet_cc_50_8e"}, "model_options": {}}, "it lacks"),
         ({"config": {"model": "mobilenet_v1_cc_012_9999999e"}}, "`num_experts` must be a whole number from 1 to 4,096"),
-        ({"config": {"model": "x" * 100_000}}, "`model` cannot be built"),
+        ({"config": {"model": "x" * 100_000}}, "`model` must be one of condconv.list_models(), such as "),
         ({"config": {"model": "mobilenet_v1_cc_999_400e"}}, "of another shape"),
         ({"model_options": {"output_stride": 4, "routing": "hidden(999999999)"}}, "`"),
         ({"class_names": [str(number) for number in range(100_000)]}, "classifier.weight"),
