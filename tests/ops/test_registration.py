@@ -27,6 +27,18 @@ def tensors(transposed: bool = False) -> list[torch.Tensor]:
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
+@pytest.mark.parametrize("impl", ["auto", *IMPLS])
+@pytest.mark.parametrize("size", [1, 3])
+def test_an_activation_may_overwrite_the_output(impl: str, size: int) -> None:
+    x, weight = torch.randn(2, 8, 6, 6), torch.randn(3, 5, 8, size, size, requires_grad=True)
+    routing = torch.rand(2, 3)
+    output = torch.relu_(cond_conv2d(x, weight, routing, impl=impl))
+    output.square().sum().backward()
+    gradient, weight.grad = weight.grad, None
+    torch.relu(cond_conv2d(x, weight, routing, impl="reference")).square().sum().backward()
+    torch.testing.assert_close(gradient, weight.grad, rtol=1e-4, atol=1e-4)
+
+
 # opcheck itself reads .grad of copies it made of the inputs.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("impl", IMPLS)

@@ -56,7 +56,7 @@ def run(
     x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry, impl: str
 ) -> Tensor:
     """The same where nothing is differentiated through it, with the strides that the operator's fake promises."""
-    return strided_as(forward(x, weight, routing_weights, bias, geometry, impl), x)
+    return _no_view(strided_as(forward(x, weight, routing_weights, bias, geometry, impl), x))
 
 
 def run_compact(
@@ -71,6 +71,11 @@ def run_compact(
     """The same for compact experts, which only "native" reads as they are; there is no gradient."""
     output = native.forward(x, weight, routing_weights, geometry, weight_scale)
     return strided_as(_add_bias_(output, bias, routing_weights), x)
+
+
+def _no_view(output: Tensor) -> Tensor:
+    """Return the same numbers as a tensor of its own: autograd refuses to change a view from an operator in place."""
+    return output.new_empty(0).set_(output) if output._is_view() else output
 
 
 def _add_bias_(output: Tensor, bias: Tensor | None, routing_weights: Tensor) -> Tensor:
