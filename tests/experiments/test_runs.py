@@ -209,6 +209,38 @@ def test_a_record_that_is_none_is_named(tmp_path):
         run.record()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"score": "high"}, "score is 'high'"),
+        ({"score": float("nan")}, "score is nan"),
+        ({"params": 2.5}, "params is 2.5"),
+        ({"madds": True}, "madds is True"),
+        ({"label": 7}, "label is 7"),
+        ({"member_scores": 0.5}, "member_scores is 0.5"),
+        ({"curve": [[]]}, "curve is []"),
+        ({"loss_curve": [["low"]]}, "loss_curve is 'low'"),
+        ({"machine": []}, "machine is []"),
+        ({"colour": "red"}, "'colour'"),
+    ],
+)
+def test_a_record_with_a_value_of_another_type_is_named_with_it(tmp_path, changes, said):
+    run = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[0]
+    run.path.parent.mkdir(parents=True)
+    run.path.write_text(json.dumps({**asdict(_record(run, 0.5)), **changes}))
+    with pytest.raises(UsageError, match="`out` must hold records of this version, got ") as caught:
+        run.record()
+    assert f"({said}): remove it" in str(caught.value)
+
+
+def test_a_record_that_is_nested_without_end_is_refused(tmp_path):
+    run = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[0]
+    run.path.parent.mkdir(parents=True)
+    run.path.write_text("[" * 200_000)
+    with pytest.raises(UsageError, match="`out` must hold records of this version"):
+        run.record()
+
+
 def test_finished_runs_are_kept_and_a_failed_one_loses_no_other(tmp_path):
     runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 2)
     _save(runs[0], 0.25)

@@ -119,6 +119,19 @@ def test_a_skipped_image_keeps_the_batch_full_and_counts_nowhere(tmp_path):
     assert torch.equal(images[5], images[0])  # the next readable one, around the end
 
 
+def test_every_seed_has_an_order_and_small_ones_have_kept_theirs():
+    """A generator takes numbers below 2^64: a seed whose product with the epochs' distance is larger is folded."""
+    generator = torch.Generator().manual_seed(5 * 1_000_003 + 2)
+    orders = []
+    for seed in (5, 30_000_000_000_000, 2**63 - 1):
+        sampler = EpochSampler(10, 10, seed)
+        sampler.epoch = 2
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(10))
+    assert orders[0] == torch.randperm(10, generator=generator).tolist()
+    assert orders[1] != orders[2]
+
+
 def test_the_order_depends_on_seed_and_epoch_alone_and_gives_whole_updates():
     def order(seed, epoch):
         sampler = EpochSampler(10, 4, seed)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
 from dataclasses import dataclass
 
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.report import RoutingReport
 from condconv.analysis.statistics import chance_share
-from condconv.errors import check_type
+from condconv.errors import check_type, command_line
 
 LOW_SHARE = 0.1
 """Below this between-class share, what chance would give taken off, a routing hardly tells classes apart."""
@@ -122,7 +121,7 @@ def freeze_command(
     patterns = ",".join(_pattern(verdict.layers, every) for verdict in advised)
     options = {"--data": data, "--data-dir": data_dir, "--layers": patterns, "-o": "frozen.safetensors"}
     given = [word for option, value in options.items() if value is not None for word in (option, value)]
-    return shlex.join(["condconv", "freeze", checkpoint, *given])
+    return command_line(["condconv", "freeze", checkpoint, *given])
 
 
 def _pattern(layers: tuple[str, ...], every: list[str]) -> str:
