@@ -21,7 +21,7 @@ test-slow: $(VENV)/.installed-all  ## run the tests marked slow
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-oldest: $(OLDEST)/.installed  ## run the core's tests on the oldest torch that is supported
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 tests/nn tests/ops tests/convert tests/weights tests/test_counting.py
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 tests/nn tests/ops tests/convert tests/weights tests/counting
 
 lint: $(VENV)/.installed-all  ## format check, lint, types, import contracts
 	$(BIN)/python scripts/check.py format lint types imports

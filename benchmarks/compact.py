@@ -26,13 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from condconv import quantize_experts_
-from condconv.benchmark.cases import LAYERS, LayerCase, NetworkCase
-from condconv.benchmark.timing import keep_freed_memory, ratio, time_by_turns
-from condconv.experiments.demo_config import DemoConfig
+from condconv.lab.bench.cases import LAYERS, LayerCase, NetworkCase
+from condconv.lab.bench.timing import keep_freed_memory, ratio, time_by_turns
+from condconv.lab.data import open_data
+from condconv.lab.experiments.demo_config import DemoConfig
+from condconv.lab.saved import load_checkpoint, load_network
 from condconv.nn import CondConv2d
 from condconv.ops import cond_conv2d
 from condconv.ops.native.library import instruction_set
-from condconv.train import load_checkpoint, load_network, open_data
 
 KINDS = ("fp32", "bfloat16", "int8")
 NETWORK = NetworkCase("tf_efficientnet_cc_b0_8e")

@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condconv.experiments.demo_config import DemoConfig
 from condconv.export import FORMATS, export
+from condconv.lab.data import open_data
+from condconv.lab.data.digits import DigitsReader
+from condconv.lab.experiments.demo_config import DemoConfig
+from condconv.lab.saved import load_checkpoint, load_network
 from condconv.ops.native.library import instruction_set
-from condconv.train import load_checkpoint, load_network, open_data
-from condconv.train.digits import DigitsReader
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "export-int8.json"

@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condconv.benchmark import contender
-from condconv.benchmark.timing import keep_freed_memory
+from condconv.lab.bench import contender
+from condconv.lab.bench.timing import keep_freed_memory
 from condconv.ops import cond_conv2d
 from condconv.ops.geometry import Geometry
 from condconv.ops.selection import RULES, describe

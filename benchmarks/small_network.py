@@ -21,12 +21,14 @@ import torch
 from torch import nn
 
 import condconv
-from condconv.experiments.design import Arm, Experiment
-from condconv.experiments.machine import describe_machine
-from condconv.experiments.runner import Outcome
-from condconv.experiments.runs import RunRecord
-from condconv.experiments.tables import write
-from condconv.train import EpochMetrics, TrainConfig, train
+from condconv.lab.config import TrainConfig
+from condconv.lab.experiments.design import Arm, Experiment
+from condconv.lab.experiments.machine import describe_machine
+from condconv.lab.experiments.runner import Outcome
+from condconv.lab.experiments.runs import RunRecord
+from condconv.lab.experiments.tables import write
+from condconv.lab.saved import EpochMetrics
+from condconv.lab.train import train
 
 SIZE = 16
 _SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1}

@@ -14,9 +14,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from condconv.benchmark.call import CallCost
-from condconv.benchmark.report import format_ratio, row_from_record, verdicts_of
-from condconv.benchmark.run import Row
+from condconv.lab.bench.call import CallCost
+from condconv.lab.bench.report import format_ratio, row_from_record, verdicts_of
+from condconv.lab.bench.run import Row
 from condconv.ops.selection import MEASURED, RULES, WHY_NOT
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path

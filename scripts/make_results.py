@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from condconv.errors import UsageError, shown
-from condconv.experiments.tables import plot, summarise
+from condconv.lab.experiments.tables import plot, summarise
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 from scripts.measured import RESULTS, ROOT, Measured, measured

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from condconv import count, create_model, get_model_info, list_models
-from condconv.models import TABLE_3, TABLE_4, Ablation, PaperRow, profiler_madds
+from condconv.models import TABLE_3, TABLE_4, Ablation, PaperRow
 from condconv.models.families import FAMILIES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 from scripts.page import write_or_check
+from scripts.tf_profiler import profiler_madds
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "zoo.md"
 
@@ -52,7 +53,7 @@ Multiply-adds (MADDs) for one image of 224 × 224 pixels and 1000 classes, count
 - **MADDs**: convolutions, linear layers, the routing's too, and `E · P` for mixing E kernels of P parameters. It does
   not depend on any tool; `condconv.count` gives it.
 - **as the paper**: the paper's figures are half of what TensorFlow 1's profiler reports, which adds element-wise
-  operations, poolings and biases; `condconv.models.profiler_madds` gives it, and agrees with the profiler itself to
+  operations, poolings and biases; `scripts/tf_profiler.py` gives it, and agrees with the profiler itself to
   the operation on MobileNetV1 and EfficientNet-B0. This count is compared with the printed figure here; `condconv
   models` compares the first.
 

@@ -14,9 +14,9 @@ from statistics import mean, median
 from typing import Any
 
 from condconv.errors import UsageError, shown
-from condconv.experiments.design import Experiment
-from condconv.experiments.runs import RunRecord
-from condconv.experiments.tables import last_loss, read
+from condconv.lab.experiments.design import Experiment
+from condconv.lab.experiments.runs import RunRecord
+from condconv.lab.experiments.tables import last_loss, read
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -13,9 +13,9 @@ from itertools import chain
 from statistics import mean, stdev
 
 from condconv.errors import UsageError, shown
-from condconv.experiments import tables
-from condconv.experiments.comparison import as_markdown, confidence_half_width
-from condconv.experiments.design import Experiment
+from condconv.lab.experiments import tables
+from condconv.lab.experiments.comparison import as_markdown, confidence_half_width
+from condconv.lab.experiments.design import Experiment
 from scripts.measured import ROOT, Measured
 from scripts.measured import trials as read_trials
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         QuantizationReport,
         Scope,
         convert_,
+        convert_like_,
         fold_batch_norms_,
         quantize_experts_,
         select,
@@ -62,7 +63,7 @@ __all__ = [
     "to_timm_state_dict",
 ]
 
-_ROOMS = ("nn", "convert", "counting", "models", "weights", "ops", "tracing")  # the first five hold what is above
+_ROOMS = ("nn", "convert", "counting", "models", "weights", "ops")  # the first five hold what is above
 
 
 def __getattr__(name: str) -> Any:

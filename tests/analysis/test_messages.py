@@ -12,8 +12,7 @@ from torch import nn
 import condconv
 from condconv import analysis
 from condconv.analysis import RoutingRecorder, RoutingReport
-
-from ..messages import Row, assert_every_function_has_rows, assert_four_parts
+from tests.messages import Row, assert_every_function_has_rows, assert_four_parts
 
 _LONG: Any = "x" * 100_000
 anything: Any = object()
@@ -147,18 +146,6 @@ ROWS: dict[str, list[Row]] = {
         ("report", lambda: measured(analysis.measure_static, [], report=anything)),
         ("routings", lambda: measured(analysis.measure_static, 3)),
         ("routings", lambda: measured(analysis.measure_static, [_LONG])),
-    ],
-    "plot_learning_curves": [
-        ("accuracy", lambda: analysis.plot_learning_curves("x.png", anything, {}, title="")),
-        ("accuracy", lambda: analysis.plot_learning_curves("x.png", {}, {}, title="")),
-        ("accuracy", lambda: analysis.plot_learning_curves("x.png", {"a": [0.5]}, {}, title="")),
-        ("loss", lambda: analysis.plot_learning_curves("x.png", {"a": [[0.5]]}, {"a": _LONG}, title="")),
-    ],
-    "plot_routing": [
-        ("mean_weights", lambda: analysis.plot_routing("x.png", anything, [], title="")),
-        ("mean_weights", lambda: analysis.plot_routing("x.png", torch.ones(3), ["a"] * 3, title="")),
-        ("mean_weights", lambda: analysis.plot_routing("x.png", torch.ones(3, 2), ["a"], title="")),
-        ("most_classes", lambda: analysis.plot_routing("x", torch.ones(1, 2), ["a"], title="", most_classes=0)),
     ],
     "render_page": [
         ("report", lambda: analysis.render_page(anything)),

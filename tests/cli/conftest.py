@@ -1,12 +1,12 @@
 import pytest
 import torch
 
+from condconv.lab.config import TrainConfig
+from condconv.lab.data.normalization import IMAGENET
+from condconv.lab.data.preprocessing import Preprocessing
+from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
 from condconv.models import create_model
-from condconv.train import TrainConfig
-from condconv.train.checkpoint import Checkpoint, save_checkpoint
-from condconv.train.normalization import IMAGENET
-from condconv.train.preprocessing import Preprocessing
-from tests.train.samples import make_folder
+from tests.lab.samples import make_folder
 
 MODEL = "mobilenet_v1_cc_025_8e"
 CLASSES = ("<img src=x onerror=alert(1)>", "cat", "dog")

@@ -6,8 +6,8 @@ import pytest
 from condconv.cli.main import main
 from condconv.errors import ExportError
 from condconv.export import FORMATS, verification
-from condconv.train import load_checkpoint
-from tests.train.samples import make_folder
+from condconv.lab.saved import load_checkpoint
+from tests.lab.samples import make_folder
 
 pytest.importorskip("onnxruntime")
 

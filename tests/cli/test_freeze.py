@@ -6,15 +6,17 @@ import torch
 
 from condconv.analysis import changed_routing
 from condconv.cli.main import main
+from condconv.lab.config import TrainConfig
+from condconv.lab.data.preprocessing import Preprocessing
+from condconv.lab.saved import load_checkpoint, load_network
+from condconv.lab.saved import making_static as freezing
+from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
+from condconv.lab.saved.inspection import Reading, open_images, record
+from condconv.lab.saved.making_static import match_layers
 from condconv.models import create_model
 from condconv.nn import ConditionalLayer
-from condconv.train import TrainConfig, freezing, load_checkpoint, load_network
-from condconv.train.checkpoint import Checkpoint, save_checkpoint
-from condconv.train.freezing import match_layers
-from condconv.train.inspection import Reading, open_images, record
-from condconv.train.preprocessing import Preprocessing
 from tests.cli.test_report import fails, report
-from tests.train.samples import make_folder
+from tests.lab.samples import make_folder
 
 
 def freeze(checkpoint, out, layers, *more) -> int:

@@ -8,7 +8,7 @@ import condconv
 from condconv.cli import models
 from condconv.cli.main import main
 from condconv.errors import MissingExtraError, TrainingError, TrainingInterrupted, require_extra
-from tests.train.samples import make_folder
+from tests.lab.samples import make_folder
 
 NETWORK = "mobilenet_v1_025"
 

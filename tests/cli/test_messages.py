@@ -15,8 +15,8 @@ import pytest
 from condconv.cli.main import create_parser, main
 from condconv.cli.parsing import Option
 from condconv.errors import UsageError, shown
-from condconv.train import TrainConfig
-from condconv.train.rules import PATH, TEXT
+from condconv.lab.config import TrainConfig
+from condconv.lab.rules import PATH, TEXT
 
 LONG = "7" * 100_000
 MODEL = "mobilenet_v1_cc_025_4e"

@@ -8,9 +8,9 @@ import torch
 from condconv.analysis import RoutingReport
 from condconv.cli.main import main
 from condconv.errors import UsageError
-from condconv.train.inspection import Reading
+from condconv.lab.saved.inspection import Reading
 from tests.cli.conftest import CLASSES
-from tests.train.samples import make_folder
+from tests.lab.samples import make_folder
 
 
 def report(checkpoint, out, *more) -> int:
@@ -52,8 +52,8 @@ def test_a_page_of_the_runs_own_validation_images(untrained, tmp_path, capsys):
 def test_pictures_belong_to_the_numbers_of_the_report(untrained, tmp_path):
     """The weight beside a picture is the one that the network gives this very image."""
     from condconv.analysis import changed_routing
-    from condconv.train import load_checkpoint, load_network
-    from condconv.train.inspection import open_images
+    from condconv.lab.saved import load_checkpoint, load_network
+    from condconv.lab.saved.inspection import open_images
 
     assert report(untrained[0], tmp_path / "a.html") == 0
     layer = content(tmp_path / "a.html")["layers"][-1]

@@ -5,7 +5,7 @@ import pytest
 from condconv.cli.main import create_parser, main
 from condconv.cli.train import _config
 from condconv.errors import UsageError
-from condconv.experiments.recipes import RECIPES
+from condconv.lab.experiments.recipes import RECIPES
 
 
 def config(*argv):

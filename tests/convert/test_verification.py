@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from condconv import convert_
 from condconv.convert.verification import check_same_output
-from condconv.tracing import trace
+from condconv.counting.tracing import trace
 
 IMAGES = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(5))
 

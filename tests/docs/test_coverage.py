@@ -10,10 +10,12 @@ import condconv
 import condconv.analysis
 import condconv.convert
 import condconv.export
+import condconv.lab.data
+import condconv.lab.saved
+import condconv.lab.train
 import condconv.models
 import condconv.nn
 import condconv.ops
-import condconv.train
 import condconv.weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +32,9 @@ def public_names() -> set[str]:
         condconv.models,
         condconv.nn,
         condconv.ops,
-        condconv.train,
+        condconv.lab.data,
+        condconv.lab.saved,
+        condconv.lab.train,
         condconv.weights,
     )
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from condconv.errors import UsageError
-from condconv.experiments.comparison import NetworkNumbers, as_markdown, table, verdict
+from condconv.lab.experiments.comparison import NetworkNumbers, as_markdown, table, verdict
 from scripts import make_performance, make_results
 from scripts.measured import RESULTS, measured
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import condconv
+from condconv.counting.tracing import default_example
 from condconv.export.verification import varied_inputs, worst_error
 from condconv.nn import (
     CondConv1d,
@@ -22,7 +23,6 @@ from condconv.nn import (
     SoftmaxRouting,
     route_block_,
 )
-from condconv.tracing import default_example
 
 IMAGE = (6, 9, 10)
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from condconv import models
-from condconv.models import create_model, get_model_info, profiler_madds
-
-from ..messages import Row, assert_every_function_has_rows, assert_four_parts
+from condconv.models import create_model, get_model_info
+from tests.messages import Row, assert_every_function_has_rows, assert_four_parts
 
 pytest.importorskip("timm")
 
@@ -56,12 +53,6 @@ ROWS: dict[str, list[Row]] = {
         ("init", lambda: creating("tf_efficientnet_cc_b0_4e", pretrained=True, init="independent")),
     ],
     "get_model_info": [("name", lambda: get_model_info(_LONG)), ("name", lambda: get_model_info(anything))],
-    "profiler_madds": [
-        ("model", lambda: profiler_madds(anything)),
-        ("batched_products", lambda: profiler_madds(nn.Conv2d(3, 3, 1), batched_products=_LONG)),
-        ("example_input", lambda: profiler_madds(nn.Linear(3, 3))),
-        ("example_input", lambda: profiler_madds(nn.Conv2d(3, 3, 1), torch.zeros(0, 3, 4, 4))),
-    ],
 }
 WITHOUT = {"list_models": "takes nothing", "register_timm_models": "takes nothing"}
 

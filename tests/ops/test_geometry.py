@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from condconv import CondConv2d, convert_, select
-from condconv.benchmark.cases import LayerCase
 from condconv.export.plan import kind_of
+from condconv.lab.bench.cases import LayerCase
 from condconv.ops.geometry import Geometry, has_multiplier, is_depthwise
 
 

@@ -19,13 +19,13 @@ import pytest
 import torch
 
 import condconv
-from condconv.checkpoint_format import to_bytes
 from condconv.errors import UsageError
+from condconv.files.checkpoint_format import to_bytes
 from condconv.weights import load_pretrained, load_state_dict
 from condconv.weights.files import read_file
 from condconv.weights.layers import Layers
 from condconv.weights.source import find_source
-from tests.checkpoint_format.samples import header
+from tests.files.checkpoint_format.samples import header
 
 from .networks import copy_of, randomise, small
 

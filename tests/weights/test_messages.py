@@ -12,8 +12,8 @@ from torch import nn
 import condconv
 from condconv import weights
 from condconv.weights import load_pretrained, load_state_dict, to_timm_state_dict
+from tests.messages import Row, assert_every_function_has_rows, assert_four_parts
 
-from ..messages import Row, assert_every_function_has_rows, assert_four_parts
 from .networks import small
 
 _LONG = "x" * 100_000

@@ -4,7 +4,6 @@ from condconv.analysis.advice import Verdict, freeze_command, verdicts
 from condconv.analysis.interventions import changed_routing, keep_top, measure_interventions, measure_static
 from condconv.analysis.page import render_page
 from condconv.analysis.pictures import Picture, choose_pictures, make_picture
-from condconv.analysis.plots import plot_learning_curves, plot_routing
 from condconv.analysis.recorder import RoutingRecorder, served_layers
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.report import RoutingReport
@@ -23,8 +22,6 @@ __all__ = [
     "make_picture",
     "measure_interventions",
     "measure_static",
-    "plot_learning_curves",
-    "plot_routing",
     "render_page",
     "served_layers",
     "verdicts",

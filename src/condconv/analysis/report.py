@@ -17,8 +17,8 @@ from condconv.analysis.lists import (
     texts,
 )
 from condconv.analysis.records import Intervention, RoutingRecord
-from condconv.atomic import write_atomic
 from condconv.errors import UsageError, few, shown, shown_name
+from condconv.files.atomic import write_atomic
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from condconv.atomic import write_atomic
 from condconv.cli.parsing import Option
 from condconv.errors import MissingExtraError, UsageError, command_line, first_line, shown
-from condconv.paths import check_can_write
-from condconv.train.rules import PATH, TEXT, one_of, whole
+from condconv.files.atomic import write_atomic
+from condconv.files.paths import check_can_write
+from condconv.lab.rules import PATH, TEXT, one_of, whole
 
-_RUNTIMES = ("torch-export", "aoti", "onnx", "openvino")  # as in `condconv.benchmark.runtimes`: --help does without
+_RUNTIMES = ("torch-export", "aoti", "onnx", "openvino")  # as in `condconv.lab.bench.runtimes`: --help does without
 _REPETITIONS = 15
 _QUICK_REPETITIONS = 5
 
@@ -63,9 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print a line a row; the status is 1 if a row was not timed because it is wrong."""
     import torch
 
-    from condconv.benchmark import report, timing
-    from condconv.benchmark.call import measure_call
-    from condconv.benchmark.run import Row, measure_task
+    from condconv.lab.bench import report, timing
+    from condconv.lab.bench.call import measure_call
+    from condconv.lab.bench.run import Row, measure_task
 
     _check(arguments)
     if arguments.threads is not None:
@@ -103,8 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_runtime(arguments: argparse.Namespace, repetitions: int) -> int:
     """Time exported networks, print a line a row, and write them if asked to."""
-    from condconv.benchmark import report, runtimes
-    from condconv.benchmark.plan import BATCHES, networks_of
+    from condconv.lab.bench import report, runtimes
+    from condconv.lab.bench.tasks import BATCHES, networks_of
 
     print(runtimes.header(), flush=True)
     rows = []
@@ -119,8 +119,8 @@ def _run_runtime(arguments: argparse.Namespace, repetitions: int) -> int:
 
 
 def _tasks(arguments: argparse.Namespace) -> list[Any]:
-    from condconv.benchmark.contender import MODES, Conditions
-    from condconv.benchmark.plan import full_tasks, quick_tasks
+    from condconv.lab.bench.contender import MODES, Conditions
+    from condconv.lab.bench.tasks import full_tasks, quick_tasks
 
     modes = MODES if arguments.mode is None else (arguments.mode,)
     how = (arguments.dtype, arguments.device, arguments.compile, arguments.impl)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from condconv.cli.parsing import Option
-from condconv.train.rules import PATH, whole
+from condconv.lab.rules import PATH, whole
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo and print the table."""
-    from condconv.experiments import DemoConfig, run_demo
+    from condconv.lab.experiments import DemoConfig, run_demo
 
     epochs = {} if arguments.epochs is None else {"epochs": arguments.epochs}
     config = DemoConfig(out=arguments.out, seeds=arguments.seeds, **epochs)

@@ -8,7 +8,7 @@ from typing import Any
 
 from condconv.cli.parsing import Option
 from condconv.cli.reading import add_reading_options, reading_options
-from condconv.train.rules import PATH
+from condconv.lab.rules import PATH
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the scores."""
-    from condconv.train import evaluate_checkpoint
+    from condconv.lab.saved.evaluate import evaluate_checkpoint
 
     result = evaluate_checkpoint(
         arguments.checkpoint, arguments.data, data_dir=arguments.data_dir, **reading_options(arguments)

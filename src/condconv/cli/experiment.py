@@ -12,12 +12,12 @@ from condconv.cli import child
 from condconv.cli.parsing import Option
 from condconv.cli.settings import add_settings, given_settings, make_recipe, over_recipe
 from condconv.errors import UsageError, command_line, few, shown
-from condconv.train.config import TrainConfig
-from condconv.train.rules import EXPERTS, PATH, TEXT, WIDTH, one_of, whole
+from condconv.lab.config import TrainConfig
+from condconv.lab.rules import EXPERTS, PATH, TEXT, WIDTH, one_of, whole
 
 if TYPE_CHECKING:
-    from condconv.experiments.design import Experiment
-    from condconv.experiments.ladder import Size
+    from condconv.lab.experiments.design import Experiment
+    from condconv.lab.experiments.ladder import Size
 
 _OWN = ("model", "out", "seed")  # settings of a run that the experiment decides
 _NAMES = ("experts-width", "plug-in", "begin-layer", "routing", "ensembles", "starts", "detection")
@@ -85,9 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         0, or 1 if a run failed.
     """
-    from condconv.experiments.runner import list_runs, run_all
-    from condconv.experiments.runs import execute
-    from condconv.experiments.tables import summarise, table, write
+    from condconv.lab.experiments.runner import list_runs, run_all
+    from condconv.lab.experiments.runs import execute
+    from condconv.lab.experiments.tables import summarise, table, write
 
     settings = _settings(arguments)
     experiment = _experiment(arguments, settings)
@@ -133,7 +133,7 @@ def _settings(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def _experiment(arguments: argparse.Namespace, settings: TrainConfig) -> Experiment:
-    from condconv.experiments.catalog import create_experiment
+    from condconv.lab.experiments.catalog import create_experiment
 
     names = ("width", "num_experts", "widths", "experts", "networks", "init", "control")
     options = {name: getattr(arguments, name) for name in names}
@@ -143,9 +143,9 @@ def _experiment(arguments: argparse.Namespace, settings: TrainConfig) -> Experim
 
 
 def _size(settings: TrainConfig) -> Size:
-    from condconv.experiments.ladder import Size
-    from condconv.train import open_data
-    from condconv.train.network import default_options
+    from condconv.lab.data.image_data import open_data
+    from condconv.lab.experiments.ladder import Size
+    from condconv.lab.saved.network import default_options
 
     data = open_data(settings)
     options: dict[str, Any] = default_options(replace(settings, model="mobilenet_v1_100"), data.image_size)

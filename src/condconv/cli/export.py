@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from condconv.cli.parsing import Option
-from condconv.train.rules import PATH, Rule, one_of, whole
+from condconv.lab.rules import PATH, Rule, one_of, whole
 
 # As in `condconv.export`, which takes torch to import: --help does without.
 _FORMATS = ("torch-export", "aoti", "onnx", "openvino", "executorch", "litert", "coreml")
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from condconv.export import export
-    from condconv.train import load_trained
+    from condconv.lab.saved.rebuild import load_trained
 
     checkpoint, network = load_trained(arguments.checkpoint)
     size = checkpoint.image_size

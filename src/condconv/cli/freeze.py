@@ -7,7 +7,7 @@ from typing import Any
 
 from condconv.cli.parsing import Option
 from condconv.cli.reading import add_max_images, add_reading_options, reading_of, reading_options
-from condconv.train.rules import PATH, TEXT
+from condconv.lab.rules import PATH, TEXT
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the checkpoint, and print what it saves and costs."""
-    from condconv.train import freeze_checkpoint
+    from condconv.lab.saved.making_static import freeze_checkpoint
 
     done = freeze_checkpoint(
         arguments.checkpoint,
@@ -67,10 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from condconv.train import evaluate_checkpoint
-    from condconv.train.checkpoint import describe_checkpoint
-    from condconv.train.evaluate import own_data
-    from condconv.train.inspection import open_images
+    from condconv.lab.saved.checkpoint import describe_checkpoint
+    from condconv.lab.saved.evaluate import evaluate_checkpoint, own_data
+    from condconv.lab.saved.inspection import open_images
 
     checkpoint = describe_checkpoint(arguments.checkpoint)
     data = arguments.data or own_data(arguments.checkpoint, "val")

@@ -7,7 +7,7 @@ from typing import Any
 
 from condconv.cli.parsing import Option
 from condconv.errors import UsageError, shown
-from condconv.train.rules import Rule
+from condconv.lab.rules import Rule
 
 _PATTERN = Rule(lambda value: True, "a part of a name", "leave it out for all names")
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from condconv.errors import UsageError, shown
-from condconv.train.rules import Rule
+from condconv.lab.rules import Rule
 
 # What argparse itself finds wrong, and our words for it.
 _WORDS = (

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from condconv.cli.parsing import Option
-from condconv.train.rules import PATH, one_of, whole
+from condconv.lab.rules import PATH, one_of, whole
 
 
 def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = False) -> None:
@@ -47,6 +47,6 @@ def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def reading_of(arguments: argparse.Namespace) -> Any:
     """Return the `Reading` that the options ask for."""
-    from condconv.train import Reading
+    from condconv.lab.saved.inspection import Reading
 
     return Reading(max_images=arguments.max_images, **reading_options(arguments))

@@ -9,7 +9,7 @@ from typing import Any
 from condconv.cli.parsing import Option
 from condconv.cli.reading import add_max_images, add_reading_options, reading_of
 from condconv.errors import UsageError, require_extra, shown_name
-from condconv.train.rules import PATH, whole
+from condconv.lab.rules import PATH, whole
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -50,8 +50,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the page and print its path, with the figures that matter most."""
     from condconv.analysis import verdicts
-    from condconv.paths import check_can_write
-    from condconv.train import inspect_checkpoint
+    from condconv.files.paths import check_can_write
+    from condconv.lab.saved.inspection import inspect_checkpoint
 
     out = Path(arguments.out)
     # What would fail at the end is said before the work begins.

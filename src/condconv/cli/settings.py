@@ -10,8 +10,8 @@ from dataclasses import Field, fields
 from typing import Any
 
 from condconv.cli.parsing import Option
-from condconv.train.config import TrainConfig
-from condconv.train.rules import Rule, one_of
+from condconv.lab.config import TrainConfig
+from condconv.lab.rules import Rule, one_of
 
 _RECIPES = ("efficientnet_b0", "mnasnet_a1", "mobilenet_v1", "mobilenet_v2", "resnet_50")  # light: --help has them
 ENTRIES = {each.name: each.name.removesuffix("s") for each in fields(TrainConfig) if "Mapping" in str(each.type)}
@@ -49,10 +49,10 @@ def make_recipe(name: str, *arguments: str) -> TrainConfig:
     """Return the settings of a recipe.
 
     Args:
-        name: A key of `condconv.experiments.recipes.RECIPES`.
+        name: A key of `condconv.lab.experiments.recipes.RECIPES`.
         *arguments: Of the recipe: the data, and a network.
     """
-    from condconv.experiments.recipes import RECIPES  # needs the extra, which --help must not
+    from condconv.lab.experiments.recipes import RECIPES  # needs the extra, which --help must not
 
     return RECIPES[name](*arguments)
 

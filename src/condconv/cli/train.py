@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from condconv.cli.settings import add_settings, given_settings, make_recipe, over_recipe
 from condconv.errors import UsageError
-from condconv.train.config import TrainConfig, is_named
+from condconv.lab.config import TrainConfig, is_named
 
 if TYPE_CHECKING:
-    from condconv.train import TrainResult
+    from condconv.lab.saved.metrics import TrainResult
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train and print where the result is."""
     config = _config(arguments)
 
-    from condconv.train import train
+    from condconv.lab.train.loop import train
 
     result = train(config, progress=not arguments.quiet)
     if os.environ.get("RANK", "0") == "0":  # set by every launcher of several processes: one of them speaks

@@ -14,10 +14,10 @@ from condconv.convert.optimizers import check_optimizers
 from condconv.convert.record import Conversion, read_conversion
 from condconv.convert.refusals import why_not_layer, why_not_model, why_not_shared
 from condconv.convert.report import ConversionReport
+from condconv.counting.tracing import trace
 from condconv.errors import UsageError
 from condconv.nn import TWINS
 from condconv.nn.factory import Routing
-from condconv.tracing import trace
 
 
 def convert_like_(

@@ -16,9 +16,9 @@ from condconv.convert.optimizers import check_optimizers
 from condconv.convert.record import Conversion
 from condconv.convert.report import ConversionReport
 from condconv.convert.scope import Scope, group_layers
+from condconv.counting.tracing import Trace, trace
 from condconv.errors import UsageError, shown
 from condconv.nn.factory import Routing
-from condconv.tracing import Trace, trace
 
 
 def convert_(

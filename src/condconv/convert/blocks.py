@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from condconv.convert.select import Candidate
+from condconv.counting.tracing import Trace
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer, RoutingFunction
-from condconv.tracing import Trace
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _LAYERS = (_ConvNd, nn.Linear, ConditionalLayer)

@@ -15,10 +15,10 @@ from condconv.convert.refusals import why_not_shared
 from condconv.convert.rounding import check_rounded, run_watched
 from condconv.convert.verification import run_changed
 from condconv.counting import format_table
+from condconv.counting.tracing import Trace, trace
 from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer
 from condconv.nn.conditional import conditional_layers
-from condconv.tracing import Trace, trace
 
 _DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16}
 

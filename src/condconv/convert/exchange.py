@@ -16,9 +16,9 @@ from condconv.convert.runs import check_layers_run
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_output, run_changed
 from condconv.counting import CostReport, count_trace
+from condconv.counting.tracing import Trace, is_on_meta
 from condconv.errors import few
 from condconv.nn import ConditionalLayer, ExternalRouting
-from condconv.tracing import Trace, is_on_meta
 
 NO_VALUES = "no values yet, on the meta device: load the state dict of a converted network"
 """The note on a model of the meta device."""

@@ -13,12 +13,12 @@ from torch.utils._pytree import tree_leaves
 
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output, output_tensors
+from condconv.counting.tracing import arguments_of, undisturbed
 from condconv.errors import UsageError, shown
 from condconv.nn import ConditionalLayer, fold_batch_norm
 from condconv.nn.folding import why_not_fold
 from condconv.nn.foreign import full_name
 from condconv.nn.hooks import why_not_hooks
-from condconv.tracing import arguments_of, undisturbed
 
 
 def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple[str, str]]:

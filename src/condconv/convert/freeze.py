@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output
+from condconv.counting.tracing import Trace, trace
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer, RoutingSlot
 from condconv.nn.block_routing import ClearSlot, FillSlot
 from condconv.nn.conditional import conditional_layers
 from condconv.nn.hooks import why_not_hooks
-from condconv.tracing import Trace, trace
 
 
 def freeze_layers_(

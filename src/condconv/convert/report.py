@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from condconv.atomic import write_atomic
 from condconv.convert.record import Conversion
 from condconv.counting import CostReport, format_table
+from condconv.files.atomic import write_atomic
 from condconv.nn import ConditionalLayer, RoutingSlot
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from condconv.convert.verification import output_tensors
+from condconv.counting.tracing import Trace
 from condconv.errors import few
-from condconv.tracing import Trace
 
 
 def run_watched(

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from condconv.counting.tracing import Trace
 from condconv.errors import UsageError, few
-from condconv.tracing import Trace
 
 
 def why_not_called(watched: Trace | None, layer: nn.Module) -> str | None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condconv.counting.tracing import Trace, trace, undisturbed
 from condconv.errors import first_line
-from condconv.tracing import Trace, trace, undisturbed
 
 _NUDGES = 3
 _ROUNDINGS = 4

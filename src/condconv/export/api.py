@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from condconv.atomic import written_beside
 from condconv.errors import ExportError, MissingExtraError, UsageError, require_extra, shown
 from condconv.export.arguments import check_outputs
 from condconv.export.formats import FORMATS
@@ -18,6 +17,7 @@ from condconv.export.report import ExportReport
 from condconv.export.rewrite import rewrite
 from condconv.export.target import check_path
 from condconv.export.trials import make_trials, run_trials
+from condconv.files.atomic import written_beside
 
 
 def export(

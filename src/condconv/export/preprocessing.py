@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from condconv.checkpoint_format import INTERPOLATIONS
 from condconv.errors import UsageError
+from condconv.files.checkpoint_format import INTERPOLATIONS
 
 REQUIRED = ("size", "mean", "std")
 DEFAULTS = {"crop": 1.0, "interpolation": "bicubic"}

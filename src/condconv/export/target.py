@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from condconv import paths
 from condconv.errors import UsageError, shown_name
+from condconv.files import paths
 
 _PACKAGES = (".mlpackage",)  # directories that count as a file
 

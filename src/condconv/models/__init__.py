@@ -3,7 +3,6 @@
 from condconv.models.names import list_models
 from condconv.models.paper import TABLE_3, TABLE_4, Ablation, PaperRow
 from condconv.models.registry import ModelInfo, create_model, get_model_info
-from condconv.models.tf_profiler import profiler_madds
 from condconv.models.timm_registry import register_timm_models
 
 __all__ = [
@@ -15,6 +14,5 @@ __all__ = [
     "create_model",
     "get_model_info",
     "list_models",
-    "profiler_madds",
     "register_timm_models",
 ]

@@ -1,7 +1,7 @@
 """What the paper prints of its networks, as data.
 
 Multiply-adds are in millions, as printed; top-1 is ImageNet accuracy in percent. The paper counts as TensorFlow 1's
-profiler does, see `condconv.models.profiler_madds`: every row comes out so but those with a `miss`.
+profiler does, see `scripts/tf_profiler.py`: every row comes out so but those with a `miss`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class PaperRow:
         madds: Multiply-adds in millions at 224 px, as printed; `None` where none are.
         params: Parameters in millions, as printed; `None` where none are.
         num_classes: Outputs of the classifier in the count.
-        batched_products: The convention of the count, see `profiler_madds`.
+        batched_products: The convention of the count, see `scripts/tf_profiler.py`.
         miss: Why the row's multiply-adds do not come out; `None` where they do, to the last printed digit.
     """
 

@@ -75,7 +75,9 @@ def run_compact(
 
 def _no_view(output: Tensor) -> Tensor:
     """Return the same numbers as a tensor of its own: autograd refuses to change a view from an operator in place."""
-    return output.new_empty(0).set_(output) if output._is_view() else output
+    if not output._is_view():
+        return output
+    return output.new_empty(0).set_(output.untyped_storage(), output.storage_offset(), output.size(), output.stride())
 
 
 def _add_bias_(output: Tensor, bias: Tensor | None, routing_weights: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from condconv.checkpoint_format import below, is_checkpoint, open_checkpoint
 from condconv.errors import UsageError, require_extra, shown
+from condconv.files.checkpoint_format import below, is_checkpoint, open_checkpoint
 from condconv.weights.kinds import first_bytes, is_safetensors, why_not_weights
 
 # What training scripts put beside the weights: their arguments, and figures of numpy's.

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from condconv.convert.fold import find_norms
+from condconv.counting.tracing import arguments_of
 from condconv.errors import UsageError, few, shown
 from condconv.nn import ConditionalLayer
 from condconv.nn.folding import scale_outputs
-from condconv.tracing import arguments_of
 from condconv.weights.layers import Layers
 from condconv.weights.plan import Plan, plan_load
 from condconv.weights.report import LoadReport

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from condconv.counting.tracing import default_example
 from condconv.errors import UsageError, first_line, shown
 from condconv.export.arguments import check_class_names, check_example, check_model, check_options
 from condconv.export.preprocessing import complete_preprocessing
 from condconv.export.verification import Run, varied_inputs
-from condconv.tracing import default_example
 
 INPUT, OUTPUT = "image", "output"
 """Names of the file's input and output, where the format has names."""

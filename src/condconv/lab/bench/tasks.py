@@ -1,0 +1,87 @@
+"""Which rows are measured: the quick list, or everything that patterns choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+
+from condconv.errors import UsageError, shown
+from condconv.lab.bench.cases import LAYERS, NETWORKS, Case, LayerCase, NetworkCase, layers_of
+from condconv.lab.bench.contender import Conditions
+from condconv.lab.bench.run import Task
+
+BATCHES = (1, 8, 32, 128)
+QUICK_BATCHES = (1, 8, 32)
+TRAINING_BATCH = 16
+B0 = "tf_efficientnet_cc_b0_8e"
+ALL = "all"
+
+
+def quick_tasks(conditions: Conditions) -> list[Task]:
+    """Return the quick list: the fixed layers and EfficientNet-B0 with 8 experts in inference, and one training step.
+
+    Args:
+        conditions: Everything but the mode.
+    """
+    inference, training = replace(conditions, mode="inference"), replace(conditions, mode="training")
+    cases: list[Case] = [*LAYERS, NetworkCase(B0)]
+    tasks = [Task(case, batch, inference) for case in cases for batch in QUICK_BATCHES]
+    return [*tasks, Task(NetworkCase(B0), TRAINING_BATCH, training)]
+
+
+def full_tasks(
+    conditions: Sequence[Conditions], batches: Sequence[int] | None, layers: str | None, networks: str | None
+) -> list[Task]:
+    """Return what the patterns choose, under each of the conditions.
+
+    Args:
+        conditions: At least one.
+        batches: Numbers of examples; `None` for `BATCHES`, and the batch that EfficientNet-B0's training aims at.
+        layers: A part of layers' names, with `*` and `?` as in names of files; "all" adds the distinct layers of the
+            networks to the fixed list. Where neither this nor `networks` is given, both take everything listed.
+        networks: As `layers`, for `NETWORKS`.
+
+    Raises:
+        UsageError: A pattern fits nothing.
+    """
+    neither = layers is None and networks is None
+    cases: list[Case] = []
+    if layers is not None or neither:
+        cases += _layers(layers or "")
+    if networks is not None or neither:
+        cases += networks_of(networks or "")
+    tasks = [Task(case, batch, each) for case in cases for each in conditions for batch in batches or BATCHES]
+    if batches is None:
+        training = [each for each in conditions if each.mode == "training"]
+        tasks += [Task(case, TRAINING_BATCH, each) for case in cases if case.name == B0 for each in training]
+    return tasks
+
+
+def _layers(pattern: str) -> list[LayerCase]:
+    if pattern == ALL:
+        return list(dict.fromkeys([*LAYERS, *(layer for name in NETWORKS for layer in layers_of(name))]))
+    chosen = [case for case in LAYERS if _fits(case.name, pattern)]
+    if not chosen:
+        names = ", ".join(case.name for case in LAYERS)
+        raise UsageError(f"`--layers` must be 'all' or fit one of the layers, got {shown(pattern)}: they are {names}")
+    return chosen
+
+
+def networks_of(pattern: str) -> list[NetworkCase]:
+    """Return the networks that a pattern chooses, as `full_tasks` reads it.
+
+    Raises:
+        UsageError: It fits none.
+    """
+    chosen = [NetworkCase(name) for name in NETWORKS if pattern == ALL or _fits(name, pattern)]
+    if not chosen:
+        names = ", ".join(NETWORKS)
+        raise UsageError(
+            f"`--networks` must be 'all' or fit one of the networks, got {shown(pattern)}: they are {names}"
+        )
+    return chosen
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatch(name, f"*{pattern}*")

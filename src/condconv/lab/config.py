@@ -1,0 +1,263 @@
+"""What a training run is: one frozen record, checked when it is made, kept as JSON beside the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from condconv.errors import UsageError, few, shown, shown_name
+from condconv.lab.options import DATA_OPTIONS, MODEL_OPTIONS
+from condconv.lab.rules import BOOL, OPTIONS, PATH, TEXT, Rule, number, one_of, or_none, whole
+
+# The help text is what the reference and the command line both show; the group is the heading it stands under there.
+DATA, NETWORK, UPDATES = "data", "network", "optimisation"
+REGULARISATION, AUGMENTATION, RUN = "regularisation", "augmentation", "run"
+
+
+def _option(default: Any, group: str, help_text: str, rule: Rule) -> Any:
+    return field(default=default, metadata={"help": help_text, "group": group, "rule": rule})
+
+
+def _required(group: str, help_text: str, rule: Rule) -> Any:
+    return field(metadata={"help": help_text, "group": group, "rule": rule})
+
+
+def _options(group: str, help_text: str, rule: Rule = OPTIONS) -> Any:
+    return field(default_factory=dict, metadata={"help": help_text, "group": group, "rule": rule})
+
+
+_HOW = (
+    *("out", "log_with", "data_dir", "workers", "on_bad_image", "patience"),
+    *("device", "grad_accumulation", "sync_bn", "channels_last", "compile"),
+)
+"""Settings that may change when a run is resumed."""
+
+_SCALE = number(1e-9, 1_000_000_000)
+
+
+def is_named(data: str) -> bool:
+    """Return whether data is a dataset by name: whatever folder there is of the same name, it is not meant."""
+    return data == "digits" or data.partition("/")[0] in ("torch", "hfds", "wds")
+
+
+def takes_options(data: str) -> bool:
+    """Return whether `data_dir` and `data_options` go with a dataset."""
+    return data.partition("/")[0] in ("torch", "hfds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    The batch size is that of one optimizer update over all processes: the recipe does not change with the
+    number of processes or of accumulation steps. `None` means "chosen from the data" unless a field says
+    otherwise. `condconv train --help` describes the fields in the same groups.
+
+    Raises:
+        UsageError: A value breaks the rule of its field.
+    """
+
+    # Data
+    data: str = _required(
+        DATA,
+        "directory with train/ and val/ (one folder a class) or with train.tar and val.tar; or 'digits', "
+        "'torch/NAME', 'hfds/NAME', 'wds/DIRECTORY'",
+        PATH,
+    )
+    val_data: str | None = _option(
+        None, DATA, "validation images, if they are elsewhere; then DATA has the others", or_none(PATH)
+    )
+    data_dir: str | None = _option(
+        None, DATA, "where the files of torch/NAME are (or go), or the cache of hfds/NAME", or_none(PATH)
+    )
+    data_options: Mapping[str, Any] = _options(
+        DATA, "option of a named dataset's reader, e.g. input_key=img", DATA_OPTIONS
+    )
+    image_size: int | None = _option(
+        None, DATA, "side of the square input in pixels (default: 224, digits 8)", or_none(whole(1, 16_384))
+    )
+    in_chans: int | None = _option(None, DATA, "image channels, 1 or 3 (default: 3, digits 1)", or_none(one_of(1, 3)))
+    normalization: str | None = _option(
+        None,
+        DATA,
+        "of the pixels (default: what pretrained weights need, or imagenet)",
+        or_none(one_of("imagenet", "inception")),
+    )
+    on_bad_image: str = _option("error", DATA, "what to do with an unreadable image", one_of("error", "skip"))
+    workers: int = _option(0, DATA, "processes that read images, for each training process", whole(0, 1024))
+
+    # Network
+    model: str = _required(NETWORK, "name of a network, see 'condconv models'", TEXT)
+    model_options: Mapping[str, Any] = _options(
+        NETWORK, "option of the network, e.g. output_stride=8, drop_rate=0.2", MODEL_OPTIONS
+    )
+    pretrained: bool = _option(False, NETWORK, "start from published ImageNet weights", BOOL)
+    init_from: str | None = _option(
+        None, NETWORK, "start from the weights of a file, of the same network or of its static twin", or_none(PATH)
+    )
+    init_skip: str | None = _option(
+        None, NETWORK, "names that do not start from the file, e.g. 'classifier*' for other classes", or_none(TEXT)
+    )
+
+    # Optimisation
+    epochs: int = _option(30, UPDATES, "passes over the training images", whole(1))
+    # One image an update would leave batch normalisation nothing to average on small maps.
+    batch_size: int = _option(64, UPDATES, "images per optimizer update, over all processes", whole(2))
+    grad_accumulation: int = _option(1, UPDATES, "forward passes that one update is spread over", whole(1))
+    optimizer: str = _option("adamw", UPDATES, "optimizer, by its timm name", TEXT)
+    optimizer_options: Mapping[str, Any] = _options(UPDATES, "argument of the optimizer, e.g. momentum=0.9")
+    lr: float = _option(1e-3, UPDATES, "peak learning rate", number(0, open_below=True))
+    router_lr_scale: float = _option(
+        1.0, UPDATES, "learning rate of routing functions, in times of the others'", _SCALE
+    )
+    expert_lr_scale: float = _option(
+        1.0,
+        UPDATES,
+        "learning rate of experts, in times of the others' (with softmax routing and sgd: their number or more)",
+        _SCALE,
+    )
+    scheduler: str = _option(
+        "cosine",
+        UPDATES,
+        "learning rate schedule, by its timm name",
+        one_of("cosine", "tanh", "step", "multistep", "poly", "constant"),
+    )
+    scheduler_options: Mapping[str, Any] = _options(UPDATES, "argument of timm's schedule, e.g. decay_epochs=2.4")
+    warmup_epochs: int | None = _option(
+        None, UPDATES, "epochs of linear warm-up (default: 1, or 0 of 1)", or_none(whole(0))
+    )
+    clip_grad: float | None = _option(
+        None, UPDATES, "largest gradient norm (default: no clipping)", or_none(number(0, open_below=True))
+    )
+    patience: int | None = _option(
+        None, UPDATES, "stop after so many epochs without a better accuracy (default: never)", or_none(whole(1))
+    )
+
+    # Regularisation
+    weight_decay: float | None = _option(
+        None,
+        REGULARISATION,
+        "weight decay, not on biases and norms (default: 0.05, or 5e-4 with sgd, momentum, nesterov, rmsprop and "
+        "rmsproptf, where it is part of the gradient)",
+        or_none(number(0)),
+    )
+    router_decay: bool = _option(True, REGULARISATION, "let the weights of routing functions decay as kernels do", BOOL)
+    norm_decay: bool = _option(False, REGULARISATION, "let biases and norms decay as kernels do", BOOL)
+    label_smoothing: float = _option(
+        0.1, REGULARISATION, "probability mass spread over the wrong classes", number(0, 0.9)
+    )
+    expert_dropout: float = _option(
+        0.0, REGULARISATION, "probability of leaving an expert out, for each image", number(0, 0.9)
+    )
+    ema_decay: float | None = _option(
+        None,
+        REGULARISATION,
+        "average the weights over updates with this decay, and score the average (default: no)",
+        or_none(number(0, 0.999999)),
+    )
+    mixup: float = _option(0.0, REGULARISATION, "alpha of mixup, which blends pairs of images; 0 for none", number(0))
+    cutmix: float = _option(
+        0.0, REGULARISATION, "alpha of cutmix, which pastes a part of another image; 0 for none", number(0)
+    )
+
+    # Augmentation
+    min_crop: float | None = _option(
+        None,
+        AUGMENTATION,
+        "smallest random crop, fraction of the area (default: 0.25, digits 1)",
+        or_none(number(0, 1, open_below=True)),
+    )
+    hflip: float | None = _option(
+        None, AUGMENTATION, "probability of a horizontal flip (default: 0.5, digits 0)", or_none(number(0, 1))
+    )
+    color_jitter: float = _option(0.0, AUGMENTATION, "strength of the colour jitter", number(0))
+    auto_augment: str | None = _option(
+        None, AUGMENTATION, "timm's augmentation policy, e.g. rand-m9-mstd0.5 (default: none)", or_none(TEXT)
+    )
+    random_erasing: float = _option(0.0, AUGMENTATION, "probability of erasing a rectangle", number(0, 1))
+
+    # Run
+    out: str = _required(RUN, "directory for checkpoints and metrics; a run that is there is resumed", PATH)
+    log_with: str | None = _option(
+        None, RUN, "log the metrics to this as well (default: files only)", or_none(one_of("tensorboard", "wandb"))
+    )
+    seed: int = _option(0, RUN, "decides initial weights, image order and augmentation", whole(0, 2**63 - 1))
+    mixed_precision: str = _option("no", RUN, "arithmetic of the forward pass", one_of("no", "bf16", "fp16"))
+    sync_bn: bool = _option(False, RUN, "share batch statistics between GPUs", BOOL)
+    channels_last: bool = _option(False, RUN, "keep images and kernels in channels-last layout", BOOL)
+    compile: bool = _option(False, RUN, "compile the network with torch.compile", BOOL)
+    device: str = _option("auto", RUN, "where to train; auto takes the GPU that is there", one_of("auto", "cpu"))
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            each.metadata["rule"].check(each.name, getattr(self, each.name))
+        for name in ("data", "val_data"):  # the same folder, whether or not a shell has put a slash behind it
+            path = getattr(self, name)
+            if path is not None and path.rstrip("/") not in ("", "digits"):  # digits/ is a folder
+                object.__setattr__(self, name, path.rstrip("/"))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.batch_size % self.grad_accumulation:
+            raise UsageError(
+                f"`batch_size` must be a multiple of `grad_accumulation` ({self.grad_accumulation}), got "
+                f"{self.batch_size}: it counts the images of a whole update, take "
+                f"{max(1, self.batch_size // self.grad_accumulation) * self.grad_accumulation}"
+            )
+        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+            raise UsageError(
+                f"`warmup_epochs` must be below `epochs` ({self.epochs}), got {self.warmup_epochs}: "
+                "lower it, or train longer"
+            )
+        if self.pretrained and self.init_from:
+            raise UsageError(
+                f"`init_from` must be None with `pretrained`, got {shown(self.init_from)}: choose one of the two"
+            )
+        if self.init_skip and not self.init_from:
+            raise UsageError(
+                f"`init_skip` must be None without `init_from`, got {shown(self.init_skip)}: give --init-from too"
+            )
+
+    def data_of(self, split: str) -> str:
+        """Return where the images of `"train"` or `"val"` are."""
+        return self.data if split == "train" else self.val_data or self.data
+
+    def reader_options(self, data: str) -> dict[str, Any]:
+        """Return `data_dir` and `data_options` as far as they are meant for this one of the run's datasets.
+
+        Where one of the two takes them and the other does not, they are the one's. Where none does, the reader says so.
+        """
+        mine = takes_options(data) or not any(map(takes_options, (self.data, self.data_of("val"))))
+        return {"data_dir": self.data_dir, "options": self.data_options} if mine else {"data_dir": None, "options": {}}
+
+    def to_json(self) -> str:
+        """Return the record as indented JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+    def check_same(self, saved: TrainConfig) -> None:
+        """Check that these settings are of the run that `out` holds.
+
+        What decides only where and how it is computed may be another, so that a run resumes with other processes,
+        another memory or a newly broken image. The result is the same bit for bit only if these are unchanged too.
+
+        Args:
+            saved: Of that run.
+
+        Raises:
+            UsageError: They are not; the message names each setting that differs, with both values.
+        """
+        named = [each.name for each in fields(self) if each.name not in _HOW]
+        pairs = [(name, _plain(getattr(self, name)), _plain(getattr(saved, name))) for name in named]
+        differences = [f"{name}: {shown(ours)}, not {shown(theirs)}" for name, ours, theirs in pairs if ours != theirs]
+        if differences:
+            raise UsageError(
+                f"`out` must be a new directory or one with a run of the same settings, got {shown_name(self.out)}, "
+                f"which differs in {few(differences, between='; ')}: give another --out, or the settings of that run"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """What JSON makes of a value: a tuple comes back from a file as a list."""
+    return json.loads(json.dumps(value)) if isinstance(value, Mapping) else value

@@ -1,0 +1,141 @@
+"""WebDataset shards: tar files of numbered samples, `0001.jpg` beside `0001.cls`, read at random.
+
+timm's reader streams shards: it leaves unreadable images out without counting them, and with several processes scores
+some validation images twice. An index of where each image lies costs one pass over the headers, and then shards are
+read like any other images.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from condconv.errors import UsageError, shown, shown_name
+from condconv.files.paths import check_path
+from condconv.lab.data.contents import ODD, log_left_out, read_part
+from condconv.lab.data.tars import files
+
+_SPLITS = {"train": ("train",), "val": ("val", "test")}
+_IMAGES = {"jpg", "jpeg", "png", "webp"}
+_LONGEST_NUMBER, _LARGEST_CLASS = 20, 2**31 - 1  # bytes of a .cls, and what a number in it may be
+
+
+class ShardReader:
+    """Images of one split.
+
+    Args:
+        root: Directory with `*train*.tar` and `*val*.tar` (also `*test*.tar`). Its `classes.txt`, one name a line,
+            names the classes; without it they are called by their numbers.
+        split: `"train"` or `"val"`.
+
+    Attributes:
+        class_names: Of all classes in `classes.txt`, or of those that occur.
+
+    Raises:
+        UsageError: There are no shards, or a shard or a sample is not as described.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        left_out: Counter[str] = Counter()
+        self._shards = _find(root, split, left_out)
+        rows = [(number, *row) for number, shard in enumerate(self._shards) for row in _scan(shard, left_out)]
+        if not rows:
+            raise UsageError(
+                f"`data` must have samples of an image and a .cls, got none in {shown_name(self._shards[0])}: check it"
+            )
+        log_left_out(left_out, root)
+        # An array, since a million tuples would take a hundred times the memory, in each worker.
+        self._rows = np.array(rows, dtype=np.int64)  # [N, 4]: shard, offset, bytes, class
+        names = root / "classes.txt"
+        labels = self._rows[:, 3]
+        if names.is_file():
+            self.class_names = _read_names(names)
+            if len(set(self.class_names)) < len(self.class_names) or labels.max() >= len(self.class_names):
+                raise UsageError(
+                    f"`data` must have a name of its own for each class, got {shown_name(names)} with "
+                    f"{len(self.class_names)} lines and classes up to {labels.max()}: write one name a line, from "
+                    "class 0 on"
+                )
+        else:
+            occurring, self._rows[:, 3] = np.unique(labels, return_inverse=True)
+            self.class_names = tuple(str(label) for label in occurring)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        shard, offset, size, label = self._rows[index].tolist()
+        return read_part(self._shards[shard], offset, size), label
+
+    def filename(self, index: int) -> str:
+        """Return the path of the shard and the name of the image in it."""
+        shard, offset = self._shards[self._rows[index, 0]], self._rows[index, 1]
+        found = files(shard, Counter())
+        return f"{shard}/{next(member.name for member in found if member.offset_data == offset)}"
+
+
+def _find(root: Path, split: str, left_out: Counter[str]) -> list[Path]:
+    check_path(root, "data")
+    for name in _SPLITS[split]:
+        found = sorted(root.glob(f"*{name}*.tar"))
+        shards = [each for each in found if each.is_file()]
+        left_out[ODD] += sum(1 for each in found if each.exists() and not each.is_file() and not each.is_dir())
+        if shards:
+            return shards
+    wanted = " or ".join(f"*{name}*.tar" for name in _SPLITS[split])
+    raise UsageError(
+        f"`data` must be a directory with shards {wanted}, got {shown_name(root)} with none: check the path"
+    )
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"`data` must have a classes.txt of text in UTF-8, got {shown_name(path)} ({shown_name(error)}): save it so"
+        ) from error
+
+
+def _scan(shard: Path, left_out: Counter[str]) -> Iterator[tuple[int, int, int]]:
+    """Yield offset, size and class of each sample's image."""
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        for member in files(shard, left_out):
+            folder, _, name = member.name.rpartition("/")
+            key, _, extension = name.partition(".")
+            if extension.lower() in _IMAGES:
+                images[f"{folder}/{key}"] = (member.offset_data, member.size)
+            elif extension == "cls":
+                labels[f"{folder}/{key}"] = _label(member, shard)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UsageError(
+            f"`data` must be whole tar files, got {shown_name(shard)} ({shown_name(error)}): make it again"
+        ) from error
+    alone = sorted(images.keys() ^ labels.keys())
+    if alone:
+        raise UsageError(
+            f"`data` must have an image (.{', .'.join(sorted(_IMAGES))}) and a .cls for each sample, got one of the "
+            f"two for {shown_name(alone[0].removeprefix('/'))} in {shown_name(shard)}: complete the sample or remove it"
+        )
+    yield from ((*images[key], labels[key]) for key in images)
+
+
+def _label(member: tarfile.TarInfo, shard: Path) -> int:
+    text = read_part(shard, member.offset_data, min(member.size, _LONGEST_NUMBER + 1)).read()
+    try:
+        label = int(text) if len(text) <= _LONGEST_NUMBER else -1
+    except ValueError:
+        label = -1
+    if not 0 <= label <= _LARGEST_CLASS:
+        raise UsageError(
+            f"`data` must have a class number from 0 to {_LARGEST_CLASS} in each .cls, got {shown(text)} in "
+            f"{shown_name(shard)}/{shown_name(member.name)}: write the number of its class"
+        )
+    return label

@@ -1,0 +1,122 @@
+"""Tar files: what `tarfile` leaves out or believes, and which class an image's path names."""
+
+from __future__ import annotations
+
+import posixpath
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from condconv.errors import shown_name
+from condconv.lab.data.contents import ODD, is_image
+
+_BLOCK = 512
+_LARGEST_HEADER = 2**20  # bytes: names and the like, which tarfile reads at once, however long they say they are
+
+
+class _Headers:
+    """A file from which only headers are read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size / 2**20:.0f} MiB")
+        return self._file.read(size)
+
+
+def members(path: Path, start: int = 0) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar file that is not compressed, and see that it is whole.
+
+    `tarfile` takes a header that is damaged, or not there, for the end of the file, and loses the rest.
+
+    Args:
+        path: A file.
+        start: Where in it the tar file begins, for one inside another; offsets count from the file's start.
+
+    Raises:
+        tarfile.TarError: It cannot be read, or does not end as tar files do.
+        OSError: Likewise.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        where = start
+        try:
+            with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # kept, ImageNet's take a gigabyte
+                    if member.size < 0 or archive.offset <= where:  # it would be read for ever
+                        raise tarfile.ReadError("a size below zero")
+                    where = archive.offset
+                    yield member
+                where = archive.offset
+        except (ValueError, OverflowError, RecursionError) as error:  # of numbers in headers, and headers in headers
+            raise tarfile.ReadError(f"damaged after {where} bytes") from error
+        file.seek(where)
+        if file.read(_BLOCK).count(0) != _BLOCK:
+            raise tarfile.ReadError(f"damaged or cut off after {where} bytes")
+
+
+def files(path: Path, left_out: Counter[str], start: int = 0) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar file that are regular files.
+
+    Args:
+        path: A file.
+        left_out: Counts pipes and devices.
+        start: Where in it the tar file begins, for one inside another.
+
+    Raises:
+        tarfile.TarError: It cannot be read or is not whole, or its files are not in it as they are.
+        OSError: Likewise.
+    """
+    end = path.stat().st_size
+    for member in members(path, start):
+        name = shown_name(member.name)
+        if member.issym() or member.islnk():
+            raise tarfile.ReadError(f"{name} in it is a link: pack with tar --dereference --hard-dereference")
+        if member.issparse():
+            raise tarfile.ReadError(f"{name} in it is stored without its zeros: pack without --sparse")
+        if member.isreg():
+            if member.offset_data + member.size > end:
+                raise tarfile.ReadError(f"{name} in it is cut off")
+            yield member
+        elif not member.isdir():
+            left_out[ODD] += 1
+
+
+def images(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, int, int]]:
+    """Yield name, offset and size of each image in a tar file, and in the tar files that are members of it.
+
+    Names are as they would be once unpacked: relative, and never above the folder unpacked into.
+
+    Raises:
+        tarfile.TarError: One of them cannot be read, or is not whole.
+        OSError: Likewise.
+    """
+    for member in files(path, left_out):
+        if not member.name.lower().endswith(".tar"):
+            if is_image(member.name):
+                yield _unpacked(member.name), member.offset_data, member.size
+            continue
+        for each in files(path, left_out, member.offset_data):
+            if each.offset_data + each.size > member.offset_data + member.size:
+                raise tarfile.ReadError(f"{shown_name(member.name)} in it is damaged or cut off")
+            if is_image(each.name):
+                yield f"{_unpacked(member.name)}/{_unpacked(each.name)}", each.offset_data, each.size
+
+
+def _unpacked(name: str) -> str:
+    return posixpath.normpath("/" + name.lstrip("/"))[1:]
+
+
+def class_folders_of(names: Sequence[str]) -> list[str]:
+    """Return the class that each path names: its first folder or tar file, below one that holds everything."""
+    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    depth = 0
+    while all(len(parts) > depth + 1 for parts in folders) and len({parts[depth] for parts in folders}) == 1:
+        depth += 1
+    return [parts[depth].removesuffix(".tar") if len(parts) > depth else "" for parts in folders]

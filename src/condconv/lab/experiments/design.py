@@ -1,0 +1,66 @@
+"""What an experiment is: networks to train under the same conditions, and the paper's figures beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of an experiment's table.
+
+    Attributes:
+        label: What the row is called; unique in its experiment.
+        model: Name of the network, of `condconv.models` or of `condconv.lab.experiments.branches`.
+        options: Arguments it is created with; values that JSON can hold.
+        members: Networks whose probabilities are averaged; 1 for a single network.
+        chained: Whether each member goes on from the one before and all of them share the epochs of one run
+            (snapshots); otherwise each starts from a seed of its own and trains for all epochs.
+        paper: Score that the paper prints for the row, in percent; `None` where it prints none.
+        against: Label of the arm whose score it is compared with; `None` for the first arm, its own label for none.
+        curve: Name of the line the row is a point of, in a plot of accuracy by cost; `None` for none.
+    """
+
+    label: str
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    members: int = 1
+    chained: bool = False
+    paper: float | None = None
+    against: str | None = None
+    curve: str | None = None
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the network has conditional layers."""
+        return "_cc_" in self.model
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Networks to compare.
+
+    Attributes:
+        name: What the command line calls it.
+        title: Of table and plot.
+        source: Table or figure of the paper.
+        arms: In the order of the table.
+        note: What a reader of the table has to know.
+        metric: What is compared, in percent.
+        task: `"classification"` or `"detection"`.
+    """
+
+    name: str
+    title: str
+    source: str
+    arms: tuple[Arm, ...]
+    note: str = ""
+    metric: str = "top-1 (%)"
+    task: str = "classification"
+
+    def reference(self, arm: Arm) -> Arm | None:
+        """Return the arm that another is compared with, or `None` for an arm that is a reference itself."""
+        label = arm.against or self.arms[0].label
+        return None if label == arm.label else next(each for each in self.arms if each.label == label)

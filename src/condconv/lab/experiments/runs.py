@@ -1,0 +1,285 @@
+"""One run of an experiment: an arm trained from one seed, measured, and kept as a record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.counting import count
+from condconv.errors import UsageError, first_line, shown, shown_name
+from condconv.files.atomic import write_atomic
+from condconv.files.paths import make_directory
+from condconv.lab.config import TrainConfig
+from condconv.lab.data.image_data import open_data
+from condconv.lab.data.images import IGNORED
+from condconv.lab.data.loading import create_loader
+from condconv.lab.experiments.branches import build
+from condconv.lab.experiments.design import Arm, Experiment
+from condconv.lab.experiments.machine import describe_machine
+from condconv.lab.experiments.plain import from_plain
+from condconv.lab.saved.rebuild import load_trained
+from condconv.lab.train.loop import train
+
+_TRAINED = "trained"  # the directory of all trainings
+_OF_EXPERTS = ("expert_dropout", "expert_lr_scale", "router_lr_scale", "router_decay")
+_SEEDS_APART = 1000  # between the members of an arm, so that no member is another seed's
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a finished run leaves.
+
+    Attributes:
+        experiment: Name of the experiment.
+        label: Of the arm.
+        seed: Of the run; decides weights, order and augmentation.
+        settings: The arm's settings, as text.
+        params: Parameters of all members.
+        madds: Multiply-adds for one image, all members.
+        score: Accuracy (or COCO's AP) on the validation images after the last epoch, 0 to 1; of the averaged
+            probabilities where there are several members.
+        member_scores: Score of each member.
+        curve: Score after each epoch, one list a member.
+        loss_curve: Mean training loss of each epoch, likewise; it varies less from seed to seed than the score.
+        images_trained: Training images seen, all members and epochs.
+        seconds: Wall time of all epochs of all members, scoring included, however often they were interrupted.
+        machine: What it ran on, with versions.
+    """
+
+    experiment: str
+    label: str
+    seed: int
+    settings: str
+    params: int
+    madds: int
+    score: float
+    member_scores: tuple[float, ...]
+    curve: tuple[tuple[float, ...], ...]
+    loss_curve: tuple[tuple[float, ...], ...]
+    images_trained: int
+    seconds: float
+    machine: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm and a seed.
+
+    Attributes:
+        experiment: The experiment.
+        arm: One of its arms.
+        seed: From 0.
+        settings: Settings that all arms share; its model, out and seed are not used.
+        out: Directory of all experiments.
+    """
+
+    experiment: Experiment
+    arm: Arm
+    seed: int
+    settings: TrainConfig
+    out: Path
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        return f"{self.arm.label}/{self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """File of the record; its name tells the settings too, so that those of other settings stay beside it."""
+        words = "".join(each if each.isalnum() else "-" for each in self.arm.label)
+        digest = hashlib.sha256(self.fingerprint().encode()).hexdigest()[:10]
+        return self.out / self.experiment.name / f"{words}-seed{self.seed}-{digest}.json"
+
+    @property
+    def log(self) -> Path:
+        """File that a process of this run writes to."""
+        return self.path.with_suffix(".log")
+
+    def configs(self) -> tuple[TrainConfig, ...]:
+        """Return the settings of each member's training.
+
+        A training's directory is named after its settings, so that experiments which need the same one share it.
+
+        Raises:
+            UsageError: There are fewer epochs than snapshots.
+        """
+        members: list[TrainConfig] = []
+        epochs = self.settings.epochs
+        if self.arm.chained and epochs < self.arm.members:
+            raise UsageError(
+                f"`epochs` must be at least {self.arm.members} for {shown(self.arm.label)}, got {epochs}: raise it, "
+                "each snapshot needs one"
+            )
+        for index in range(self.arm.members):
+            changes: dict[str, Any] = {"seed": self.seed + index * _SEEDS_APART}
+            if not self.arm.has_experts:  # settings that say nothing to it make no other training
+                changes |= {each.name: each.default for each in fields(TrainConfig) if each.name in _OF_EXPERTS}
+            if self.arm.chained:
+                share = epochs // self.arm.members + (index < epochs % self.arm.members)
+                warmup = self.settings.warmup_epochs
+                changes |= {"epochs": share, "warmup_epochs": warmup and min(warmup, share - 1)}
+                if members:  # all of the network before it
+                    start = {"init_from": f"{members[-1].out}/last.safetensors", "init_skip": None, "pretrained": False}
+                    changes |= {**start, "warmup_epochs": 0}
+            config = replace(
+                self.settings,
+                model=self.arm.model,
+                model_options={**self.settings.model_options, **self.arm.options},
+                out="-",
+                **changes,
+            )
+            # By the name of a file to start from as well: a run that goes on is asked for the same one.
+            what = _what(config, follows=bool(members) and self.arm.chained), config.init_from
+            digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
+            members.append(replace(config, out=str(self.out / _TRAINED / f"{self.arm.model}-{digest}")))
+        return tuple(members)
+
+    def fingerprint(self) -> str:
+        """Return the settings as text, which tell this run from others of the same arm and seed."""
+        configs = self.configs()
+        members = [_what(each, follows=self.arm.chained and each is not configs[0]) for each in configs]
+        return json.dumps({"members": members, "chained": self.arm.chained}, sort_keys=True)
+
+    def record(self) -> RunRecord | None:
+        """Return what the run has left, or `None` if it is not finished."""
+        try:
+            return from_plain(RunRecord, json.loads(self.path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+            raise UsageError(
+                f"`out` must hold records of this version, got {shown_name(self.path)}, which is not one "
+                f"({first_line(error)}): remove it"
+            ) from error
+
+
+def _what(config: TrainConfig, *, follows: bool) -> dict[str, Any]:
+    """Return what a training is, without where it runs; a file to start from by what it holds.
+
+    Args:
+        config: Its settings.
+        follows: Whether it starts from another member, whose directory tells what that is.
+    """
+    where = ("out", "workers", "device", "log_with")
+    settings = {key: value for key, value in asdict(config).items() if key not in where}
+    if config.init_from is not None:
+        path = Path(config.init_from)
+        if follows:
+            settings["init_from"] = path.parent.name
+        elif path.is_file():  # one that is not there is reported where it is read
+            settings["init_from"] = _digest(path, path.stat().st_mtime_ns)
+    return settings
+
+
+@cache
+def _digest(path: Path, changed: int) -> str:
+    """Return a digest of a file's bytes, read once for all runs as long as it was last changed at the same time."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_data(run: Run) -> None:
+    """Open the data of a run, to see that it can be used before many processes do.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if run.experiment.task == "classification":
+        open_data(run.configs()[0])
+        return
+    from condconv.lab.experiments.detection.coco import CocoImages
+
+    for split in ("train", "val"):
+        CocoImages(Path(run.settings.data), split, augment=False)
+
+
+def execute(run: Run, *, progress: bool = True) -> RunRecord:
+    """Train the members of a run that are not trained yet, measure, and write the record.
+
+    A training that another run is at work on is waited for. A finished run is left as it is.
+
+    Raises:
+        UsageError: Settings or data do not fit.
+        TrainingError: The loss is no longer a finite number.
+        TrainingInterrupted: Ctrl-C; the finished epochs are saved.
+    """
+    done = run.record()
+    if done is not None:
+        return done
+    measured = {"classification": _classify, "detection": _detect}[run.experiment.task](run, progress)
+    record = RunRecord(
+        experiment=run.experiment.name,
+        label=run.arm.label,
+        seed=run.seed,
+        settings=run.fingerprint(),
+        **measured,
+        machine=describe_machine(),
+    )
+    make_directory(run.path.parent)
+    write_atomic(run.path, json.dumps(asdict(record), indent=2) + "\n")
+    return record
+
+
+def _classify(run: Run, progress: bool) -> dict[str, Any]:
+    """Train the members as classifiers; returns the fields of the record that are measured."""
+    results = [
+        train(config, build=build, progress=progress, title=f"{run.name} ({index + 1} of {run.arm.members})", wait=True)
+        for index, config in enumerate(run.configs())
+    ]
+    loaded = [load_trained(each.last, build=build) for each in results]
+    networks = [network for _, network in loaded]
+    data = open_data(run.configs()[0], loaded[0][0].preprocessing)
+    example = torch.zeros(1, data.in_chans, data.image_size, data.image_size)
+    costs = [count(network, example).total for network in networks]
+    curves = [[each.val_top1 for each in result.metrics] for result in results]
+    return {
+        "params": sum(each.params for each in costs),
+        "madds": sum(each.madds for each in costs),
+        # The last epoch, not the best one: choosing the epoch by the validation images would flatter all networks.
+        "score": curves[0][-1] if len(networks) == 1 else _averaged_accuracy(networks, data.val),
+        "member_scores": tuple(curve[-1] for curve in curves),
+        "curve": tuple(map(tuple, curves)),
+        "loss_curve": tuple(tuple(each.train_loss for each in result.metrics) for result in results),
+        "images_trained": sum(result.images for result in results),
+        "seconds": round(sum(each.seconds for result in results for each in result.metrics), 1),
+    }
+
+
+def _detect(run: Run, progress: bool) -> dict[str, Any]:
+    """Train a detector; returns the fields of the record that are measured."""
+    from condconv.lab.experiments.detection import train_detector
+
+    (config,) = run.configs()
+    result = train_detector(config, progress=progress, title=run.name, wait=True)
+    scores = tuple(each.ap for each in result.metrics)
+    return {
+        "params": result.params,
+        "madds": result.madds,
+        "score": scores[-1],
+        "member_scores": scores[-1:],
+        "curve": (scores,),
+        "loss_curve": (tuple(each.train_loss for each in result.metrics),),
+        "images_trained": result.images * len(result.metrics),
+        "seconds": round(sum(each.seconds for each in result.metrics), 1),
+    }
+
+
+@torch.inference_mode()
+def _averaged_accuracy(networks: list[nn.Module], images: Any) -> float:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks = [each.to(device).eval() for each in networks]
+    right = seen = 0
+    for batch, targets in create_loader(images, 256):
+        counted: Tensor = targets != IGNORED
+        probabilities = torch.stack([network(batch.to(device)).float().softmax(dim=1) for network in networks]).mean(0)
+        right += int((probabilities.argmax(dim=1).cpu() == targets)[counted].sum())
+        seen += int(counted.sum())
+    return right / seen

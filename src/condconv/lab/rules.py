@@ -1,0 +1,147 @@
+"""What the values of settings have to be, as Python gives them and as a command line does."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from condconv.errors import UsageError, shown
+from condconv.files.paths import why_not_path
+
+_DEEPEST, _LONGEST = 16, 10_000  # what options of a network or an optimizer never reach
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value has to be.
+
+    Attributes:
+        holds: Whether a value is right.
+        text: What it must be, in words.
+        remedy: What to do about a wrong one.
+        read: Makes a value of the text that a command line has for it; a text that is none stays as it is.
+        choices: All values that are right, if they are few.
+    """
+
+    holds: Callable[[Any], bool]
+    text: str
+    remedy: str
+    read: Callable[[str], Any] = str
+    choices: tuple[Any, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Check the value of a setting.
+
+        Raises:
+            UsageError: It is not what the rule says.
+        """
+        if not self.holds(value):
+            raise UsageError(f"`{name}` must be {self.text}, got {shown(value)}: {self.remedy}")
+
+    def parse(self, name: str, text: str) -> Any:
+        """Return the value that a text of the command line stands for.
+
+        Raises:
+            UsageError: It is not what the rule says.
+        """
+        value = self.read(text)
+        self.check(name, value)
+        return value
+
+
+def whole(least: int, most: int = 1_000_000) -> Rule:
+    """Return the rule of whole numbers from `least` to `most`."""
+    return Rule(
+        lambda value: type(value) is int and least <= value <= most,
+        f"a whole number from {least:,} to {most:,}",
+        f"give one in this range, such as {max(least, 1):,}",
+        _reader(int),
+    )
+
+
+def number(least: float, most: float = 1_000_000, *, open_below: bool = False) -> Rule:
+    """Return the rule of numbers from `least`, itself left out if `open_below`, to `most`."""
+
+    def holds(value: Any) -> bool:
+        if type(value) not in (int, float):
+            return False
+        return bool((least < value if open_below else least <= value) and value <= most)  # NaN is neither
+
+    text = f"above {least:,g} and at most {most:,}" if open_below else f"from {least:,g} to {most:,}"
+    return Rule(holds, f"a number {text}", "give one in this range, such as 0.1", _reader(float))
+
+
+def one_of(*choices: Any) -> Rule:
+    """Return the rule of a few values."""
+    by_text = {str(each): each for each in choices}
+    return Rule(
+        lambda value: any(type(value) is type(each) and value == each for each in choices),
+        "one of " + ", ".join(by_text),
+        "choose one of these",
+        lambda text: by_text.get(text, text),
+        choices,
+    )
+
+
+def or_none(rule: Rule) -> Rule:
+    """Return a rule that None fulfils too; a command line writes it `none`."""
+    return replace(
+        rule,
+        holds=lambda value: value is None or rule.holds(value),
+        text=f"{rule.text}, or None",
+        read=lambda text: None if text == "none" else rule.read(text),
+    )
+
+
+def _reader(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return read
+
+
+def _is_plain(value: Any) -> bool:
+    if not isinstance(value, Mapping) or _is_deeper(value, _DEEPEST):
+        return False
+    try:
+        return len(json.dumps(dict(value))) <= _LONGEST
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Return whether mappings and lists are nested more than so many levels deep, or hold themselves."""
+    if not isinstance(value, (Mapping, list, tuple)):
+        return False
+    inner = value.values() if isinstance(value, Mapping) else value
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)
+
+
+TEXT = Rule(
+    lambda value: isinstance(value, str) and value != "" and "\0" not in value,
+    "a text that is not empty",
+    "give a name",
+)
+PATH = Rule(
+    lambda value: isinstance(value, str) and value != "" and why_not_path(value) is None,
+    "a path that is not empty, in UTF-8, and no longer than systems allow",
+    "give another name",
+)
+OPTIONS = Rule(
+    _is_plain,
+    "a mapping of names to numbers, texts, lists and the like, which JSON can hold",
+    f"give plain values, nested at most {_DEEPEST} deep and {_LONGEST:,} characters long as JSON",
+)
+WIDTH = Rule(
+    lambda value: isinstance(value, str) and bool(re.fullmatch(r"(?!000)[0-9]{3}", value)),
+    "three digits, in percent",
+    "write 0.25x as 025",
+)
+EXPERTS = whole(1, 4096)
+BOOL = Rule(lambda value: isinstance(value, bool), "True or False", "give one of the two")

@@ -1,0 +1,56 @@
+"""A trained network on disk, and all that is made from one: evaluation, reports, static networks.
+
+What is public is imported at its first use, and needs the extra `train`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from condconv.lab.face import find
+
+if TYPE_CHECKING:
+    from condconv.lab.saved.checkpoint import Checkpoint, load_checkpoint
+    from condconv.lab.saved.evaluate import Evaluation, evaluate_checkpoint, image_transform
+    from condconv.lab.saved.inspection import Inspection, Reading, inspect_checkpoint
+    from condconv.lab.saved.making_static import FrozenCheckpoint, freeze_checkpoint
+    from condconv.lab.saved.metrics import EpochMetrics, TrainResult
+    from condconv.lab.saved.rebuild import load_network, load_trained
+
+__all__ = [
+    "Checkpoint",
+    "EpochMetrics",
+    "Evaluation",
+    "FrozenCheckpoint",
+    "Inspection",
+    "Reading",
+    "TrainResult",
+    "evaluate_checkpoint",
+    "freeze_checkpoint",
+    "image_transform",
+    "inspect_checkpoint",
+    "load_checkpoint",
+    "load_network",
+    "load_trained",
+]
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "EpochMetrics": "metrics",
+    "Evaluation": "evaluate",
+    "FrozenCheckpoint": "making_static",
+    "Inspection": "inspection",
+    "Reading": "inspection",
+    "TrainResult": "metrics",
+    "evaluate_checkpoint": "evaluate",
+    "freeze_checkpoint": "making_static",
+    "image_transform": "evaluate",
+    "inspect_checkpoint": "inspection",
+    "load_checkpoint": "checkpoint",
+    "load_network": "rebuild",
+    "load_trained": "rebuild",
+}
+
+
+def __getattr__(name: str) -> Any:
+    return find(__name__, _HOMES, name)

@@ -1,0 +1,135 @@
+"""Checkpoints with fewer conditional layers: those that hardly depend on the image become ordinary ones."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from condconv.analysis import served_layers
+from condconv.convert import freeze_layers_
+from condconv.errors import UsageError, shown_name
+from condconv.files.paths import check_can_write
+from condconv.lab.data.workers import shortages_explained
+from condconv.lab.saved import network as networks
+from condconv.lab.saved.checkpoint import save_checkpoint
+from condconv.lab.saved.evaluate import own_data
+from condconv.lab.saved.inspection import Reading, open_images, record
+from condconv.lab.saved.rebuild import load_trained
+from condconv.nn.conditional import conditional_layers
+
+
+@dataclass(frozen=True)
+class FrozenCheckpoint:
+    """What `freeze_checkpoint` did.
+
+    Attributes:
+        layers: Names of the layers that are ordinary ones now.
+        conditional_left: Conditional layers that are left.
+        images: Images over which the routing weights were averaged.
+        params_before: Parameters of the network before.
+        params_after: Parameters of the network after.
+    """
+
+    layers: tuple[str, ...]
+    conditional_left: int
+    images: int
+    params_before: int
+    params_after: int
+
+
+@shortages_explained()
+def freeze_checkpoint(
+    path: str | Path,
+    out: str | Path,
+    patterns: Sequence[str],
+    data: str | None = None,
+    *,
+    data_dir: str | None = None,
+    reading: Reading | None = None,
+    force: bool = False,
+    build: networks.Build = networks.build_from_zoo,
+) -> FrozenCheckpoint:
+    """Make conditional layers of a trained network ordinary ones and write the network to a new checkpoint.
+
+    Each layer gets the kernel that its mean routing weights mix. Routing functions that nothing uses any more are
+    left out. The new checkpoint is for use, not for going on with training.
+
+    Args:
+        path: A checkpoint of `train`, or of this function.
+        out: File to write; never the checkpoint itself, whose experts would be lost.
+        patterns: Names of layers, or shell-style patterns such as `"blocks.3.*"`.
+        data: Images to average over: the training images of a directory that has them apart, else all that are
+            there, with classes or without; None for the run's own.
+        data_dir: Where the files of a named dataset are.
+        reading: How images are read; None for all of them, on the GPU if there is one.
+        force: Whether a file of the name `out` is replaced; else it is an error, said before the work begins.
+        build: Builds the network; for networks of your own.
+
+    Raises:
+        UsageError: The checkpoint or the data cannot be used, a pattern matches no conditional layer, or the file
+            cannot be written or is there already.
+        TrainingError: The network has diverged.
+    """
+    _check_out(Path(out), Path(path), force)
+    reading = reading or Reading()
+    data = data or own_data(path, "train")
+    checkpoint, network = load_trained(path, build=build)
+    network = reading.place(network)
+    chosen = match_layers(network, patterns)
+    skip = reading.on_bad_image == "skip"
+    images, _ = open_images(checkpoint, data, split="train", data_dir=data_dir, skip=skip)
+    report = record(network, reading.read(images, reading.choose(images), "routing"), None)
+    params_before = _count(network)
+    freeze_layers_(network, {name: report.routing(name).mean for name in chosen})
+    static = (*checkpoint.static_layers, *chosen)
+    save_checkpoint(
+        Path(out),
+        replace(checkpoint, model=network.state_dict(), ema=None, optimizer=None, scaler=None, static_layers=static),
+    )
+    left = len(conditional_layers(network))
+    return FrozenCheckpoint(chosen, left, int(report.routings[0].examples), params_before, _count(network))
+
+
+def _check_out(out: Path, checkpoint: Path, force: bool) -> None:
+    check_can_write(out)
+    if not out.exists():
+        return
+    if checkpoint.exists() and out.samefile(checkpoint):  # by whatever name
+        raise UsageError(
+            f"`out` must be another file than the checkpoint, got {shown_name(out)}: its experts would be lost, "
+            "give a new name"
+        )
+    # Unlike a page, it may be the only copy of a network that took days to train.
+    if not force:
+        raise UsageError(
+            f"`out` must be a new file, got {shown_name(out)}, which exists: give a new name, or --force to replace it"
+        )
+
+
+def match_layers(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the conditional layers whose names match a pattern, in the network's order.
+
+    Args:
+        network: With conditional layers.
+        patterns: Names, or shell-style patterns.
+
+    Raises:
+        UsageError: A pattern matches none, or there is no pattern.
+    """
+    every = [layer for layers in served_layers(network).values() for layer in layers]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in every):
+            raise UsageError(
+                f"`layers` must match conditional layers of the network, got {pattern!r}: there are {', '.join(every)}"
+            )
+    if not patterns:
+        raise UsageError("`layers` must name at least one layer, got none")
+    return tuple(name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,214 @@
+"""The network of a run: built by name for the data at hand, and tried on one image before any training."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.counting.tracing import evaluating
+from condconv.errors import UsageError, few, first_line, shown, shown_name
+from condconv.lab.config import TrainConfig
+from condconv.lab.rules import EXPERTS
+from condconv.nn import RoutingFunction
+from condconv.weights import load_pretrained
+
+_log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from condconv.models import ModelInfo
+
+_OF_EXPERTS = ("routing", "scope")
+_OF_THE_BEGINNING = ("init", "noise", "pretrained_cfg")
+
+Build = Callable[[TrainConfig, int, int], nn.Module]
+"""`build(config, num_classes, in_chans)` returns a network, `[B, C, S, S]` to `[B, num_classes]`."""
+
+
+def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.Module:
+    """Build the named network of `condconv.models`.
+
+    Raises:
+        UsageError: The name or an option is unknown, or the weights are not within reach.
+    """
+    from condconv.models import create_model
+
+    check_name(config.model)
+    try:
+        return create_model(
+            config.model,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            pretrained=config.pretrained,
+            **config.model_options,
+        )
+    except (ValueError, TypeError, LookupError, AssertionError, OSError, RuntimeError) as error:
+        raise cannot_be_built(config, _given(config), error) from error
+
+
+def cannot_be_built(config: TrainConfig, given: str, error: Exception) -> UsageError:
+    """Return what to raise if a network cannot be built with what was given for it."""
+    name = "model_options" if config.model_options else "model"
+    return UsageError(
+        f"`{name}` must be what {config.model} can be built with, got {given} ({first_line(error)}): change what does "
+        "not fit, or leave it out"
+    )
+
+
+def check_name(model: str) -> None:
+    """Check that `condconv.models` has a network of this name.
+
+    Raises:
+        UsageError: It has none.
+    """
+    from condconv.models.names import parse_name
+
+    experts = parse_name(model, "model").num_experts
+    if experts is not None:  # each takes time when a network is built, even where it takes no memory
+        EXPERTS.check("num_experts", experts)
+
+
+def _given(config: TrainConfig) -> str:
+    """Return the options that somebody gave, in words; those that were resolved nobody has typed."""
+    resolved = resolved_options(replace(config, model_options={}), config.image_size or 224)
+    given = {name: value for name, value in config.model_options.items() if resolved.get(name) != value}
+    options = [f"{name}={shown(value)}" for name, value in given.items()]
+    return ", ".join((*options, *(["pretrained"] if config.pretrained else ()))) or "these classes"
+
+
+def start_(network: nn.Module, config: TrainConfig) -> None:
+    """Give a new network the weights it starts from and its expert dropout, in place.
+
+    Raises:
+        UsageError: The file does not fit, or the network has no experts to leave out.
+    """
+    if config.init_from is not None:
+        for note in load_pretrained(network, config.init_from, skip=config.init_skip or ()).notes:
+            _log.warning("%s: %s", config.init_from, note)
+    if config.expert_dropout:
+        routing = [module for module in network.modules() if isinstance(module, RoutingFunction)]
+        if not routing:
+            raise UsageError(
+                f"`expert_dropout` must be 0 for a network without experts, got {config.expert_dropout} for "
+                f"{config.model}: leave it out"
+            )
+        for each in routing:
+            each.expert_dropout = config.expert_dropout
+
+
+def default_options(config: TrainConfig, image_size: int) -> dict[str, object]:
+    """Return the network's options, with a stride that leaves small images a last map of at least 4 pixels.
+
+    Networks made for 224 pixels shrink their input 32 times, which would leave nothing of a 32-pixel image.
+    """
+    options = dict(config.model_options)
+    info = _info(config)
+    if info is not None and "output_stride" not in options and image_size < 128:
+        fitting = [stride for stride in info.output_strides if image_size >= 4 * stride]
+        options["output_stride"] = max(fitting, default=min(info.output_strides))
+    return options
+
+
+def resolved_options(config: TrainConfig, image_size: int) -> dict[str, Any]:
+    """Return the options that say what a trained network computes, those included that are defaults today.
+
+    A checkpoint keeps them, so that its network stays what it is when a default changes. What says only how a network
+    begins is left out: a checkpoint has its weights. Options of a network that is not in the zoo stay as they are.
+    """
+    from condconv.models import create_model
+
+    options = default_options(config, image_size)
+    info = _info(config)
+    if info is None:
+        return options
+    options.setdefault("output_stride", max(info.output_strides))
+    if info.num_experts is not None:  # only networks with experts take the others
+        parameters = inspect.signature(create_model).parameters
+        options = {**{name: parameters[name].default for name in _OF_EXPERTS}, **options}
+    return {name: value for name, value in options.items() if name not in _OF_THE_BEGINNING}
+
+
+def _info(config: TrainConfig) -> ModelInfo | None:
+    """Return what the zoo knows of a network, or None; a network with branches is that of the `base` they are of."""
+    from condconv.models import get_model_info
+
+    try:
+        return get_model_info(str(config.model_options.get("base", config.model)))
+    except ValueError:
+        return None  # the name is reported where the network is built
+
+
+def check_output(network: nn.Module, num_classes: int, in_chans: int, image_size: int) -> None:
+    """Run two empty images through the network.
+
+    Raises:
+        UsageError: The image is too small for the network, or its output is not one number a class.
+    """
+    try:
+        with evaluating(network), torch.inference_mode():
+            output = network(torch.zeros(2, in_chans, image_size, image_size))
+    except (RuntimeError, ValueError) as error:  # ValueError: of conditional layers
+        raise UsageError(
+            f"`image_size` must suit the network, got {image_size} ({first_line(error)}): take a larger one, "
+            "or a smaller output_stride"
+        ) from error
+    shape = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    if shape != [2, num_classes]:
+        raise UsageError(
+            f"`model` must give one number per class, [2, {num_classes}] for two images, got {shape}: build it with "
+            "num_classes equal to the number of class folders, and with no option that changes what it returns"
+        )
+
+
+def load_weights_(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copy a checkpoint's weights into a network, in place, all or none.
+
+    Args:
+        network: Network to fill.
+        weights: Its state dict, as read from a file.
+        path: That file, for the message.
+
+    Raises:
+        UsageError: Names or shapes do not match; the message lists the first of each.
+    """
+    check_shapes(shapes(network.state_dict()), shapes(weights), path)
+    network.load_state_dict(dict(weights))
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by its name."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def check_shapes(own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: str | Path) -> None:
+    """Check that what a checkpoint holds is what its network has.
+
+    Args:
+        own: Names and shapes of the network.
+        found: Those of the file.
+        path: That file, for the message.
+
+    Raises:
+        UsageError: They differ; the message lists the first of each kind.
+    """
+    problems = {
+        "it lacks": [name for name in own if name not in found],
+        "the network has no": [name for name in found if name not in own],
+        "of another shape": [
+            f"{name} {found[name]} (the network's: {own[name]})"
+            for name in own
+            if name in found and own[name] != found[name]
+        ],
+    }
+    told = [f"{what} {few(names, most=3)}" for what, names in problems.items() if names]
+    if told:
+        raise UsageError(
+            f"`checkpoint` must hold the weights of this network, got {shown_name(path)}: {'; '.join(told)}: "
+            "build the network with the checkpoint's own model name and options"
+        )

@@ -1,0 +1,96 @@
+"""The network of a checkpoint, built again: compared with the file before memory is asked for, then filled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from condconv.convert import freeze_layers_
+from condconv.errors import TrainingError, few, shown_name
+from condconv.files.checkpoint_format import below, open_checkpoint
+from condconv.lab.saved import network as networks
+from condconv.lab.saved.checkpoint import Checkpoint, describe, with_weights
+
+_STATISTIC = "running_"  # of batches; other buffers may have their reasons to be infinite, as masks have
+
+
+def load_trained(path: str | Path, *, build: networks.Build = networks.build_from_zoo) -> tuple[Checkpoint, nn.Module]:
+    """Read a checkpoint for use, and rebuild its network, on the CPU, in eval mode.
+
+    Nothing large is read or built before the network that the file names is known to be the one whose weights it holds:
+    neither can a small file ask for a large network, nor one with holes for more memory than its network takes.
+
+    Args:
+        path: A `best.safetensors` or `last.safetensors`.
+        build: Builds the network from the run's settings; for networks of your own.
+
+    Returns:
+        The checkpoint, without the optimizer's state, and its network; averaged weights if there are some.
+
+    Raises:
+        UsageError: The file is missing, damaged, not a checkpoint of ours, of another version, or of another network
+            than it says.
+        TrainingError: The network has diverged.
+    """
+    stored = open_checkpoint(path, "classifier")
+    described = describe(stored)
+    own = _planned_shapes(described, build)
+    for part in ("model", "ema"):
+        found = below(part, stored.shapes)
+        if own is not None and (found or part == "model"):
+            networks.check_shapes(own, found, path)
+    checkpoint = with_weights(described, stored)
+    return checkpoint, _fill(checkpoint, path, build)
+
+
+def load_network(
+    checkpoint: Checkpoint, path: str | Path, *, build: networks.Build = networks.build_from_zoo
+) -> nn.Module:
+    """Rebuild the trained network of a checkpoint, on the CPU, in eval mode; averaged weights if there are some.
+
+    Args:
+        checkpoint: As `load_checkpoint` returned it.
+        path: Its file, for messages.
+        build: Builds the network from the run's settings; for networks of your own.
+
+    Raises:
+        UsageError: The network cannot be built, or the weights are not its own.
+        TrainingError: The network has diverged.
+    """
+    own = _planned_shapes(checkpoint, build)
+    if own is not None:
+        networks.check_shapes(own, networks.shapes(checkpoint.weights), path)
+    return _fill(checkpoint, path, build)
+
+
+def _planned_shapes(checkpoint: Checkpoint, build: networks.Build) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of the network's tensors without making any; None for a builder that cannot do without."""
+    try:
+        with torch.device("meta"):
+            return networks.shapes(_build(checkpoint, build).state_dict())
+    except Exception:
+        if build is networks.build_from_zoo:
+            raise
+        return None  # a builder of the user's own, which may look at values: its network is compared once it is there
+
+
+def _build(checkpoint: Checkpoint, build: networks.Build) -> nn.Module:
+    network = build(checkpoint.network_config, len(checkpoint.class_names), checkpoint.in_chans)
+    freeze_layers_(network, dict.fromkeys(checkpoint.static_layers))
+    return network
+
+
+def _fill(checkpoint: Checkpoint, path: str | Path, build: networks.Build) -> nn.Module:
+    network = _build(checkpoint, build)
+    networks.load_weights_(network, checkpoint.weights, path)
+    values = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    learned = {name: each for name, each in values.items() if isinstance(each, nn.Parameter) or _STATISTIC in name}
+    wrong = [name for name, each in learned.items() if not bool(each.isfinite().all())]
+    if wrong:
+        raise TrainingError(
+            f"the network of {shown_name(path)} has diverged, not all values of {few(wrong, most=2)} are finite: "
+            "take a checkpoint of an earlier epoch, or train again with a lower --lr"
+        )
+    return network.eval()

@@ -1,0 +1,254 @@
+"""A run put together: data, network, optimizer and schedule, fresh or from its last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from timm.data.mixup import Mixup
+from timm.layers.norm_act import convert_sync_batchnorm
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+
+from condconv.errors import UsageError
+from condconv.files.atomic import write_atomic
+from condconv.lab.config import TrainConfig
+from condconv.lab.data.image_data import ImageData, open_data
+from condconv.lab.data.loading import EpochSampler, create_loader
+from condconv.lab.processes import create_accelerator, micro_batch, prepare, seed_everything
+from condconv.lab.saved import network as networks
+from condconv.lab.saved.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from condconv.lab.saved.metrics import EpochMetrics, as_csv, as_json_lines, best_epoch
+from condconv.lab.train.averaging import create_average
+from condconv.lab.train.loss import create_mixup
+from condconv.lab.train.optimization import create_optimizer, create_scheduler
+from condconv.lab.train.sharding import load_optimizer_, share_out_, whole
+
+FILES = ("config.json", "metrics.csv", "metrics.jsonl", "best.safetensors", "last.safetensors", "wandb-id")
+"""What a run writes into its directory, and nobody else while it holds that."""
+
+
+@dataclass
+class Run:
+    """The parts of a run.
+
+    `model_options` are the network's, as resolved. `network` is the plain module, `model` the same as accelerate wraps
+    it, `average` the one that is scored, if the run averages weights.
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    data: ImageData
+    model_options: Mapping[str, Any]
+    network: nn.Module
+    model: nn.Module
+    average: ModelEmaV3 | None
+    mixup: Mixup | None
+    optimizer: Any
+    scheduler: Any
+    sampler: EpochSampler
+    train_loader: Any
+    val_loader: Any
+    updates_per_epoch: int
+    metrics: tuple[EpochMetrics, ...] = ()
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that the validation images judge."""
+        return self.network if self.average is None else self.average.module
+
+    @property
+    def out(self) -> Path:
+        """The run's directory."""
+        return Path(self.config.out)
+
+
+def last_path(out: str | Path) -> Path:
+    """Where a run keeps the checkpoint it resumes from."""
+    return Path(out) / "last.safetensors"
+
+
+def previous_checkpoint(config: TrainConfig) -> Checkpoint | None:
+    """Return the last checkpoint of this run, or None if none of its epochs is finished.
+
+    Raises:
+        UsageError: The directory holds a run with other settings, or a checkpoint that cannot be read.
+    """
+    path = last_path(config.out)
+    if not path.exists():
+        return None
+    checkpoint = load_checkpoint(path)
+    config.check_same(checkpoint.config)
+    return checkpoint
+
+
+def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | None = None) -> Run:
+    """Build a run: fresh, or where a checkpoint left it.
+
+    Raises:
+        UsageError: Data, network, optimizer or schedule cannot be made from the settings, or the checkpoint is of
+            other classes or another network.
+    """
+    if build is networks.build_from_zoo:  # before any data is fetched
+        networks.check_name(config.model)
+    accelerator = create_accelerator(config)
+    _check_same_epoch(config, checkpoint)
+    micro = micro_batch(config, accelerator)
+    with accelerator.local_main_process_first():  # what has to be fetched is fetched once
+        data = open_data(config, None if checkpoint is None else checkpoint.preprocessing)
+    seed_everything(config.seed)
+    options = (
+        networks.resolved_options(config, data.image_size) if checkpoint is None else dict(checkpoint.model_options)
+    )
+    network = _build_network(config, build, data, checkpoint, options)
+    average = _build_average(config, network, accelerator, checkpoint)
+    optimizer = create_optimizer(config, network)
+    train_images = len(data.train)
+    updates = train_images // config.batch_size
+    scheduler = create_scheduler(config, optimizer, updates)
+    sampler = EpochSampler(train_images, config.batch_size, config.seed)
+    train_loader = create_loader(data.train, micro, workers=config.workers, sampler=sampler)
+    val_loader = create_loader(data.val, micro, workers=config.workers)
+    if config.compile:
+        network.compile()
+    model, prepared, train_loader, val_loader = prepare(accelerator, network, optimizer, train_loader, val_loader)
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        data=data,
+        model_options=options,
+        network=network,
+        model=model,
+        average=average,
+        mixup=create_mixup(config, len(data.class_names)),
+        optimizer=prepared,
+        scheduler=scheduler,
+        sampler=sampler,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        updates_per_epoch=updates,
+    )
+    if checkpoint is not None:
+        _restore_(run, checkpoint)
+    return run
+
+
+def _check_same_epoch(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
+    epochs = gather_object([0 if checkpoint is None else checkpoint.epoch])
+    if len(set(epochs)) > 1:
+        raise UsageError(
+            f"`out` must be one directory for all processes, got {config.out}, where some find {min(epochs)} finished "
+            f"epochs and others {max(epochs)}: give a directory that all machines share"
+        )
+
+
+def _build_network(
+    config: TrainConfig,
+    build: networks.Build,
+    data: ImageData,
+    checkpoint: Checkpoint | None,
+    options: Mapping[str, Any],
+) -> nn.Module:
+    if checkpoint is None:
+        # A builder sees what the data is like, not what was asked for.
+        options = {**config.model_options, **options}
+        config = replace(config, model_options=options, image_size=data.image_size, in_chans=data.in_chans)
+    else:  # its weights replace all others, whose file may be gone
+        config = checkpoint.network_config
+    network = build(config, len(data.class_names), data.in_chans)
+    networks.start_(network, config)
+    networks.check_output(network, len(data.class_names), data.in_chans, data.image_size)
+    if checkpoint is not None:
+        _check_data(checkpoint, data, config)
+        networks.load_weights_(network, checkpoint.model, last_path(config.out))
+    if config.sync_bn:
+        network = convert_sync_batchnorm(network)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return network
+
+
+def _build_average(
+    config: TrainConfig, network: nn.Module, accelerator: Accelerator, checkpoint: Checkpoint | None
+) -> ModelEmaV3 | None:
+    if config.ema_decay is None:
+        return None
+    average = create_average(network, config.ema_decay, foreach=not accelerator.is_fsdp2)
+    if checkpoint is not None:
+        networks.load_weights_(average.module, checkpoint.weights, last_path(config.out))
+    average.to(accelerator.device)
+    if accelerator.is_fsdp2:
+        share_out_(average.module, accelerator)
+    return average
+
+
+def _check_data(checkpoint: Checkpoint, data: ImageData, config: TrainConfig) -> None:
+    if checkpoint.class_names != data.class_names:
+        raise UsageError(
+            f"`data` must have the classes of the run in {config.out} ({len(checkpoint.class_names)}), got "
+            f"{len(data.class_names)} other ones: restore the class folders, or give another --out"
+        )
+    if checkpoint.train_images != len(data.train):
+        raise UsageError(
+            f"`data` must have the training images of the run in {config.out} ({checkpoint.train_images}), got "
+            f"{len(data.train)}: its schedule counts them; restore the images, or give another --out"
+        )
+
+
+def _restore_(run: Run, checkpoint: Checkpoint) -> None:
+    if checkpoint.optimizer is None:
+        path = last_path(run.out)
+        raise UsageError(
+            f"`out` must hold a last.safetensors to resume from, got {path} without optimizer state: give another --out"
+        )
+    load_optimizer_(run.optimizer, checkpoint.optimizer, last_path(run.out))
+    if run.accelerator.scaler is not None and checkpoint.scaler is not None:
+        run.accelerator.scaler.load_state_dict(checkpoint.scaler)
+    run.metrics = checkpoint.metrics  # the learning rate came with the optimizer; the next update sets it anew
+
+
+def save(run: Run, epoch: EpochMetrics) -> None:
+    """Write the checkpoints and the tables of metrics after an epoch; each file is whole at any moment.
+
+    `last` comes at the end: whatever is interrupted before it is done again, with the same result, by the
+    resumed run.
+
+    Args:
+        run: The run, which has the epoch among its metrics once all is written.
+        epoch: Its numbers.
+
+    Raises:
+        UsageError: A file cannot be written.
+    """
+    metrics = (*run.metrics, epoch)
+    checkpoint = _checkpoint(run, metrics)  # every process helps to put tensors together; one writes
+    if run.accelerator.is_main_process:
+        write_atomic(run.out / "metrics.csv", as_csv(metrics, EpochMetrics))
+        write_atomic(run.out / "metrics.jsonl", as_json_lines(metrics))
+        if best_epoch(metrics) is epoch:
+            in_use = replace(checkpoint, model=checkpoint.weights, ema=None, optimizer=None, scaler=None)
+            save_checkpoint(run.out / "best.safetensors", in_use)
+        save_checkpoint(last_path(run.out), checkpoint)
+    run.metrics = metrics
+    run.accelerator.wait_for_everyone()
+
+
+def _checkpoint(run: Run, metrics: tuple[EpochMetrics, ...]) -> Checkpoint:
+    scaler = run.accelerator.scaler
+    return Checkpoint(
+        config=run.config,
+        model_options=run.model_options,
+        class_names=run.data.class_names,
+        preprocessing=run.data.preprocessing,
+        metrics=metrics,
+        train_images=len(run.data.train),
+        model=whole(run.network.state_dict()),
+        ema=None if run.average is None else whole(run.average.module.state_dict()),
+        optimizer=whole(run.optimizer.state_dict()),
+        scaler=None if scaler is None else scaler.state_dict(),
+    )

@@ -1,0 +1,41 @@
+"""The epochs' metrics in TensorBoard or Weights & Biases, through accelerate's trackers."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+
+from condconv.files.atomic import write_atomic
+from condconv.lab.saved.metrics import EpochMetrics
+from condconv.lab.train.run import Run
+
+
+def start_logs(run: Run) -> None:
+    """Start the logger that the run asks for, if any; it writes below the run's directory."""
+    if run.config.log_with is not None:
+        options = {"name": run.out.name, "dir": str(run.out), "resume": "allow"}
+        if run.config.log_with == "wandb" and run.accelerator.is_main_process:
+            options["id"] = _identity(run.out / "wandb-id")
+        run.accelerator.init_trackers("condconv", init_kwargs={"wandb": options})
+
+
+def _identity(path: Path) -> str:
+    """Return what tells a run from others, drawn once and kept: one that goes on is the same run there."""
+    if not path.exists():
+        write_atomic(path, uuid.uuid4().hex[:16])
+    return path.read_text(encoding="utf-8")
+
+
+def log_epoch(run: Run, metrics: EpochMetrics) -> None:
+    """Log the numbers of one epoch, which is the step."""
+    if run.config.log_with is not None:
+        values = {name: value for name, value in asdict(metrics).items() if value is not None and name != "epoch"}
+        run.accelerator.log(values, step=metrics.epoch)
+
+
+def finish_logs(run: Run) -> None:
+    """Flush and close the logger."""
+    # Not end_training(): it would end the process group as well, which another run may need.
+    for tracker in run.accelerator.trackers if run.accelerator.is_main_process else ():
+        tracker.finish()

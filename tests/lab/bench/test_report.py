@@ -1,0 +1,197 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from condconv.cli.main import main
+from condconv.errors import MissingExtraError
+from condconv.lab.bench import report
+from condconv.lab.bench.call import CallCost, measure_call
+from condconv.lab.bench.cases import LAYERS, LayerCase, NetworkCase
+from condconv.lab.bench.contender import Conditions
+from condconv.lab.bench.run import Row
+from condconv.lab.bench.targets import memory_target, time_target, verdict
+from condconv.lab.bench.timing import Spread
+from condconv.ops.native import library
+from scripts.make_performance import PAGE, misses, page, table
+
+INFERENCE, TRAINING = Conditions("inference"), Conditions("training")
+B0 = NetworkCase("tf_efficientnet_cc_b0_8e")
+ROW = Row(
+    kind="network",
+    name=B0.name,
+    batch=16,
+    mode="training",
+    dtype="fp32",
+    device="cpu",
+    compiled=False,
+    bound=1.05,
+    expert_bytes=85_000_000,
+    parity="output differs from the reference by 1.0e-07, allowed 1.0e-06",
+    layout={"static": "contiguous", "ours": "channels_last"},
+    milliseconds={"static": 1000.0, "ours": 1250.0},
+    ratio={"static": Spread(1.0, 1.0, 1.0), "ours": Spread(1.25, 1.2, 1.31)},
+    peak_bytes={"static": 1_000_000_000, "ours": 1_150_000_000},
+    target=1.2,
+    verdict="miss",
+    memory_target=187_000_000,
+    memory_verdict="pass",
+)
+CALL = CallCost(5.0, 18.0, 13.0, 12.5, 13.5, 15.0, "pass")
+REFUSED = dataclasses.replace(ROW, refused="output differs", milliseconds={}, ratio={}, peak_bytes={}, verdict=None)
+
+
+@pytest.mark.parametrize(
+    ("case", "batch", "conditions", "target"),
+    [
+        (LAYERS[1], 1, INFERENCE, 1.5),
+        (LAYERS[1], 4, INFERENCE, None),
+        (LAYERS[1], 8, INFERENCE, 1.25 * 57 / 49),
+        (LAYERS[1], 8, TRAINING, None),
+        (LAYERS[1], 8, Conditions(device="cuda"), None),
+        (LayerCase(1, 192, 1152, 8), 8, INFERENCE, None),
+        (NetworkCase("resnet_cc_50_8e"), 1, INFERENCE, 1.15),
+        (NetworkCase("resnet_cc_50_8e"), 16, TRAINING, None),
+        (B0, 16, TRAINING, 1.2),
+        (B0, 8, TRAINING, None),
+        (B0, 128, Conditions("inference", "bf16", "cuda"), 1 / 0.9),
+        (B0, 128, Conditions("training", "bf16", "cuda"), 1 / 0.85),
+        (B0, 128, Conditions("training", "fp32", "cuda"), None),
+    ],
+)
+def test_targets(case, batch, conditions, target):
+    assert time_target(case, batch, conditions) == target
+
+
+def test_memory_is_aimed_at_in_training_of_networks():
+    case = NetworkCase("mobilenet_v1_cc_050_8e")
+    assert memory_target(case, TRAINING) == round(2.2 * case.expert_bytes)
+    assert memory_target(case, INFERENCE) is None
+    assert memory_target(LAYERS[0], TRAINING) is None
+
+
+def test_verdicts():
+    assert verdict(1.15, 1.15) == "pass"
+    assert verdict(1.16, 1.15) == "miss"
+    assert verdict(None, 1.15) is None
+    assert verdict(1.0, None) is None
+
+
+def test_a_line_says_pass_or_miss():
+    cells = report.line(ROW).split("  ")
+    assert [cell.strip() for cell in cells if cell.strip()] == [
+        *("tf_efficientnet_cc_b0_8e", "16", "train fp32", "1000.000", "1.25 [1.20 1.31]", "-", "1.05", "1.20 miss"),
+        *("1150.0 / 1000.0", "+187 pass"),
+    ]
+    assert report.line(REFUSED).endswith("train fp32  not timed: output differs")
+    assert report.summary([ROW, REFUSED], CALL) == (
+        "targets: 3 pass, 1 miss; 1 not timed: they differ from the reference"
+    )  # the memory verdict of the refused row is that of ROW
+    assert len(report.header()) == len(report.line(ROW).ljust(len(report.header())))
+
+
+@pytest.fixture(autouse=True)
+def _memory_of_the_test_process(monkeypatch):
+    monkeypatch.setattr("condconv.lab.bench.timing.keep_freed_memory", lambda: True)
+
+
+def test_the_kernels_are_named(monkeypatch):
+    monkeypatch.setattr(library, "WHY_NOT", "no compiler")
+    assert report.kernels_in_use(INFERENCE) == "native kernels not built: no compiler"
+    monkeypatch.setattr(library, "WHY_NOT", None)
+    monkeypatch.setattr(library, "instruction_set", lambda: "avx2")
+    assert report.kernels_in_use(INFERENCE) == "native: avx2"
+    assert "compute in fp32, not in bf16" in report.kernels_in_use(Conditions(dtype="bf16"))
+    assert report.kernels_in_use(Conditions(device="cuda:0")) == "torch's operations on cuda:0"
+
+
+def test_a_record_gives_its_rows_back():
+    record = json.loads(json.dumps(report.record([ROW, REFUSED], CALL, "condconv bench", INFERENCE, 5, True)))
+    kept = {"command", "machine", "versions", "kernels", "keeps_freed_memory", "repetitions", "call", "rows"}
+    assert set(record) == kept
+    assert CallCost(**record["call"]) == CALL
+    assert set(record["machine"]) == {"processor", "architecture", "cores", "threads", "gpu"}
+    assert record["versions"]["torch"] == torch.__version__
+    assert [report.row_from_record(values) for values in record["rows"]] == [ROW, REFUSED]
+
+
+@pytest.mark.parametrize("conditions", [INFERENCE, Conditions(dtype="bf16", impl="matmul")])
+def test_a_call_is_timed_beside_torchs(conditions):
+    call = measure_call(conditions, 2)
+    assert min(call.static, call.ours) > 0
+    assert call.low <= call.added <= call.high
+    assert f"target 15 us: {call.verdict}" in str(call)
+
+
+def test_the_command_writes_the_table_and_the_file(monkeypatch, capsys, tmp_path):
+    layers = (LayerCase(3, 4, 4, 5, groups=4), LayerCase(1, 3, 5, 4))
+    monkeypatch.setattr("condconv.lab.bench.tasks.LAYERS", layers)
+    file = tmp_path / "rows.json"
+    argv = ["bench", "--layers", "depthwise", "--batch", "2", "3", "--mode", "inference", "--repetitions", "2"]
+    assert main([*argv, "--dtype", "bf16", "-o", str(file)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("threads: 1; rows: 2")
+    assert said[2].startswith("a call with as good as nothing to compute: ")
+    assert [line.split("  ")[0] for line in said[5:7]] == ["depthwise 3x3 4 @5"] * 2
+    assert json.loads(file.read_text())["call"]["target"] == 15
+    assert json.loads(file.read_text())["command"].startswith("condconv bench --layers depthwise --batch 2 3 ")
+    assert json.loads(file.read_text())["keeps_freed_memory"] is True
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["batch"] for row in rows] == [2, 3]
+    assert {row["dtype"] for row in rows} == {"bf16"}
+    assert set(rows[0]) == {field.name for field in dataclasses.fields(Row)}
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert "usage: condconv bench" in said
+    assert "(default: None)" not in said
+
+
+def test_a_network_without_timm_is_left_out(monkeypatch, capsys):
+    def needing_timm(task, repetitions):
+        raise MissingExtraError("timm is needed here")
+
+    monkeypatch.setattr("condconv.lab.bench.run.measure_task", needing_timm)
+    assert main(["bench", "--networks", "resnet", "--batch", "1", "--mode", "inference"]) == 0
+    assert "resnet_cc_50_8e: not measured: timm is needed here\n" in capsys.readouterr().out
+
+
+def test_the_command_fails_where_something_is_wrong(monkeypatch, capsys):
+    monkeypatch.setattr("condconv.lab.bench.run.measure_task", lambda task, repetitions: REFUSED)
+    assert main(["bench", "--layers", "192", "--batch", "1", "--mode", "inference"]) == 1
+    assert "not timed: output differs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--repetitions", "0"], "`--repetitions` must be a whole number from 1 to 1,000,000, got 0"),
+        (["--threads", "0"], "`--threads` must be a whole number from 1 to 4,096, got 0"),
+        (["--batch", "8", "-1"], "`--batch` must be a whole number from 1 to 1,000,000, got -1"),
+        (["--quick", "--batch", "8"], "`--quick` must be alone in choosing rows, got --batch too"),
+        (["--device", "tpu"], "`--device` must be cpu or cuda, got 'tpu'"),
+        (["--mode", "fast"], "`--mode` must be one of inference, training, got 'fast'"),
+        (["-o", "no/such/file.json"], "`out` must be in a directory that exists, got no/such/file.json"),
+        (["--impl", "triton", "--layers", "192"], "`--impl` must be one that can run here, got 'triton' ("),
+        (["--layers", "x9"], "`--layers` must be 'all' or fit one of the layers, got 'x9'"),
+    ],
+)
+def test_wrong_options_are_refused(capsys, argv, message):
+    assert main(["bench", *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_page_lists_misses_and_passes():
+    assert "| 1.20 **miss** | 1150.0 / 1000.0 MB, pass |" in table([ROW])
+    assert f"- **`{B0.name}`, training, batch 16**: 1.25, target 1.20, bound 1.05; experts of 85 MB." in misses([ROW])
+    assert "not timed; output differs." in misses([REFUSED])
+    assert misses([dataclasses.replace(ROW, verdict="pass")]) == "All targets are met.\n"
+
+
+def test_the_page_is_made_from_its_sources():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python scripts/make_performance.py"

@@ -1,0 +1,258 @@
+"""A checkpoint of a stranger: nothing runs, is fetched, is created or takes memory because the file says so."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from torch import nn
+
+from condconv.cli.main import main
+from condconv.errors import TrainingError, UsageError
+from condconv.files.checkpoint_format import StoredCheckpoint, open_checkpoint
+from condconv.lab.config import TrainConfig
+from condconv.lab.data.preprocessing import Preprocessing
+from condconv.lab.saved import (
+    evaluate_checkpoint,
+    freeze_checkpoint,
+    inspect_checkpoint,
+    load_checkpoint,
+    load_network,
+    load_trained,
+)
+from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
+from condconv.lab.train.run import previous_checkpoint
+from condconv.models import create_model
+from tests.files.checkpoint_format.samples import forge_from
+from tests.lab.samples import make_folder
+
+MODEL = "mobilenet_v1_cc_012_2e"
+DIGITS = tuple("0123456789")
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    torch.manual_seed(0)
+    config = TrainConfig(data="digits", model=MODEL, out="-", model_options={"output_stride": 4, "first_layer": 14})
+    network = create_model(MODEL, num_classes=10, in_chans=1, **config.model_options)
+    preprocessing = Preprocessing(8, 1, 1.0, "bicubic", (0.3,), (0.4,))
+    path = tmp_path_factory.mktemp("honest") / "best.safetensors"
+    save_checkpoint(
+        path, Checkpoint(config, config.model_options, DIGITS, preprocessing, (), 898, network.state_dict())
+    )
+    return path
+
+
+def uses(path, out):
+    """Everything that reads a checkpoint and the data of its run."""
+    return (
+        lambda: evaluate_checkpoint(path, device="cpu", progress=False),
+        lambda: inspect_checkpoint(path),
+        lambda: freeze_checkpoint(path, out, ["*"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "typed"),
+    [
+        ({"data": "hfds//srv/images"}, "add --data hfds//srv/images"),
+        ({"data": "torch/mnist", "data_dir": "made"}, "add --data torch/mnist --data-dir DIRECTORY"),
+        ({"data": "wds/shards"}, "add --data wds/shards"),
+        ({"data": "hfds/$(reboot)\x1b[2J"}, "add --data hfds/NAME"),
+    ],
+)
+def test_named_datasets_are_not_opened_by_a_file(tmp_path, honest, monkeypatch, config, typed):
+    monkeypatch.chdir(tmp_path)
+    path = forge_from(tmp_path / "a.safetensors", honest, config=config)
+    for use in uses(path, tmp_path / "out.safetensors"):
+        with pytest.raises(UsageError, match="`data` must be given for a network that was trained on ") as caught:
+            use()
+        assert typed in str(caught.value)
+        assert "\x1b" not in str(caught.value)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_where_files_are_kept_is_not_taken_from_a_file(tmp_path, honest, monkeypatch):
+    """Whoever names torch/NAME says where its files are, or go."""
+    monkeypatch.chdir(tmp_path)
+    path = forge_from(tmp_path / "a.safetensors", honest, config={"data": "torch/mnist", "data_dir": "made"})
+    with pytest.raises(UsageError, match="`data_dir` must say where the files are"):
+        evaluate_checkpoint(path, "torch/mnist", device="cpu")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"data": "hfds/x", "data_options": {"trust_remote_code": True}}}, "`data_options` must be a map"),
+        ({"config": {"model_options": {"pretrained_cfg": {"file": "x.pth"}}}}, "`model_options` must be a mapping"),
+        ({"model_options": {"pretrained_cfg": {"url": "http://localhost"}}}, "`model_options` must be a mapping"),
+        ({"model_options": {"checkpoint_path": "x.pth"}}, "`model_options` must be a mapping"),
+        ({"config": {"image_size": "abc"}}, "`image_size` must be a whole number"),
+        ({"config": {"lr": 10**400}}, "`lr` must be a number above 0"),
+        ({"config": {"wings": 2}}, "wings"),
+        ({"config": {"normalization": ["imagenet"]}}, "`normalization` must be one of"),
+    ],
+)
+def test_settings_that_train_would_not_take(tmp_path, honest, changes, message):
+    path = forge_from(tmp_path / "a.safetensors", honest, **changes)
+    with pytest.raises(UsageError, match="`checkpoint` must hold settings that condconv train takes, got") as caught:
+        load_checkpoint(path)
+    assert message in str(caught.value)
+
+
+def values_of(config):
+    return [None, True, -1, 0.5, 10**400, "x", "", "\x1b[2J", [], [1], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("name", list(TrainConfig.__dataclass_fields__))
+def test_every_setting_with_values_of_other_kinds(tmp_path, honest, name):
+    """One sentence, or a value that train takes too."""
+    stored = open_checkpoint(honest)
+    for value in values_of(name):
+        stored.header["config"][name] = value
+        try:
+            networks_config = TrainConfig(**stored.header["config"])
+        except UsageError:
+            with pytest.raises(UsageError, match="`checkpoint` must hold settings") as caught:
+                load_checkpoint(forge_from(tmp_path / "a.safetensors", honest, config={name: value}))
+            assert "\x1b" not in str(caught.value)
+        else:
+            assert load_checkpoint(forge_from(tmp_path / "a.safetensors", honest, config={name: value})).config == (
+                networks_config
+            )
+
+
+def no_reading(self, *parts):
+    raise AssertionError("tensors were read")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"model": "mobilenet_v1_cc_100_64e"}}, "of another shape"),
+        ({"config": {"model": "resnet_cc_50_8e"}, "model_options": {}}, "it lacks"),
+        ({"config": {"model": "mobilenet_v1_cc_012_9999999e"}}, "`num_experts` must be a whole number from 1 to 4,096"),
+        ({"config": {"model": "x" * 100_000}}, "`model` must be one of condconv.list_models(), such as "),
+        ({"config": {"model": "mobilenet_v1_cc_999_400e"}}, "of another shape"),
+        ({"model_options": {"output_stride": 4, "routing": "hidden(999999999)"}}, "`"),
+        ({"class_names": [str(number) for number in range(100_000)]}, "classifier.weight"),
+        ({"static_layers": ["no.such"]}, "`routing_weights` must be for conditional layers of the network"),
+    ],
+)
+def test_a_small_file_cannot_ask_for_a_large_network(tmp_path, honest, monkeypatch, changes, message):
+    """The network is compared on the meta device, which has no memory, before anything is read or built."""
+    path = forge_from(tmp_path / "a.safetensors", honest, **changes)
+    monkeypatch.setattr(StoredCheckpoint, "read", no_reading)
+    with pytest.raises(UsageError) as caught:
+        load_trained(path)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_checkpoint_in_memory_is_compared_before_its_network_is_built(honest):
+    checkpoint = load_checkpoint(honest)
+    devices = []
+
+    def build(config, num_classes, in_chans):
+        devices.append(torch.get_default_device().type)
+        return nn.Linear(3, num_classes)
+
+    with pytest.raises(UsageError, match="`checkpoint` must hold the weights of this network"):
+        load_network(checkpoint, honest, build=build)
+    assert devices == ["meta"]
+
+
+def test_a_file_with_holes_is_not_read(tmp_path, honest, monkeypatch):
+    """Four terabytes that take a few bytes of the disk."""
+    stored = open_checkpoint(honest)
+    with safetensors.safe_open(honest, framework="pt") as file:
+        metadata = file.metadata()
+    size = 4 * 2**40
+    table = {"__metadata__": metadata}
+    table["model.classifier.weight"] = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, size]}
+    text = json.dumps(table).encode()
+    path = tmp_path / "a.safetensors"
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        try:
+            os.truncate(path, 8 + len(text) + size)
+        except OSError:
+            pytest.skip("the file system has no files as large")
+    monkeypatch.setattr(StoredCheckpoint, "read", no_reading)
+    assert open_checkpoint(path).header == stored.header
+    with pytest.raises(UsageError, match=r"it lacks .* of another shape classifier.weight \(1099511627776,\)"):
+        load_trained(path)
+
+
+def test_a_builder_that_needs_values_is_compared_once_it_has_built(honest):
+    def build(config, num_classes, in_chans):
+        assert nn.Linear(2, 2).weight.sum().item() != 0  # not on the meta device
+        return create_model(MODEL, num_classes=num_classes, in_chans=in_chans, **config.model_options)
+
+    checkpoint, network = load_trained(honest, build=build)
+    assert not network.training
+    assert all(torch.equal(each, checkpoint.model[name]) for name, each in network.state_dict().items())
+
+
+def test_classes_with_escape_codes_do_not_reach_the_terminal(tmp_path, honest):
+    names = [f"\x1b]0;{number}\x07" for number in range(10)]
+    path = forge_from(tmp_path / "a.safetensors", honest, class_names=names)
+    with pytest.raises(UsageError, match="`data` must have the classes") as caught:
+        evaluate_checkpoint(path, device="cpu")
+    assert str(caught.value).isprintable()
+    assert "\\x1b]0;0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value"),
+    [
+        (["evaluate"], "conv_stem.weight", float("nan")),
+        (["report", "--out", "a.json"], "classifier.weight", float("-inf")),
+        (["freeze", "--layers", "*", "--out", "a.safetensors"], "bn1.running_mean", float("inf")),
+        (["export", "--format", "onnx", "--out", "a.onnx"], "bn1.bias", float("nan")),
+    ],
+    ids=lambda each: each[0] if isinstance(each, list) else "",
+)
+def test_a_network_that_has_diverged(tmp_path, honest, capsys, monkeypatch, command, name, value):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = load_checkpoint(honest)
+    checkpoint.model[name].view(-1)[0] = value
+    save_checkpoint(Path("bad.safetensors"), checkpoint)
+    assert main([command[0], "bad.safetensors", *command[1:]]) == 1
+    said = capsys.readouterr().err
+    assert f"the network of bad.safetensors has diverged, not all values of {name} are finite: take a" in said
+
+
+def test_a_loss_that_is_not_finite(tmp_path, honest):
+    """Of finite weights, whose differences are not."""
+    checkpoint = load_checkpoint(honest)
+    checkpoint.model["classifier.bias"][..., 0] = 3e38
+    checkpoint.model["classifier.bias"][..., 1] = -3e38
+    save_checkpoint(tmp_path / "a.safetensors", checkpoint)
+    with pytest.raises(TrainingError, match="has diverged, its loss is inf: take a checkpoint of an earlier epoch"):
+        evaluate_checkpoint(tmp_path / "a.safetensors", device="cpu", progress=False)
+
+
+def test_an_optimizer_of_another_network(tmp_path, honest):
+    state = {"state": {"7": {"step": 1}}, "param_groups": [{"params": [0, 1]}]}
+    path = forge_from(tmp_path / "last.safetensors", honest, optimizer=state)
+    with pytest.raises(UsageError, match="must hold the state of its own optimizer, got a parameter's state"):
+        load_checkpoint(path)
+    config = TrainConfig(data="digits", model=MODEL, out=str(tmp_path))
+    with pytest.raises(UsageError, match="must hold the state of its own optimizer"):
+        previous_checkpoint(config)
+
+
+def test_a_folder_of_images_may_be_a_files(tmp_path, honest):
+    """Reading a directory or a tar file is what the command is for."""
+    data = make_folder(tmp_path / "data", train=1, val=1)
+    for name in DIGITS:
+        shutil.copytree(data / "val" / "cat", data / "val" / name)
+    for name in ("cat", "dog"):
+        shutil.rmtree(data / "val" / name)
+    path = forge_from(tmp_path / "a.safetensors", honest, config={"data": str(data)})
+    assert evaluate_checkpoint(path, device="cpu", progress=False).images == 10

@@ -1,0 +1,54 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+from accelerate import Accelerator
+
+from condconv.errors import MissingExtraError, UsageError
+from condconv.lab.processes import create_accelerator, micro_batch
+from tests.lab.samples import settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "images"),
+    [({"batch_size": 64}, 4, 16), ({"batch_size": 64, "grad_accumulation": 2}, 4, 8), ({"batch_size": 9}, 3, 3)],
+)
+def test_an_update_is_shared_out(tmp_path, changes, processes, images):
+    assert micro_batch(settings(tmp_path, **changes), SimpleNamespace(num_processes=processes)) == images
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"batch_size": 10},
+            r"must be a multiple of processes x grad_accumulation \(4 x 1\), got 10: take 8",
+        ),
+        ({"batch_size": 12, "mixup": 0.2}, r"must be an even multiple of .* \(4 x 1\) with mixup .* got 12: take 16"),
+        ({"batch_size": 4}, r"must be at least twice .* \(4 x 1\), got 4: .* take 8"),
+    ],
+)
+def test_an_update_that_cannot_be_shared_out_is_refused(tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        micro_batch(settings(tmp_path, **changes), SimpleNamespace(num_processes=4))
+
+
+def test_what_accelerate_would_leave_out_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="`sync_bn` must be False on the CPU"):
+        create_accelerator(settings(tmp_path, sync_bn=True))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="--use_fsdp` must run on several GPUs, got 1 x cpu"):
+        create_accelerator(settings(tmp_path))
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_a_logger_that_is_not_installed_is_named(tmp_path, monkeypatch, logger):
+    monkeypatch.setitem(sys.modules, logger, None)
+    with pytest.raises(MissingExtraError, match=rf'{logger} is needed .*: pip install "condconv\[{logger}\]"'):
+        create_accelerator(settings(tmp_path, log_with=logger))
+
+
+def test_the_accelerator_is_of_the_device_asked_for(tmp_path):
+    accelerator = create_accelerator(settings(tmp_path))
+    assert isinstance(accelerator, Accelerator)
+    assert accelerator.device.type == "cpu"
