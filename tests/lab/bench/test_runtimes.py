@@ -53,4 +53,4 @@ def test_the_command_line_knows_the_runtimes():
 @pytest.mark.parametrize("option", [["--quick"], ["--layers", "1x1"], ["--impl", "native"], ["--compile"]])
 def test_options_that_exported_files_do_not_have(capsys, option):
     assert main(["bench", "--runtime", "onnx", *option]) == 2
-    assert f"`--runtime` times exported networks in inference, got {option[0]} too" in capsys.readouterr().err
+    assert f"`--runtime` must be given without {option[0]}, got both: exported networks" in capsys.readouterr().err
