@@ -151,6 +151,10 @@ ROWS: dict[str, list[Row]] = {
         ("report", lambda: analysis.render_page(anything)),
         ("pictures", lambda: analysis.render_page(good(), pictures=anything)),
     ],
+    "save_page": [
+        ("report", lambda: analysis.save_page(anything, "report.html")),
+        ("path", lambda: analysis.save_page(good(), "report.json")),
+    ],
     "served_layers": [
         ("network", lambda: analysis.served_layers(anything)),
         ("network", lambda: analysis.served_layers(nn.Linear(3, 3))),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from condconv.analysis import Intervention, charts, choose_pictures, make_picture, render_page
+from condconv.analysis import Intervention, charts, choose_pictures, make_picture, render_page, save_page
 from condconv.analysis.pictures import shown
 from tests.analysis.samples import layer, recorded, routed_block
 
@@ -173,6 +173,6 @@ def test_the_template_is_part_of_the_package():
     assert {each.name for each in folder.iterdir()} >= {"page.html", "page.css", "charts.js", "page.js"}
 
 
-def test_a_report_saves_itself_as_a_page(tmp_path):
-    report_of().save(tmp_path / "a.html")
+def test_a_report_is_saved_as_a_page(tmp_path):
+    save_page(report_of(), tmp_path / "a.html")
     assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")

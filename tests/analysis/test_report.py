@@ -60,7 +60,7 @@ def test_a_routing_is_found_by_its_name_or_a_layer(report):
 
 
 def test_other_files_are_refused(tmp_path, report):
-    with pytest.raises(UsageError, match=r"`path` must end in .json or .html, got .*a\.txt"):
+    with pytest.raises(UsageError, match=r"`path` must end in .json, got .*a\.txt: save_page"):
         report.save(tmp_path / "a.txt")
     with pytest.raises(UsageError, match="`out` must be where files can be written"):
         report.save(tmp_path / "no" / "a.json")

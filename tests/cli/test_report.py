@@ -115,7 +115,7 @@ def test_an_unreadable_image_is_fatal_or_left_out(untrained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "a.pdf"], "`--out` must end in .html or .json, got a.pdf"),
+        (["-o", "a.pdf"], "`out` must end in .html or .json, got a.pdf"),
         (["-o", "no/such/a.html"], "`out` must be in a directory that exists, got no/such/a.html: make "),
         (["--max-images", "0"], "`--max-images` must be a whole number from 1 to 1,000,000,000, got 0"),
         (["--layer-images", "0"], "`--layer-images` must be a whole number from 1 to 1,000,000,000, got 0"),

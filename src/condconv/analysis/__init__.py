@@ -2,7 +2,7 @@
 
 from condconv.analysis.advice import Verdict, freeze_command, verdicts
 from condconv.analysis.interventions import changed_routing, keep_top, measure_interventions, measure_static
-from condconv.analysis.page import render_page
+from condconv.analysis.page import render_page, save_page
 from condconv.analysis.pictures import Picture, choose_pictures, make_picture
 from condconv.analysis.recorder import RoutingRecorder, served_layers
 from condconv.analysis.records import Intervention, RoutingRecord
@@ -23,6 +23,7 @@ __all__ = [
     "measure_interventions",
     "measure_static",
     "render_page",
+    "save_page",
     "served_layers",
     "verdicts",
 ]

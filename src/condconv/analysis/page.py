@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from condconv.analysis.figure import routing_title
 from condconv.analysis.pictures import LONGEST_SIDE, MOST_PICTURES, Picture, shown
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.report import RoutingReport
-from condconv.errors import check_type, require_extra
+from condconv.errors import UsageError, check_type, require_extra, shown_name
+from condconv.files.atomic import write_atomic
 
 _TOP_CLASSES = 10
 _MARKER = re.compile(r"\{\{(\w+)\}\}")
@@ -59,6 +61,24 @@ def render_page(
     template = (folder / "page.html").read_text(encoding="utf-8")
     # One pass: what is put in is not searched for markers again.
     return _MARKER.sub(lambda match: content[match[1]], template)
+
+
+def save_page(report: RoutingReport, path: str | Path, **options: Any) -> None:
+    """Write the report as a page to look at in a browser.
+
+    Args:
+        report: What to show.
+        path: A `.html` file.
+        **options: Of `render_page`.
+
+    Raises:
+        UsageError: Another suffix, or the file cannot be written.
+        MissingExtraError: plotly or scipy is not installed.
+    """
+    path = Path(path)
+    if path.suffix != ".html":
+        raise UsageError(f"`path` must end in .html, got {shown_name(path)}: report.save(path) writes JSON, in .json")
+    write_atomic(path, render_page(report, **options))
 
 
 def _json_for_script(value: Any) -> str:

@@ -74,7 +74,7 @@ class RoutingRecorder:
                     network(images)
                     recorder.update(targets)
             report = recorder.report()
-            report.save("report.html")
+            condconv.analysis.save_page(report, "report.html")
     """
 
     def __init__(self, network: nn.Module, class_names: Sequence[str] | None = None, top_examples: int = 10) -> None:

@@ -82,27 +82,20 @@ class RoutingReport:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the report.
+        """Write the report as JSON, which `load` reads; `condconv.analysis.save_page` writes a page to look at.
 
         Args:
-            path: A `.json` file, which `load` reads, or a `.html` file, a page to look at in a browser (without
-                pictures of images; `condconv report` adds these).
+            path: A `.json` file.
 
         Raises:
             UsageError: Another suffix, or the file cannot be written.
-            MissingExtraError: A page needs the extra `report`.
         """
         path = Path(path)
-        if path.suffix == ".json":
-            write_atomic(path, json.dumps(self._to_lists(), allow_nan=False))
-        elif path.suffix == ".html":
-            from condconv.analysis.page import render_page  # which takes a report
-
-            write_atomic(path, render_page(self))
-        else:
+        if path.suffix != ".json":
             raise UsageError(
-                f"`path` must end in .json or .html, got {shown_name(path)}: give it one of these suffixes"
+                f"`path` must end in .json, got {shown_name(path)}: save_page(report, path) writes a page, in .html"
             )
+        write_atomic(path, json.dumps(self._to_lists(), allow_nan=False))
 
     def _to_lists(self) -> dict[str, Any]:
         return {

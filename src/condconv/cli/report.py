@@ -8,7 +8,7 @@ from typing import Any
 
 from condconv.cli.parsing import Option
 from condconv.cli.reading import add_max_images, add_reading_options, reading_of
-from condconv.errors import UsageError, require_extra, shown_name
+from condconv.errors import require_extra
 from condconv.lab.rules import PATH, whole
 
 
@@ -51,14 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page and print its path, with the figures that matter most."""
     from condconv.analysis import verdicts
     from condconv.files.paths import check_can_write
-    from condconv.lab.saved.inspection import inspect_checkpoint
+    from condconv.lab.saved.inspection import check_suffix, inspect_checkpoint
 
     out = Path(arguments.out)
     # What would fail at the end is said before the work begins.
-    if out.suffix not in (".html", ".json"):
-        raise UsageError(f"`--out` must end in .html or .json, got {shown_name(out)}: give it one of these suffixes")
+    suffix = check_suffix(out)
     check_can_write(out)
-    if out.suffix == ".html":
+    if suffix == ".html":
         require_extra("plotly", "report")
     found = inspect_checkpoint(
         arguments.checkpoint,

@@ -21,11 +21,10 @@ from condconv.analysis import (
     make_picture,
     measure_interventions,
     measure_static,
-    render_page,
+    save_page,
     verdicts,
 )
-from condconv.errors import shown_name
-from condconv.files.atomic import write_atomic
+from condconv.errors import UsageError, shown_name
 from condconv.files.paths import check_path
 from condconv.lab.config import is_named
 from condconv.lab.data.folder import LooseReader, find_split
@@ -94,6 +93,18 @@ class Reading:
         yield from bar
 
 
+def check_suffix(path: str | Path) -> str:
+    """Return the suffix that says in which form an inspection is saved.
+
+    Raises:
+        UsageError: It is neither .html nor .json.
+    """
+    suffix = Path(path).suffix
+    if suffix not in (".html", ".json"):
+        raise UsageError(f"`out` must end in .html or .json, got {shown_name(path)}: give it one of these suffixes")
+    return suffix
+
+
 @dataclass(frozen=True)
 class Inspection:
     """What `inspect_checkpoint` found.
@@ -119,13 +130,17 @@ class Inspection:
             UsageError: Another suffix, or the file cannot be written.
             MissingExtraError: A page needs the extra `report`.
         """
-        if Path(path).suffix != ".html":
+        if check_suffix(path) == ".json":
             self.report.save(path)
             return
-        page = render_page(
-            self.report, title=self.title, subtitle=self.subtitle, pictures=self.pictures, command=self.command
+        save_page(
+            self.report,
+            path,
+            title=self.title,
+            subtitle=self.subtitle,
+            pictures=self.pictures,
+            command=self.command,
         )
-        write_atomic(Path(path), page)
 
 
 @shortages_explained()
