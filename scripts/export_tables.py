@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from condconv.export import FORMATS
-from condconv.export.plan import TABLES
+from condconv.export.choose import TABLES
 
 KINDS = ("1x1", "depthwise", "dense", "linear", "other")
 

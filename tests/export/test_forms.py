@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from condconv.export.plan import FORMS, why_not_form
+from condconv.export.choose import FORMS, why_not_form
 from condconv.nn import fold_batch_norm
 from tests.export.cases import LAYERS, layer_case
 

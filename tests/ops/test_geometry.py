@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from condconv import CondConv2d, convert_, select
-from condconv.export.plan import kind_of
+from condconv.export.choose import kind_of
 from condconv.lab.bench.cases import LayerCase
 from condconv.ops.geometry import Geometry, has_multiplier, is_depthwise
 

@@ -2,8 +2,8 @@
 
 from condconv.errors import ExportError
 from condconv.export.api import export
+from condconv.export.choose import Choice
 from condconv.export.formats import FORMATS
-from condconv.export.plan import Choice
 from condconv.export.report import ExportReport
 from condconv.export.rewrite import rewrite
 

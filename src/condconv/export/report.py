@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from condconv.export.plan import Choice
+from condconv.export.choose import Choice
 
 
 @dataclass(frozen=True)

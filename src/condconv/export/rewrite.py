@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from condconv.convert.fold import fold_those_that_can_
 from condconv.convert.surgery import replace
-from condconv.export.plan import FORMS, ROUTED_IN_4D, Choice, choose
+from condconv.export.choose import FORMS, ROUTED_IN_4D, Choice, choose
 from condconv.export.routers import use_4d_routers_
 from condconv.nn import ConditionalLayer, CondLinear
 from condconv.nn.block_routing import routing_functions

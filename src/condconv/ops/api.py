@@ -12,12 +12,12 @@ from torch.autograd import profiler
 from condconv.ops import recompute, validation
 from condconv.ops.arguments import How, Size
 from condconv.ops.autocast import autocast_disabled
+from condconv.ops.call_plan import CallPlan, find_plan
 from condconv.ops.compact import widen
 from condconv.ops.geometry import laid_out_as
 from condconv.ops.impl import mix_outputs, reference
 from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.padding import Padding, pad
-from condconv.ops.plan import Plan, find_plan
 from condconv.ops.recording import plain_shape
 from condconv.ops.registration import compact_conv, mixed_conv
 
@@ -332,7 +332,7 @@ def _call(
 
 
 def _run(
-    plan: Plan,
+    plan: CallPlan,
     x: Tensor,
     weight: Tensor,
     routing_weights: Tensor,

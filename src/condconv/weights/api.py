@@ -13,7 +13,7 @@ from condconv.errors import UsageError, shown
 from condconv.nn.experts import is_noise
 from condconv.weights.files import path_shown, read_file
 from condconv.weights.layers import Layers
-from condconv.weights.plan import look_at, plan_load
+from condconv.weights.load_plan import look_at, plan_load
 from condconv.weights.report import LoadReport
 from condconv.weights.snapshots import load_snapshots
 from condconv.weights.source import Source, find_source

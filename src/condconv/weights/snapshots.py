@@ -23,7 +23,7 @@ from condconv.errors import UsageError, few, shown
 from condconv.nn import ConditionalLayer
 from condconv.nn.folding import scale_outputs
 from condconv.weights.layers import Layers
-from condconv.weights.plan import Plan, plan_load
+from condconv.weights.load_plan import LoadPlan, plan_load
 from condconv.weights.report import LoadReport
 from condconv.weights.source import Source
 from condconv.weights.write import copy_tensors_, start_routing_
@@ -91,7 +91,7 @@ def _notes(shifted: list[str], alone: list[str]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _check_alike(plan: Plan, first: Plan, layers: Mapping[str, ConditionalLayer], source: str) -> None:
+def _check_alike(plan: LoadPlan, first: LoadPlan, layers: Mapping[str, ConditionalLayer], source: str) -> None:
     """Refuse checkpoints of conditional networks, or with other names than the first's for what is skipped."""
     static = {*plan.fit.static}
     trained = [name for name in layers if name not in static and f"{name}.weight" not in plan.skipped]

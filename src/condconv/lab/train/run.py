@@ -27,7 +27,7 @@ from condconv.lab.saved.metrics import EpochMetrics, as_csv, as_json_lines, best
 from condconv.lab.train.averaging import create_average
 from condconv.lab.train.loss import create_mixup
 from condconv.lab.train.optimization import create_optimizer, create_scheduler
-from condconv.lab.train.sharding import load_optimizer_, share_out_, whole
+from condconv.lab.train.sharding import gathered, load_optimizer_, share_out_
 
 FILES = ("config.json", "metrics.csv", "metrics.jsonl", "best.safetensors", "last.safetensors", "wandb-id")
 """What a run writes into its directory, and nobody else while it holds that."""
@@ -247,8 +247,8 @@ def _checkpoint(run: Run, metrics: tuple[EpochMetrics, ...]) -> Checkpoint:
         preprocessing=run.data.preprocessing,
         metrics=metrics,
         train_images=len(run.data.train),
-        model=whole(run.network.state_dict()),
-        ema=None if run.average is None else whole(run.average.module.state_dict()),
-        optimizer=whole(run.optimizer.state_dict()),
+        model=gathered(run.network.state_dict()),
+        ema=None if run.average is None else gathered(run.average.module.state_dict()),
+        optimizer=gathered(run.optimizer.state_dict()),
         scaler=None if scaler is None else scaler.state_dict(),
     )

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from condconv.errors import UsageError, first_line, shown_name
 
 
-def whole(state: Any) -> Any:
+def gathered(state: Any) -> Any:
     """Return a state with every shared-out tensor put together; every process has to call it, and gets it whole.
 
     Args:
@@ -23,8 +23,8 @@ def whole(state: Any) -> Any:
     if isinstance(state, DTensor):
         return state.full_tensor().cpu()  # one after the other, or the device would hold all of them whole
     if isinstance(state, Mapping):
-        return {name: whole(each) for name, each in state.items()}
-    return [whole(each) for each in state] if isinstance(state, list) else state
+        return {name: gathered(each) for name, each in state.items()}
+    return [gathered(each) for each in state] if isinstance(state, list) else state
 
 
 def share_out_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

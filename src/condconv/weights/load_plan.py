@@ -23,7 +23,7 @@ from condconv.weights.write import check_starts
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """A load that can be done.
 
     Attributes:
@@ -49,7 +49,7 @@ def look_at(model: nn.Module) -> Layers:
     return Layers(model)
 
 
-def plan_load(layers: Layers, source: Source, skip: tuple[str, ...]) -> Plan:
+def plan_load(layers: Layers, source: Source, skip: tuple[str, ...]) -> LoadPlan:
     """Return what loading a source would do.
 
     Args:
@@ -78,7 +78,7 @@ def plan_load(layers: Layers, source: Source, skip: tuple[str, ...]) -> Plan:
     _check_trained_routing(layers, matched, source.name, skipped)
     _check_skipped_routing(layers, fit, skipped)
     check_starts(layers, fit.static)
-    return Plan(matched, fit, skipped, (*source.notes, *notes, *more))
+    return LoadPlan(matched, fit, skipped, (*source.notes, *notes, *more))
 
 
 def _check_memory(model: nn.Module) -> None:

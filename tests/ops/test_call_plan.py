@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from condconv.errors import UsageError
-from condconv.ops import api, cond_conv2d, plan, recompute
+from condconv.ops import api, call_plan, cond_conv2d, recompute
 from condconv.ops.native import library
 
 NATIVE = pytest.mark.skipif(library.LOADED is None, reason="built without a C compiler")
@@ -22,20 +22,20 @@ R = torch.rand(2, 3, generator=DRAWN)
 
 @pytest.fixture(autouse=True)
 def _no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_plans", {})
+    monkeypatch.setattr(call_plan, "_plans", {})
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[plan.Plan]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[call_plan.CallPlan]:
     """The plans that are made, not looked up."""
-    found: list[plan.Plan] = []
-    make = plan._make_plan
+    found: list[call_plan.CallPlan] = []
+    make = call_plan._make_plan
 
     def recorded(*arguments):
         found.append(make(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(plan, "_make_plan", recorded)
+    monkeypatch.setattr(call_plan, "_make_plan", recorded)
     return found
 
 
@@ -114,11 +114,11 @@ def test_what_is_equal_is_not_taken_for_the_same(made):
 
 
 def test_plans_do_not_fill_the_memory(monkeypatch, made):
-    monkeypatch.setattr(plan, "_MOST_PLANS", 3)
+    monkeypatch.setattr(call_plan, "_MOST_PLANS", 3)
     for size in range(3, 10):
         cond_conv2d(torch.randn(1, 4, size, size), W, R[:1])
     assert len(made) == 7
-    assert 1 <= len(plan._plans) <= 3
+    assert 1 <= len(call_plan._plans) <= 3
 
 
 @pytest.fixture
@@ -281,7 +281,7 @@ def test_bytes_that_a_number_consists_of_are_not_that_number():
 
 @pytest.mark.parametrize("groups", [4, np.int64(4)])
 def test_groups_of_any_integer_type_reach_the_compiled_kernels(groups, monkeypatch):
-    monkeypatch.setattr(plan, "_plans", {})
+    monkeypatch.setattr(call_plan, "_plans", {})
     library._sizes.cache_clear()  # else what ran before decides
     x, weight = X.to(memory_format=torch.channels_last), W[:, :4, :1]
     expected = cond_conv2d(x, weight, R, groups=4, impl="reference")

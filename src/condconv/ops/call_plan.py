@@ -25,7 +25,7 @@ from condconv.ops.recording import tracing, untraced
 _MOST_PLANS = 4096  # a plan is one or two kilobytes; inputs of ever new sizes must not fill the memory
 
 
-class Plan(NamedTuple):
+class CallPlan(NamedTuple):
     """What a call does.
 
     Attributes:
@@ -49,13 +49,13 @@ class Plan(NamedTuple):
     silent: bool
 
 
-_plans: dict[Any, Plan] = {}
+_plans: dict[Any, CallPlan] = {}
 _NO_KEY = (AttributeError, TypeError, ValueError, RuntimeError)  # of what is not a tensor, or has symbolic sizes
 
 
 def find_plan(
     x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, weight_scale: Tensor | None, how: How
-) -> Plan:
+) -> CallPlan:
     """Return the plan of a call.
 
     Args:
@@ -108,7 +108,7 @@ def _plain(how: How) -> How:
 
 def _find_or_make(
     x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, weight_scale: Tensor | None, how: How
-) -> Plan:
+) -> CallPlan:
     """Return the plan of a call whose arguments have not been seen as they are.
 
     Plans are kept by plain arguments alone: to `marshal`, a number of numpy's is the bytes it consists of, which other
@@ -136,7 +136,7 @@ def _make_plan(
     weight_scale: Tensor | None,
     how: How,
     traced: bool = False,
-) -> Plan:
+) -> CallPlan:
     validation.check_tensors(x, weight, routing_weights, bias, weight_scale)
     validation.check_shapes(x, weight, routing_weights, bias, how.dims, how.groups, how.transposed)
     geometry, outside = _resolve(x, weight, how)
@@ -158,7 +158,7 @@ def _make_plan(
     impl = selection.resolve(how.impl, problem)
     plain = selection.must_be_plain(problem, impl)
     silent = not problem.needs_grad and not problem.compiling and problem.batch != 0
-    return Plan(geometry, outside, cast, autocasting is not None, impl, compact, plain, silent)
+    return CallPlan(geometry, outside, cast, autocasting is not None, impl, compact, plain, silent)
 
 
 def _resolve(x: Tensor, weight: Tensor, how: How) -> tuple[Geometry, tuple[int, ...]]:
