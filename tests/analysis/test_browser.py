@@ -29,7 +29,9 @@ def make_page(path):
     report = replace(report, interventions=(*whole, *each, joint))
     image = Image.new("RGB", (40, 20), "red")
     pictures = {number: make_picture(image, f"{NASTY}{number}") for number in choose_pictures(report)}
-    path.write_text(render_page(report, title=NASTY, pictures=pictures, command="condconv freeze x"), encoding="utf-8")
+    path.write_text(
+        render_page(report, title=NASTY, pictures=pictures, command="condconv make-static x"), encoding="utf-8"
+    )
     return path
 
 
@@ -273,7 +275,7 @@ def test_what_a_screen_reader_gets(open_page):
 
 def test_advice_and_its_command(open_page):
     page = open_page()
-    assert page.inner_text("#advice pre") == "condconv freeze x"
+    assert page.inner_text("#advice pre") == "condconv make-static x"
     assert "All 3 advised together, on 3,000 images: 63.33 % right, a change of −3.33" in page.inner_text("#advice")
     page.locator("#verdict-list a").first.click()
     assert page.locator("#layer").input_value() == "0"

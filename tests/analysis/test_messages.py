@@ -114,9 +114,9 @@ ROWS: dict[str, list[Row]] = {
         ("routings", lambda: changed(routings=[_LONG])),
         ("routings", lambda: changed(routings=3)),
     ],
-    "freeze_command": [
-        ("report", lambda: analysis.freeze_command(anything, "x")),
-        ("checkpoint", lambda: analysis.freeze_command(good(), anything)),
+    "make_static_command": [
+        ("report", lambda: analysis.make_static_command(anything, "x")),
+        ("checkpoint", lambda: analysis.make_static_command(good(), anything)),
     ],
     "keep_top": [
         ("weights", lambda: analysis.keep_top(anything, 1)),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from condconv.analysis import Intervention, RoutingReport, Verdict, freeze_command, verdicts
+from condconv.analysis import Intervention, RoutingReport, Verdict, make_static_command, verdicts
 from condconv.errors import UsageError
 from tests.analysis.samples import CLASSES, layer, recorded, routed_block
 
@@ -220,13 +220,13 @@ def test_too_few_images_a_class_say_nothing_of_the_classes():
 
 def test_without_measurements_there_is_no_advice(report):
     assert [verdict.kind for verdict in verdicts(report)] == ["few", "unknown"]
-    assert freeze_command(report, "a.safetensors", "data") is None
+    assert make_static_command(report, "a.safetensors", "data") is None
 
 
 def test_the_command_names_the_advised_layers():
     report = recorded(nn.Sequential(layer(), routed_block()), torch.rand(60, 2), torch.arange(60) % 3)
     free = tuple(Intervention("mean", (record.name,), 1000, 1000, 900, 0, 0) for record in report.routings)
-    text = freeze_command(replace(report, interventions=free), "my run/best.safetensors", "data")
-    assert text == ("condconv freeze 'my run/best.safetensors' --data data --layers '0,1.*' -o frozen.safetensors")
-    text = freeze_command(replace(report, interventions=free), "best.safetensors", "torch/cifar10", "my data")
+    text = make_static_command(replace(report, interventions=free), "my run/best.safetensors", "data")
+    assert text == ("condconv make-static 'my run/best.safetensors' --data data --layers '0,1.*' -o static.safetensors")
+    text = make_static_command(replace(report, interventions=free), "best.safetensors", "torch/cifar10", "my data")
     assert "--data torch/cifar10 --data-dir 'my data' --layers" in text

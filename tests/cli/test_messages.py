@@ -26,7 +26,7 @@ NEEDED = {
     "experiment": ["plug-in", "--data", "digits"],
     "evaluate": ["a.safetensors"],
     "report": ["a.safetensors"],
-    "freeze": ["a.safetensors", "--layers", "x", "-o", "b.safetensors"],
+    "make-static": ["a.safetensors", "--layers", "x", "-o", "b.safetensors"],
     "export": ["a.safetensors", "--format", "onnx", "-o", "b.onnx"],
 }
 # Values that the rules let pass and the command does not, with the arguments that bring it that far.
@@ -40,7 +40,7 @@ MEANT = {
     ("report", "--out"): ["page.pdf", "no/such/a.html", LONG],
     ("report", "checkpoint"): ["none.safetensors", LONG],
     ("evaluate", "checkpoint"): ["none.safetensors", ".", LONG],
-    ("freeze", "checkpoint"): ["none.safetensors", LONG],
+    ("make-static", "checkpoint"): ["none.safetensors", LONG],
     ("export", "checkpoint"): ["none.safetensors", LONG],
     ("experiment", "--run"): ["fourth/0", LONG],
     ("experiment", "--networks"): ["vgg", MODEL, LONG],

@@ -67,8 +67,8 @@ def test_each_kind_of_layer_computes_what_its_widened_experts_do(dtype: str) -> 
         wide.weight.copy_(layer.wide_experts())
         torch.testing.assert_close(layer(x), wide(x), rtol=1e-5, atol=1e-5)
         constant = torch.rand(3)
-        torch.testing.assert_close(layer.freeze(constant)(x), wide.freeze(constant)(x))
-        assert layer.freeze(constant).weight.dtype == torch.float32
+        torch.testing.assert_close(layer.to_static(constant)(x), wide.to_static(constant)(x))
+        assert layer.to_static(constant).weight.dtype == torch.float32
 
 
 def test_the_report_by_hand() -> None:

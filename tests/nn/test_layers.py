@@ -69,15 +69,15 @@ def test_from_static_computes_the_same(twin: type[nn.Module], options: dict) -> 
 
 
 @pytest.mark.parametrize(("twin", "options"), pairs())
-def test_freeze_gives_the_twin(twin: type[nn.Module], options: dict) -> None:
+def test_to_static_gives_the_twin(twin: type[nn.Module], options: dict) -> None:
     arguments, shape = CONVS[twin]
     layer = TWINS[twin](*arguments, **options, num_experts=3, dtype=torch.float64).eval()
     weights = torch.rand(3, dtype=torch.float64)
-    frozen = layer.freeze(weights)
-    assert type(frozen) is twin
-    assert not frozen.training
+    static = layer.to_static(weights)
+    assert type(static) is twin
+    assert not static.training
     x = torch.randn(shape, dtype=torch.float64)
-    torch.testing.assert_close(frozen(x), layer(x, weights.expand(2, -1)))
+    torch.testing.assert_close(static(x), layer(x, weights.expand(2, -1)))
 
 
 @pytest.mark.parametrize("routing", [name for name in ROUTING if name != "external"])
@@ -92,18 +92,18 @@ def test_padding_as_the_twin(padding, mode: str) -> None:
     static, x = nn.Conv2d(3, 4, 3, padding=padding, padding_mode=mode), torch.randn(2, 3, 7, 8)
     layer = CondConv2d.from_conv(static, 3)
     torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(layer.freeze(layer.routing_fn(x)[0])(x), static(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.to_static(layer.routing_fn(x)[0])(x), static(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_tf_same_round_trip(stride: int) -> None:
     layer = CondConv2d(3, 4, 3, stride, padding="tf_same", num_experts=2)
     weights, x = torch.tensor([0.25, 0.75]), torch.randn(2, 3, 8, 7)
-    frozen = layer.freeze(weights)
-    assert isinstance(frozen, TFSameConv2d if stride == 2 else nn.Conv2d)
-    torch.testing.assert_close(frozen(x), layer(x, weights.expand(2, -1)))
+    static = layer.to_static(weights)
+    assert isinstance(static, TFSameConv2d if stride == 2 else nn.Conv2d)
+    torch.testing.assert_close(static(x), layer(x, weights.expand(2, -1)))
     if stride == 2:
-        assert CondConv2d.from_conv(frozen, 3).padding == "tf_same"
+        assert CondConv2d.from_conv(static, 3).padding == "tf_same"
 
 
 def test_from_conv_keeps_what_the_conv_had() -> None:
@@ -239,7 +239,7 @@ def test_fold_batch_norm_is_exact_for_every_routing(twin: type[nn.Module], bias:
     again = fold_batch_norm(folded, norm)
     torch.testing.assert_close(again(x), norm(norm(layer(x))))
     weights = torch.rand(3, dtype=torch.float64)
-    torch.testing.assert_close(folded.freeze(weights)(x), folded(x, weights.expand(2, -1)))
+    torch.testing.assert_close(folded.to_static(weights)(x), folded(x, weights.expand(2, -1)))
 
 
 def test_fold_batch_norm_refuses_what_it_cannot_do() -> None:
@@ -279,7 +279,7 @@ def test_fold_batch_norm_refuses_what_it_cannot_do() -> None:
         ),
         (lambda: CondLinear(4, 6)(torch.zeros(4)), r"`x` must have shape \[B, ..., 4\], got \(4,\)"),
         (
-            lambda: CondConv2d(4, 6, 3).freeze(torch.zeros(2, 8)),
+            lambda: CondConv2d(4, 6, 3).to_static(torch.zeros(2, 8)),
             r"`routing_weights` must have shape \[E\] = \(8,\), got \(2, 8\)",
         ),
         (

@@ -155,7 +155,7 @@ def test_calls_of_layers(name: str) -> None:
     for value in WRONG["routing_weights"]:
         wrong = (value,) if isinstance(value, list) else value  # sizes in this place are an output's
         refused(lambda wrong=wrong: layer(x, wrong), None)
-        refused(lambda value=value: layer.freeze(value), "routing_weights")
+        refused(lambda value=value: layer.to_static(value), "routing_weights")
     if "Transpose" in name:
         for size in (1, (99,), "big", (9.5,) * 3, torch.ones(2)):
             refused(lambda size=size: layer(x, output_size=size), "output_size")
@@ -196,7 +196,7 @@ def test_slots() -> None:
 
 def test_padding_no_static_layer_has() -> None:
     layer = layers.CondConv1d(4, 6, 3, 2, "tf_same", num_experts=3)
-    refused(lambda: layer.freeze(torch.ones(3)), "padding")
+    refused(lambda: layer.to_static(torch.ones(3)), "padding")
 
 
 def test_options_in_text_are_checked_as_others() -> None:

@@ -1,6 +1,6 @@
 """Looking at what the routing learned: recording, statistics, what it is worth, pictures and a page."""
 
-from condconv.analysis.advice import Verdict, freeze_command, verdicts
+from condconv.analysis.advice import Verdict, make_static_command, verdicts
 from condconv.analysis.interventions import changed_routing, keep_top, measure_interventions, measure_static
 from condconv.analysis.page import render_page, save_page
 from condconv.analysis.pictures import Picture, choose_pictures, make_picture
@@ -17,9 +17,9 @@ __all__ = [
     "Verdict",
     "changed_routing",
     "choose_pictures",
-    "freeze_command",
     "keep_top",
     "make_picture",
+    "make_static_command",
     "measure_interventions",
     "measure_static",
     "render_page",

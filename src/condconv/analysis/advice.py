@@ -102,7 +102,7 @@ def _describe(cost: Intervention) -> str:
     return f"Its mean weights {'cost' if cost.cost >= 0 else 'gain'} {abs(cost.cost):.2f} {error} points."
 
 
-def freeze_command(
+def make_static_command(
     report: RoutingReport, checkpoint: str, data: str | None = None, data_dir: str | None = None
 ) -> str | None:
     """Return the shell command that makes the advised layers static; None if none is advised.
@@ -119,9 +119,9 @@ def freeze_command(
         return None
     every = [layer for record in report.routings for layer in record.layers]
     patterns = ",".join(_pattern(verdict.layers, every) for verdict in advised)
-    options = {"--data": data, "--data-dir": data_dir, "--layers": patterns, "-o": "frozen.safetensors"}
+    options = {"--data": data, "--data-dir": data_dir, "--layers": patterns, "-o": "static.safetensors"}
     given = [word for option, value in options.items() if value is not None for word in (option, value)]
-    return command_line(["condconv", "freeze", checkpoint, *given])
+    return command_line(["condconv", "make-static", checkpoint, *given])
 
 
 def _pattern(layers: tuple[str, ...], every: list[str]) -> str:

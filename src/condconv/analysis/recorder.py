@@ -44,7 +44,7 @@ def served_layers(network: nn.Module) -> dict[str, tuple[str, ...]]:
     if not served:
         raise UsageError(
             f"`network` must have a conditional layer, got {type(network).__name__} without one: "
-            "convert it with condconv.convert_, take a conditional network, or, of a frozen one, the file from before"
+            "convert it with condconv.convert_, take a conditional network, or, of a static one, the file from before"
         )
     return {routing: tuple(layers) for routing, layers in served.items()}
 

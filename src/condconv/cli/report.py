@@ -19,13 +19,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="show what the routing of a trained network learned",
         description="Writes one page, which needs no other file and no network connection: how classes use the "
         "experts of each layer, the images and classes with the highest weights, what the routing is worth, and "
-        "which layers may be made static (condconv freeze).",
+        "which layers may be made static (condconv make-static).",
     )
     parser.add_argument(
         "checkpoint",
         action=Option,
         rule=PATH,
-        help="a best.safetensors or last.safetensors, or what condconv freeze wrote",
+        help="a best.safetensors or last.safetensors, or what condconv make-static wrote",
     )
     add_reading_options(parser, unlabelled=True)
     add_max_images(parser)

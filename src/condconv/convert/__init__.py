@@ -5,7 +5,7 @@ from condconv.convert.again import convert_like_
 from condconv.convert.api import convert_
 from condconv.convert.compact import CompactLayer, QuantizationReport, quantize_experts_
 from condconv.convert.fold import fold_batch_norms_
-from condconv.convert.freeze import freeze_layers_
+from condconv.convert.make_static import make_static_
 from condconv.convert.record import Conversion
 from condconv.convert.report import ConversionReport, ConvertedLayer
 from condconv.convert.scope import Group, Scope
@@ -21,7 +21,7 @@ __all__ = [
     "convert_",
     "convert_like_",
     "fold_batch_norms_",
-    "freeze_layers_",
+    "make_static_",
     "quantize_experts_",
     "select",
 ]

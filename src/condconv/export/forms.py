@@ -170,7 +170,7 @@ class Esum(nn.Module):
         super().__init__()
         unshifted = copy.deepcopy(layer, {id(layer.routing_fn): layer.routing_fn})
         unshifted.shift = None
-        self.experts = nn.ModuleList(unshifted.freeze(one) for one in torch.eye(layer.num_experts))
+        self.experts = nn.ModuleList(unshifted.to_static(one) for one in torch.eye(layer.num_experts))
         self.shift = None if layer.shift is None else nn.Parameter(layer.shift.detach().clone())
         self.channels_last = isinstance(layer, CondLinear)
 

@@ -95,7 +95,7 @@ def rewrite(
             layer: Any = copied.get_submodule(name)
             if choice.form == "static":
                 constant: Any = routings[layer.routing_fn]
-                replace(copied, layer, _Static(layer.freeze(constant.weights)))
+                replace(copied, layer, _Static(layer.to_static(constant.weights)))
             else:
                 replace(copied, layer, Formed(layer, FORMS[choice.form](layer)))
         if format in ROUTED_IN_4D:

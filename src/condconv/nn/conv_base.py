@@ -125,7 +125,7 @@ class CondConvNd(ConditionalLayer):
         """Return a conditional convolution that computes what `conv` does; `from_static` under its usual name."""
         return cls.from_static(conv, num_experts, **options)
 
-    def freeze(self, routing_weights: Tensor) -> nn.Module:
+    def to_static(self, routing_weights: Tensor) -> nn.Module:
         """Return the ordinary convolution that constant routing weights make of this layer.
 
         Args:

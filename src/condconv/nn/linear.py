@@ -98,7 +98,7 @@ class CondLinear(ConditionalLayer):
         """Return a conditional linear layer that computes what `linear` does; `from_static` under its usual name."""
         return cls.from_static(linear, num_experts, **options)
 
-    def freeze(self, routing_weights: Tensor) -> nn.Linear:
+    def to_static(self, routing_weights: Tensor) -> nn.Linear:
         """Return the ordinary linear layer that constant routing weights `[E]` make of this one."""
         weight, bias = self.mix(routing_weights)
         linear = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")

@@ -17,11 +17,11 @@ from condconv.lab.config import TrainConfig
 from condconv.lab.data.preprocessing import Preprocessing
 from condconv.lab.saved import (
     evaluate_checkpoint,
-    freeze_checkpoint,
     inspect_checkpoint,
     load_checkpoint,
     load_network,
     load_trained,
+    make_checkpoint_static,
 )
 from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
 from condconv.lab.train.run import previous_checkpoint
@@ -51,7 +51,7 @@ def uses(path, out):
     return (
         lambda: evaluate_checkpoint(path, device="cpu", progress=False),
         lambda: inspect_checkpoint(path),
-        lambda: freeze_checkpoint(path, out, ["*"]),
+        lambda: make_checkpoint_static(path, out, ["*"]),
     )
 
 
@@ -212,7 +212,7 @@ def test_classes_with_escape_codes_do_not_reach_the_terminal(tmp_path, honest):
     [
         (["evaluate"], "conv_stem.weight", float("nan")),
         (["report", "--out", "a.json"], "classifier.weight", float("-inf")),
-        (["freeze", "--layers", "*", "--out", "a.safetensors"], "bn1.running_mean", float("inf")),
+        (["make-static", "--layers", "*", "--out", "a.safetensors"], "bn1.running_mean", float("inf")),
         (["export", "--format", "onnx", "--out", "a.onnx"], "bn1.bias", float("nan")),
     ],
     ids=lambda each: each[0] if isinstance(each, list) else "",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from condconv.lab.saved.checkpoint import Checkpoint, load_checkpoint
     from condconv.lab.saved.evaluate import Evaluation, evaluate_checkpoint, image_transform
     from condconv.lab.saved.inspection import Inspection, Reading, inspect_checkpoint
-    from condconv.lab.saved.making_static import FrozenCheckpoint, freeze_checkpoint
+    from condconv.lab.saved.making_static import StaticCheckpoint, make_checkpoint_static
     from condconv.lab.saved.metrics import EpochMetrics, TrainResult
     from condconv.lab.saved.rebuild import load_network, load_trained
 
@@ -21,29 +21,29 @@ __all__ = [
     "Checkpoint",
     "EpochMetrics",
     "Evaluation",
-    "FrozenCheckpoint",
     "Inspection",
     "Reading",
+    "StaticCheckpoint",
     "TrainResult",
     "evaluate_checkpoint",
-    "freeze_checkpoint",
     "image_transform",
     "inspect_checkpoint",
     "load_checkpoint",
     "load_network",
     "load_trained",
+    "make_checkpoint_static",
 ]
 
 _HOMES = {
     "Checkpoint": "checkpoint",
     "EpochMetrics": "metrics",
     "Evaluation": "evaluate",
-    "FrozenCheckpoint": "making_static",
+    "StaticCheckpoint": "making_static",
     "Inspection": "inspection",
     "Reading": "inspection",
     "TrainResult": "metrics",
     "evaluate_checkpoint": "evaluate",
-    "freeze_checkpoint": "making_static",
+    "make_checkpoint_static": "making_static",
     "image_transform": "evaluate",
     "inspect_checkpoint": "inspection",
     "load_checkpoint": "checkpoint",

@@ -47,7 +47,7 @@ class Checkpoint:
         optimizer: The optimizer's state dict, or None in a file that is for use and not for resuming.
         scaler: State of the fp16 loss scaler, or None.
         versions: Versions of what wrote the file.
-        static_layers: Conditional layers of the network that `condconv freeze` made ordinary ones.
+        static_layers: Conditional layers of the network that `condconv make-static` made ordinary ones.
     """
 
     config: TrainConfig

@@ -17,8 +17,8 @@ from condconv.analysis import (
     RoutingRecorder,
     RoutingReport,
     choose_pictures,
-    freeze_command,
     make_picture,
+    make_static_command,
     measure_interventions,
     measure_static,
     save_page,
@@ -158,7 +158,7 @@ def inspect_checkpoint(
     The images are read twice (three times if layers are advised to be static), and one batch is in memory at a time.
 
     Args:
-        path: A checkpoint of `train` or of `freeze_checkpoint`.
+        path: A checkpoint of `train` or of `make_checkpoint_static`.
         data: As for `evaluate_checkpoint`, or a directory of images without class folders; None for the run's own.
         data_dir: Where the files of a named dataset are.
         layer_images: Most images for the measurement of each single layer.
@@ -191,7 +191,7 @@ def inspect_checkpoint(
         {number: _picture(images, order[number], labelled) for number in choose_pictures(report)},
         checkpoint.config.model,
         f"{path} on {len(order)} of {len(images)} images of {shown}",
-        freeze_command(report, str(path), data, data_dir),
+        make_static_command(report, str(path), data, data_dir),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from condconv.analysis import served_layers
-from condconv.convert import freeze_layers_
+from condconv.convert import make_static_
 from condconv.errors import UsageError, shown_name
 from condconv.files.paths import check_can_write
 from condconv.lab.data.workers import shortages_explained
@@ -23,8 +23,8 @@ from condconv.nn.conditional import conditional_layers
 
 
 @dataclass(frozen=True)
-class FrozenCheckpoint:
-    """What `freeze_checkpoint` did.
+class StaticCheckpoint:
+    """What `make_checkpoint_static` did.
 
     Attributes:
         layers: Names of the layers that are ordinary ones now.
@@ -42,7 +42,7 @@ class FrozenCheckpoint:
 
 
 @shortages_explained()
-def freeze_checkpoint(
+def make_checkpoint_static(
     path: str | Path,
     out: str | Path,
     patterns: Sequence[str],
@@ -52,7 +52,7 @@ def freeze_checkpoint(
     reading: Reading | None = None,
     force: bool = False,
     build: networks.Build = networks.build_from_zoo,
-) -> FrozenCheckpoint:
+) -> StaticCheckpoint:
     """Make conditional layers of a trained network ordinary ones and write the network to a new checkpoint.
 
     Each layer gets the kernel that its mean routing weights mix. Routing functions that nothing uses any more are
@@ -84,14 +84,14 @@ def freeze_checkpoint(
     images, _ = open_images(checkpoint, data, split="train", data_dir=data_dir, skip=skip)
     report = record(network, reading.read(images, reading.choose(images), "routing"), None)
     params_before = _count(network)
-    freeze_layers_(network, {name: report.routing(name).mean for name in chosen})
+    make_static_(network, {name: report.routing(name).mean for name in chosen})
     static = (*checkpoint.static_layers, *chosen)
     save_checkpoint(
         Path(out),
         replace(checkpoint, model=network.state_dict(), ema=None, optimizer=None, scaler=None, static_layers=static),
     )
     left = len(conditional_layers(network))
-    return FrozenCheckpoint(chosen, left, int(report.routings[0].examples), params_before, _count(network))
+    return StaticCheckpoint(chosen, left, int(report.routings[0].examples), params_before, _count(network))
 
 
 def _check_out(out: Path, checkpoint: Path, force: bool) -> None:

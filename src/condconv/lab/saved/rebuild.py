@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from condconv.convert import freeze_layers_
+from condconv.convert import make_static_
 from condconv.errors import TrainingError, few, shown_name
 from condconv.files.checkpoint_format import below, open_checkpoint
 from condconv.lab.saved import network as networks
@@ -78,7 +78,7 @@ def _planned_shapes(checkpoint: Checkpoint, build: networks.Build) -> dict[str, 
 
 def _build(checkpoint: Checkpoint, build: networks.Build) -> nn.Module:
     network = build(checkpoint.network_config, len(checkpoint.class_names), checkpoint.in_chans)
-    freeze_layers_(network, dict.fromkeys(checkpoint.static_layers))
+    make_static_(network, dict.fromkeys(checkpoint.static_layers))
     return network
 
 

@@ -19,9 +19,7 @@ from condconv.nn.conditional import conditional_layers
 from condconv.nn.hooks import why_not_hooks
 
 
-def freeze_layers_(
-    model: nn.Module, routing_weights: Mapping[str, Tensor | None], *, example_input: Any = None
-) -> None:
+def make_static_(model: nn.Module, routing_weights: Mapping[str, Tensor | None], *, example_input: Any = None) -> None:
     """Replace conditional layers by the ordinary layers that constant routing weights make of them, in place.
 
     A layer gives what it gave with these weights, to rounding, without its experts, routing or mixing. Routing
@@ -31,24 +29,24 @@ def freeze_layers_(
         model: Network with conditional layers. Nothing is changed if an error is raised.
         routing_weights: For each layer's name its weights `[E]`, floats on any device, for example their mean over a
             data set; None for `1 / E` each, where other weights are loaded into the layer anyway.
-        example_input: A tensor or a tuple of arguments the model takes, on which the frozen model is compared with the
+        example_input: A tensor or a tuple of arguments the model takes, on which the new model is compared with the
             one whose layers are given these weights; `None` not to run it.
 
     Raises:
         UsageError: There is no conditional layer of that name, it has backward or state-dict hooks, or weights are no
             finite floats `[E]`.
         ValueError: Torch has no such ordinary layer.
-        RuntimeError: The frozen model does not compute what constant weights gave, since something uses the experts of
+        RuntimeError: The new model does not compute what constant weights gave, since something uses the experts of
             a layer directly, for example; it has been restored.
 
     Example:
         >>> network = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3, num_experts=4))
-        >>> freeze_layers_(network, {"0": torch.tensor([0.1, 0.2, 0.3, 0.4])})
+        >>> make_static_(network, {"0": torch.tensor([0.1, 0.2, 0.3, 0.4])})
         >>> network[0]
         Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
     """
     layers = conditional_layers(model)
-    frozen: dict[str, nn.Module] = {}
+    static: dict[str, nn.Module] = {}
     constant: dict[ConditionalLayer, Tensor] = {}
     for name, weights in routing_weights.items():
         if name not in layers:
@@ -61,11 +59,11 @@ def freeze_layers_(
             raise UsageError(f"`routing_weights` must be for layers that can be exchanged, got {name!r}: {reason}")
         equal = torch.full((layer.num_experts,), 1 / layer.num_experts)
         constant[layer] = equal if weights is None else _checked(name, weights, layer.num_experts)
-        frozen[name] = layer.freeze(constant[layer])
+        static[name] = layer.to_static(constant[layer])
     expected = None if example_input is None else _run_with(model, constant, example_input)
     with ExitStack() as undo:
-        for name, static in frozen.items():
-            undo.callback(replace(model, layers[name], static))
+        for name, ordinary in static.items():
+            undo.callback(replace(model, layers[name], ordinary))
         if expected is not None:
             check_same_output(model, example_input, expected.output)
         undo.pop_all()
@@ -85,7 +83,7 @@ class _Given(nn.Module):
 
 
 def _run_with(model: nn.Module, constant: Mapping[ConditionalLayer, Tensor], example_input: Any) -> Trace:
-    """Run a model with constant routing weights `[E]` for some layers, those they are to be frozen with."""
+    """Run a model with constant routing weights `[E]` for some layers, those they are to be made static with."""
     routings = {layer: layer.routing_fn for layer in constant}
     try:
         for layer, weights in constant.items():

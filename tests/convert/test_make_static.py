@@ -6,7 +6,7 @@ from torch import nn
 
 from condconv import CondConv2d, CondLinear
 from condconv.analysis import changed_routing
-from condconv.convert import freeze_layers_
+from condconv.convert import make_static_
 from condconv.errors import UsageError
 from condconv.nn import HierarchicalRouting, RoutingSlot, SigmoidRouting, route_block_
 
@@ -35,7 +35,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(CondConv2d(3, 4, 3, stride=2, padding=1, num_experts=3), routed(SigmoidRouting(4, 3)), head)
 
 
-def frozen_output(model, x, routings):
+def output_with_constant(model, x, routings):
     with changed_routing(model, lambda name, weights: WEIGHTS.expand_as(weights), routings):
         return model(x)
 
@@ -49,20 +49,20 @@ def frozen_output(model, x, routings):
         (["0", "1.first", "1.second", "2.2"], None),
     ],
 )
-def test_a_frozen_network_gives_what_constant_weights_gave(layers, routings):
+def test_a_static_network_gives_what_constant_weights_gave(layers, routings):
     model = network()
     x = torch.randn(2, 3, 8, 8)
-    expected = frozen_output(model, x, routings)
-    freeze_layers_(model, dict.fromkeys(layers, WEIGHTS))
+    expected = output_with_constant(model, x, routings)
+    make_static_(model, dict.fromkeys(layers, WEIGHTS))
     assert torch.allclose(model(x), expected, atol=1e-6)
     assert all(type(model.get_submodule(name)) in (nn.Conv2d, nn.Linear) for name in layers)
 
 
 def test_routing_that_nothing_uses_is_removed_with_its_hooks():
     model = network()
-    freeze_layers_(model, {"1.first": WEIGHTS})
+    make_static_(model, {"1.first": WEIGHTS})
     assert "1.routing_fn.fc.weight" in model.state_dict()  # the second layer still uses it
-    freeze_layers_(model, {"1.second": WEIGHTS, "0": WEIGHTS})
+    make_static_(model, {"1.second": WEIGHTS, "0": WEIGHTS})
     assert not any("routing_fn" in name for name in model.state_dict() if not name.startswith("2."))
     block = model[1]
     assert not block._forward_pre_hooks
@@ -76,7 +76,7 @@ def test_routing_that_nothing_uses_is_removed_with_its_hooks():
 def test_routing_that_only_a_copy_of_a_layer_reads_stays():
     model = network()
     model[1].second = copy.deepcopy(model[1].second)
-    freeze_layers_(model, {"1.first": WEIGHTS})
+    make_static_(model, {"1.first": WEIGHTS})
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 2)
 
 
@@ -93,14 +93,14 @@ def test_a_routing_that_hands_its_weights_on_stays():
     with torch.no_grad():
         weights = model[0].routing_fn(x)[0]
     expected = model(x)[0]
-    freeze_layers_(model, {"0.first": weights, "0.second": weights})
+    make_static_(model, {"0.first": weights, "0.second": weights})
     assert "0.routing_fn.fc.weight" in model.state_dict()
     assert torch.allclose(model(x)[0], expected, atol=1e-6)
 
 
 def test_the_end_of_a_chain_is_removed_and_the_slot_before_it_is_emptied():
     model, slot = chain()
-    freeze_layers_(model, {"1.first": WEIGHTS, "1.second": WEIGHTS})
+    make_static_(model, {"1.first": WEIGHTS, "1.second": WEIGHTS})
     assert not hasattr(model[1], "routing_fn")
     model(torch.randn(2, 4, 6, 6))
     with pytest.raises(UsageError, match="which is not running"):
@@ -109,7 +109,7 @@ def test_the_end_of_a_chain_is_removed_and_the_slot_before_it_is_emptied():
 
 def test_a_whole_chain_is_removed():
     model, _ = chain()
-    freeze_layers_(model, dict.fromkeys(["0.first", "0.second", "1.first", "1.second"], WEIGHTS))
+    make_static_(model, dict.fromkeys(["0.first", "0.second", "1.first", "1.second"], WEIGHTS))
     assert not any("routing_fn" in name for name in model.state_dict())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model)
     assert model(torch.randn(2, 4, 6, 6)).shape == (2, 4, 6, 6)
@@ -118,7 +118,7 @@ def test_a_whole_chain_is_removed():
 def test_none_takes_equal_weights():
     model = nn.Sequential(CondLinear(2, 2, num_experts=4))
     mean = model[0].weight.mean(0)
-    freeze_layers_(model, {"0": None})
+    make_static_(model, {"0": None})
     assert torch.allclose(model[0].weight, mean)
 
 
@@ -128,9 +128,9 @@ def test_wrong_names_and_shapes_change_nothing():
     with pytest.raises(
         UsageError, match="`routing_weights` must be for conditional layers of the network, got '1': there are 0, "
     ):
-        freeze_layers_(model, {"0": WEIGHTS, "1": WEIGHTS})
+        make_static_(model, {"0": WEIGHTS, "1": WEIGHTS})
     with pytest.raises(UsageError, match=r"`routing_weights` must have one finite float for each of the 3 experts"):
-        freeze_layers_(model, {"0": WEIGHTS, "2.2": WEIGHTS[:2]})
+        make_static_(model, {"0": WEIGHTS, "2.2": WEIGHTS[:2]})
     assert list(model.state_dict()) == list(before)
 
 
@@ -151,22 +151,22 @@ def test_weights_that_are_no_finite_floats_change_nothing(weights, got):
     model = network()
     before = list(model.state_dict())
     with pytest.raises(UsageError, match=rf"`routing_weights` must have .* of the 3 experts of '2.2', {got}"):
-        freeze_layers_(model, {"0": WEIGHTS, "2.2": weights})
+        make_static_(model, {"0": WEIGHTS, "2.2": weights})
     assert list(model.state_dict()) == before
 
 
 def test_weights_of_any_width_are_taken():
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         model = network()
-        freeze_layers_(model, {"0": WEIGHTS.to(dtype)})
+        make_static_(model, {"0": WEIGHTS.to(dtype)})
         assert model[0].weight.dtype == torch.float32
 
 
-def test_a_frozen_layer_learns_if_its_experts_did():
+def test_a_static_layer_learns_if_its_experts_did():
     model = network()
     model[0].weight.requires_grad_(False)
     model[2].requires_grad_(False)
-    freeze_layers_(model, dict.fromkeys(["0", "2.2"], WEIGHTS))
+    make_static_(model, dict.fromkeys(["0", "2.2"], WEIGHTS))
     learns = [each.requires_grad for each in (*model[0].parameters(), *model[2].parameters())]
     assert learns == [False, True, False, False]
 
@@ -183,14 +183,14 @@ def test_a_layer_whose_hooks_would_be_lost_is_refused(register, message):
     model = network()
     register(model[0])
     with pytest.raises(UsageError, match=f"`routing_weights` must be for layers .* got '0': {message}"):
-        freeze_layers_(model, {"2.2": WEIGHTS, "0": WEIGHTS})
+        make_static_(model, {"2.2": WEIGHTS, "0": WEIGHTS})
     assert isinstance(model[2][2], CondLinear)
 
 
-def test_a_frozen_network_is_compared_on_an_example():
+def test_a_static_network_is_compared_on_an_example():
     model, x = network(), torch.randn(2, 3, 8, 8)
-    expected = frozen_output(model.eval(), x, None)
-    freeze_layers_(model.train(), dict.fromkeys(["0", "1.first", "1.second", "2.2"], WEIGHTS), example_input=x)
+    expected = output_with_constant(model.eval(), x, None)
+    make_static_(model.train(), dict.fromkeys(["0", "1.first", "1.second", "2.2"], WEIGHTS), example_input=x)
     assert model.training
     assert torch.allclose(model.eval()(x), expected, atol=1e-6)
 
@@ -210,7 +210,7 @@ def test_a_network_that_looks_at_experts_is_restored():
     model, x = Penalised(), torch.randn(2, 3, 8, 8)
     expected, names = model(x), list(model.state_dict())
     with pytest.raises(RuntimeError, match="must compute what it did, its output differs"):
-        freeze_layers_(model, {"body.0": WEIGHTS, "body.1.second": WEIGHTS}, example_input=x)
+        make_static_(model, {"body.0": WEIGHTS, "body.1.second": WEIGHTS}, example_input=x)
     assert list(model.state_dict()) == names
     assert torch.equal(model(x), expected)
-    freeze_layers_(model, {"body.0": WEIGHTS, "body.1.first": WEIGHTS}, example_input=x)
+    make_static_(model, {"body.0": WEIGHTS, "body.1.first": WEIGHTS}, example_input=x)

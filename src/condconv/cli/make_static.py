@@ -1,4 +1,4 @@
-"""`condconv freeze`: makes conditional layers of a trained network ordinary ones."""
+"""`condconv make-static`: makes conditional layers of a trained network ordinary ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from condconv.lab.rules import PATH, TEXT
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the command to the parser."""
     parser = subparsers.add_parser(
-        "freeze",
+        "make-static",
         help="make layers static whose routing hardly matters",
         description="Gives each named layer the kernel that its mean routing weights mix, and writes the network to "
         "a new checkpoint, which evaluate, report and export load. The mean is taken over the training images, "
@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "checkpoint",
         action=Option,
         rule=PATH,
-        help="a best.safetensors or last.safetensors, or what condconv freeze wrote",
+        help="a best.safetensors or last.safetensors, or what condconv make-static wrote",
     )
     parser.add_argument(
         "--layers",
@@ -45,9 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the checkpoint, and print what it saves and costs."""
-    from condconv.lab.saved.making_static import freeze_checkpoint
+    from condconv.lab.saved.making_static import make_checkpoint_static
 
-    done = freeze_checkpoint(
+    done = make_checkpoint_static(
         arguments.checkpoint,
         arguments.out,
         [pattern.strip() for pattern in arguments.layers.split(",") if pattern.strip()],

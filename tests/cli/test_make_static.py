@@ -8,8 +8,7 @@ from condconv.analysis import changed_routing
 from condconv.cli.main import main
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.preprocessing import Preprocessing
-from condconv.lab.saved import load_checkpoint, load_network
-from condconv.lab.saved import making_static as freezing
+from condconv.lab.saved import load_checkpoint, load_network, making_static
 from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
 from condconv.lab.saved.inspection import Reading, open_images, record
 from condconv.lab.saved.making_static import match_layers
@@ -19,9 +18,9 @@ from tests.cli.test_report import fails, report
 from tests.lab.samples import make_folder
 
 
-def freeze(checkpoint, out, layers, *more) -> int:
+def make_static(checkpoint, out, layers, *more) -> int:
     arguments = [str(checkpoint), "-o", str(out), "--layers", layers, "--device", "cpu", "--quiet", *map(str, more)]
-    return main(["freeze", *arguments])
+    return main(["make-static", *arguments])
 
 
 def conditional(path) -> list[str]:
@@ -29,11 +28,11 @@ def conditional(path) -> list[str]:
     return [name for name, module in network.named_modules() if isinstance(module, ConditionalLayer)]
 
 
-def test_the_frozen_network_is_that_of_the_mean_weights(untrained, tmp_path, capsys):
+def test_the_static_network_is_that_of_the_mean_weights(untrained, tmp_path, capsys):
     path, data = untrained
-    out = tmp_path / "frozen.safetensors"
+    out = tmp_path / "static.safetensors"
     last = conditional(path)[-3:]  # the last block and the classifier
-    assert freeze(path, out, ",".join(last)) == 0
+    assert make_static(path, out, ",".join(last)) == 0
     said = capsys.readouterr().out
     assert "mean over    18 images" in said  # the training images: six of each of three classes
     assert re.search(r"top-1 +\d+\.\d\d % -> \d+\.\d\d % \([+-]\d+\.\d\d points, 9 images\)", said)
@@ -48,10 +47,10 @@ def test_the_frozen_network_is_that_of_the_mean_weights(untrained, tmp_path, cap
     x = torch.randn(2, 3, 16, 16)
     with changed_routing(network, lambda name, weights: routings[name].to(weights).expand_as(weights), routings):
         expected = network(x)
-    frozen = load_checkpoint(out)
-    assert torch.allclose(load_network(frozen, out)(x), expected, atol=1e-4)
-    assert frozen.static_layers == tuple(last)
-    assert not any(name.startswith(tuple(routings)) for name in frozen.model)
+    static = load_checkpoint(out)
+    assert torch.allclose(load_network(static, out)(x), expected, atol=1e-4)
+    assert static.static_layers == tuple(last)
+    assert not any(name.startswith(tuple(routings)) for name in static.model)
 
 
 def test_class_folders_may_be_called_as_splits_are(tmp_path):
@@ -65,17 +64,17 @@ def test_class_folders_may_be_called_as_splits_are(tmp_path):
         assert (len(images), images.class_names, labelled) == (count, classes, True)
 
 
-def test_a_frozen_checkpoint_is_evaluated_reported_and_frozen_further(untrained, tmp_path, capsys):
+def test_a_static_checkpoint_is_evaluated_reported_and_made_static_further(untrained, tmp_path, capsys):
     path, _ = untrained
     once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
     names = conditional(path)
-    assert freeze(path, once, names[0], "--no-evaluate", "--max-images", 5) == 0
+    assert make_static(path, once, names[0], "--no-evaluate", "--max-images", 5) == 0
     said = capsys.readouterr().out
     assert "top-1" not in said
     assert "mean over    5 images" in said
     assert main(["evaluate", str(once), "--device", "cpu", "--quiet"]) == 0
     assert report(once, tmp_path / "a.json") == 0
-    assert freeze(once, twice, "*", "--no-evaluate") == 0
+    assert make_static(once, twice, "*", "--no-evaluate") == 0
     assert conditional(twice) == []
     assert set(load_checkpoint(twice).static_layers) == set(names)
     argv = ["report", twice, "-o", tmp_path / "b.html", "--device", "cpu", "--quiet"]
@@ -85,7 +84,7 @@ def test_a_frozen_checkpoint_is_evaluated_reported_and_frozen_further(untrained,
 def test_images_without_classes_give_a_mean_and_no_accuracy(untrained, tmp_path, capsys):
     path, data = untrained
     loose = data / "val" / "cat"  # three images, and no folder inside
-    assert freeze(path, tmp_path / "a.safetensors", "classifier", "--data", loose) == 0
+    assert make_static(path, tmp_path / "a.safetensors", "classifier", "--data", loose) == 0
     said = capsys.readouterr().out
     assert "mean over    3 images" in said
     assert "top-1        not measured: the images have no classes" in said
@@ -102,13 +101,13 @@ def test_data_with_a_name_gives_its_training_images(untrained, tmp_path, capsys)
         model=network.state_dict(),
     )
     save_checkpoint(tmp_path / "digits.safetensors", digits)
-    assert freeze(tmp_path / "digits.safetensors", tmp_path / "a.safetensors", "classifier", "--no-evaluate") == 0
+    assert make_static(tmp_path / "digits.safetensors", tmp_path / "a.safetensors", "classifier", "--no-evaluate") == 0
     assert "mean over    898 images" in capsys.readouterr().out
 
 
 def test_wrong_layers_and_outputs_are_refused(untrained, tmp_path, capsys):
     path, _ = untrained
-    start, end = ["freeze", path, "--layers"], ["-o", tmp_path / "a.safetensors", "--device", "cpu", "--quiet"]
+    start, end = ["make-static", path, "--layers"], ["-o", tmp_path / "a.safetensors", "--device", "cpu", "--quiet"]
     assert "`layers` must match conditional layers of the network, got 'x*': there are " in fails(
         capsys, [*start, "classifier,x*", *end]
     )
@@ -120,7 +119,7 @@ def test_the_output_is_checked_before_any_work(untrained, tmp_path, capsys, monk
     def work(*arguments, **options):
         raise AssertionError("the checkpoint was read")
 
-    monkeypatch.setattr(freezing, "load_trained", work)
+    monkeypatch.setattr(making_static, "load_trained", work)
     path, _ = untrained
     link, other, readonly = tmp_path / "link", tmp_path / "other.safetensors", tmp_path / "readonly"
     link.symlink_to(path)
@@ -133,10 +132,12 @@ def test_the_output_is_checked_before_any_work(untrained, tmp_path, capsys, monk
         (tmp_path, f"`out` must be a file, got {tmp_path}, which is a directory"),
         (tmp_path / "no" / "a.safetensors", "`out` must be in a directory that exists"),
     ):
-        assert message in fails(capsys, ["freeze", path, "--layers", "classifier", "-o", out])
-    assert "another file than the checkpoint" in fails(capsys, ["freeze", path, "--layers", "*", "-o", link, "--force"])
+        assert message in fails(capsys, ["make-static", path, "--layers", "classifier", "-o", out])
+    assert "another file than the checkpoint" in fails(
+        capsys, ["make-static", path, "--layers", "*", "-o", link, "--force"]
+    )
     monkeypatch.setattr(os, "access", lambda path, mode: path != readonly)  # root may write anywhere
-    argv = ["freeze", path, "--layers", "classifier", "-o", readonly / "a.safetensors"]
+    argv = ["make-static", path, "--layers", "classifier", "-o", readonly / "a.safetensors"]
     assert "`out` must be in a directory that can be written to" in fails(capsys, argv)
     assert other.read_bytes() == b"a network of days"
 
@@ -144,7 +145,7 @@ def test_the_output_is_checked_before_any_work(untrained, tmp_path, capsys, monk
 def test_an_existing_file_is_replaced_by_force(untrained, tmp_path):
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"not needed any more")
-    assert freeze(untrained[0], other, "classifier", "--no-evaluate", "--force") == 0
+    assert make_static(untrained[0], other, "classifier", "--no-evaluate", "--force") == 0
     assert load_checkpoint(other).static_layers == ("classifier",)
 
 
@@ -165,7 +166,7 @@ def test_a_folder_of_a_datasets_name_is_not_the_dataset(tmp_path, monkeypatch, c
     grey = Preprocessing(8, 1, 1.0, "bicubic", (0.5,), (0.5,))
     saved = Checkpoint(config, config.model_options, classes, grey, (), 898, network.state_dict())
     save_checkpoint(tmp_path / "digits.safetensors", saved)
-    assert freeze("digits.safetensors", "frozen.safetensors", "blocks.4.1.*") == 0
+    assert make_static("digits.safetensors", "static.safetensors", "blocks.4.1.*") == 0
     said = capsys.readouterr().out
     assert "mean over    898 images" in said
     assert "899 images)" in said
