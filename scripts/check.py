@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("src", "tests", "scripts", "benchmarks", "conftest.py", "hatch_build.py")
-# One thread a process: pytest runs one process a core.
+# One thread per process: pytest runs one process per core.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # The theme otherwise prints a notice about its successor at every build.
 QUIET_DOCS = {"NO_MKDOCS_2_WARNING": "1"}
@@ -70,7 +70,7 @@ def check_docs() -> None:
 
 
 def check_wheel() -> None:
-    """Build the wheel and use it where torch and numpy are all there is."""
+    """Build the wheel and use it in an environment with torch and numpy only."""
     with tempfile.TemporaryDirectory() as folder:
         run("-m", "build", "--no-isolation", "--outdir", folder, ".")
         (wheel,) = Path(folder).glob("*.whl")

@@ -1,7 +1,7 @@
 """Check that a built documentation site loads nothing from other hosts.
 
 `python scripts/check_site.py site/`. Links that a reader may follow are fine; scripts, styles, fonts and
-pictures must be the site's own, so that it can be read offline and no reader is counted by anybody.
+pictures must be the site's own, so that it can be read offline and no other host learns of a reader.
 """
 
 from __future__ import annotations

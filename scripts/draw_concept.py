@@ -70,7 +70,7 @@ def show_weights(axes: Axes, weights: torch.Tensor) -> None:
 
 
 def draw() -> Figure:
-    """Draw the experts above, and below them one row an example: image, weights, own kernel, output."""
+    """Draw the experts above, and below them one row per example: image, weights, own kernel, output."""
     digits = load_digits()
     first = [int(np.flatnonzero(digits.target == digit)[0]) for digit in EXAMPLES]
     images = torch.tensor(digits.images[first], dtype=torch.float32) / 16

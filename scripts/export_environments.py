@@ -47,7 +47,7 @@ def run_group(group: str, folder: Path, constraints: Sequence[Path] = ()) -> int
     held = [word for each in constraints for word in ("--constraint", str(each.resolve()))]
     install = [python, "-m", "pip", "install", "--quiet", *held]
     subprocess.run([*install, f"{ROOT}[{extras}]", "pytest>=8.4", "pillow>=10"], check=True)
-    # `-W default`: these packages warn in ways that are not ours to mend.
+    # `-W default`: these packages warn in ways that we cannot fix.
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "tests/export"]
     print(f"{group}: {' '.join(command)}", flush=True)
     return subprocess.run(command, cwd=ROOT, check=False).returncode

@@ -13,7 +13,7 @@ KINDS = ("1x1", "depthwise", "dense", "linear", "other")
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
-    """Return a page with its tables written anew.
+    """Return a page with its tables rewritten.
 
     Args:
         text: The page as it is. A table stands between the lines `<!-- name -->` and `<!-- end -->`.
@@ -27,7 +27,7 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
         between = re.compile(rf"^<!-- {name} -->$(?:(?!^<!-- ).)*^<!-- end -->$", re.DOTALL | re.MULTILINE)
         parts = between.split(text)
         if len(parts) != 2:
-            raise ValueError(f"`text` must have one pair of marks for {name}, got {len(parts) - 1}: mend the page")
+            raise ValueError(f"`text` must have one pair of marks for {name}, got {len(parts) - 1}: fix the page")
         text = f"<!-- {name} -->\n\n{table}\n<!-- end -->".join(parts)
     return text
 

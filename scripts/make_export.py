@@ -36,7 +36,7 @@ from tests.export.test_formats import options  # noqa: E402
 
 
 def run(format: str) -> dict[str, Any]:
-    """Export every layer of the tests to a format; return what is told of it.
+    """Export every layer of the tests to a format; return what is reported of it.
 
     Args:
         format: A key of `FORMATS` whose packages are installed.
@@ -82,7 +82,7 @@ def run_together(format: str) -> dict[str, Any]:
 
 
 def page(text: str) -> str:
-    """Return the page with its tables written anew from the results.
+    """Return the page with its tables rewritten from the results.
 
     Args:
         text: The page as it is.
@@ -99,7 +99,7 @@ def page(text: str) -> str:
 
 
 def main() -> int:
-    """Run what is asked for, then write or check the page.
+    """Run the requested parts, then write or check the page.
 
     Returns:
         0 when it is written or up to date, 1 otherwise.

@@ -60,12 +60,13 @@ METHOD = """\
 - **Memory** is that of the parameters, and the most that a call has at a time beyond its input. On the CPU it is what
   torch's allocator gave, as its profiler records it; a few megabytes that kernels get elsewhere are not in it.
 - A layer is given its routing weights; a network computes them.
-- **A call** with as good as nothing to compute (8 experts, 8 channels in and out, 4 x 4 pixels, batch 1) is timed
-  beside torch's: the difference, in microseconds, is what checking, choosing and calling cost in Python.
+- **Call overhead**: the time of a layer too small to take time (8 experts, 8 channels in and out, 4 x 4 pixels, batch
+  1) minus that of torch's. It is what checking, choosing and calling cost in Python.
 
-Targets, in times of the static twin: a listed layer in inference on the CPU 1.5 at batch 1 and 1.25 times the bound
-from batch 8 on; a network in inference on the CPU 1.15; a training step of EfficientNet-B0 with 8 experts, batch 16, on
-the CPU 1.2. In training a network may take more memory than the static one by its experts, their gradients and a tenth.
+Targets, as a multiple of the static twin's time: a listed layer in inference on the CPU 1.5 at batch 1 and 1.25 times
+the bound from batch 8 on; a network in inference on the CPU 1.15; a training step of EfficientNet-B0 with 8 experts,
+batch 16, on the CPU 1.2. In training a network may take more memory than the static one by its experts, their
+gradients and a tenth.
 A call may take 15 µs more than torch's.
 """
 
@@ -80,7 +81,7 @@ What is known to bound them:
 - A depthwise layer does a few multiply-adds for each number it reads or writes: mixing shows, and so does what a call
   costs in Python.
 - The rest is the kernels: torch's compute some shapes faster, most of all 3 x 3 of many channels.
-  timm's layer, which calls torch's kernels with one group an example, shows how little of that reaches such a call.
+  timm's layer, which calls torch's kernels with one group per example, shows how little of that reaches such a call.
 """
 
 GPU = """\
@@ -213,7 +214,7 @@ def section(source: Path) -> str:
             *([NOTES[name]] if name in NOTES else []),
             f"![Time over the static twin's, with quartiles and bounds](assets/{source.stem}.svg)\n",
             table([row for row in rows if row.refused is None]),
-            *([] if call is None else [f"A call with as good as nothing to compute takes {call}.\n"]),
+            *([] if call is None else [f"Call overhead (a layer too small to take time): {call}.\n"]),
             misses(rows),
         )
     )

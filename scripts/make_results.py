@@ -3,7 +3,7 @@
 `python scripts/make_results.py` writes the pages and the pictures; `--check` says whether the pages are up to date.
 
 A template is a page with slots. `{{ use NAME }}` sets whose runs the slots after it are about: an experiment, or a file
-of single trials, with the keys by which its trials are told apart (`{{ use NAME | lr }}`). The others become text, such
+of single trials, with the keys that distinguish its trials (`{{ use NAME | lr }}`). The others become text, such
 as `{{ over 4 experts | static }}`: scripts/slots.py has them. No number that a file holds is typed into a template.
 """
 

@@ -101,7 +101,7 @@ Give the number of classes when the network is made: `reset_classifier` puts a n
 conditional classifier. timm's `checkpoint_path` reads files of these networks only; [`load_pretrained`](weights.md)
 also reads those of timm's own conditional networks.
 
-`torch.compile(model, dynamic=True)` takes minutes with an EfficientNet, and once more at the next size of batch;
+`torch.compile(model, dynamic=True)` takes minutes with an EfficientNet, and again at the next batch size;
 `torch._dynamo.mark_dynamic(images, 0)` before the first call leaves the batch alone open and takes a third of the time.
 
 ```python
@@ -111,7 +111,7 @@ condconv.register_timm_models()
 backbone = timm.create_model("condconv_mobilenet_v1_cc_050_8e", features_only=True, out_indices=(2, 3, 4))
 ```
 
-Scripts that call `timm.create_model`, timm's `train.py` for one, find them when run through a module of ours:
+Scripts that call `timm.create_model`, timm's `train.py` for one, find them when run through a module of this package:
 
 ```bash
 python -m condconv.models.with_timm train.py --data-dir imagenet/ --model condconv_mobilenet_v1_cc_050_8e

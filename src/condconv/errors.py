@@ -1,4 +1,4 @@
-"""Errors of the whole package, and words for their messages: the bottom layer, which imports nothing of ours."""
+"""Errors of the package, and words for their messages: the bottom layer, which imports nothing else of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class UsageError(ValueError):
-    """Something the user gave is wrong, and the message says what, by which rule, and how to mend it.
+    """Something the user gave is wrong, and the message says what, by which rule, and how to fix it.
 
     The command line prints it as one line, `condconv: error: ...`, and exits with status 2.
     """

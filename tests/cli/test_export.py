@@ -71,7 +71,7 @@ def test_a_largest_batch_and_a_file_that_is_not_run(checkpoint, tmp_path, capsys
         (["--max-batch", "1"], "`max_batch` must be at least 2, with a dynamic batch, got 1"),
         (["--batch", "0"], "`--batch` must be a whole number from 1 to 1,000,000, got 0"),
         (["--form", "esum"], "`--form` must be PATTERN=FORM, got 'esum'"),
-        (["--batch", "1", "--dynamic-batch"], "`--dynamic-batch` must not meet `--batch`, got both"),
+        (["--batch", "1", "--dynamic-batch"], "`--dynamic-batch` must not be combined with `--batch`, got both"),
     ],
 )
 def test_wrong_options_end_with_status_2(checkpoint, tmp_path, capsys, options, message):

@@ -102,7 +102,9 @@ def test_files_of_a_finished_run_that_are_gone_are_named(tmp_path, capsys, names
         (out / name).unlink()
     capsys.readouterr()
     said = fails(capsys, train_arguments(root, out))
-    assert f"`out` must hold all files of its finished run, got {out} without {' and '.join(names)}: put them" in said
+    assert (
+        f"`out` must hold all files of its finished run, got {out} without {' and '.join(names)}: restore them" in said
+    )
 
 
 def test_train_then_evaluate(tmp_path, capsys):

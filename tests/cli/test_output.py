@@ -42,9 +42,7 @@ def test_a_full_disk_is_one_line(words, unbuffered):
         environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        "condconv: error: `stdout` must take what is printed, got 'No space left on device': "
-    )
+    assert done.stderr.startswith("condconv: error: `stdout` must be writable, got 'No space left on device': ")
     assert done.stderr.count("\n") == 1
 
 
@@ -71,9 +69,13 @@ def test_a_terminal_in_ascii_gets_escapes():
         (
             OSError(errno.EMFILE, "Too many open files"),
             1,
-            "`condconv` must get what it asks of the system, got 'Too ma",
+            "`condconv` must get the resources it requests, got 'Too ma",
         ),
-        (PermissionError(errno.EACCES, "Permission denied", "a\x1bb"), 2, "got a\\x1bb (Permission denied): check it"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a\x1bb"),
+            2,
+            "got a\\x1bb (Permission denied): check the path",
+        ),
     ],
 )
 def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, error, status, message):
@@ -133,7 +135,7 @@ def test_a_second_signal_ends_the_process_at_once():
     done = python(code, timeout=30)
     assert done.returncode == 130
     assert done.stderr == (
-        "condconv: interrupted again: stopped at once; finished epochs are kept, the same command resumes\n"
+        "condconv: interrupted again: stopped at once; finished epochs are kept, and the same command resumes\n"
     )
 
 

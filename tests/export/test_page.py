@@ -28,7 +28,7 @@ def test_a_table_takes_the_place_of_the_old_one_alone(old):
     ],
 )
 def test_a_page_without_one_place_for_a_table_is_an_error(text, count):
-    message = f"`text` must have one pair of marks for one, got {count}: mend the page"
+    message = f"`text` must have one pair of marks for one, got {count}: fix the page"
     with pytest.raises(ValueError, match=re.escape(message)):
         fill(text, {"one": "| new |\n"})
 

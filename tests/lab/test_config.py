@@ -22,7 +22,7 @@ from tests.lab.samples import settings
         ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, bf16, fp16, got 'fp8'"),
         (
             {"data": ""},
-            "`data` must be a path that is not empty, in UTF-8, and no longer than systems allow, got '': give another",
+            "`data` must be a non-empty path in UTF-8, no longer than the system allows, got '': give another",
         ),
         ({"batch_size": 10, "grad_accumulation": 4}, "`batch_size` must be a multiple of `grad_accumulation`"),
         ({"epochs": 3, "warmup_epochs": 3}, "`warmup_epochs` must be below `epochs` (3), got 3"),

@@ -63,7 +63,7 @@ def test_what_a_network_may_not_be_told(options):
 
 def test_the_settings_of_a_run_have_the_same_rules(tmp_path):
     with pytest.raises(
-        UsageError, match="`model_options` must be .*got {'pretrained_cfg': {'file': 'x.pth'}}: weights"
+        UsageError, match="`model_options` must be .*got {'pretrained_cfg': {'file': 'x.pth'}}: for weights"
     ):
         settings(tmp_path, model_options={"pretrained_cfg": {"file": "x.pth"}})
     for options in ({"trust_remote_code": True}, {"class_map": "a.pkl"}, {"download": True}, {"input_key": ["img"]}):

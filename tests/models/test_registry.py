@@ -68,7 +68,7 @@ def test_what_timm_calls_the_static_network(name: str, timm_name: str | None) ->
 
 @pytest.mark.parametrize("name", SMALL)
 def test_placement_and_routing(name: str) -> None:
-    """One routing a block; the classifier and a head on their own; squeeze-and-excitation static."""
+    """One routing per block; the classifier and a head on their own; squeeze-and-excitation static."""
     model = create_model(name, num_classes=10)
     convolutions, routings = SMALL[name]
     layers = conditional(model)

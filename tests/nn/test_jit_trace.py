@@ -1,4 +1,4 @@
-"""What `torch.jit.trace` records is for a file: plain torch, for any batch size, without warnings of ours."""
+"""What `torch.jit.trace` records is for a file: plain torch, for any batch size, without warnings of this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A temperature that stays where it starts, since a training loop does not know of it, is told of."""
+"""A temperature that stays where it starts, since a training loop does not know of it, is reported."""
 
 from __future__ import annotations
 

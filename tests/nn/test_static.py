@@ -133,7 +133,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "carries 'master' on its bias",
     ),
     "compiled": (lambda: conv(lambda layer: layer.compile(backend="eager")), "it is compiled: convert it first, then"),
-    "a name of ours": (
+    "a name of condconv's": (
         lambda: conv(lambda layer: setattr(layer, "impl", "cudnn")),
         "it has an attribute `impl`, which",
     ),

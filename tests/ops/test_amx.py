@@ -1,4 +1,4 @@
-"""On CPUs with AMX "auto" keeps away from torch's grouped convolutions in bf16, which read padding nobody wrote."""
+"""On CPUs with AMX "auto" keeps away from torch's grouped convolutions in bf16, which read uninitialised padding."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def compacted(weight: Tensor, groups: int, dtype: torch.dtype) -> tuple[Tensor, 
 
 
 def check(output: Tensor, arguments: list[Tensor], options: dict) -> None:
-    """Compare with the reference in fp64; the budget is what fp32 sums of so many terms may lose."""
+    """Compare with the reference in fp64; the budget is what fp32 sums of this many terms may lose."""
     exact = cond_conv2d(*(t.double() for t in arguments), impl="reference", **options)
     size = cond_conv2d(*(t.double().abs() for t in arguments), impl="reference", **options)
     terms = arguments[1][0, 0].numel() + arguments[1].shape[0]

@@ -174,7 +174,7 @@ def test_auto_logs_its_choice(caplog: pytest.LogCaptureFixture) -> None:
     ("kernel", "x", "options", "expected"),
     [
         ((3, 6, 4, 1, 1), (2, 4, 5, 5), {}, "matmul"),
-        ((3, 32, 32, 4, 4), (2, 32, 11, 11), {}, "grouped"),  # 2 ** 20 multiply-adds an example
+        ((3, 32, 32, 4, 4), (2, 32, 11, 11), {}, "grouped"),  # 2 ** 20 multiply-adds per example
         ((3, 32, 32, 4, 4), (2, 32, 12, 11), {}, "per_example"),
         ((3, 6, 4, 5, 5), (2, 4, 5, 5), {}, "mix_outputs"),
         ((1, 6, 4, 3, 3), (2, 4, 5, 5), {}, "mix_outputs"),

@@ -38,10 +38,13 @@ def without_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 # What is loaded into a small network with 2 experts and 10 classes, and what is said of it.
 MISFITS: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
-    "experts": (lambda: small(4).state_dict(), "it has 4 experts a layer and the network 2: create the network with 4"),
+    "experts": (
+        lambda: small(4).state_dict(),
+        "it has 4 experts per layer and the network 2: create the network with 4",
+    ),
     "flattened experts": (
         lambda: {n: v.flatten(1) if "wise.weight" in n else v for n, v in small(4).state_dict().items()},
-        "it has 4 experts a layer and the network 2: create the network with 4",
+        "it has 4 experts per layer and the network 2: create the network with 4",
     ),
     "width": (lambda: small(width=16).state_dict(), "its channels are 2 times the network's: it is the same network"),
     "channels": (
@@ -98,7 +101,7 @@ def test_a_network_without_a_classifier() -> None:
         message = refusal(model, state)
         assert "the network has no " in message
         assert (
-            "without a classifier (num_classes=0) or for features alone: "
+            "has no classifier (num_classes=0) or gives features only: "
             f"pass skip=['{pattern}'] to leave the rest out" in message
         )
         load_state_dict(model, state, skip=[pattern])

@@ -53,7 +53,7 @@ def verdicts(report: RoutingReport) -> tuple[Verdict, ...]:
     predictions that change is the cost.
 
     Nothing is advised on too few images: the cost needs 1000, and as many more as bring its standard error down to 0.1
-    points; the share needs ten images a class, with which chance alone gives 0.1. A cost that lies more than two
+    points; the share needs ten images per class, with which chance alone gives 0.1. A cost that lies more than two
     standard errors away from 0.1 points is plain enough on fewer.
 
     Args:

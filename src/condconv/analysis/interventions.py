@@ -130,7 +130,7 @@ def measure_interventions(
     - `"shuffled"`: every image gets the weights of the image before it in its batch (the first, those of the last);
       a batch of one image is left out, and the intervention where there is no other.
     - `"top-1"`, `"top-2"`, `"top-4"`: only the largest weights are kept (`keep_top`), as far as there are more experts.
-    - `"mean"` once more for each routing function alone, on the first `layer_images` images.
+    - `"mean"` again for each routing function alone, on the first `layer_images` images.
 
     Args:
         network: The network that was recorded, in evaluation mode.

@@ -56,7 +56,7 @@ def read_lists(path: Path) -> dict[str, Any]:
     """Return what the JSON file of a report holds, its parts not yet checked.
 
     Raises:
-        ValueError: It cannot be read, or is no report of this version; the text goes on after "which".
+        ValueError: It cannot be read, or is no report of this version; the text continues after "which".
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

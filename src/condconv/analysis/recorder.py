@@ -59,9 +59,9 @@ class RoutingRecorder:
 
     Args:
         network: Network with conditional layers, routed by their own input or by that of a block.
-        class_names: One name a class, in the order of the targets given to `update`; None for examples without
+        class_names: One name per class, in the order of the targets given to `update`; None for examples without
             classes.
-        top_examples: For each expert, so many of the examples with the highest weights are remembered.
+        top_examples: How many of the examples with the highest weights are kept per expert.
 
     Raises:
         UsageError: The network has no conditional layer, there is no class, or `top_examples` is negative.

@@ -74,7 +74,7 @@ class RoutingRecord:
 
     @property
     def class_std(self) -> Tensor:
-        """Standard deviation over the examples of a class (population), `[K, E]`; NaN likewise."""
+        """Standard deviation over the examples of a class (population), `[K, E]`; NaN if the class has no example."""
         square = self.class_squares / self.class_examples[:, None]
         return (square - self.class_mean.square()).clamp(min=0).sqrt()
 

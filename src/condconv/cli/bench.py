@@ -1,4 +1,4 @@
-"""`condconv bench`: what experts cost, beside the static twin, timm's CondConv2d and the bound."""
+"""`condconv bench`: what experts cost, compared with the static twin, timm's CondConv2d and the bound."""
 
 from __future__ import annotations
 
@@ -23,25 +23,30 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="measure what experts cost on this machine",
-        description="Times conditional layers and networks beside their static twins and timm's CondConv2d, by turns "
-        "in one run, after comparing them with the reference in fp64: what differs is not timed. Ratios are medians "
-        "over the repetitions, with quartiles; the bound is (HW + E) / HW, the multiply-adds with experts over those "
-        "without. Without options all listed layers and networks: hours on a CPU.",
+        description="Times conditional layers and networks in turn with their static twins and timm's CondConv2d. "
+        "Outputs are compared with the reference in fp64 first; wrong ones are not timed. Ratios are medians over the "
+        "repetitions, with quartiles. The bound is (HW + E) / HW: multiply-adds with experts divided by those without. "
+        "Without options it times every listed layer and network, which takes hours on a CPU.",
     )
-    parser.add_argument("--quick", action="store_true", help="the short list: under five minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="time a short list only: under five minutes on two cores")
     for flag, rule, metavar, text in (
-        ("--layers", TEXT, "PATTERN", "layers whose names fit; 'all' adds those of the networks"),
-        ("--networks", TEXT, "PATTERN", "networks whose names fit"),
-        ("--mode", one_of("inference", "training"), None, "one of the two only"),
-        ("--impl", TEXT, "NAME", "of the layers with experts, as in cond_conv2d (default: auto)"),
+        ("--layers", TEXT, "PATTERN", "layers whose names match; 'all' adds those of the networks"),
+        ("--networks", TEXT, "PATTERN", "networks whose names match"),
+        ("--mode", one_of("inference", "training"), None, "measure only this mode (default: both)"),
+        ("--impl", TEXT, "NAME", "implementation of the layers with experts, as in cond_conv2d (default: auto)"),
         (
             "--runtime",
             one_of(*_RUNTIMES),
             None,
-            "networks as exported files, beside their static twins in the same runtime",
+            "time networks as exported files, and their static twins in the same runtime",
         ),
-        ("--threads", whole(1, 4096), "N", "threads on the CPU (default: torch's)"),
-        ("--repetitions", whole(1), "N", f"of each time ({_REPETITIONS}; quick {_QUICK_REPETITIONS})"),
+        ("--threads", whole(1, 4096), "N", "CPU threads (default: torch's)"),
+        (
+            "--repetitions",
+            whole(1),
+            "N",
+            f"measurements of each time (default: {_REPETITIONS}, with --quick {_QUICK_REPETITIONS})",
+        ),
     ):
         parser.add_argument(flag, action=Option, rule=rule, metavar=metavar, help=text)
     parser.add_argument(
@@ -49,18 +54,18 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     for flag, rule, default, text in (
         ("--dtype", one_of("fp32", "bf16"), "fp32", "precision (default: %(default)s)"),
-        ("--device", TEXT, "cpu", "cpu, or cuda with or without an index (default: %(default)s)"),
+        ("--device", TEXT, "cpu", "cpu, cuda or cuda:INDEX (default: %(default)s)"),
     ):
         parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile with torch.compile first")
     parser.add_argument(
-        "-o", "--out", action=Option, rule=PATH, metavar="FILE.json", help="write what was measured to a file"
+        "-o", "--out", action=Option, rule=PATH, metavar="FILE.json", help="write the results to this file"
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print a line a row; the status is 1 if a row was not timed because it is wrong."""
+    """Measure, print one line per row; the status is 1 if a row was not timed because it is wrong."""
     import torch
 
     from condconv.lab.bench import report, timing
@@ -83,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"`--impl` must be one that can run here, got {shown(arguments.impl)} ({first_line(error)}): choose another"
         ) from error
-    print(f"a call with as good as nothing to compute: {call}\n")
+    print(f"call overhead (a layer too small to take time): {call}\n")
     print(report.header(), flush=True)
     rows: list[Row] = []
     for task in tasks:
@@ -102,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_runtime(arguments: argparse.Namespace, repetitions: int) -> int:
-    """Time exported networks, print a line a row, and write them if asked to."""
+    """Time exported networks, print one line per row, and write them if asked to."""
     from condconv.lab.bench import report, runtimes
     from condconv.lab.bench.tasks import BATCHES, networks_of
 

@@ -14,8 +14,8 @@ import condconv
 _GRACE = 20.0
 """Seconds that a run has to end by itself."""
 
-# Python puts the working directory first, where a file may be called like a module of ours. Without it the package is
-# found where it is installed, or where the process that starts this one has it from.
+# Python puts the working directory first in its path. A file there may have the name of a module that we import, so it
+# is removed, and the package is found where it is installed, or where the parent process found it.
 _PROGRAM = (
     "import sys; root = sys.argv.pop(1); sys.path[:] = [each for each in sys.path if each]; "
     "sys.path += [root] * (root not in sys.path); from condconv.cli.child import run; run()"

@@ -15,12 +15,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "demo",
         help="compare a static network with its CondConv twin (about three minutes, no download)",
         description="Trains MobileNetV1 and its CondConv twin on the 8x8 digits of scikit-learn from the same "
-        "seeds, and says what CondConv bought: one table, the learning curves, and a picture of the routing. "
+        "seeds, and shows what CondConv gained: one table, the learning curves, and a picture of the routing. "
         "Finished runs in the directory are kept, so an interrupted demo resumes where it stopped.",
     )
     for flag, rule, default, text in (
-        ("--seeds", whole(1, 1000), 3, "seeds, each trains both networks (default: %(default)s)"),
-        ("--epochs", whole(1), None, "epochs of each run (default: as many as take about three minutes)"),
+        ("--seeds", whole(1, 1000), 3, "number of seeds; each trains both networks (default: %(default)s)"),
+        ("--epochs", whole(1), None, "epochs per run (default: what takes about three minutes in all)"),
     ):
         parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
     parser.add_argument(

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = evaluate_checkpoint(
         arguments.checkpoint, arguments.data, data_dir=arguments.data_dir, **reading_options(arguments)
     )
-    if os.environ.get("RANK", "0") != "0":  # set by every launcher of several processes: one of them speaks
+    if os.environ.get("RANK", "0") != "0":  # set by every launcher of several processes: only one prints
         return 0
     print(f"images   {result.images}")
     print(f"top-1    {100 * result.top1:.2f} %")

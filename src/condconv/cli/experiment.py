@@ -29,8 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "experiment",
         help="repeat an experiment of the paper on your data",
         description="Trains the networks of one experiment, all with the same settings, and writes one table and one "
-        "plot with the paper's figures beside yours. Finished runs are kept: the same command resumes where it "
-        "stopped, and with --seeds 5 adds two seeds to three.",
+        "plot with the paper's figures next to yours. Finished runs are kept: the same command resumes where it "
+        "stopped; with --seeds 5 it adds two seeds to three.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("name", action=Option, rule=one_of(*_NAMES), help="the experiment")
@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         ("--seeds", whole(1, 1000), 3, "runs of each network (default: %(default)s)"),
         ("--jobs", whole(1, 1024), 1, "runs at once, each in its own process (default: %(default)s)"),
         ("--width", WIDTH, None, "width of MobileNetV1 in percent, three digits (default: the paper's)"),
-        ("--num-experts", EXPERTS, None, "experts of a layer (default: the paper's)"),
+        ("--num-experts", EXPERTS, None, "experts per layer (default: the paper's)"),
         (
             "--init",
             one_of("independent", "preserve"),
@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         ),
     ):
         parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
-    text = "do this one run, as --list names it, and stop"
+    text = "do only this run, named as in --list"
     parser.add_argument("--run", dest="one", action=Option, rule=TEXT, metavar="RUN", default=None, help=text)
     for flag, rule, metavar, text in (
         ("--widths", WIDTH, "WIDTH", "experts-width: widths to train"),
@@ -59,10 +59,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     for flag, text in (
         (
             "--control",
-            "train each network with experts once more, its experts mixed alike for all images: tells what routing "
-            "itself brings",
+            "also train each network with the same mixture of experts for all images, which shows what routing "
+            "itself gains",
         ),
-        ("--list", "print the command of each run, for a cluster, and stop"),
+        ("--list", "print the command of each run, for a cluster, and exit"),
         ("--quiet", "no progress bar"),
     ):
         parser.add_argument(flag, action="store_true", default=False, help=text)

@@ -28,32 +28,34 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "export",
         help="write a trained network for another runtime",
         description="Writes the network of a checkpoint of 'condconv train' for another runtime, with its class names "
-        "and what images must go through. The file is run there at several batch sizes and compared with the network; "
-        "one that computes something else is not kept.",
+        "and the preprocessing of its images. The file is run there at several batch sizes and compared with the "
+        "network; a file that computes something else is deleted.",
     )
     parser.add_argument("checkpoint", action=Option, rule=PATH, help="a best.safetensors or last.safetensors")
-    parser.add_argument("--format", action=Option, rule=one_of(*_FORMATS), required=True, help="what to write")
+    parser.add_argument("--format", action=Option, rule=one_of(*_FORMATS), required=True, help="format of the file")
     parser.add_argument(
         "-o", "--out", action=Option, rule=PATH, required=True, metavar="FILE", help="the file to write"
     )
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--dynamic-batch", action="store_true", help="take any batch size; this is the default")
     batch.add_argument("--batch", action=Option, rule=_COUNT, metavar="N", help="take batches of N images only")
-    parser.add_argument(
-        "--max-batch", action=Option, rule=_COUNT, metavar="N", help="the largest batch that has to run"
-    )
+    parser.add_argument("--max-batch", action=Option, rule=_COUNT, metavar="N", help="largest batch that must run")
     parser.add_argument("--dynamic-size", action="store_true", help="take images of any height and width")
-    parser.add_argument("--opset", action=Option, rule=whole(1, 1000), help="of an ONNX file (default: 18)")
+    parser.add_argument("--opset", action=Option, rule=whole(1, 1000), help="opset of an ONNX file (default: 18)")
     parser.add_argument(
         "--form",
         action=Option,
         rule=_FORM,
         repeat=True,
         metavar="PATTERN=FORM",
-        help="write layers in another form; can be repeated",
+        help="write matching layers in this form; can be repeated",
     )
     parser.add_argument(
-        "--weights", action=Option, rule=one_of(*_WEIGHTS), default="float32", help="how they are stored (%(default)s)"
+        "--weights",
+        action=Option,
+        rule=one_of(*_WEIGHTS),
+        default="float32",
+        help="how weights are stored (default: %(default)s)",
     )
     parser.add_argument("--no-verify", action="store_true", help="keep the file without running it")
     parser.set_defaults(run=run)

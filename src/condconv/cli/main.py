@@ -26,7 +26,7 @@ def create_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = Parser(
         prog="condconv",
-        description="Convolutions with example-dependent kernels: try them, train them, look at them.",
+        description="Convolutions with example-dependent kernels: try them, train them, inspect them.",
         epilog="'condconv COMMAND --help' describes a command.",
     )
     parser.add_argument("--version", action="version", version=f"condconv {condconv.__version__}")

@@ -14,11 +14,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the command to the parser."""
     parser = subparsers.add_parser(
         "make-static",
-        help="make layers static whose routing hardly matters",
+        help="make layers static if their routing hardly matters",
         description="Gives each named layer the kernel that its mean routing weights mix, and writes the network to "
-        "a new checkpoint, which evaluate, report and export load. The mean is taken over the training images, "
-        "without augmentation; the accuracy before and after is that on the validation images. 'condconv report' "
-        "says which layers to name.",
+        "a new checkpoint for evaluate, report and export. The mean is over the training images, "
+        "without augmentation; the accuracy before and after is on the validation images. 'condconv report' "
+        "shows which layers to choose.",
     )
     parser.add_argument(
         "checkpoint",
@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="names of layers or patterns, with commas between: 'blocks.3.*,conv_head'",
     )
     parser.add_argument(
-        "-o", "--out", action=Option, rule=PATH, required=True, help="file to write, another than the checkpoint"
+        "-o", "--out", action=Option, rule=PATH, required=True, help="file to write, not the checkpoint itself"
     )
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     parser.add_argument("--no-evaluate", action="store_true", help="do not measure the accuracy")

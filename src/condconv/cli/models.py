@@ -1,4 +1,4 @@
-"""`condconv models`: the networks, their cost, and the paper's numbers beside it."""
+"""`condconv models`: the networks, their cost, and the paper's numbers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "models",
         help="list the networks",
         description="Lists the networks with parameters and multiply-adds (MADDs: convolutions, routing and "
-        "mixing of kernels; one image of 224 pixels, 1000 classes), and where the paper has them its MADDs, "
-        "how far ours are from them, and its ImageNet top-1. The paper's tool also counts element-wise operations and "
-        "pooling.",
+        "mixing of kernels; one image of 224 pixels, 1000 classes). For networks of the paper it adds the paper's "
+        "MADDs, how far ours differ, and the paper's ImageNet top-1. The paper's tool also counts element-wise "
+        "operations and pooling.",
     )
     parser.add_argument(
         "pattern", action=Option, rule=_PATTERN, nargs="?", default="", help="list only names that contain this text"

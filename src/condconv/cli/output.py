@@ -1,4 +1,4 @@
-"""Standard output that takes any text, and what to say and do once it takes nothing any more."""
+"""Standard output that takes any text, and the error if it can no longer be written."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def describe_refusal(error: OSError) -> tuple[str, int]:
     reason = error.strerror or str(error)
     if error.filename is not None:
         place = shown_name(os.fsdecode(error.filename))
-        return f"`path` must be one that can be used here, got {place} ({reason}): check it and its permissions", 2
+        return f"`path` must be usable here, got {place} ({reason}): check the path and its permissions", 2
     if error.errno in _OF_OUTPUT:
         drop_output()
-        return f"`stdout` must take what is printed, got {reason!r}: make room, or send it elsewhere", 1
-    return f"`condconv` must get what it asks of the system, got {reason!r}: raise the limit, or ask for less", 1
+        return f"`stdout` must be writable, got {reason!r}: free some space, or redirect the output", 1
+    return f"`condconv` must get the resources it requests, got {reason!r}: raise the limit, or request less", 1
 
 
 def _point_to_nothing(number: int) -> None:

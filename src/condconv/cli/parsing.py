@@ -1,4 +1,4 @@
-"""A parser whose messages have the form of all others: which argument, the rule, what was got, and the remedy."""
+"""A parser whose messages have four parts, as all others: argument, rule, value and remedy."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from typing import Any, NoReturn
 from condconv.errors import UsageError, shown
 from condconv.lab.rules import Rule
 
-# What argparse itself finds wrong, and our words for it.
+# Messages of argparse, and ours for them.
 _WORDS = (
     (r"the following arguments are required: (?P<name>.+)", "`{name}` must be given, got nothing"),
     (r"one of the arguments (?P<name>.+) is required", "one of `{name}` must be given, got nothing"),
-    (r"argument (?P<name>.+?): expected .*", "`{name}` must have a value behind it, got nothing"),
+    (r"argument (?P<name>.+?): expected .*", "`{name}` must have a value, got nothing"),
     (r"argument (?P<name>.+?): ignored explicit argument (?P<value>.+)", "`{name}` must have no value, got {value}"),
-    (r"argument (?P<name>.+?): not allowed with argument (?P<other>.+)", "`{name}` must not meet `{other}`, got both"),
+    (
+        r"argument (?P<name>.+?): not allowed with argument (?P<other>.+)",
+        "`{name}` must not be combined with `{other}`, got both",
+    ),
     (
         r"argument (?P<name>.+?): invalid choice: (?P<value>.+) \(choose from (?P<choices>.+)\)",
         "`{name}` must be one of {choices}, got {value}",
@@ -26,7 +29,7 @@ _WORDS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises what is wrong, and takes no part of an option's name for the whole."""
+    """Raises errors instead of exiting, and accepts no abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
@@ -59,7 +62,7 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(word, self._option_string_actions, n=1)
             meant = f"did you mean {near[0]}? " if near else ""
             raise UsageError(
-                f"`{self.prog}` must have arguments that it knows, got {shown(rest[0])}: {meant}see {self.prog} --help"
+                f"`{self.prog}` must have known arguments only, got {shown(rest[0])}: {meant}see {self.prog} --help"
             )
         return found, rest
 

@@ -10,7 +10,7 @@ from condconv.lab.rules import PATH, one_of, whole
 
 
 def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = False) -> None:
-    """Add the options that say which images are read, and how; `unlabelled` images have no class folders."""
+    """Add the options for which images are read, and how; `unlabelled` images have no class folders."""
     kinds = (
         "a directory with val/ or with class folders, a .tar, 'digits', 'torch/NAME', 'hfds/NAME' or 'wds/DIRECTORY'"
     )
@@ -35,7 +35,7 @@ def add_max_images(parser: argparse.ArgumentParser, *, default: int | None = Non
         action=Option,
         rule=whole(1, 1_000_000_000),
         default=default,
-        help=f"most images, a fixed random choice (default: {default or 'all'})",
+        help=f"use at most this many images, a fixed random choice (default: {default or 'all'})",
     )
 
 

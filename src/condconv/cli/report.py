@@ -17,8 +17,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "report",
         help="show what the routing of a trained network learned",
-        description="Writes one page, which needs no other file and no network connection: how classes use the "
-        "experts of each layer, the images and classes with the highest weights, what the routing is worth, and "
+        description="Writes one self-contained page: how classes use the "
+        "experts of each layer, the images and classes with the highest weights, what the routing gains, and "
         "which layers may be made static (condconv make-static).",
     )
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         action=Option,
         rule=whole(1, 1_000_000_000),
         default=10_000,
-        help="most images for measuring each single layer (default: %(default)s)",
+        help="images, at most, for measuring each single layer (default: %(default)s)",
     )
     parser.add_argument(
         "-o",
@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         action=Option,
         rule=PATH,
         default="report.html",
-        help="file to write, .html, or .json for RoutingReport.load (default: %(default)s)",
+        help="file to write: .html, or .json for RoutingReport.load (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from condconv.lab.saved.inspection import check_suffix, inspect_checkpoint
 
     out = Path(arguments.out)
-    # What would fail at the end is said before the work begins.
+    # Fail before the work begins, not after it.
     suffix = check_suffix(out)
     check_can_write(out)
     if suffix == ".html":

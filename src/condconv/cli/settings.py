@@ -17,9 +17,7 @@ _RECIPES = ("efficientnet_b0", "mnasnet_a1", "mobilenet_v1", "mobilenet_v2", "re
 ENTRIES = {each.name: each.name.removesuffix("s") for each in fields(TrainConfig) if "Mapping" in str(each.type)}
 """Settings that are mappings, with the name of one entry: they are given entry by entry."""
 
-_RECIPE_HELP = (
-    "settings for a network of the paper on ImageNet, the authors' where published, which the others given replace"
-)
+_RECIPE_HELP = "start from the settings for a network of the paper on ImageNet; other options override them"
 
 
 def add_settings(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:

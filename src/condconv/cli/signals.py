@@ -1,4 +1,4 @@
-"""Being told to stop by a scheduler or a terminal that goes away, taken as Ctrl-C; told again, at once."""
+"""Signals of a scheduler or a closing terminal: the first ends a command as Ctrl-C does, the second at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-_AGAIN = b"condconv: interrupted again: stopped at once; finished epochs are kept, the same command resumes\n"
+_AGAIN = b"condconv: interrupted again: stopped at once; finished epochs are kept, and the same command resumes\n"
 
 
 class _Stop:

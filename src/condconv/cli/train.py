@@ -1,4 +1,4 @@
-"""`condconv train`: trains a named network on images of yours, or by a recipe of the paper's."""
+"""`condconv train`: trains a named network on your images, or by a recipe of the paper."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "train",
         help="train a network on images",
         description="Trains a network. The run is saved after each epoch; the same command resumes an "
-        "interrupted run, with the same result as if it had not been interrupted. Several GPUs: "
+        "interrupted run, and gives the same result as an uninterrupted one. For several GPUs: "
         "'accelerate launch -m condconv train ...'.",
         argument_default=argparse.SUPPRESS,
     )
@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--quiet",
         action="store_true",
         default=False,
-        help="no progress bar, and no line for each epoch where there is no terminal",
+        help="no progress bar, and without a terminal no line per epoch",
     )
     add_settings(parser)
     parser.set_defaults(run=run)
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from condconv.lab.train.loop import train
 
     result = train(config, progress=not arguments.quiet)
-    if os.environ.get("RANK", "0") == "0":  # set by every launcher of several processes: one of them speaks
+    if os.environ.get("RANK", "0") == "0":  # set by every launcher of several processes: only one prints
         _report(config, result)
     return 0
 
@@ -72,11 +72,11 @@ def _report(config: TrainConfig, result: TrainResult) -> None:
     if result.missing:
         raise UsageError(
             f"`out` must hold all files of its finished run, got {result.out} without {' and '.join(result.missing)}: "
-            "put them back, or train again in another --out"
+            "restore them, or train again in another --out"
         )
     last, best = result.metrics[-1], result.best_epoch
     skipped = sum(each.skipped_images for each in result.metrics)
-    print(f"epoch {last.epoch}: {100 * last.val_top1:.2f} % of the validation images right")
+    print(f"epoch {last.epoch}: {100 * last.val_top1:.2f} % of the validation images are right")
     print(f"best, epoch {best.epoch}: {100 * best.val_top1:.2f} %, saved in {result.best}")
     print(f"training speed: {result.train_images_per_second:.0f} images/s; all epochs: {result.out / 'metrics.csv'}")
     if last.epoch < config.epochs:

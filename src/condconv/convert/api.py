@@ -59,8 +59,8 @@ def convert_(
         noise: Difference between experts, relative to the standard deviation of the kernel.
         impl: As in `condconv.ops.cond_conv2d`.
         optimizer: One that holds the model's parameters, or several. New parameters take the places of the old ones in
-            their groups, and those of a routing join the group of its layer; their state starts anew. `None` if there
-            is none yet: one that was built before and is not given goes on with parameters the model no longer has.
+            their groups, and those of a routing join the group of its layer; their state is reset. `None` if there
+            is none yet: one that was built before and is not given keeps training parameters the model no longer has.
 
     Returns:
         The report; `print` it for a table.

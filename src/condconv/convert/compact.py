@@ -1,4 +1,4 @@
-"""Storing the experts of a trained network in one or two bytes a number, for inference."""
+"""Storing the experts of a trained network in one or two bytes per number, for inference."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def quantize_experts_(
     are, and so do all other layers. Compact experts keep their dtype when the model changes its own, and have no
     gradients: call the model under `torch.no_grad()`. The model is run before and after: it must still run, give its
     layers inputs of the same dtypes, and outputs of the same shapes and dtypes that are finite. How far values move is
-    reported and not judged, since nobody knows how far they may.
+    reported and not judged, since no bound is known.
 
     To load a compact network, create it, call this with the same arguments, then `load_state_dict`.
 

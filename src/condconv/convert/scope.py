@@ -20,7 +20,7 @@ class Scope:
     """How routing is shared.
 
     Args:
-        kind: `"layer"`: each layer routes by its own input. `"block"`: one routing a block, by the block's input, for
+        kind: `"layer"`: each layer routes by its own input. `"block"`: one routing per block, by the block's input, for
             all its layers. `"single"`: one routing for all, by the input of the first block.
         every: With `"block"`, how many consecutive blocks share one routing, by the input of the first of them.
         is_block: Decides by name and module which modules are blocks; `None` to find residual blocks and the like.

@@ -53,7 +53,7 @@ class CostReport:
     example_shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        """Return a table with a line a layer, and what input it is for."""
+        """Return a table with one line per layer, and what input it is for."""
         rows = [
             (c.name, c.kind, f"{c.params:,}", f"{c.madds:,}", f"{c.expert_bytes:,}", f"{c.kernel_bytes:,}")
             for c in (*self.layers, self.total)

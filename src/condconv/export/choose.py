@@ -1,4 +1,4 @@
-"""Which form each layer takes in which runtime: one table a runtime, and what a form cannot do."""
+"""Which form each layer takes in which runtime: one table per runtime, and what a form cannot do."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Unfold(Convolution):
 
 
 class Shift(Convolution):
-    """One product a tap of the kernel, with the input shifted to meet it; their sum."""
+    """One product per tap of the kernel, with the input shifted to meet it; their sum."""
 
     def make_mixer(self, experts: Tensor) -> Mixer:
         """Return a mixer with the taps outermost."""
@@ -164,7 +164,7 @@ class Scan(Convolution):
 
 
 class Esum(nn.Module):
-    """One static layer an expert, and the weighted sum of their outputs; for every kind of layer."""
+    """One static layer per expert, and the weighted sum of their outputs; for every kind of layer."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()

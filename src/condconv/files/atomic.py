@@ -1,6 +1,6 @@
 """Files that are either the old one or the new one, never half of one.
 
-Every file of this package is written here: under a name beside its own that nobody can guess, and renamed once it is
+Every file of this package is written here: under a random name in the same directory, and renamed once it is
 whole and on the disk.
 """
 
@@ -84,7 +84,7 @@ def written_beside(path: Path, argument: str = "out") -> Iterator[Path]:
 
 
 def remove_leftovers(*paths: Path) -> None:
-    """Remove the temporary files that killed processes left of writing these files, which nobody else writes now."""
+    """Remove temporary files that killed processes left behind; no other process may be writing these paths."""
     for path in paths:
         form = re.compile(re.escape(_prefix(path.name)) + "[0-9a-f]{16}" + re.escape(_SUFFIX))
         for each in path.parent.iterdir():

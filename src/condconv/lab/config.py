@@ -1,4 +1,4 @@
-"""What a training run is: one frozen record, checked when it is made, kept as JSON beside the run."""
+"""The settings of a training run: one frozen record, checked when it is made, kept as JSON in the run's directory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SCALE = number(1e-9, 1_000_000_000)
 
 
 def is_named(data: str) -> bool:
-    """Return whether data is a dataset by name: whatever folder there is of the same name, it is not meant."""
+    """Return whether `data` names a dataset, even if there is a folder of the same name."""
     return data == "digits" or data.partition("/")[0] in ("torch", "hfds", "wds")
 
 
@@ -62,12 +62,12 @@ class TrainConfig:
     # Data
     data: str = _required(
         DATA,
-        "directory with train/ and val/ (one folder a class) or with train.tar and val.tar; or 'digits', "
+        "directory with train/ and val/ (one folder per class) or with train.tar and val.tar; or 'digits', "
         "'torch/NAME', 'hfds/NAME', 'wds/DIRECTORY'",
         PATH,
     )
     val_data: str | None = _option(
-        None, DATA, "validation images, if they are elsewhere; then DATA has the others", or_none(PATH)
+        None, DATA, "validation images, if they are elsewhere; DATA then has the training images", or_none(PATH)
     )
     data_dir: str | None = _option(
         None, DATA, "where the files of torch/NAME are (or go), or the cache of hfds/NAME", or_none(PATH)
@@ -82,11 +82,11 @@ class TrainConfig:
     normalization: str | None = _option(
         None,
         DATA,
-        "of the pixels (default: what pretrained weights need, or imagenet)",
+        "normalization of the pixels (default: that of the pretrained weights, or imagenet)",
         or_none(one_of("imagenet", "inception")),
     )
     on_bad_image: str = _option("error", DATA, "what to do with an unreadable image", one_of("error", "skip"))
-    workers: int = _option(0, DATA, "processes that read images, for each training process", whole(0, 1024))
+    workers: int = _option(0, DATA, "processes that read images, per training process", whole(0, 1024))
 
     # Network
     model: str = _required(NETWORK, "name of a network, see 'condconv models'", TEXT)
@@ -95,27 +95,25 @@ class TrainConfig:
     )
     pretrained: bool = _option(False, NETWORK, "start from published ImageNet weights", BOOL)
     init_from: str | None = _option(
-        None, NETWORK, "start from the weights of a file, of the same network or of its static twin", or_none(PATH)
+        None, NETWORK, "start from the weights in a file, of the same network or of its static twin", or_none(PATH)
     )
     init_skip: str | None = _option(
-        None, NETWORK, "names that do not start from the file, e.g. 'classifier*' for other classes", or_none(TEXT)
+        None, NETWORK, "names that are not loaded from the file, e.g. 'classifier*' for other classes", or_none(TEXT)
     )
 
     # Optimisation
     epochs: int = _option(30, UPDATES, "passes over the training images", whole(1))
-    # One image an update would leave batch normalisation nothing to average on small maps.
+    # One image per update would leave batch normalisation nothing to average on small maps.
     batch_size: int = _option(64, UPDATES, "images per optimizer update, over all processes", whole(2))
-    grad_accumulation: int = _option(1, UPDATES, "forward passes that one update is spread over", whole(1))
+    grad_accumulation: int = _option(1, UPDATES, "forward passes per update", whole(1))
     optimizer: str = _option("adamw", UPDATES, "optimizer, by its timm name", TEXT)
     optimizer_options: Mapping[str, Any] = _options(UPDATES, "argument of the optimizer, e.g. momentum=0.9")
     lr: float = _option(1e-3, UPDATES, "peak learning rate", number(0, open_below=True))
-    router_lr_scale: float = _option(
-        1.0, UPDATES, "learning rate of routing functions, in times of the others'", _SCALE
-    )
+    router_lr_scale: float = _option(1.0, UPDATES, "learning-rate multiplier for routing functions", _SCALE)
     expert_lr_scale: float = _option(
         1.0,
         UPDATES,
-        "learning rate of experts, in times of the others' (with softmax routing and sgd: their number or more)",
+        "learning-rate multiplier for experts (with softmax routing and sgd: at least the number of experts)",
         _SCALE,
     )
     scheduler: str = _option(
@@ -126,25 +124,25 @@ class TrainConfig:
     )
     scheduler_options: Mapping[str, Any] = _options(UPDATES, "argument of timm's schedule, e.g. decay_epochs=2.4")
     warmup_epochs: int | None = _option(
-        None, UPDATES, "epochs of linear warm-up (default: 1, or 0 of 1)", or_none(whole(0))
+        None, UPDATES, "epochs of linear warm-up (default: 1; 0 if there is one epoch only)", or_none(whole(0))
     )
     clip_grad: float | None = _option(
         None, UPDATES, "largest gradient norm (default: no clipping)", or_none(number(0, open_below=True))
     )
     patience: int | None = _option(
-        None, UPDATES, "stop after so many epochs without a better accuracy (default: never)", or_none(whole(1))
+        None, UPDATES, "stop after this many epochs without a better accuracy (default: never)", or_none(whole(1))
     )
 
     # Regularisation
     weight_decay: float | None = _option(
         None,
         REGULARISATION,
-        "weight decay, not on biases and norms (default: 0.05, or 5e-4 with sgd, momentum, nesterov, rmsprop and "
-        "rmsproptf, where it is part of the gradient)",
+        "weight decay, not of biases and norms (default: 0.05, or 5e-4 with sgd, momentum, nesterov, rmsprop and "
+        "rmsproptf, which add it to the gradient)",
         or_none(number(0)),
     )
-    router_decay: bool = _option(True, REGULARISATION, "let the weights of routing functions decay as kernels do", BOOL)
-    norm_decay: bool = _option(False, REGULARISATION, "let biases and norms decay as kernels do", BOOL)
+    router_decay: bool = _option(True, REGULARISATION, "decay the weights of routing functions too", BOOL)
+    norm_decay: bool = _option(False, REGULARISATION, "decay biases and norms too", BOOL)
     label_smoothing: float = _option(
         0.1, REGULARISATION, "probability mass spread over the wrong classes", number(0, 0.9)
     )
@@ -154,19 +152,21 @@ class TrainConfig:
     ema_decay: float | None = _option(
         None,
         REGULARISATION,
-        "average the weights over updates with this decay, and score the average (default: no)",
+        "average the weights over updates with this decay, and evaluate the average (default: no average)",
         or_none(number(0, 0.999999)),
     )
-    mixup: float = _option(0.0, REGULARISATION, "alpha of mixup, which blends pairs of images; 0 for none", number(0))
+    mixup: float = _option(
+        0.0, REGULARISATION, "alpha of mixup, which blends pairs of images; 0 turns it off", number(0)
+    )
     cutmix: float = _option(
-        0.0, REGULARISATION, "alpha of cutmix, which pastes a part of another image; 0 for none", number(0)
+        0.0, REGULARISATION, "alpha of cutmix, which pastes a part of another image; 0 turns it off", number(0)
     )
 
     # Augmentation
     min_crop: float | None = _option(
         None,
         AUGMENTATION,
-        "smallest random crop, fraction of the area (default: 0.25, digits 1)",
+        "smallest random crop, as a fraction of the area (default: 0.25, digits 1)",
         or_none(number(0, 1, open_below=True)),
     )
     hflip: float | None = _option(
@@ -179,16 +179,16 @@ class TrainConfig:
     random_erasing: float = _option(0.0, AUGMENTATION, "probability of erasing a rectangle", number(0, 1))
 
     # Run
-    out: str = _required(RUN, "directory for checkpoints and metrics; a run that is there is resumed", PATH)
+    out: str = _required(RUN, "directory for checkpoints and metrics; a run in it is resumed", PATH)
     log_with: str | None = _option(
-        None, RUN, "log the metrics to this as well (default: files only)", or_none(one_of("tensorboard", "wandb"))
+        None, RUN, "also log the metrics to this tracker (default: files only)", or_none(one_of("tensorboard", "wandb"))
     )
-    seed: int = _option(0, RUN, "decides initial weights, image order and augmentation", whole(0, 2**63 - 1))
+    seed: int = _option(0, RUN, "random seed of initial weights, image order and augmentation", whole(0, 2**63 - 1))
     mixed_precision: str = _option("no", RUN, "arithmetic of the forward pass", one_of("no", "bf16", "fp16"))
     sync_bn: bool = _option(False, RUN, "share batch statistics between GPUs", BOOL)
     channels_last: bool = _option(False, RUN, "keep images and kernels in channels-last layout", BOOL)
     compile: bool = _option(False, RUN, "compile the network with torch.compile", BOOL)
-    device: str = _option("auto", RUN, "where to train; auto takes the GPU that is there", one_of("auto", "cpu"))
+    device: str = _option("auto", RUN, "where to train; auto takes a GPU if there is one", one_of("auto", "cpu"))
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -203,7 +203,7 @@ class TrainConfig:
         if self.batch_size % self.grad_accumulation:
             raise UsageError(
                 f"`batch_size` must be a multiple of `grad_accumulation` ({self.grad_accumulation}), got "
-                f"{self.batch_size}: it counts the images of a whole update, take "
+                f"{self.batch_size}: it counts the images of a whole update; take "
                 f"{max(1, self.batch_size // self.grad_accumulation) * self.grad_accumulation}"
             )
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
@@ -227,7 +227,7 @@ class TrainConfig:
     def reader_options(self, data: str) -> dict[str, Any]:
         """Return `data_dir` and `data_options` as far as they are meant for this one of the run's datasets.
 
-        Where one of the two takes them and the other does not, they are the one's. Where none does, the reader says so.
+        If only one of the two takes them, they are for that one. If neither does, the reader raises the error.
         """
         mine = takes_options(data) or not any(map(takes_options, (self.data, self.data_of("val"))))
         return {"data_dir": self.data_dir, "options": self.data_options} if mine else {"data_dir": None, "options": {}}
@@ -239,14 +239,14 @@ class TrainConfig:
     def check_same(self, saved: TrainConfig) -> None:
         """Check that these settings are of the run that `out` holds.
 
-        What decides only where and how it is computed may be another, so that a run resumes with other processes,
-        another memory or a newly broken image. The result is the same bit for bit only if these are unchanged too.
+        Settings that decide only where and how it is computed may differ, so that a run resumes with another number of
+        processes, less memory or a newly broken image. The result is the same bit for bit only if they do not differ.
 
         Args:
-            saved: Of that run.
+            saved: The settings of that run.
 
         Raises:
-            UsageError: They are not; the message names each setting that differs, with both values.
+            UsageError: They differ; the message names each such setting, with both values.
         """
         named = [each.name for each in fields(self) if each.name not in _HOW]
         pairs = [(name, _plain(getattr(self, name)), _plain(getattr(saved, name))) for name in named]
@@ -259,5 +259,5 @@ class TrainConfig:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON makes of a value: a tuple comes back from a file as a list."""
+    """Return a value as JSON reads it back: a tuple becomes a list."""
     return json.loads(json.dumps(value)) if isinstance(value, Mapping) else value

@@ -1,6 +1,6 @@
 """Which options of a network and of a dataset's reader there may be, on the command line as in a checkpoint.
 
-Both are handed on to other packages, some of whose arguments run code, fetch files or say where weights come from.
+Both are passed on to other packages, some of whose arguments run code, fetch files or name a place of weights.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from condconv.lab.rules import Rule
 
 _MOST, _MOST_TEXT, _MOST_LIST, _LARGEST = 64, 200, 64, 1e12  # of options; none needs as many, as long or as large
-# The data or settings of their own decide these, or they name a place, or a function.
+# The data or other settings decide these, or they name a place or a function.
 _NOT_OPTIONS = re.compile(r"num_classes|in_chans|features_only|pretrained.*|.*_(cfg|dir|file|filter|filter_fn|fn|path)")
 _TAG = re.compile(r"[A-Za-z0-9_.-]*")
 _OF_READERS = ("input_key", "target_key", "train_split", "val_split", "small")
@@ -46,12 +46,11 @@ def _are_of_a_reader(options: Any) -> bool:
 
 MODEL_OPTIONS = Rule(
     _are_of_a_network,
-    "a mapping of names to numbers, texts, True, False, None or short lists of these, and not say where weights come "
-    "from",
-    "weights come by --pretrained, with pretrained_cfg=TAG for others of timm's, or by --init-from FILE",
+    "a mapping of names to numbers, texts, True, False, None or short lists of these, without a place of weights",
+    "for weights use --pretrained (with pretrained_cfg=TAG to choose among timm's) or --init-from FILE",
 )
 DATA_OPTIONS = Rule(
     _are_of_a_reader,
     f"a mapping of some of {', '.join(_OF_READERS)} to texts, True or False",
-    "leave the others out, which could run or fetch something",
+    "leave out any others: they could run or fetch something",
 )

@@ -60,7 +60,7 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
 
 
 def _check_launch(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Refuse what would be left undone: accelerate itself goes on without."""
+    """Refuse settings that accelerate would silently ignore."""
     kind = accelerator.distributed_type
     plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if kind not in plain and not accelerator.is_fsdp2:

@@ -1,4 +1,4 @@
-"""What the values of settings have to be, as Python gives them and as a command line does."""
+"""Rules for the values of settings, from Python and from a command line."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from condconv.errors import UsageError, shown
 from condconv.files.paths import why_not_path
 
-_DEEPEST, _LONGEST = 16, 10_000  # what options of a network or an optimizer never reach
+_DEEPEST, _LONGEST = 16, 10_000  # more than any options of a network or an optimizer need
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value has to be.
+    """A rule for a value.
 
     Attributes:
-        holds: Whether a value is right.
-        text: What it must be, in words.
-        remedy: What to do about a wrong one.
-        read: Makes a value of the text that a command line has for it; a text that is none stays as it is.
-        choices: All values that are right, if they are few.
+        holds: Return whether a value is valid.
+        text: The rule in words, after "must be".
+        remedy: What to do about an invalid value.
+        read: Convert a text of the command line to a value; an invalid text is returned unchanged.
+        choices: All valid values, if they are few.
     """
 
     holds: Callable[[Any], bool]
@@ -36,16 +36,16 @@ class Rule:
         """Check the value of a setting.
 
         Raises:
-            UsageError: It is not what the rule says.
+            UsageError: It breaks the rule.
         """
         if not self.holds(value):
             raise UsageError(f"`{name}` must be {self.text}, got {shown(value)}: {self.remedy}")
 
     def parse(self, name: str, text: str) -> Any:
-        """Return the value that a text of the command line stands for.
+        """Return the value of a text of the command line.
 
         Raises:
-            UsageError: It is not what the rule says.
+            UsageError: It breaks the rule.
         """
         value = self.read(text)
         self.check(name, value)
@@ -63,7 +63,7 @@ def whole(least: int, most: int = 1_000_000) -> Rule:
 
 
 def number(least: float, most: float = 1_000_000, *, open_below: bool = False) -> Rule:
-    """Return the rule of numbers from `least`, itself left out if `open_below`, to `most`."""
+    """Return the rule of numbers from `least` (excluded if `open_below`) to `most`."""
 
     def holds(value: Any) -> bool:
         if type(value) not in (int, float):
@@ -116,7 +116,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    """Return whether mappings and lists are nested more than so many levels deep, or hold themselves."""
+    """Return whether mappings and lists are nested more than `levels` levels deep, or hold themselves."""
     if not isinstance(value, (Mapping, list, tuple)):
         return False
     inner = value.values() if isinstance(value, Mapping) else value
@@ -125,22 +125,22 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 TEXT = Rule(
     lambda value: isinstance(value, str) and value != "" and "\0" not in value,
-    "a text that is not empty",
+    "a non-empty text",
     "give a name",
 )
 PATH = Rule(
     lambda value: isinstance(value, str) and value != "" and why_not_path(value) is None,
-    "a path that is not empty, in UTF-8, and no longer than systems allow",
+    "a non-empty path in UTF-8, no longer than the system allows",
     "give another name",
 )
 OPTIONS = Rule(
     _is_plain,
-    "a mapping of names to numbers, texts, lists and the like, which JSON can hold",
-    f"give plain values, nested at most {_DEEPEST} deep and {_LONGEST:,} characters long as JSON",
+    "a mapping of names to values that JSON can hold",
+    f"give numbers, texts and lists, nested at most {_DEEPEST} deep and {_LONGEST:,} characters long as JSON",
 )
 WIDTH = Rule(
     lambda value: isinstance(value, str) and bool(re.fullmatch(r"(?!000)[0-9]{3}", value)),
-    "three digits, in percent",
+    "three digits (percent)",
     "write 0.25x as 025",
 )
 EXPERTS = whole(1, 4096)

@@ -21,7 +21,7 @@ _EXAMPLE_SIZE = 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked of a conditional network; the attributes are arguments of `create_model`, as documented there."""
+    """The options of a conditional network; the attributes are arguments of `create_model`, as documented there."""
 
     routing: str | Callable[..., nn.Module] = "sigmoid"
     scope: str | Scope = "block"
@@ -49,9 +49,7 @@ class Recipe:
                 f'`scope` must be "layer", "block", "single" or a Scope, got {shown(self.scope)}: "block" is usual'
             )
         if self.routing == "external":
-            raise UsageError(
-                "`routing` must take its weights from the input, got 'external': take another, nobody hands them in"
-            )
+            raise UsageError("`routing` must take its weights from the input, got 'external': choose one that does")
         if self.first_layer is not None and type(self.first_layer) is not int:
             raise UsageError(
                 f"`first_layer` must be a whole number or None, got {shown(self.first_layer)}: None is as in the paper"

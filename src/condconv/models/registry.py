@@ -95,7 +95,7 @@ def create_model(
         features_only: Return a network that gives a list of feature maps, as timm's do; takes timm's `out_indices`, and
             its `feature_cls` apart from `"fx"`.
         routing: Of conditional networks; see `condconv.convert_`.
-        scope: Of conditional networks; the paper's is one routing a block.
+        scope: Of conditional networks; the paper's is one routing per block.
         first_layer: First layer with experts, as the paper counts: 1 is the stem, each block is one layer, so is a 1x1
             convolution after the blocks, and the classifier is the last. `None` for the paper's choice; MobileNetV2's
             is ours, since the paper does not settle it.
@@ -191,7 +191,7 @@ def _check_sizes(
             f"{shown(options['output_stride'])}: take one of these"
         )
     if "checkpoint_path" in options:
-        # timm would load it into the static base, whose conditional layers are drawn anew after that.
+        # timm would load it into the static base, whose conditional layers are initialised again after that.
         raise UsageError(
             f"`checkpoint_path` must not be given for {str(name)!r}, got {shown(options['checkpoint_path'])}: create "
             "the network, then call condconv.load_pretrained, which also takes weights of the static network"

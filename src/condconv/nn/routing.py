@@ -1,4 +1,4 @@
-"""Routing functions: from a layer's input to one weight an expert, `[B, C, *S] -> [B, E]`."""
+"""Routing functions: from a layer's input to one weight per expert, `[B, C, *S] -> [B, E]`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Float32Linear(nn.Module):
     """A linear layer that computes in fp32 (fp64 for fp64) whatever its own dtype, also under autocast.
 
     Rounding a logit to bf16 moves a routing weight by up to 0.2 %; the layer is too small for that to save time. It is
-    not a `torch.nn.Linear`, so that tools which quantize, adapt or initialise those by type pass routing functions by.
+    not a `torch.nn.Linear`, so that tools which quantize, adapt or initialise those by type skip routing functions.
 
     Args:
         in_features: C.

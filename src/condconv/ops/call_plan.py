@@ -22,7 +22,7 @@ from condconv.ops.native import library
 from condconv.ops.padding import resolve_padding, split_padding
 from condconv.ops.recording import tracing, untraced
 
-_MOST_PLANS = 4096  # a plan is one or two kilobytes; inputs of ever new sizes must not fill the memory
+_MOST_PLANS = 4096  # a plan is one or two kilobytes; bounds memory when input sizes keep changing
 
 
 class CallPlan(NamedTuple):

@@ -24,7 +24,7 @@ def has_multiplier(in_channels: int, out_channels: int) -> bool:
 class Geometry(NamedTuple):
     """Stride, symmetric zero padding, dilation and groups of an N-dimensional convolution.
 
-    Each tuple has one entry a spatial dimension. Asymmetric padding and padding modes other than zeros
+    Each tuple has one entry per spatial dimension. Asymmetric padding and padding modes other than zeros
     never reach an implementation: `padding.pad` has applied them before.
     """
 

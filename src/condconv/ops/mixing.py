@@ -20,7 +20,7 @@ def _storage_order(experts: Tensor) -> tuple[int, ...]:
 
 
 def mix_kernels(experts: Tensor, routing_weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return one kernel an example: `[E, ...]` experts and `[B, E]` weights give `[B, ...]`.
+    """Return one kernel per example: `[E, ...]` experts and `[B, E]` weights give `[B, ...]`.
 
     The sum is taken in fp32 (fp64 for fp64) and rounded once to `dtype`. The layout of an expert
     (contiguous or channels_last) is kept, so that mixing reads memory in order.

@@ -38,7 +38,7 @@ def resolve_padding(
     """Return the pixels to add before and after each spatial dimension.
 
     Args:
-        padding: An int, a sequence with one int a dimension, or one of `PADDING_NAMES`. Checked before.
+        padding: An int, a sequence with one int per dimension, or one of `PADDING_NAMES`. Checked before.
         input_size: Height and width, or as many sizes as there are spatial dimensions, in pixels.
         kernel_size: Taps a dimension.
         stride: Stride a dimension.
@@ -65,7 +65,7 @@ def split_padding(amounts: Sequence[tuple[int, int]], mode: str) -> tuple[tuple[
         mode: One of `PADDING_MODES`.
 
     Returns:
-        One number a dimension, and two a dimension from the last one on, or none at all.
+        One number per dimension, and two per dimension from the last one on, or none at all.
     """
     # Of a size that an exported graph leaves open, this must not depend on whether it is even.
     is_free = any(isinstance(before, torch.SymInt) for before, _ in amounts)

@@ -184,7 +184,7 @@ def _madds(x: Sequence[int], weight: Sequence[int], rest: Sequence[Any], bias: A
 
 @register_flop_formula(torch.ops.condconv.mixed_conv)
 def _flops(x: Any, weight: Any, routing_weights: Any, bias: Any, *rest: Any, **kwargs: Any) -> int:
-    """Count two operations a multiply-add: the convolutions and the mixing, biases included."""
+    """Count two operations per multiply-add: the convolutions and the mixing, biases included."""
     return 2 * sum(_madds(x, weight, rest, bias))
 
 

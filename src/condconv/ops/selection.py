@@ -109,7 +109,7 @@ def describe(
 
 
 def transforming() -> bool:
-    """Return whether a `torch.func` transform or forward-mode differentiation is going on."""
+    """Return whether a `torch.func` transform or forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -227,7 +227,7 @@ MEASURED = "measured"
 """The reason of a rule that stands on `benchmarks/results/selection-cpu.json`."""
 
 _COUNTED = "convolving E times costs what mixing would, and stores no kernel"
-_MISREAD = "there torch's own reads padding that nobody wrote, and gives NaN by chance"
+_MISREAD = "torch's own kernel reads uninitialised padding there, and may give NaN"
 
 RULES = (
     Rule(
@@ -300,7 +300,7 @@ RULES = (
     ),
     Rule(
         "grouped",
-        "CPU, dense, not compiled, up to a million multiply-adds an example, kernels of the batch up to 32 MB",
+        "CPU, dense, not compiled, up to a million multiply-adds per example, kernels of the batch up to 32 MB",
         lambda problem: not problem.depthwise and _is_small(problem),
         MEASURED,
     ),

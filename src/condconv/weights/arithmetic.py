@@ -42,7 +42,7 @@ _KNOWN = (
     (r"features\.1\.conv\.0\.0\.weight", "torchvision's MobileNetV2", Arithmetic(False, 1e-5)),
     (r"_conv_stem\.weight", "the package efficientnet_pytorch's", TENSORFLOW),
 )
-# timm is not imported here, so its layers are told by their names.
+# timm is not imported here, so its layers are recognised by their names.
 _TF_CLASSES = {*FOREIGN_PADDING, "timm.layers.conv2d_same.Conv2dSameExport"}
 
 

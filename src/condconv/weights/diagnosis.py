@@ -87,7 +87,7 @@ def _other_experts(misfit: Misfit) -> str | None:
         count = tensor.shape[0]
         if count != layer.num_experts and tensor.numel() == count * layer.weight[0].numel():
             return (
-                f"it has {count} experts a layer and the network {layer.num_experts}: create the network with {count}"
+                f"it has {count} experts per layer and the network {layer.num_experts}: create the network with {count}"
             )
     return None
 

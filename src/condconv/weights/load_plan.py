@@ -1,4 +1,4 @@
-"""What a load would do, found out before anything is changed, or why it cannot be done."""
+"""What a load would do, or why it cannot be done, determined before anything is changed."""
 
 from __future__ import annotations
 
@@ -188,5 +188,5 @@ def _check_skipped_routing(layers: Layers, fit: Fit, skipped: tuple[str, ...]) -
         if kept and name + ".weight" not in fit.copies:
             raise UsageError(
                 f"`skip` must leave layers that share a routing together, got {shown(kept[0])}: its routing starts "
-                "anew, since other layers start from one kernel; skip all of them, or none"
+                "again, since other layers start from one kernel; skip all of them, or none"
             )

@@ -18,7 +18,7 @@ def parts_in_the_network_alone(misfit: Misfit) -> str | None:
     if not fit.missing or fit.misfits or misfit.matched.unknown or misfit.matched.clashes:
         return None
     patterns = _patterns(fit.missing, layers.tensors.keys() - {*fit.missing})
-    # A network with more blocks has parts more too: only what stands next to everything else is told of.
+    # A network with more blocks has parts more too: only what is next to all other parts is reported.
     depth = len(common_parts(layers.first)) + 1
     deep = misfit.is_of_other_layers and any(pattern.count(".") > depth for pattern in patterns)
     if deep or not patterns or any(layers.routes(name) for name in fit.missing):
@@ -39,7 +39,7 @@ def parts_in_the_source_alone(misfit: Misfit) -> str | None:
         return None
     patterns = few([repr(f"{part}.*") for part in more], most=_MOST)
     return (
-        "its network goes on where this one ends, which is without a classifier (num_classes=0) or for features alone: "
+        "its network has more layers than this one, which has no classifier (num_classes=0) or gives features only: "
         f"pass skip=[{patterns}] to leave the rest out"
     )
 

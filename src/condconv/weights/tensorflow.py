@@ -1,4 +1,4 @@
-"""Variables of the authors' TensorFlow code, mapped to the parameters of a network of ours or timm's."""
+"""Variables of the authors' TensorFlow code, mapped to the parameters of a network of this package or of timm."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_the_command_writes_the_table_and_the_file(monkeypatch, capsys, tmp_path
     assert main([*argv, "--dtype", "bf16", "-o", str(file)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("threads: 1; rows: 2")
-    assert said[2].startswith("a call with as good as nothing to compute: ")
+    assert said[2].startswith("call overhead (a layer too small to take time): ")
     assert [line.split("  ")[0] for line in said[5:7]] == ["depthwise 3x3 4 @5"] * 2
     assert json.loads(file.read_text())["call"]["target"] == 15
     assert json.loads(file.read_text())["command"].startswith("condconv bench --layers depthwise --batch 2 3 ")

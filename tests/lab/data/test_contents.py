@@ -223,11 +223,11 @@ def test_numbers_in_names_sort_by_value_however_they_are_written():
             "`data` must have a name after wds/, got 'wds': the directory of the shards; a folder is ./wds",
         ),
         ({"data": "torch/image_folder", "data_dir": "x"}, "a directory itself, got torch/image_folder: give x"),
-        ({"data": "d" * 9000}, "no longer than systems allow, got 'ddd"),
-        ({"data": "wds/" + "d" * 300}, "no longer than systems allow, got 'wds/ddd"),
-        ({"data": "pictures\udce9"}, r"`data` must be a path that is not empty, in UTF-8, and"),
-        ({"data": "digits", "out": "o" * 5000}, "`out` must be a path that is not empty, in UTF-8, and no longer"),
-        ({"data": "digits", "init_from": "w/\udcff"}, r"allow, or None, got 'w/\udcff': give another name"),
+        ({"data": "d" * 9000}, "no longer than the system allows, got 'ddd"),
+        ({"data": "wds/" + "d" * 300}, "no longer than the system allows, got 'wds/ddd"),
+        ({"data": "pictures\udce9"}, r"`data` must be a non-empty path in UTF-8, no longer"),
+        ({"data": "digits", "out": "o" * 5000}, "`out` must be a non-empty path in UTF-8, no longer"),
+        ({"data": "digits", "init_from": "w/\udcff"}, r"allows, or None, got 'w/\udcff': give another name"),
     ],
 )
 def test_a_name_that_cannot_be_is_one_short_sentence(tmp_path, changes, message):
@@ -388,7 +388,7 @@ def test_a_class_beyond_the_names_is_refused_and_odd_shards_are_left_out(tmp_pat
         assert ShardReader(tmp_path, "train").class_names == ("2",)
     assert caplog.messages == [f"left out in {tmp_path}: {ODD} (1)"]
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
-    with pytest.raises(UsageError, match="with 2 lines and classes up to 2: write one name a line"):
+    with pytest.raises(UsageError, match="with 2 lines and classes up to 2: write one name per line"):
         ShardReader(tmp_path, "train")
     (tmp_path / "classes.txt").write_bytes(b"ant\nb\xe9e\n")
     with pytest.raises(UsageError, match="a classes.txt of text in UTF-8, got .*classes.txt .*: save it so"):

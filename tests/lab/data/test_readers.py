@@ -1,4 +1,4 @@
-"""Data that is not one folder a class: tar files, shards, torchvision's and Hugging Face's datasets, odd images."""
+"""Data that is not one folder per class: tar files, shards, torchvision's and Hugging Face's datasets, odd images."""
 
 import io
 import tarfile

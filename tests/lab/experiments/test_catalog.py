@@ -77,7 +77,7 @@ def test_an_option_the_experiment_does_not_have():
         ("experts-width", {"widths": ["25"]}),
         ("ensembles", {"width": "x"}),
     ):
-        with pytest.raises(UsageError, match="`width` must be three digits, in percent, got"):
+        with pytest.raises(UsageError, match=r"`width` must be three digits \(percent\), got"):
             create_experiment(name, **option)
 
 
@@ -183,7 +183,7 @@ def test_the_last_rung_has_experts_in_every_layer(rungs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widths": ["abc"]}, "`width` must be three digits, in percent, got 'abc': write 0.25x as 025"),
+        ({"widths": ["abc"]}, r"`width` must be three digits \(percent\), got 'abc': write 0.25x as 025"),
         ({"experts": [0]}, "`num_experts` must be a whole number from 1 to 4,096, got 0"),
     ],
 )

@@ -72,7 +72,7 @@ def save_sharded(this: run.Run, epoch: EpochMetrics) -> None:
 
 
 def train_one_epoch(out: Path) -> None:
-    """Leave a run after its first epoch, for another number of processes to go on with."""
+    """Leave a run after its first epoch, that another number of processes resumes."""
     stop = StopAt(UPDATES + 1, RuntimeError("second epoch"))
     with suppress(RuntimeError):
         train(settings(out, **SGD), build=partial(build, first=stop))

@@ -1,4 +1,4 @@
-"""One module a format, all with the same functions; see `request.Format`."""
+"""One module per format, all with the same functions; see `request.Format`."""
 
 from __future__ import annotations
 

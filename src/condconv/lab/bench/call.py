@@ -47,7 +47,7 @@ class CallCost:
 
 
 def measure_call(conditions: Conditions, repetitions: int) -> CallCost:
-    """Time a call with as good as nothing to compute, by turns with torch's convolution.
+    """Measure the call overhead: time a layer too small to take time and torch's convolution in turn.
 
     Args:
         conditions: Device, dtype and implementation; the mode is inference, nothing is compiled.

@@ -52,7 +52,7 @@ def measure_runtime(case: NetworkCase, runtime: str, batches: Sequence[int], rep
         repetitions: Measurements of each.
 
     Yields:
-        A row a batch.
+        One row per batch size.
 
     Raises:
         MissingExtraError: The runtime is not installed.

@@ -7,11 +7,11 @@ from condconv.lab.bench.contender import Conditions
 
 _B0 = "tf_efficientnet_cc_b0_8e"
 CALL_MICROSECONDS = 15.0
-"""The most a call may take beside what torch's convolution takes, where there is as good as nothing to compute."""
+"""The most that a call may take on top of torch's convolution, for a layer too small to take time."""
 
 
 def time_target(case: Case, batch: int, conditions: Conditions) -> float | None:
-    """Return the most that a case may take, in times of its static twin; `None` where nothing is aimed at.
+    """Return the most that a case may take, as a multiple of its static twin's time; `None` where nothing is aimed at.
 
     Layers of the fixed list, inference on the CPU: 1.5 at batch 1, and 1.25 (HW + E) / HW from batch 8 on. Networks,
     inference on the CPU: 1.15. EfficientNet-B0 with 8 experts: 1.2 in a training step on the CPU with batch 16; on a

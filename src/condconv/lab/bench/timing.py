@@ -61,7 +61,7 @@ def time_by_turns(
         cuda: Whether to wait for the GPU before the clock is read.
 
     Returns:
-        Seconds of one call, one value a repetition, by name.
+        Seconds of one call, one value per repetition, by name.
     """
     enabled = gc.isenabled()
     gc.collect()

@@ -1,4 +1,4 @@
-"""Image folders and tar files: `train` and `val`, one folder a class inside each, checked before the first epoch."""
+"""Image folders and tar files: `train` and `val`, one folder per class inside each, checked before the first epoch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "test")}
 
 
 class FolderReader:
-    """Images of one split in one folder a class, found at any depth below it.
+    """Images of one split in one folder per class, found at any depth below it.
 
     Args:
         root: Directory with the class folders; hidden folders are not classes.

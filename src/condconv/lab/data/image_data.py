@@ -182,7 +182,7 @@ def _train_transform(config: TrainConfig, preprocessing: Preprocessing) -> Calla
             scale=(min_crop, 1.0),
             ratio=(3 / 4, 4 / 3) if min_crop < 1 else (1.0, 1.0),
             hflip=hflip,
-            # None, not 0, which would draw the order of what does nothing anew for each image.
+            # None, not 0, which would draw a new order of operations that do nothing for each image.
             color_jitter=config.color_jitter or None,  # type: ignore[arg-type]
             auto_augment=config.auto_augment,
             interpolation=preprocessing.interpolation,

@@ -17,7 +17,7 @@ from condconv.lab.data.contents import UNREADABLE, open_image
 from condconv.lab.data.workers import shortages_explained
 
 IGNORED = -100
-"""Target of an image that could not be read; cross entropy's own `ignore_index`, counted by nobody."""
+"""Target of an image that could not be read; cross entropy's own `ignore_index`, never counted."""
 
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Images(Dataset[tuple[Any, int]]):
 
         Raises:
             UsageError: The image cannot be read and is not to be left out; or none can.
-            ShortageError: It cannot be read for want of memory or file handles.
+            ShortageError: There is too little memory, or too few file handles, to read it.
         """
         try:
             return self._read(index)
@@ -127,7 +127,7 @@ class Images(Dataset[tuple[Any, int]]):
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Return a PIL image in mode `"L"` or `"RGB"`, 8 bits a channel; it is loaded.
+    """Return a PIL image in mode `"L"` or `"RGB"`, 8 bits per channel; it is loaded.
 
     Pillow clips images of 16 bits at 255, which leaves them white; here their upper 8 bits are kept. Images of
     32 bits are taken as 16, which is how Pillow opens some files of that depth.

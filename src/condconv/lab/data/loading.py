@@ -47,7 +47,7 @@ def create_loader(
     workers: int = 0,
     sampler: Sampler[int] | None = None,
 ) -> DataLoader[tuple[Any, int]]:
-    """Return a loader whose workers start anew each epoch, so that their random numbers can be repeated.
+    """Return a loader whose workers restart each epoch, so that their random numbers can be repeated.
 
     Raises:
         ShortageError: There are too few file handles for the workers.

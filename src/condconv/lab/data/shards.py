@@ -29,7 +29,7 @@ class ShardReader:
     """Images of one split.
 
     Args:
-        root: Directory with `*train*.tar` and `*val*.tar` (also `*test*.tar`). Its `classes.txt`, one name a line,
+        root: Directory with `*train*.tar` and `*val*.tar` (also `*test*.tar`). Its `classes.txt`, one name per line,
             names the classes; without it they are called by their numbers.
         split: `"train"` or `"val"`.
 
@@ -58,7 +58,7 @@ class ShardReader:
             if len(set(self.class_names)) < len(self.class_names) or labels.max() >= len(self.class_names):
                 raise UsageError(
                     f"`data` must have a name of its own for each class, got {shown_name(names)} with "
-                    f"{len(self.class_names)} lines and classes up to {labels.max()}: write one name a line, from "
+                    f"{len(self.class_names)} lines and classes up to {labels.max()}: write one name per line, from "
                     "class 0 on"
                 )
         else:

@@ -49,7 +49,7 @@ def members(path: Path, start: int = 0) -> Iterator[tarfile.TarInfo]:
             with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # kept, ImageNet's take a gigabyte
-                    if member.size < 0 or archive.offset <= where:  # it would be read for ever
+                    if member.size < 0 or archive.offset <= where:  # it would be read in an endless loop
                         raise tarfile.ReadError("a size below zero")
                     where = archive.offset
                     yield member

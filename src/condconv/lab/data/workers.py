@@ -43,7 +43,7 @@ def shortage(error: BaseException) -> str | None:
 
 
 def check_handles(workers: int) -> None:
-    """Check that so many worker processes can be started: where they cannot, torch says so and much besides.
+    """Check that this many worker processes can be started; torch's own error would be many lines.
 
     Raises:
         ShortageError: There are too few file handles.
@@ -59,7 +59,7 @@ def check_handles(workers: int) -> None:
 
 @contextmanager
 def shortages_explained() -> Iterator[None]:
-    """Say what the machine lacks where torch or the system fail for want of it.
+    """Name the resource that the machine lacks if torch or the system fail without it.
 
     torch notices a worker that ended at any moment, also between batches: this belongs around all work on them.
 

@@ -27,8 +27,8 @@ def experts_width(
 
     Source: CondConv, Figure 2: MobileNetV1 on ImageNet, four widths, static and 2 to 32 experts.
     Command: `condconv experiment experts-width --data imagenet --seeds 3 --epochs 90 --image-size 224`.
-    Size: 24 networks a seed.
-    Time: 4 to 5 minutes a network at 0.12x, about 10 at 0.25x.
+    Size: 24 networks per seed.
+    Time: 4 to 5 minutes per network at 0.12x, about 10 at 0.25x.
     Expected: each doubling of the experts adds accuracy, most at the smallest width (50.3 % static to 62.7 % with 32
     experts at 0.25x, 71.7 % to 75.8 % at 1.0x), for a few percent more multiply-adds with few experts and a wide
     network, a quarter more with 32 at 1.0x, and a third more with 32 at 0.25x.
@@ -51,7 +51,7 @@ def plug_in(networks: Sequence[str] = _TABLE_1, experts: Sequence[int] = (8,)) -
 
     Source: CondConv, Table 1.
     Command: `condconv experiment plug-in --data imagenet --seeds 3 --epochs 90 --image-size 224`.
-    Size: 10 networks a seed; ResNet-50 is the largest with 4.2 G multiply-adds.
+    Size: 10 networks per seed; ResNet-50 is the largest with 4.2 G multiply-adds.
     Time: not run by us.
     Expected: 0.9 (ResNet-50) to 3.0 points (MobileNetV2) more at 3 to 9 % more multiply-adds.
     """
@@ -72,8 +72,8 @@ def begin_layer(width: str = "025", num_experts: int = 32) -> Experiment:
 
     Source: CondConv, Table 4: MobileNetV1 0.25x, 32 experts.
     Command: `condconv experiment begin-layer --data imagenet --seeds 3 --epochs 90 --image-size 224`.
-    Size: 7 networks a seed.
-    Time: 4 to 6 minutes a network with 8 experts at 0.12x.
+    Size: 7 networks per seed.
+    Time: 4 to 6 minutes per network with 8 experts at 0.12x.
     Expected: layer 7 (62.0 %) is as good as layer 5, and 0.5 points below layer 1; layer 13 loses 2.5; the classifier
     alone brings 4.2 points.
     """
@@ -90,8 +90,8 @@ def routing(width: str = "025", num_experts: int = 32) -> Experiment:
 
     Source: CondConv, Table 3: MobileNetV1 0.25x, 32 experts; it has no such control.
     Command: `condconv experiment routing --data imagenet --seeds 3 --epochs 90 --image-size 224`.
-    Size: 10 networks a seed.
-    Time: 4 to 8 minutes a network with 8 experts at 0.12x.
+    Size: 10 networks per seed.
+    Time: 4 to 8 minutes per network with 8 experts at 0.12x.
     Expected: one sigmoid layer a block (62.0 %) is among the best; one routing for the whole network (56.5 %) and very
     small or large hidden layers (57.7, 54.1 %) are worse.
     """
@@ -112,7 +112,7 @@ def ensembles(width: str = "050", num_experts: int = 4, size: ladder.Size = ladd
     is a MobileNetV1 whose width is chosen so that the whole costs what the static network does.
     Command: `condconv experiment ensembles --data imagenet --seeds 3 --epochs 90 --image-size 224`.
     Size: 7 rows, 5 + 2 K trainings a seed, K the number of experts or branches.
-    Time: about 10 minutes a training of all epochs at the cost of 0.25x.
+    Time: about 10 minutes per training of all epochs at the cost of 0.25x.
     Expected: not printed anywhere.
     """
     return Experiment(
@@ -131,8 +131,8 @@ def starts(width: str = "025", num_experts: int = 8) -> Experiment:
     Source: none; the paper starts each expert from random numbers of its own, and gives the classifier experts too.
     Command: `condconv experiment starts --data cifar10 --seeds 3 --epochs 6 --image-size 32`, and the settings that
     `docs/results.md` has besides.
-    Size: 6 networks a seed.
-    Time: 5 to 7 minutes a network at 0.12x.
+    Size: 6 networks per seed.
+    Time: 5 to 7 minutes per network at 0.12x.
     Expected: with short training and SGD, experts that start alike or a static classifier are ahead.
     """
     network = _v1(width, num_experts)
@@ -163,7 +163,7 @@ def detection(num_experts: int = 8) -> Experiment:
     Command: `condconv experiment detection --data coco --epochs 120 --batch-size 64 --optimizer sgd --lr 0.02
     --weight-decay 5e-4`, with COCO 2017 as it is packed; add `--init-from` with a classifier's checkpoint to start from
     its features.
-    Size: 6 networks a seed.
+    Size: 6 networks per seed.
     Time: not run by us on COCO.
     Expected: 2.1 (1.0x) to 3.6 points (0.5x) more at about 4 % more multiply-adds.
     """

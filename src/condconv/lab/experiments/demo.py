@@ -54,7 +54,7 @@ def run_demo(config: DemoConfig, *, progress: bool = True, say: Callable[[str], 
 
     Raises:
         UsageError: The directory holds runs of other settings.
-        TrainingInterrupted: Ctrl-C; the finished epochs are saved, and the next call goes on from them.
+        TrainingInterrupted: Ctrl-C; the finished epochs are saved, and the next call resumes from them.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
@@ -98,7 +98,7 @@ def _load(result: TrainResult) -> nn.Module:
 
 
 def _inference_rates(networks: dict[str, nn.Module], images: torch.Tensor) -> dict[str, tuple[float, ...]]:
-    """Return images per second of each network, one value a repetition."""
+    """Return images per second of each network, one value per repetition."""
     calls = {name: partial(network, images) for name, network in networks.items()}
     with torch.inference_mode():
         seconds = time_by_turns(calls, repetitions=15, seconds=0.1, cuda=images.is_cuda)

@@ -16,7 +16,7 @@ class Arm:
         model: Name of the network, of `condconv.models` or of `condconv.lab.experiments.branches`.
         options: Arguments it is created with; values that JSON can hold.
         members: Networks whose probabilities are averaged; 1 for a single network.
-        chained: Whether each member goes on from the one before and all of them share the epochs of one run
+        chained: Whether each member continues from the one before and all of them share the epochs of one run
             (snapshots); otherwise each starts from a seed of its own and trains for all epochs.
         paper: Score that the paper prints for the row, in percent; `None` where it prints none.
         against: Label of the arm whose score it is compared with; `None` for the first arm, its own label for none.

@@ -76,7 +76,7 @@ def plot_routing(
         mean_weights: `[K, E]`, 0 to 1 with sigmoid and softmax routing.
         class_names: The K names.
         title: Title of the picture.
-        most_classes: With more classes, only the first so many are drawn, and the title says so.
+        most_classes: With more classes, only this many are drawn, and the title says so.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""How to train the paper's networks on ImageNet: one function a family, whose docstring is the record.
+"""How to train the paper's networks on ImageNet: one function per family, whose docstring is the record.
 
 Each returns the settings for a static network as well as for its conditional twins, so that the two can be compared.
 The top-1 figures are the paper's (`condconv.models.paper`). We have not trained these networks to the end: a recipe
@@ -15,7 +15,7 @@ from typing import Any
 
 from condconv.lab.config import TrainConfig
 
-# RMSProp as TensorFlow computes it, for 256 images an update; the batch scales it.
+# RMSProp as TensorFlow computes it, for 256 images per update; the batch scales it.
 _LR_OF_256 = 0.016
 _BATCH = 2048
 _AUTHORS: dict[str, Any] = {

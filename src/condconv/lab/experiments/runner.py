@@ -68,7 +68,7 @@ def run_all(
 
     Raises:
         UsageError: `jobs` is not a count, or the data cannot be used.
-        TrainingInterrupted: Ctrl-C or SIGTERM; runs at work are told to save and stop; finished ones are kept.
+        TrainingInterrupted: Ctrl-C or SIGTERM; active runs save and stop; finished ones are kept.
     """
     whole(1, 1024).check("jobs", jobs)
     left = [run for run in runs if run.record() is None]
@@ -96,9 +96,9 @@ def run_all(
 
 
 def _shares(jobs: int) -> list[dict[str, str]]:
-    """Return what each of several processes at once is told of the machine, as environment variables."""
+    """Return what each of several processes at once may use of the machine, as environment variables."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Several processes that each start a thread a core are many times slower than one after the other.
+    # Several processes that each start one thread per core are many times slower than one after the other.
     threads = {} if "OMP_NUM_THREADS" in os.environ or jobs < 2 else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
@@ -162,7 +162,7 @@ def _do(run: Run, command: Sequence[str], processes: _Processes) -> str | None:
             status = processes.call(command, log)
         if status == 0 and run.record() is not None:
             return None
-    except (OSError, UsageError) as error:  # no room for the log, or a record that cannot be read: the others go on
+    except (OSError, UsageError) as error:  # no room for the log, or a record that cannot be read: the others continue
         return str(error)
     last = run.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
     return f"exit status {status}: {last} (all of it: {run.log})"

@@ -47,8 +47,8 @@ class RunRecord:
         score: Accuracy (or COCO's AP) on the validation images after the last epoch, 0 to 1; of the averaged
             probabilities where there are several members.
         member_scores: Score of each member.
-        curve: Score after each epoch, one list a member.
-        loss_curve: Mean training loss of each epoch, likewise; it varies less from seed to seed than the score.
+        curve: Score after each epoch, one list per member.
+        loss_curve: Mean training loss of each epoch, in the same form; it varies less from seed to seed than the score.
         images_trained: Training images seen, all members and epochs.
         seconds: Wall time of all epochs of all members, scoring included, however often they were interrupted.
         machine: What it ran on, with versions.
@@ -137,7 +137,7 @@ class Run:
                 out="-",
                 **changes,
             )
-            # By the name of a file to start from as well: a run that goes on is asked for the same one.
+            # By the name of a file to start from as well: a resumed run must have the same one.
             what = _what(config, follows=bool(members) and self.arm.chained), config.init_from
             digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
             members.append(replace(config, out=str(self.out / _TRAINED / f"{self.arm.model}-{digest}")))

@@ -40,7 +40,7 @@ class Row:
         loss: Mean training loss of the last epoch; `None` where it was not kept.
         minutes: Median wall time of a run's training.
         paper: What the paper prints, on its data; `None` where it prints nothing.
-        paper_difference: The difference in the paper; `None` likewise.
+        paper_difference: The difference in the paper, or `None`.
     """
 
     label: str

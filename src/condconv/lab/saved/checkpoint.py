@@ -131,7 +131,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        UsageError: The file is missing, damaged, not a checkpoint of ours, or of another version.
+        UsageError: The file is missing, damaged, not a checkpoint of condconv, or of another version.
     """
     stored = open_checkpoint(path, "classifier")
     checkpoint = with_weights(describe(stored), stored)

@@ -88,7 +88,7 @@ def evaluate(accelerator: Accelerator, network: nn.Module, loader: Any, *, progr
 
 
 def _score(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return a row an image: counts or not, first right, among the first five, loss. `[B, 4]`, float32."""
+    """Return one row per image: counts or not, first right, among the first five, loss. `[B, 4]`, float32."""
     counts = targets != IGNORED
     ranked = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]  # [B, 5]
     loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")

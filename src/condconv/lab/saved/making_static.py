@@ -56,7 +56,7 @@ def make_checkpoint_static(
     """Make conditional layers of a trained network ordinary ones and write the network to a new checkpoint.
 
     Each layer gets the kernel that its mean routing weights mix. Routing functions that nothing uses any more are
-    left out. The new checkpoint is for use, not for going on with training.
+    left out. The new checkpoint is for use; training cannot resume from it.
 
     Args:
         path: A checkpoint of `train`, or of this function.

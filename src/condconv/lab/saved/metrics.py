@@ -45,7 +45,7 @@ class TrainResult:
     """A finished run: its epochs, and where its files are.
 
     Attributes:
-        metrics: One entry an epoch, in order.
+        metrics: One entry per epoch, in order.
         out: The run's directory, with `config.json`, `metrics.csv` and `metrics.jsonl`.
         last: Checkpoint of the last epoch, complete enough to resume from.
         best: Checkpoint of the epoch with the highest validation accuracy (the earliest of equals).
@@ -91,7 +91,7 @@ def as_csv(rows: Sequence[Any], kind: type[Any]) -> str:
 
 
 def as_json_lines(metrics: Sequence[Any]) -> str:
-    """Return epochs, records of one class, as JSON, one object a line; a value that does not exist is null."""
+    """Return epochs, records of one class, as JSON, one object per line; a value that does not exist is null."""
     return "".join(json.dumps(asdict(each)) + "\n" for each in metrics)
 
 

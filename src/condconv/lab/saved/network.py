@@ -75,7 +75,7 @@ def check_name(model: str) -> None:
 
 
 def _given(config: TrainConfig) -> str:
-    """Return the options that somebody gave, in words; those that were resolved nobody has typed."""
+    """Return the options that the user gave, in words, without those that were resolved."""
     resolved = resolved_options(replace(config, model_options={}), config.image_size or 224)
     given = {name: value for name, value in config.model_options.items() if resolved.get(name) != value}
     options = [f"{name}={shown(value)}" for name, value in given.items()]
@@ -148,7 +148,7 @@ def check_output(network: nn.Module, num_classes: int, in_chans: int, image_size
     """Run two empty images through the network.
 
     Raises:
-        UsageError: The image is too small for the network, or its output is not one number a class.
+        UsageError: The image is too small for the network, or its output is not one number per class.
     """
     try:
         with evaluating(network), torch.inference_mode():

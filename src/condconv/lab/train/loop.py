@@ -42,7 +42,7 @@ def train(
     title: str = "train",
     wait: bool = False,
 ) -> TrainResult:
-    """Train a network, or go on with the run that `config.out` holds.
+    """Train a network, or resume the run that `config.out` holds.
 
     Every epoch starts from random numbers that (seed, epoch, process) decide, so a run that was interrupted
     and resumed gives the same numbers as one that was not: bit for bit on the CPU.

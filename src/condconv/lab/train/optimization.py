@@ -57,7 +57,7 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
 
     - Biases and norms are not decayed, unless `norm_decay` says so.
     - Routing functions are decayed as kernels are, at their own rate, unless `router_decay` is off. No norm follows a
-      router, so that decay draws it to where all images are routed alike; `docs/results.md` has when that is lost
+      router, so that decay draws it to where it routes all images alike; `docs/results.md` has when that is lost
       altogether.
     - Routing functions learn at `router_lr_scale` times the rate, and decay as they would without.
     - Experts learn at `expert_lr_scale` times the rate, and decay as they would without. In a step of SGD the mixture

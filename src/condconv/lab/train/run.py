@@ -30,7 +30,7 @@ from condconv.lab.train.optimization import create_optimizer, create_scheduler
 from condconv.lab.train.sharding import gathered, load_optimizer_, share_out_
 
 FILES = ("config.json", "metrics.csv", "metrics.jsonl", "best.safetensors", "last.safetensors", "wandb-id")
-"""What a run writes into its directory, and nobody else while it holds that."""
+"""What a run writes into its directory; no other process may write them while the run holds it."""
 
 
 @dataclass
@@ -209,7 +209,7 @@ def _restore_(run: Run, checkpoint: Checkpoint) -> None:
     load_optimizer_(run.optimizer, checkpoint.optimizer, last_path(run.out))
     if run.accelerator.scaler is not None and checkpoint.scaler is not None:
         run.accelerator.scaler.load_state_dict(checkpoint.scaler)
-    run.metrics = checkpoint.metrics  # the learning rate came with the optimizer; the next update sets it anew
+    run.metrics = checkpoint.metrics  # the learning rate came with the optimizer; the next update sets it again
 
 
 def save(run: Run, epoch: EpochMetrics) -> None:

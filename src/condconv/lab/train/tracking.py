@@ -21,7 +21,7 @@ def start_logs(run: Run) -> None:
 
 
 def _identity(path: Path) -> str:
-    """Return what tells a run from others, drawn once and kept: one that goes on is the same run there."""
+    """Return what tells a run from others, drawn once and kept: a resumed run is the same run there."""
     if not path.exists():
         write_atomic(path, uuid.uuid4().hex[:16])
     return path.read_text(encoding="utf-8")

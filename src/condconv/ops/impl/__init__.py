@@ -1,1 +1,1 @@
-"""One file an implementation; they do not import one another."""
+"""One file per implementation; they do not import one another."""

@@ -1,4 +1,4 @@
-"""Batched matrix products: one product an example, of its kernel and its patches.
+"""Batched matrix products: one product per example, of its kernel and its patches.
 
 A 1x1 kernel needs no patches; a depthwise one is a weighted sum of k*k shifted inputs. Nothing depends on the
 value of the batch size, so this form is the one for `torch.compile` and `torch.export` with a dynamic batch.

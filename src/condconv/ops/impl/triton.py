@@ -32,7 +32,7 @@ class _Experts(NamedTuple):
         return self.stored.permute(self.back)
 
     def mix(self, routing_weights: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a kernel an example, `[B, O, C/G, KH, KW]`, stored as the experts are."""
+        """Return one kernel per example, `[B, O, C/G, KH, KW]`, stored as the experts are."""
         return mix_kernels(self.stored, routing_weights, dtype).permute(self.back)
 
 

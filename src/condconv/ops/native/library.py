@@ -57,7 +57,7 @@ def open_library(path: Path) -> tuple[ctypes.CDLL | None, str | None]:
     return library, None
 
 
-# Found out once: a choice that looks at it is also made while a graph is recorded, where no library can be opened.
+# Resolved at import: selection reads it while a graph is recorded, when no library can be loaded.
 LOADED, WHY_NOT = open_library(LIBRARY)
 
 

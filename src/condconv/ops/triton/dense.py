@@ -25,7 +25,7 @@ def convolve_kernel(
     EXPERTS: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
     EXAMPLES: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """Compute ROWS channels by PIXELS pixels of a group, for EXAMPLES examples; EXPERTS is 0 for a kernel an example.
+    """Compute ROWS channels by PIXELS pixels of a group for EXAMPLES examples; EXPERTS is 0 for one kernel each.
 
     Of one example tiles are `[ROWS, PIXELS]`, of several `[EXAMPLES, ROWS, PIXELS]`; where there are too few, the last
     is computed again. Programs that follow one another share the experts' tiles.
@@ -76,7 +76,7 @@ def convolve(each: Pass, routing_weights: Tensor | None) -> None:
     """Fill the target of a pass.
 
     Args:
-        each: `experts` are the layer's, or where there are no routing weights a kernel an example, `[B, G, M, K, ...]`.
+        each: `experts` are the layer's, or without routing weights one kernel per example, `[B, G, M, K, ...]`.
         routing_weights: `[B, E]`, fp32, contiguous, or `None`.
     """
     source, target, experts = each.source, each.target, each.experts

@@ -26,7 +26,7 @@ def depthwise_kernel(
 ):  # fmt: skip
     """Compute CHANNELS channels by PIXELS pixels of an example; a group has ROWS channels of y and DEPTH of x.
 
-    EXPERTS is 0 for a kernel an example. Taps are not unrolled: with the experts of all taps in flight registers run
+    EXPERTS is 0 for one kernel per example. Taps are not unrolled: with the experts of all taps in flight registers run
     out, by thousands of bytes.
     """
     pixel_tiles = tl.cdiv(y_h * y_w, PIXELS)

@@ -56,7 +56,7 @@ class DetectionResult:
     """A finished run.
 
     Attributes:
-        metrics: One entry an epoch, in order.
+        metrics: One entry per epoch, in order.
         params: Parameters.
         madds: Multiply-adds for one image.
         images: Training images of an epoch.
@@ -86,7 +86,7 @@ class _Run:
 def train_detector(
     config: TrainConfig, *, progress: bool = True, title: str = "train", wait: bool = False
 ) -> DetectionResult:
-    """Train SSD on a network's features, or go on with the run that `config.out` holds.
+    """Train SSD on a network's features, or resume the run that `config.out` holds.
 
     Of the settings, those of the data path, network, optimisation, seed and precision apply, and the others must be
     left as they are; images are 300 pixels wide unless `image_size` says otherwise, and augmented as SSD's authors do.
