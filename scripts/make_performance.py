@@ -76,7 +76,8 @@ MISSES = """\
 What is known to bound them:
 
 - At batch 1 a layer reads all its experts, E times what its twin reads, for one example, and no way to compute it is
-  much ahead of another. [Compact experts](compact.md) are a half or a quarter of the bytes; that page has the times.
+  much ahead of another. [Quantized experts](quantizing.md) are a half or a quarter of the bytes; their page has
+  the times.
 - Experts that outgrow the caches come from memory, at any batch; the 75 MB of `3x3 512->512` do.
 - A depthwise layer does a few multiply-adds for each number it reads or writes: mixing shows, and so does what a call
   costs in Python.

@@ -86,12 +86,12 @@ def test_an_expert_is_dead_below_a_tenth_of_an_equal_share():
     assert statistics.dead_experts(tensor(0.9, 0.024, 0.025, 0.5)) == (1,)
 
 
-def test_the_scales_of_compact_experts_count():
+def test_the_scales_of_quantized_experts_count():
     layer = CondConv2d(4, 8, 3, num_experts=3)
     with torch.no_grad():
         layer.weight[:, :4] *= 100  # int8 experts have a scale for each output
     before = expert_similarity([layer])
-    layer.make_compact_(torch.int8)
+    layer.quantize_(torch.int8)
     assert torch.allclose(expert_similarity([layer]), before, atol=0.01)
 
 

@@ -156,7 +156,7 @@ def test_router_of_a_block_is_counted_once() -> None:
     assert isinstance(model.blocks[3][0].routing_fn, SigmoidRouting)
 
 
-def test_bytes_of_compact_experts():
+def test_bytes_of_quantized_experts():
     layer = CondConv2d(8, 16, 3, bias=True, num_experts=4)
     condconv.quantize_experts_(layer, "int8")
     cost = count(layer, torch.zeros(1, 8, 10, 10)).layers[0]

@@ -62,11 +62,13 @@ def test_layers_whose_weight_is_taken_without_a_call_are_stored_too():
     torch.testing.assert_close(rewritten(example), expected, rtol=0.1, atol=0.05)
 
 
-def test_compact_experts_are_refused_with_the_way_out(tmp_path):
+def test_quantized_experts_are_refused_with_the_way_out(tmp_path):
     for dtype in ("int8", "bfloat16"):
         network, example = large_network()
         condconv.quantize_experts_(network, dtype)
-        with pytest.raises(UsageError, match="must have ordinary experts, got compact ones: export the network as it"):
+        with pytest.raises(
+            UsageError, match="must have ordinary experts, got quantized ones: export the network as it"
+        ):
             export(network, tmp_path / "network.pt2", format="torch-export", example=example)
 
 

@@ -59,14 +59,14 @@ def draw(op: str, chance: random.Random) -> Call:
         del tensors["bias"]
     fate = chance.random()
     if fate < 0.1:
-        tensors |= _compact(tensors, arguments.get("groups", 1), "transpose" in op, chance)
+        tensors |= _quantized(tensors, arguments.get("groups", 1), "transpose" in op, chance)
     elif fate < 0.35:
         tensors = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
     return Call(op, {**tensors, **arguments, "impl": chance.choice(impls)})
 
 
-def _compact(tensors: dict[str, Tensor], groups: int, transposed: bool, chance: random.Random) -> dict[str, Tensor]:
-    """Return compact experts in place of ordinary ones, with their scale if they have one."""
+def _quantized(tensors: dict[str, Tensor], groups: int, transposed: bool, chance: random.Random) -> dict[str, Tensor]:
+    """Return quantized experts in place of ordinary ones, with their scale if they have one."""
     if tensors["x"].dtype != torch.bfloat16 and chance.random() < 0.5:
         return {"weight": tensors["weight"].bfloat16()}
     weight = (40 * tensors["weight"].float()).clamp(-127, 127).to(torch.int8)

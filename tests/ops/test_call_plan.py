@@ -130,13 +130,13 @@ def directly(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(arguments[-1])
         return recompute.run(*arguments)
 
-    def recorded_compact(*arguments):
-        found.append(f"compact {arguments[-1]}")
-        return recompute.run_compact(*arguments)
+    def recorded_quantized(*arguments):
+        found.append(f"quantized {arguments[-1]}")
+        return recompute.run_quantized(*arguments)
 
     # The operator calls its own.
     monkeypatch.setattr(
-        api, "recompute", SimpleNamespace(forward=recompute.forward, run=recorded, run_compact=recorded_compact)
+        api, "recompute", SimpleNamespace(forward=recompute.forward, run=recorded, run_quantized=recorded_quantized)
     )
     return found
 
@@ -162,7 +162,7 @@ def test_compiled_kernels_run_directly_too(directly):
         cond_conv2d(X, W.to(torch.int8), R, weight_scale=scale, impl="native")
         with FlopCounterMode(display=False) as counter:
             cond_conv2d(X, W.to(torch.int8), R, weight_scale=scale, impl="native")
-    assert directly == ["native", "compact native"]
+    assert directly == ["native", "quantized native"]
     assert counter.get_total_flops() > 0
 
 

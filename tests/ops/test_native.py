@@ -14,8 +14,8 @@ from torch import Tensor
 
 from condconv.errors import UsageError
 from condconv.ops import cond_conv2d, cond_conv_transpose2d
-from condconv.ops.compact import quantize, widen
 from condconv.ops.native import build, library
+from condconv.ops.quantized import quantize, widen
 from tests.ops.cases import CASES, Case
 
 pytestmark = pytest.mark.skipif(library.LOADED is None, reason="built without a C compiler")
@@ -73,7 +73,7 @@ def tensors(name: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor]
     return [tensor.to(dtype) for tensor in drawn], options
 
 
-def compacted(weight: Tensor, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def rounded(weight: Tensor, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     return (weight.bfloat16(), None) if dtype == torch.bfloat16 else quantize(weight, groups, False)
 
 
@@ -110,9 +110,9 @@ def test_narrow_numbers_are_computed_in_fp32_and_rounded_once(name: str, dtype: 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_compact_experts_equal_those_they_stand_for(name: str, dtype: torch.dtype, instruction_set: str) -> None:
+def test_quantized_experts_equal_those_they_stand_for(name: str, dtype: torch.dtype, instruction_set: str) -> None:
     (x, weight, routing, bias), options = tensors(name)
-    experts, scale = compacted(weight, options["groups"], dtype)
+    experts, scale = rounded(weight, options["groups"], dtype)
     output = cond_conv2d(x, experts, routing, bias, impl="native", weight_scale=scale, **options)
     wide = widen(experts, scale, options["groups"], False, torch.float64)
     check(output, [x, wide, routing, bias], options)
@@ -190,11 +190,11 @@ def test_layouts_of_inputs_and_experts(name: str, instruction_set: str) -> None:
     )
     assert last.is_contiguous(memory_format=torch.channels_last)
     for dtype in (torch.bfloat16, torch.int8):
-        compact, scale = compacted(weight, options["groups"], dtype)
-        compact_inside = compact.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        quantized, scale = rounded(weight, options["groups"], dtype)
+        quantized_inside = quantized.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
         one, other = (
             cond_conv2d(x, experts, routing, bias, impl="native", weight_scale=scale, **options)
-            for experts in (compact, compact_inside)
+            for experts in (quantized, quantized_inside)
         )
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 

@@ -243,9 +243,9 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
     torch.testing.assert_close(model(x), source(x), rtol=1e-4, atol=1e-5)
 
 
-def test_compact_experts_take_no_weights() -> None:
+def test_quantized_experts_take_no_weights() -> None:
     model = nn.Sequential(condconv.CondConv2d(3, 4, 3, num_experts=2))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     condconv.quantize_experts_(model, "bfloat16")
-    with pytest.raises(UsageError, match="`model` must have ordinary experts, got compact ones in '0'"):
+    with pytest.raises(UsageError, match="`model` must have ordinary experts, got quantized ones in '0'"):
         load_state_dict(model, state)

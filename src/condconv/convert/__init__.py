@@ -3,20 +3,20 @@
 from condconv.convert import select
 from condconv.convert.again import convert_like_
 from condconv.convert.api import convert_
-from condconv.convert.compact import CompactLayer, QuantizationReport, quantize_experts_
 from condconv.convert.fold import fold_batch_norms_
 from condconv.convert.make_static import make_static_
+from condconv.convert.quantize import QuantizationReport, QuantizedLayer, quantize_experts_
 from condconv.convert.record import Conversion
 from condconv.convert.report import ConversionReport, ConvertedLayer
 from condconv.convert.scope import Group, Scope
 
 __all__ = [
-    "CompactLayer",
     "Conversion",
     "ConversionReport",
     "ConvertedLayer",
     "Group",
     "QuantizationReport",
+    "QuantizedLayer",
     "Scope",
     "convert_",
     "convert_like_",

@@ -141,9 +141,9 @@ def _layer_cost(call: Call, batch: int) -> LayerCost | None:
         # Windows or frames that the model folds into the batch have a kernel each.
         mixed = module.num_experts * (kernel + outputs) * max(1, call.input_shape[0] // batch)
         madds = kernel * _applications(module, call, batch) + mixed
-        # Compact experts have scales beside them, and are mixed in fp32.
+        # Quantized experts have scales beside them, and are mixed in fp32.
         held = sum(each.nbytes for each in (module.weight, module.bias, module.weight_scale) if each is not None)
-        size = 4 if module.compact else module.weight.element_size()
+        size = 4 if module.quantized else module.weight.element_size()
         return LayerCost(call.name, kind, own, madds, held, (kernel + outputs) * size)
     if isinstance(module, (_ConvNd, nn.Linear, Float32Linear)):
         return LayerCost(call.name, kind, own, module.weight.numel() * _applications(module, call, batch))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.convert.surgery import replace
+from condconv.ops.quantized import quantize
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 _SMALLEST = 1024  # values; what a smaller weight saves is not worth an operator
@@ -71,8 +72,8 @@ def store_weights_(model: nn.Module, weights: str) -> None:
             replace(model, layer, Stored(layer, weight.to(torch.bfloat16), None))
             continue
         rows = weight.reshape(getattr(layer, "rows", weight.shape[0]), -1)
-        scale = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        replace(model, layer, Stored(layer, (rows / scale).round().to(torch.int8), scale))
+        stored, scale = quantize(rows[None], groups=1, transposed=False)  # as one expert of R outputs
+        replace(model, layer, Stored(layer, stored[0], scale[0, :, None]))
 
 
 def widened(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from condconv.nn.experts import in_layout_of, init_experts_, is_noise, spread_ex
 from condconv.nn.factory import Routing, make_routing, start_constant_
 from condconv.nn.foreign import full_name
 from condconv.nn.static import carry_over_, why_not_static
-from condconv.ops.compact import quantize, widen
+from condconv.ops.quantized import quantize, widen
 from condconv.ops.scalars import check_device, check_dtype, flag, positive
 from condconv.ops.selection import check_impl
 from condconv.ops.validation import check_tensor
@@ -33,7 +33,7 @@ class ConditionalLayer(nn.Module):
         bias: `[E, O]`, mixed with the same weights as the experts, or `None`.
         shift: `[O]`, added as it is, or `None`; made by folding a batch norm.
         routing_fn: From the layer's input to `[B, E]`.
-        compact: Whether the experts are bfloat16 or int8 beside fp32 activations; see `condconv.quantize_experts_`.
+        quantized: Whether the experts are bfloat16 or int8 beside fp32 activations; see `condconv.quantize_experts_`.
         weight_scale: `[E, O]`, fp32, what int8 experts are multiplied with; `None` for all others.
     """
 
@@ -47,7 +47,7 @@ class ConditionalLayer(nn.Module):
     bias: nn.Parameter | None
     shift: nn.Parameter | None
     routing_fn: nn.Module
-    compact: bool
+    quantized: bool
     weight_scale: Tensor | None
 
     def __init__(
@@ -71,7 +71,7 @@ class ConditionalLayer(nn.Module):
         biases = nn.Parameter(torch.empty(num_experts, out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", biases)
         self.register_parameter("shift", None)
-        self.compact = False
+        self.quantized = False
         self.register_buffer("weight_scale", None)
         self.routing_fn = make_routing(routing, routed_channels, num_experts, device=device, dtype=dtype)
         self.reset_parameters()
@@ -81,7 +81,7 @@ class ConditionalLayer(nn.Module):
         init_experts_(self.weight, self.bias)
 
     def mix(self, routing_weights: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the kernel and the bias that constant routing weights `[E]` amount to; fp32 for compact experts.
+        """Return the kernel and the bias that constant routing weights `[E]` amount to; fp32 for quantized experts.
 
         Raises:
             UsageError: The weights do not have shape `[E]`.
@@ -93,7 +93,7 @@ class ConditionalLayer(nn.Module):
                 "for weights of several examples, give their mean over the batch"
             )
         weights = routing_weights.detach().to(self.weight.device, torch.float64)
-        dtype = torch.float32 if self.compact else self.weight.dtype
+        dtype = torch.float32 if self.quantized else self.weight.dtype
         kernel = torch.tensordot(weights, self.wide_experts(), dims=1).to(dtype)
         bias = None if self.bias is None else torch.tensordot(weights, self.bias.detach().double(), dims=1)
         if self.shift is not None:
@@ -101,15 +101,15 @@ class ConditionalLayer(nn.Module):
         return kernel, None if bias is None else bias.to(dtype)
 
     def parameter_from(self, value: Tensor, *sources: Tensor | None) -> nn.Parameter:
-        """Return a parameter that learns if one of those it is made of does; compact experts cannot, it can."""
-        return nn.Parameter(value, self.compact or any(each.requires_grad for each in sources if each is not None))
+        """Return a parameter that learns if one of those it is made of does; quantized experts cannot, it can."""
+        return nn.Parameter(value, self.quantized or any(each.requires_grad for each in sources if each is not None))
 
     def wide_experts(self) -> Tensor:
-        """Return the experts in fp64, compact ones widened; exact."""
+        """Return the experts in fp64, quantized ones widened; exact."""
         return widen(self.weight.detach(), self.weight_scale, self.groups, self.transposed, torch.float64)
 
     @torch.no_grad()
-    def make_compact_(self, dtype: torch.dtype) -> None:
+    def quantize_(self, dtype: torch.dtype) -> None:
         """Store the experts in bfloat16 or int8, in place; from then on the layer is for inference.
 
         Args:
@@ -119,7 +119,7 @@ class ConditionalLayer(nn.Module):
         if dtype == torch.int8:
             experts, self.weight_scale = quantize(experts, self.groups, self.transposed)
         self.weight = nn.Parameter(experts.to(dtype), requires_grad=False)
-        self.compact = True
+        self.quantized = True
 
     def _apply(self: _Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Layer:
         # `model.to(memory_format=torch.channels_last)` converts every 4-D and 5-D parameter and fails on the latter.
@@ -128,9 +128,9 @@ class ConditionalLayer(nn.Module):
         def apply_to_experts(tensor: Tensor) -> Tensor:
             stacked = tensor.dim() > 3
             applied = fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2]) if stacked else fn(tensor)
-            # Compact experts and their scale stay as they are in a model that changes its dtype.
-            compact = self.compact and (tensor is self.weight or tensor is self.weight_scale)
-            if compact and applied.dtype != tensor.dtype:
+            # Quantized experts and their scale stay as they are in a model that changes its dtype.
+            quantized = self.quantized and (tensor is self.weight or tensor is self.weight_scale)
+            if quantized and applied.dtype != tensor.dtype:
                 return torch.empty_like(applied, dtype=tensor.dtype).copy_(tensor)
             return applied
 
@@ -146,8 +146,8 @@ class ConditionalLayer(nn.Module):
         # A copy between int8 and floats would go through, and be wrong.
         given = state_dict.get(f"{prefix}weight")
         if given is not None and (given.dtype == torch.int8) != (self.weight.dtype == torch.int8):
-            into_compact = "load into the ordinary network, then call condconv.quantize_experts_(model)"
-            remedy = into_compact if self.compact else "call condconv.quantize_experts_(model) before loading"
+            into_quantized = "load into the ordinary network, then call condconv.quantize_experts_(model)"
+            remedy = into_quantized if self.quantized else "call condconv.quantize_experts_(model) before loading"
             lists[-1].append(f"`{prefix}weight` must be {self.weight.dtype}, as here, got {given.dtype}: {remedy}")
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from condconv.errors import UsageError
 from condconv.nn.block_routing import RoutingSlot
 from condconv.nn.conditional import ConditionalLayer
-from condconv.ops.compact import along_outputs
+from condconv.ops.quantized import along_outputs
 
 
 def why_not_fold(layer: ConditionalLayer, norm: _BatchNorm) -> str | None:
@@ -42,15 +42,15 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
         The layer, in evaluation mode. Scaled in fp64 and rounded once.
 
     Raises:
-        UsageError: `layer` is not a conditional layer, or its experts are compact; `norm` is not a batch norm and
+        UsageError: `layer` is not a conditional layer, or its experts are quantized; `norm` is not a batch norm and
             nothing more, has no running statistics, or another number of channels.
     """
     if not isinstance(layer, ConditionalLayer):
         raise UsageError(f"`layer` must be a conditional layer, got {type(layer).__name__}: convert it first")
-    if layer.compact:
+    if layer.quantized:
         raise UsageError(
-            f"`layer` must have ordinary experts, got compact ones ({layer.weight.dtype}): fold the batch norm first, "
-            "then quantize"
+            f"`layer` must have ordinary experts, got quantized ones ({layer.weight.dtype}): fold the batch norm "
+            "first, then quantize"
         )
     if not isinstance(norm, _BatchNorm):
         raise UsageError(f"`norm` must be a torch.nn.BatchNorm, got {type(norm).__name__}: no other norm can be folded")

@@ -13,13 +13,13 @@ from condconv.ops import recompute, validation
 from condconv.ops.arguments import How, Size
 from condconv.ops.autocast import autocast_disabled
 from condconv.ops.call_plan import CallPlan, find_plan
-from condconv.ops.compact import widen
 from condconv.ops.geometry import laid_out_as
 from condconv.ops.impl import mix_outputs, reference
 from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.padding import Padding, pad
+from condconv.ops.quantized import widen
 from condconv.ops.recording import plain_shape
-from condconv.ops.registration import compact_conv, mixed_conv
+from condconv.ops.registration import mixed_conv, quantized_conv
 
 _logger = logging.getLogger(__name__)
 _PLAIN = {"reference": reference.forward, "mix_outputs": mix_outputs.forward}
@@ -83,8 +83,8 @@ def cond_conv2d(
     Args:
         x: `[B, C, H, W]`, floating point; contiguous, channels_last or any strides. B may be 0.
         weight: Experts `[E, O, C/groups, KH, KW]` in the dtype of x (any float dtype under autocast). For inference
-            also compact: bfloat16 for another x, or int8 with `weight_scale`. `"native"` reads them as they are; every
-            other implementation widens them first, at each call.
+            also quantized: bfloat16 for another x, or int8 with `weight_scale`. `"native"` reads them as they are;
+            every other implementation widens them first, at each call.
         routing_weights: `[B, E]`, any float dtype; used in fp32 (fp64 for fp64).
         bias: Per-expert biases `[E, O]`, mixed with the same weights, or `None`.
         stride: One int, or one for each spatial dimension.
@@ -106,7 +106,7 @@ def cond_conv2d(
 
     Raises:
         UsageError: An argument does not fit: a tensor's kind, dtype, device or shape, a size, a name, an `impl` that
-            cannot run this call, or compact experts beside an argument that needs a gradient. The message names the
+            cannot run this call, or quantized experts beside an argument that needs a gradient. The message names the
             argument, the rule, what was given and a remedy. It is a `ValueError`.
 
     Source:
@@ -323,7 +323,7 @@ def _call(
     if plan.cast is not None:
         x = x.to(plan.cast)  # experts stay as they are: mixed first, then rounded
     if not torch.compiler.is_compiling() and _logger.isEnabledFor(logging.DEBUG):
-        how_read = f", {weight.dtype} and widened first" if plan.compact and plan.impl != "native" else ""
+        how_read = f", {weight.dtype} and widened first" if plan.quantized and plan.impl != "native" else ""
         _logger.debug("%s for x %s, experts %s%s", plan.impl, tuple(x.shape), tuple(weight.shape), how_read)
     if not plan.autocasting:
         return _run(plan, x, weight, routing_weights, bias, weight_scale)
@@ -342,10 +342,10 @@ def _run(
     """Compute what is planned, in the dtype of x."""
     geometry, impl = plan.geometry, plan.impl
     direct = plan.silent and not _watched(x, weight, routing_weights, bias, weight_scale)
-    if plan.compact and impl == "native":
-        read = recompute.run_compact if direct else compact_conv
+    if plan.quantized and impl == "native":
+        read = recompute.run_quantized if direct else quantized_conv
         return read(x, weight, routing_weights, bias, weight_scale, geometry, impl)
-    if plan.compact:
+    if plan.quantized:
         weight = widen(weight, weight_scale, geometry.groups, geometry.transposed, accumulation_dtype(x.dtype))
     if impl in _PLAIN:
         return laid_out_as(_PLAIN[impl](x, weight, routing_weights, bias, geometry), x)

@@ -16,10 +16,10 @@ from torch import Tensor
 from condconv.ops import arguments, selection, validation
 from condconv.ops.arguments import How, to_tuple
 from condconv.ops.autocast import autocast_dtype
-from condconv.ops.compact import check_compact
 from condconv.ops.geometry import Geometry
 from condconv.ops.native import library
 from condconv.ops.padding import resolve_padding, split_padding
+from condconv.ops.quantized import check_quantized
 from condconv.ops.recording import tracing, untraced
 
 _MOST_PLANS = 4096  # a plan is one or two kilobytes; bounds memory when input sizes keep changing
@@ -34,7 +34,7 @@ class CallPlan(NamedTuple):
         cast: The dtype that autocast wants x in; `None` for its own.
         autocasting: Whether autocast is on.
         impl: The implementation that runs.
-        compact: Whether the experts are compact.
+        quantized: Whether the experts are quantized.
         plain: Whether it runs as plain torch functions and not as the registered operator.
         silent: Whether the operator has nothing to do but to run: no gradient, no graph, and the batch not empty.
     """
@@ -44,7 +44,7 @@ class CallPlan(NamedTuple):
     cast: torch.dtype | None
     autocasting: bool
     impl: str
-    compact: bool
+    quantized: bool
     plain: bool
     silent: bool
 
@@ -145,12 +145,12 @@ def _make_plan(
     size = geometry.output_size(inside, weight.shape[3:])
     validation.check_output_size(size, inside, weight.shape[3:], how.transposed)
     channels = geometry.out_channels(weight)
-    compact = check_compact(x, weight, routing_weights, bias, weight_scale, channels)
+    quantized = check_quantized(x, weight, routing_weights, bias, weight_scale, channels)
     autocasting = autocast_dtype(x.device)
     cast = None if x.dtype == torch.float64 else autocasting  # as torch's own convolutions do
     problem = selection.describe(
         *(x, weight, routing_weights, bias, geometry, prod(size)),
-        compact=compact,
+        quantized=quantized,
         input_size=inside,
         dtype=cast,
         traced=traced,
@@ -158,7 +158,7 @@ def _make_plan(
     impl = selection.resolve(how.impl, problem)
     plain = selection.must_be_plain(problem, impl)
     silent = not problem.needs_grad and not problem.compiling and problem.batch != 0
-    return CallPlan(geometry, outside, cast, autocasting is not None, impl, compact, plain, silent)
+    return CallPlan(geometry, outside, cast, autocasting is not None, impl, quantized, plain, silent)
 
 
 def _resolve(x: Tensor, weight: Tensor, how: How) -> tuple[Geometry, tuple[int, ...]]:

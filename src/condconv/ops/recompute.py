@@ -59,7 +59,7 @@ def run(
     return _no_view(strided_as(forward(x, weight, routing_weights, bias, geometry, impl), x))
 
 
-def run_compact(
+def run_quantized(
     x: Tensor,
     weight: Tensor,
     routing_weights: Tensor,
@@ -68,7 +68,7 @@ def run_compact(
     geometry: Geometry,
     impl: str,
 ) -> Tensor:
-    """The same for compact experts, which only "native" reads as they are; there is no gradient."""
+    """The same for quantized experts, which only "native" reads as they are; there is no gradient."""
     output = native.forward(x, weight, routing_weights, geometry, weight_scale)
     return strided_as(_add_bias_(output, bias, routing_weights), x)
 

@@ -35,7 +35,7 @@ torch.library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.define(
-    "condconv::compact_conv",
+    "condconv::quantized_conv",
     f"({_TENSORS}, Tensor? weight_scale, {_GEOMETRY}, str impl) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -51,7 +51,7 @@ def mixed_conv(
     return output
 
 
-def compact_conv(
+def quantized_conv(
     x: Tensor,
     weight: Tensor,
     routing_weights: Tensor,
@@ -60,8 +60,8 @@ def compact_conv(
     geometry: Geometry,
     impl: str,
 ) -> Tensor:
-    """Call the registered operator for compact experts, which has no gradient; `impl` is "native"."""
-    output: Tensor = torch.ops.condconv.compact_conv(x, weight, routing_weights, bias, weight_scale, *geometry, impl)
+    """Call the registered operator for quantized experts, which has no gradient; `impl` is "native"."""
+    output: Tensor = torch.ops.condconv.quantized_conv(x, weight, routing_weights, bias, weight_scale, *geometry, impl)
     return output
 
 
@@ -90,8 +90,8 @@ def _forward_fake(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tens
     return _empty_output(x, weight, _unpack(rest)[0])
 
 
-@torch.library.impl("condconv::compact_conv", "CompositeExplicitAutograd")
-def _compact(
+@torch.library.impl("condconv::quantized_conv", "CompositeExplicitAutograd")
+def _quantized(
     x: Tensor,
     weight: Tensor,
     routing_weights: Tensor,
@@ -103,11 +103,11 @@ def _compact(
     if x.shape[0] == 0:
         return _empty_output(x, weight, geometry)
     with autocast_disabled(x.device):
-        return recompute.run_compact(x, weight, routing_weights, bias, weight_scale, geometry, impl)
+        return recompute.run_quantized(x, weight, routing_weights, bias, weight_scale, geometry, impl)
 
 
-@torch.library.register_fake("condconv::compact_conv")
-def _compact_fake(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Any, scale: Any, *rest: Any) -> Tensor:
+@torch.library.register_fake("condconv::quantized_conv")
+def _quantized_fake(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Any, scale: Any, *rest: Any) -> Tensor:
     return _empty_output(x, weight, _unpack(rest)[0])
 
 
@@ -188,8 +188,10 @@ def _flops(x: Any, weight: Any, routing_weights: Any, bias: Any, *rest: Any, **k
     return 2 * sum(_madds(x, weight, rest, bias))
 
 
-@register_flop_formula(torch.ops.condconv.compact_conv)
-def _compact_flops(x: Any, weight: Any, routing_weights: Any, bias: Any, scale: Any, *rest: Any, **kwargs: Any) -> int:
+@register_flop_formula(torch.ops.condconv.quantized_conv)
+def _quantized_flops(
+    x: Any, weight: Any, routing_weights: Any, bias: Any, scale: Any, *rest: Any, **kwargs: Any
+) -> int:
     return 2 * sum(_madds(x, weight, rest, bias))
 
 

@@ -26,8 +26,8 @@ class Problem(NamedTuple):
     """What a choice may depend on: shapes, device, layout, and who records the graph.
 
     `batch` is `None` while a graph is recorded (`torch.compile`, `torch.export`, `torch.jit.trace`): a choice that
-    looked at it would fix the graph to one batch size. `compact` is the dtype of compact experts, `None` for ordinary
-    ones; `dtypes` are those of x and of the experts, compact ones widened.
+    looked at it would fix the graph to one batch size. `quantized` is the dtype of quantized experts, `None` for
+    ordinary ones; `dtypes` are those of x and of the experts, quantized ones widened.
     """
 
     batch: int | None
@@ -43,7 +43,7 @@ class Problem(NamedTuple):
     transposed: bool
     spatial: int
     dtypes: tuple[torch.dtype, ...]
-    compact: torch.dtype | None
+    quantized: torch.dtype | None
     device: str
     channels_last: bool
     needs_grad: bool
@@ -60,7 +60,7 @@ def describe(
     geometry: Geometry,
     pixels: int,
     *,
-    compact: bool = False,
+    quantized: bool = False,
     input_size: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     traced: bool = False,
@@ -74,7 +74,7 @@ def describe(
         bias: Likewise.
         geometry: The convolution.
         pixels: Positions of the output.
-        compact: Whether the experts are compact.
+        quantized: Whether the experts are quantized.
         input_size: Spatial size of x once it is padded; `None` for its own.
         dtype: What x is cast to under autocast; `None` for its own.
         traced: Whether `torch.jit.trace` records, which is to be exported to a file too.
@@ -97,8 +97,8 @@ def describe(
         depthwise=geometry.is_depthwise(weight),
         transposed=geometry.transposed,
         spatial=len(geometry.stride),
-        dtypes=(dtype, accumulation_dtype(dtype) if compact else weight.dtype),
-        compact=weight.dtype if compact else None,
+        dtypes=(dtype, accumulation_dtype(dtype) if quantized else weight.dtype),
+        quantized=weight.dtype if quantized else None,
         device=x.device.type,
         channels_last=output_memory_format(x) != torch.contiguous_format,
         needs_grad=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
@@ -233,13 +233,13 @@ RULES = (
     Rule(
         "mix_outputs",
         "one expert, but not with groups in bf16 on a CPU with AMX",
-        lambda problem: problem.num_experts == 1 and not _reads_compact(problem) and not _misread(problem),
+        lambda problem: problem.num_experts == 1 and not _reads_quantized(problem) and not _misread(problem),
         _COUNTED,
     ),
     Rule(
         "mix_outputs",
-        "pointwise, ungrouped, from one pixel to one, in fp32 or fp64; but compact experts by native",
-        lambda problem: _is_product(problem) and not _reads_compact(problem) and not _is_short(problem),
+        "pointwise, ungrouped, from one pixel to one, in fp32 or fp64; but quantized experts by native",
+        lambda problem: _is_product(problem) and not _reads_quantized(problem) and not _is_short(problem),
         MEASURED,
     ),
     Rule(
@@ -250,7 +250,7 @@ RULES = (
     ),
     Rule(
         "native",
-        "CPU, two dimensions, bf16; depthwise, dense up to 256 output pixels, pointwise up to 64, or compact experts",
+        "CPU, two dimensions, bf16; depthwise, dense up to 256 output pixels, pointwise up to 64, or quantized experts",
         lambda problem: problem.dtypes[0] == torch.bfloat16 and _native_pays(problem) and _few_pixels(problem),
         MEASURED,
     ),
@@ -316,8 +316,8 @@ RULES = (
 """What "auto" stands for: the first of these rules that holds. Sizes are those of fp32 numbers."""
 
 
-def _reads_compact(problem: Problem) -> bool:
-    return problem.compact is not None and why_not_native(problem) is None
+def _reads_quantized(problem: Problem) -> bool:
+    return problem.quantized is not None and why_not_native(problem) is None
 
 
 def _native_pays(problem: Problem) -> bool:
@@ -327,19 +327,19 @@ def _native_pays(problem: Problem) -> bool:
 def _few_pixels(problem: Problem) -> bool:
     """Return whether mixing weighs so much that it pays to compute in fp32 where torch's products take bf16."""
     most = 64 if _pointwise(problem) else 256
-    return problem.depthwise or problem.output_pixels <= most or problem.compact is not None
+    return problem.depthwise or problem.output_pixels <= most or problem.quantized is not None
 
 
 def _turning_shows(problem: Problem) -> bool:
     """Return whether x is contiguous, and laying its channels innermost and back is a 64th of the product or more.
 
-    That is every depthwise layer, and pointwise ones of few channels. Compact experts are worth it. A map of one pixel
-    is laid out the same either way.
+    That is every depthwise layer, and pointwise ones of few channels. Quantized experts are worth it. A map of one
+    pixel is laid out the same either way.
     """
     product = problem.kernel_numel * problem.output_pixels
     maps = ((problem.input_numel, problem.input_pixels), (problem.output_numel, problem.output_pixels))
     moved = sum(numel for numel, pixels in maps if pixels > 1)
-    return not problem.channels_last and 64 * moved > product and problem.compact is None
+    return not problem.channels_last and 64 * moved > product and problem.quantized is None
 
 
 def _on_cpu(problem: Problem) -> bool:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from condconv.errors import UsageError, shown
 from condconv.ops.autocast import autocast_dtype
-from condconv.ops.compact import COMPACT_DTYPES
 from condconv.ops.geometry import Geometry
+from condconv.ops.quantized import QUANTIZED_DTYPES
 from condconv.ops.recording import plain_shape
 from condconv.ops.scalars import FLOAT_DTYPES
 
@@ -39,7 +39,7 @@ def check_tensors(
 ) -> None:
     """Check types, dtypes and devices. Under autocast, dtypes may differ: x decides the device only.
 
-    Experts may be compact, see `check_compact`.
+    Experts may be quantized, see `check_quantized`.
 
     Raises:
         UsageError: Not a tensor, a dtype that is not floating point or differs from that of x, or several devices.
@@ -55,7 +55,7 @@ def check_tensors(
         if tensor is None and name in ("bias", "weight_scale"):
             continue
         check_tensor(name, tensor)
-        if tensor.dtype not in FLOAT_DTYPES and not (name == "weight" and tensor.dtype in COMPACT_DTYPES):
+        if tensor.dtype not in FLOAT_DTYPES and not (name == "weight" and tensor.dtype in QUANTIZED_DTYPES):
             kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
             remedy = "convert it first, for example with .float()"
             raise UsageError(f"`{name}` must have a floating-point dtype ({kinds}), got {tensor.dtype}: {remedy}")
@@ -66,8 +66,8 @@ def check_tensors(
     if autocast_dtype(x.device) is not None and x.dtype != torch.float64:
         return
     for name, tensor in (("weight", weight), ("bias", bias)):
-        compact = name == "weight" and weight.dtype in COMPACT_DTYPES
-        if tensor is not None and tensor.dtype != x.dtype and not compact:
+        quantized = name == "weight" and weight.dtype in QUANTIZED_DTYPES
+        if tensor is not None and tensor.dtype != x.dtype and not quantized:
             raise UsageError(
                 f"`{name}` must have the dtype of x, {x.dtype}, got {tensor.dtype}: convert one of them, or run under "
                 "torch.autocast"

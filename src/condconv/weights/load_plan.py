@@ -83,10 +83,10 @@ def plan_load(layers: Layers, source: Source, skip: tuple[str, ...]) -> LoadPlan
 
 def _check_memory(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, ConditionalLayer) and module.compact:
+        if isinstance(module, ConditionalLayer) and module.quantized:
             raise UsageError(
-                f"`model` must have ordinary experts, got compact ones in {name!r}: load the weights first, then call "
-                "condconv.quantize_experts_"
+                f"`model` must have ordinary experts, got quantized ones in {name!r}: load the weights first, then "
+                "call condconv.quantize_experts_"
             )
     for name, value in model.state_dict(keep_vars=True).items():
         if is_lazy(value):

@@ -48,8 +48,8 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
             reason = f"its block routes by {type(function).__name__}, not by a sigmoid of one linear layer"
         elif layer.bias is not None or layer.shift is not None:
             reason = "it has a bias or a folded batch norm"
-        elif layer.compact:
-            reason = "its experts are compact"
+        elif layer.quantized:
+            reason = "its experts are quantized"
         if reason is not None:
             raise UsageError(
                 f"`model` must be a network that timm has, got one whose {name!r} is not as there ({reason}): take an "

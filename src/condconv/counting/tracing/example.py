@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from condconv.errors import UsageError, first_line
+from condconv.nn import ConditionalLayer
 
 _FIRST_SIZES = {nn.Conv1d: (1024,), nn.Conv2d: (224, 224), nn.Conv3d: (16, 112, 112)}
 
@@ -27,8 +28,9 @@ def default_example(model: nn.Module) -> Tensor:
     config = getattr(model, "pretrained_cfg", None) or {}
     parameter = next(model.parameters(), None)
     device = None if parameter is None else parameter.device
-    compact = {id(getattr(module, "weight", None)) for module in model.modules() if getattr(module, "compact", False)}
-    dtype = next((each.dtype for each in model.parameters() if id(each) not in compact), None)
+    layers = (module for module in model.modules() if isinstance(module, ConditionalLayer))
+    quantized = {id(layer.weight) for layer in layers if layer.quantized}
+    dtype = next((each.dtype for each in model.parameters() if id(each) not in quantized), None)
     first: Any = next((m for m in model.modules() if _size_for(m) is not None), None)
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError(

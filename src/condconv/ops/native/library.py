@@ -16,7 +16,7 @@ from condconv.ops.native.build import LIBRARY, digest_of_sources
 
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""Of x and of experts that are not compact: what is narrower than fp32 is widened before the call."""
+"""Of x and of experts that are not quantized: what is narrower than fp32 is widened before the call."""
 EXPERT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 MOST_TAPS = 64
 _SIZES = (

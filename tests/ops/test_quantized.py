@@ -1,4 +1,4 @@
-"""Compact experts: against the reference with the experts they stand for, on whatever computes them."""
+"""Quantized experts: against the reference with the experts they stand for, on whatever computes them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from condconv import ops
 from condconv.errors import UsageError
 from condconv.ops import cond_conv2d
-from condconv.ops.compact import LARGEST, along_outputs, quantize, widen
 from condconv.ops.native import library
+from condconv.ops.quantized import LARGEST, along_outputs, quantize, widen
 from tests.ops.cases import CASES, Case
 
 NATIVE = pytest.mark.skipif(library.LOADED is None, reason="built without a C compiler")
 DTYPES = (torch.int8, torch.bfloat16)
 
 
-def compact(weight: Tensor, dtype: torch.dtype, case: Case) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return compact experts, their scale, and what they stand for in fp64."""
+def rounded(weight: Tensor, dtype: torch.dtype, case: Case) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return quantized experts, their scale, and what they stand for in fp64."""
     layout = (case.options.get("groups", 1), "transpose" in case.op.__name__)
     if dtype == torch.bfloat16:
         return weight.bfloat16(), None, weight.bfloat16().double()
@@ -33,7 +33,7 @@ def compact(weight: Tensor, dtype: torch.dtype, case: Case) -> tuple[Tensor, Ten
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_the_reference_with_the_experts_they_stand_for(case: Case, dtype: torch.dtype) -> None:
     x, weight, routing, bias = (t.detach().float() for t in case.tensors())
-    experts, scale, exact = compact(weight, dtype, case)
+    experts, scale, exact = rounded(weight, dtype, case)
     output = case.op(x, experts, routing, bias, weight_scale=scale, **case.options)
     expected = case.op(x.double(), exact, routing.double(), bias.double(), impl="reference", **case.options)
     assert output.dtype == torch.float32
@@ -45,7 +45,7 @@ def test_equals_the_reference_with_the_experts_they_stand_for(case: Case, dtype:
 def test_every_implementation_takes_them(dtype: torch.dtype, impl: str) -> None:
     case = next(case for case in CASES if case.name == "dense-uneven")
     x, weight, routing, bias = (t.detach().float() for t in case.tensors())
-    experts, scale, exact = compact(weight, dtype, case)
+    experts, scale, exact = rounded(weight, dtype, case)
     output = cond_conv2d(x, experts, routing, bias, impl=impl, weight_scale=scale, **case.options)
     expected = cond_conv2d(x.double(), exact, routing.double(), bias.double(), impl="reference", **case.options)
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
@@ -128,7 +128,9 @@ def test_auto_reads_them_as_they_are_where_it_can(caplog: pytest.LogCaptureFixtu
 def test_a_gradient_is_refused() -> None:
     x, experts, routing, bias = torch.randn(1, 4, 5, 5), torch.randn(2, 3, 4, 1, 1).bfloat16(), torch.rand(1, 2), None
     quantized, scale = quantize(torch.randn(2, 3, 4, 1, 1), 1, False)
-    message = r"`weight` must hold ordinary experts if gradients are needed, got compact ones \(torch.{}\): call under "
+    message = (
+        r"`weight` must hold ordinary experts if gradients are needed, got quantized ones \(torch.{}\): call under "
+    )
     for needs in (0, 2):
         arguments = [x, experts, routing, bias]
         arguments[needs] = arguments[needs].clone().requires_grad_()
@@ -223,8 +225,8 @@ def test_the_operator_is_registered_as_torch_wants_and_counts() -> None:
     experts, scale = quantize(torch.randn(3, 6, 4, 3, 3), 1, False)
     geometry = ([1, 1], [1, 1], [1, 1], 1, False, [0, 0])
     arguments = (x, experts, routing, bias, scale, *geometry, "native")
-    torch.library.opcheck(torch.ops.condconv.compact_conv, arguments, rtol=1e-4, atol=1e-4)
+    torch.library.opcheck(torch.ops.condconv.quantized_conv, arguments, rtol=1e-4, atol=1e-4)
     with FlopCounterMode(display=False) as counter:
-        torch.ops.condconv.compact_conv(*arguments)
+        torch.ops.condconv.quantized_conv(*arguments)
     kernel = 6 * 4 * 9
     assert counter.get_total_flops() == 2 * (2 * kernel * 25 + 2 * 3 * (kernel + 6))

@@ -1,4 +1,4 @@
-"""Compact experts in layers and networks."""
+"""Quantized experts in layers and networks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from condconv import (
 )
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer
-from condconv.ops.compact import widen
+from condconv.ops.quantized import widen
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -111,7 +111,7 @@ def test_where() -> None:
     model = network()
     report = quantize_experts_(model, where=["*.2", "classifier"])
     assert [layer.name for layer in report.layers] == ["blocks.2", "classifier"]
-    assert not model.blocks[0].compact
+    assert not model.blocks[0].quantized
     assert [layer.name for layer in quantize_experts_(model, "bfloat16", "blocks.0").layers] == ["blocks.0"]
 
 
@@ -129,14 +129,14 @@ def test_round_trip_of_the_state_dict_and_copies(dtype: str) -> None:
 
 
 def test_a_state_dict_of_the_other_kind_is_refused() -> None:
-    ordinary, compact = network(), network()
-    quantize_experts_(compact)
-    before = [model.blocks[2].weight.clone() for model in (ordinary, compact)]
+    ordinary, quantized = network(), network()
+    quantize_experts_(quantized)
+    before = [model.blocks[2].weight.clone() for model in (ordinary, quantized)]
     with pytest.raises(RuntimeError, match="must be torch.float32, as here, got torch.int8: call condconv.quantize_"):
-        ordinary.load_state_dict(compact.state_dict(), strict=False)
+        ordinary.load_state_dict(quantized.state_dict(), strict=False)
     with pytest.raises(RuntimeError, match="must be torch.int8, as here, got torch.float32: load into the ordinary"):
-        compact.load_state_dict(network().state_dict(), strict=False)
-    for model, weight in zip((ordinary, compact), before, strict=True):
+        quantized.load_state_dict(network().state_dict(), strict=False)
+    for model, weight in zip((ordinary, quantized), before, strict=True):
         assert torch.equal(model.blocks[2].weight, weight)
 
 
@@ -155,7 +155,7 @@ def test_experts_outlive_a_change_of_the_models_dtype(change, dtype: str) -> Non
     x = torch.randn(2, 4, 6, 6, dtype=layer.bias.dtype)
     exact = widen(before, scale, 1, False, torch.float64)
     wide = copy.deepcopy(layer).double()
-    wide.weight, wide.weight_scale, wide.compact = nn.Parameter(exact, requires_grad=False), None, False
+    wide.weight, wide.weight_scale, wide.quantized = nn.Parameter(exact, requires_grad=False), None, False
     eps = torch.finfo(layer.bias.dtype).eps
     torch.testing.assert_close(layer(x).double(), wide(x.double()), rtol=0, atol=8 * max(eps, 1e-7))
 
@@ -176,25 +176,27 @@ def test_training_afterwards_is_refused() -> None:
     model = nn.Sequential(CondConv2d(3, 4, 3, num_experts=2))
     quantize_experts_(model)
     assert not model[0].weight.requires_grad
-    with pytest.raises(UsageError, match=r"got compact ones \(torch.int8\): call under torch.no_grad()"):
+    with pytest.raises(UsageError, match=r"got quantized ones \(torch.int8\): call under torch.no_grad()"):
         model(X)  # the router would be trained
     with torch.inference_mode():
         model(X)
     model[0].routing_fn.requires_grad_(False)
     model[0].bias.requires_grad_(False)
     model(X)
-    with pytest.raises(UsageError, match="got compact ones"):
+    with pytest.raises(UsageError, match="got quantized ones"):
         model(X.clone().requires_grad_())
 
 
 def test_batch_norms_are_folded_first() -> None:
     model = nn.Sequential(CondConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4)).eval().requires_grad_(False)
     expected = model(X)
-    compact = copy.deepcopy(model)
-    quantize_experts_(compact)
-    with pytest.raises(UsageError, match=r"got compact ones \(torch.int8\): fold the batch norm first, then quantize"):
-        fold_batch_norms_(compact, X[:1])
-    assert isinstance(compact[1], nn.BatchNorm2d)
+    quantized = copy.deepcopy(model)
+    quantize_experts_(quantized)
+    with pytest.raises(
+        UsageError, match=r"got quantized ones \(torch.int8\): fold the batch norm first, then quantize"
+    ):
+        fold_batch_norms_(quantized, X[:1])
+    assert isinstance(quantized[1], nn.BatchNorm2d)
     fold_batch_norms_(model, X[:1])
     quantize_experts_(model.requires_grad_(False))
     assert (model(X) - expected).abs().max() < 0.02 * expected.abs().max()
@@ -258,7 +260,7 @@ def test_wrong_arguments_are_said() -> None:
         quantize_experts_(model, "int4")
     with pytest.raises(UsageError, match="`where` must match names of conditional layers .*, 'block.5' matches none"):
         quantize_experts_(model, where=("classifier", "block.5"))
-    assert not any(layer.compact for layer in model.modules() if isinstance(layer, ConditionalLayer))
+    assert not any(layer.quantized for layer in model.modules() if isinstance(layer, ConditionalLayer))
 
 
 def test_a_parametrized_layer_is_refused() -> None:
@@ -300,7 +302,7 @@ def test_a_model_that_casts_by_the_dtype_of_a_weight_is_restored(dtype, back, me
     expected = model(X)
     with pytest.raises(RuntimeError, match=message):
         quantize_experts_(model, dtype, example_input=None if guess else X)
-    assert not any(layer.compact for layer in (model.first, model.second))
+    assert not any(layer.quantized for layer in (model.first, model.second))
     assert torch.equal(model(X), expected)
     report = quantize_experts_(model, dtype, "second")
     assert report.output_error == pytest.approx(0, abs=0.02)
@@ -348,7 +350,7 @@ def test_where_is_patterns_of_names(where):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
-def test_the_guessed_input_is_no_compact_one(dtype: str) -> None:
+def test_the_guessed_input_is_not_quantized(dtype: str) -> None:
     net = nn.Sequential(CondConv2d(3, 4, 3), nn.ReLU())
     quantize_experts_(net, dtype)
     assert count(net).example_shape == (3, 224, 224)

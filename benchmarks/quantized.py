@@ -1,7 +1,7 @@
-"""Time compact experts, in layers and in a whole network, and see what they change in networks trained on digits.
+"""Time quantized experts, in layers and in a whole network, and see what they change in networks trained on digits.
 
     condconv demo -o runs/demo
-    python benchmarks/compact.py --runs runs/demo --output benchmarks/results/compact-cpu.json
+    python benchmarks/quantized.py --runs runs/demo --output benchmarks/results/quantized-cpu.json
 
 Times are those of one image on one thread: the static twin, experts in fp32, in bfloat16 and in int8, by turns, each in
 its better layout. Ratios are to the static twin: the median over the repetitions of ratios taken within a repetition,
@@ -114,9 +114,9 @@ def compare_networks(config: DemoConfig) -> list[dict[str, Any]]:
         network = load_network(load_checkpoint(path), path).eval()
         expected = network(batch)
         for kind in KINDS:
-            compact = copy.deepcopy(network)
-            report = None if kind == "fp32" else quantize_experts_(compact, kind)
-            output = compact(batch)
+            quantized = copy.deepcopy(network)
+            report = None if kind == "fp32" else quantize_experts_(quantized, kind)
+            output = quantized(batch)
             row = {"seed": seed, "experts": kind, "images": len(wanted)}
             row["right"] = int((output.argmax(1) == wanted).sum())
             row["other_answers"] = int((output.argmax(1) != expected.argmax(1)).sum())

@@ -24,13 +24,13 @@ _DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class CompactLayer:
+class QuantizedLayer:
     """One layer before and after.
 
     Attributes:
         name: In the model.
         bytes_before: Of its experts in fp32.
-        bytes_after: Of its compact experts, scales included.
+        bytes_after: Of its quantized experts, scales included.
         error: Norm of what rounding changed over the norm of the experts; 0 for experts of zeros.
     """
 
@@ -46,14 +46,14 @@ class QuantizationReport:
 
     Attributes:
         dtype: `"int8"` or `"bfloat16"`.
-        layers: The layers that are compact now, in the order in which the model holds them.
+        layers: The layers that are quantized now, in the order in which the model holds them.
         output_error: Norm of what changed in the output on the example over the norm of the output; `None` if the model
             was not run.
         notes: What else to know.
     """
 
     dtype: str
-    layers: tuple[CompactLayer, ...]
+    layers: tuple[QuantizedLayer, ...]
     output_error: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -69,7 +69,7 @@ class QuantizationReport:
 
     def __str__(self) -> str:
         """Return a table with a line for each layer, the totals with the largest error, the output's, and the notes."""
-        total = CompactLayer("total", self.bytes_before, self.bytes_after, max(layer.error for layer in self.layers))
+        total = QuantizedLayer("total", self.bytes_before, self.bytes_after, max(layer.error for layer in self.layers))
         rows = [
             (layer.name, self.dtype, f"{layer.bytes_before:,}", f"{layer.bytes_after:,}", f"{layer.error:.2e}")
             for layer in (*self.layers, total)
@@ -90,12 +90,12 @@ def quantize_experts_(
 
     Experts are what such a network reads most of at a small batch. On the CPU compiled kernels read them as they are;
     everything else widens them at each call, which saves memory and no time. Routing functions and biases stay as they
-    are, and so do all other layers. Compact experts keep their dtype when the model changes its own, and have no
+    are, and so do all other layers. Quantized experts keep their dtype when the model changes its own, and have no
     gradients: call the model under `torch.no_grad()`. The model is run before and after: it must still run, give its
     layers inputs of the same dtypes, and outputs of the same shapes and dtypes that are finite. How far values move is
     reported and not judged, since no bound is known.
 
-    To load a compact network, create it, call this with the same arguments, then `load_state_dict`.
+    To load a quantized network, create it, call this with the same arguments, then `load_state_dict`.
 
     Args:
         model: A network with trained conditional layers, in fp32; or one such layer.
@@ -110,8 +110,8 @@ def quantize_experts_(
         The report; `print` it for a table.
 
     Raises:
-        UsageError: There is no such layer or dtype, or a layer cannot be compact: it is already, is not in fp32, is not
-            finite, or shares its experts. Nothing is changed then.
+        UsageError: There is no such layer or dtype, or a layer cannot be quantized: it is already, is not in fp32, is
+            not finite, or shares its experts. Nothing is changed then.
         RuntimeError: The model does not run as it did, since it looks at the dtype of `layer.weight`, for example; it
             has been restored.
 
@@ -131,16 +131,16 @@ def quantize_experts_(
     for name, layer in layers.items():
         reason = _why_not(layer) or shared.get(id(layer))
         if reason is not None:
-            raise UsageError(f"`model` must have layers whose experts can be compact, got {name!r}: {reason}")
+            raise UsageError(f"`model` must have layers whose experts can be quantized, got {name!r}: {reason}")
     before, dtypes, notes = _watch(model, layers, example_input)
     with ExitStack() as undo:
         rows = []
         for name, layer in layers.items():
             experts = layer.weight
-            layer.make_compact_(_DTYPES[dtype])
+            layer.quantize_(_DTYPES[dtype])
             undo.callback(_restore, layer, experts)
             error = _relative_error(experts.detach(), layer)
-            rows.append(CompactLayer(name, experts.nbytes, _expert_bytes(layer), error))
+            rows.append(QuantizedLayer(name, experts.nbytes, _expert_bytes(layer), error))
         moved = None
         if before is not None:
             after, _ = run_watched(lambda: run_changed(model, before.example), layers, dtypes)
@@ -164,7 +164,7 @@ def _watch(
 
 
 def _restore(layer: ConditionalLayer, experts: nn.Parameter) -> None:
-    layer.weight, layer.weight_scale, layer.compact = experts, None, False
+    layer.weight, layer.weight_scale, layer.quantized = experts, None, False
 
 
 def _choose(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, ConditionalLayer]:
@@ -187,11 +187,11 @@ def _choose(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, Co
 
 
 def _why_not(layer: ConditionalLayer) -> str | None:
-    """Return why a layer's experts cannot be compact, with the remedy, or `None`."""
+    """Return why a layer's experts cannot be quantized, with the remedy, or `None`."""
     weight = layer._parameters.get("weight")
     if weight is None:
         return "its experts are computed from other tensors (a parametrization): remove that first"
-    if layer.compact:
+    if layer.quantized:
         return f"they are already, in {weight.dtype}: quantize the network it came from"
     if weight.dtype != torch.float32:
         return f"they are {weight.dtype}, not torch.float32: call model.float() first, and change its dtype afterwards"

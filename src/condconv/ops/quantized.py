@@ -1,4 +1,4 @@
-"""Compact experts: bfloat16, or int8 with a scale for each expert and output channel. For inference.
+"""Quantized experts: bfloat16, or int8 with a scale for each expert and output channel. For inference.
 
 Experts are what a conditional layer reads most of when the batch is small. Stored in two bytes or one a number they are
 widened where they are used: `W[e, o] = weight_scale[e, o] * weight[e, o]`.
@@ -12,7 +12,7 @@ from torch import Tensor
 from condconv.errors import UsageError
 from condconv.ops.autocast import autocast_dtype
 
-COMPACT_DTYPES = (torch.bfloat16, torch.int8)
+QUANTIZED_DTYPES = (torch.bfloat16, torch.int8)
 LARGEST = 127  # of int8; -128 would make the range uneven
 
 
@@ -45,7 +45,7 @@ def along_outputs(scale: Tensor, experts: Tensor, groups: int, transposed: bool)
 
 
 def widen(experts: Tensor, scale: Tensor | None, groups: int, transposed: bool, dtype: torch.dtype) -> Tensor:
-    """Return compact experts as ordinary ones: exact for bfloat16, rounded once for int8.
+    """Return quantized experts as ordinary ones: exact for bfloat16, rounded once for int8.
 
     Args:
         experts: bfloat16 or int8; shapes as in `quantize`.
@@ -58,7 +58,7 @@ def widen(experts: Tensor, scale: Tensor | None, groups: int, transposed: bool, 
     return wide if scale is None else wide * along_outputs(scale.to(dtype), experts, groups, transposed)
 
 
-def check_compact(
+def check_quantized(
     x: Tensor,
     weight: Tensor,
     routing_weights: Tensor,
@@ -66,10 +66,10 @@ def check_compact(
     weight_scale: Tensor | None,
     out_channels: int,
 ) -> bool:
-    """Check that compact experts have the scale they need and no gradients to compute.
+    """Check that quantized experts have the scale they need and no gradients to compute.
 
     Returns:
-        Whether the experts are compact: int8, or bfloat16 for an x that is not, outside autocast.
+        Whether the experts are quantized: int8, or bfloat16 for an x that is not, outside autocast.
 
     Raises:
         UsageError: They do not fit, or a gradient is needed.
@@ -88,11 +88,11 @@ def check_compact(
                 "condconv.quantize_experts_ makes"
             )
     autocasting = autocast_dtype(x.device) is not None and x.dtype != torch.float64
-    compact = weight_scale is not None or (weight.dtype != x.dtype and not autocasting)
+    quantized = weight_scale is not None or (weight.dtype != x.dtype and not autocasting)
     tensors = (x, weight, routing_weights, bias, weight_scale)
-    if compact and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if quantized and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         raise UsageError(
-            f"`weight` must hold ordinary experts if gradients are needed, got compact ones ({weight.dtype}): call "
+            f"`weight` must hold ordinary experts if gradients are needed, got quantized ones ({weight.dtype}): call "
             "under torch.no_grad() or torch.inference_mode(), and quantize after training"
         )
-    return compact
+    return quantized
