@@ -7,7 +7,7 @@ from torch import nn
 
 import condconv
 from condconv.errors import ExportError, MissingExtraError, UsageError
-from condconv.export import FORMATS, export, plan, rewrite, verification
+from condconv.export import FORMATS, choose, export, rewrite, verification
 from condconv.export.routers import Router4d
 from condconv.nn.routing import Float32Linear
 from tests.export.cases import layer_case, small_network
@@ -84,7 +84,7 @@ def test_forms_that_do_not_fit_are_refused(forms, message):
 )
 def test_onnx_depthwise_layers_go_by_size_and_experts(experts, kernel, form):
     network = nn.Sequential(condconv.CondConv2d(4, 4, kernel, groups=4, num_experts=experts))
-    assert plan.choose(network, "onnx", None)["0"].form == form
+    assert choose.choose(network, "onnx", None)["0"].form == form
 
 
 def test_a_fixed_batch_takes_groups_and_nothing_else(tmp_path):

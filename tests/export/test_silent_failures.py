@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from condconv import CondConv2d
 from condconv.errors import ExportError, UsageError
-from condconv.export import FORMATS, export, plan, rewrite
+from condconv.export import FORMATS, choose, export, rewrite
 from condconv.export.formats import onnx, openvino
 from condconv.export.formats.request import make_request
 from tests.export.cases import layer_case, small_network
@@ -31,7 +31,7 @@ def test_a_dynamic_batch_refuses_groups():
 @pytest.mark.slow  # compiles C++
 def test_groups_would_give_the_rows_of_the_example_for_any_input(tmp_path, monkeypatch):
     """Neither torch.export nor AOTInductor says a word: running the file does."""
-    monkeypatch.setattr(plan, "why_not_form", lambda *_: None)
+    monkeypatch.setattr(choose, "why_not_form", lambda *_: None)
     network, example = layer_case("dense-3")
     with pytest.raises(ExportError, match="at batch 1|for batch 1"):
         export(network, tmp_path / "n.pt2", format="aoti", example=example, forms={"*": "grouped"})
@@ -138,7 +138,7 @@ def test_litert_with_a_dynamic_batch_is_refused(tmp_path):
 
 @pytest.mark.parametrize("format", ["onnx", "torch-export"])
 def test_patches_never_reach_runtimes_that_are_slow_with_them(format):
-    forms = {rule.form for rule in plan.TABLES[format]}
+    forms = {rule.form for rule in choose.TABLES[format]}
     assert ("unfold" in forms) == (format == "torch-export")
     assert "grouped" not in forms
 
