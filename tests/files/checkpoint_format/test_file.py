@@ -154,3 +154,10 @@ def test_an_older_version_says_to_train_again(tmp_path):
     text = json.dumps({"format": 3, "config": {}})
     with pytest.raises(UsageError, match="with format 3: train again, or use the version that wrote it"):
         open_checkpoint(forge(tmp_path / "a.safetensors", text, {"model.a": torch.zeros(1)}))
+
+
+def test_a_shape_that_no_memory_has_is_no_whole_file_even_without_values(tmp_path):
+    header = b'{"model.w":{"dtype":"F32","shape":[3,0,9223372036854775809],"data_offsets":[0,0]}}'
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(UsageError, match=r"'model\.w' has shape \(3, 0, 9223372036854775809\)"):
+        open_checkpoint(tmp_path / "a.safetensors")

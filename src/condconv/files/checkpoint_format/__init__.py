@@ -8,12 +8,14 @@ the tensors when they are read. Nothing is ever unpickled, so reading a checkpoi
 
 from condconv.files.checkpoint_format.file import FORMAT, StoredCheckpoint, is_checkpoint, open_checkpoint, to_bytes
 from condconv.files.checkpoint_format.layout import below, join_optimizer, prefixed, split_optimizer
-from condconv.files.checkpoint_format.schema import INTERPOLATIONS, MOST_PIXELS
+from condconv.files.checkpoint_format.schema import INTERPOLATIONS, MOST_CLASSES, MOST_PIXELS, MOST_TEXT
 
 __all__ = [
     "FORMAT",
     "INTERPOLATIONS",
+    "MOST_CLASSES",
     "MOST_PIXELS",
+    "MOST_TEXT",
     "StoredCheckpoint",
     "below",
     "is_checkpoint",

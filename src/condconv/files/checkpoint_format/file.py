@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,9 +173,13 @@ def _read_table(path: Path, argument: str) -> tuple[dict[str, str], dict[str, tu
             raise _broken(argument, path, f"its header would have {length} bytes")
         with safetensors.safe_open(path, framework="np") as file:  # of torch's it would map the tensors too
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.offset_keys()}
-            return file.metadata() or {}, shapes
+            metadata: dict[str, str] = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: torch cannot map the file
         raise _broken(argument, path, error) from error
+    wrong = [name for name, shape in shapes.items() if math.prod(max(size, 1) for size in shape) >= 2**63]
+    if wrong:  # only of a tensor without values, which a size of 0 makes possible in any file
+        raise _broken(argument, path, f"{shown(wrong[0])} has shape {shown(shapes[wrong[0]])}")
+    return metadata, shapes
 
 
 def _loads(text: str, path: Path, argument: str) -> Any:

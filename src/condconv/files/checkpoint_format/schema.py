@@ -17,9 +17,10 @@ INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PARTS = ("model", "ema", "optimizer", "group")
 """What the name of a tensor begins with, before the first point."""
 
-_MOST_CLASSES = 1_000_000
+MOST_CLASSES = 1_000_000
+MOST_TEXT = 4_096
+"""Characters of the name of a class, and of other texts."""
 _MOST_EPOCHS = 100_000
-_MOST_TEXT = 4_096
 _MOST_DEPTH = 6  # of the values that a field leaves open
 _MOST_ENTRIES = 1_000_000
 
@@ -155,12 +156,12 @@ def _anything(where: str, value: Any) -> None:
 
 
 _text = _value(
-    f"a text of 1 to {_MOST_TEXT} characters", lambda value: type(value) is str and 0 < len(value) <= _MOST_TEXT
+    f"a text of 1 to {MOST_TEXT} characters", lambda value: type(value) is str and 0 < len(value) <= MOST_TEXT
 )
 _plain = _value(f"a plain value, nested at most {_MOST_DEPTH} deep", _is_plain)
 _finite = _number("a finite number")
 _share = _number("a number from 0 to 1", lambda value: 0 <= value <= 1)
-_names = _are_unique(_list(_text, 0, _MOST_CLASSES))
+_names = _are_unique(_list(_text, 0, MOST_CLASSES))
 _optimizer = _record(
     {
         "state": _mapping(_mapping(_plain), key=r"[0-9]{1,9}"),
@@ -179,15 +180,15 @@ _common = {
 _classifier = {
     **_common,
     "model_options": _mapping(_plain),
-    "class_names": _are_unique(_list(_text, 1, _MOST_CLASSES)),
+    "class_names": _are_unique(_list(_text, 1, MOST_CLASSES)),
     "preprocessing": _record(
         {
             "size": _whole(1, MOST_PIXELS),
             "channels": _one_of(1, 3),
-            "crop": _number("a number above 0 and at most 1", lambda value: 0 < value <= 1),
+            "crop": _number("a number from 0.25 to 1", lambda value: 0.25 <= value <= 1),  # size / crop takes memory
             "interpolation": _one_of(*INTERPOLATIONS),
-            "mean": _list(_finite, 1, 3),
-            "std": _list(_number("a finite number above 0", lambda value: value > 0), 1, 3),
+            "mean": _list(_number("a number from -1000 to 1000", lambda value: abs(value) <= 1000), 1, 3),
+            "std": _list(_number("a number from 1e-6 to 1e6", lambda value: 1e-6 <= value <= 1e6), 1, 3),
         }
     ),
     "metrics": _list(
@@ -212,7 +213,7 @@ _classifier = {
 }
 _detector = {
     **_common,
-    "categories": _are_unique(_list(_text, 1, _MOST_CLASSES)),
+    "categories": _are_unique(_list(_text, 1, MOST_CLASSES)),
     "images": _whole(1),
     "metrics": _list(
         _record({"epoch": _whole(1), "lr": _finite, "train_loss": _finite, "ap": _share, "seconds": _finite}),
