@@ -6,6 +6,8 @@ import argparse
 import math
 import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ _PLAIN_VALUES: list[Any] = [
     *(argparse.Namespace, np.dtype, type(np.dtype("float64")), type(np.dtype("float32"))),
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
+_BYTES = 8  # of an entry, at most
 _FILES_OF_FOLDERS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth")
 # How torch names what it would have to import.
 _FOREIGN = re.compile(r"GLOBAL (\S+)|allowlisted via `add_safe_globals`,? but got (.+)")
@@ -65,7 +68,10 @@ def read_file(path: str | Path, most: int) -> Any:
     reason = why_not_weights(file, first)
     if reason is not None:
         raise UsageError(f"`path` must be a file of torch's or safetensors, got {path_shown(file)}: it is {reason}")
-    return _read_safetensors(file, most) if is_safetensors(first) else _read_pickle(file)
+    if is_safetensors(first):
+        return _read_safetensors(file, most)
+    _check_unpacked(file, most)
+    return _read_pickle(file)
 
 
 def check_size(name: str, shape: Sequence[int], most: int, source: str) -> None:
@@ -74,7 +80,7 @@ def check_size(name: str, shape: Sequence[int], most: int, source: str) -> None:
     Raises:
         UsageError: It has too many entries.
     """
-    if math.prod(shape) > most:
+    if math.prod(max(size, 1) for size in shape) > most:  # a size of 0 does not make the others possible
         raise UsageError(
             f"`path` must hold weights of this network or one like it, got {source} with {shown(name)} of shape "
             f"{tuple(shape)}, larger than the whole network: give another file"
@@ -104,6 +110,30 @@ def _read_checkpoint(file: Path, most: int) -> Mapping[str, Any]:
         check_size(name, shape, most, path_shown(file))
     tensors = stored.read("model", "ema")
     return {"state_dict": below("model", tensors), "ema": below("ema", tensors)}
+
+
+def _check_unpacked(file: Path, most: int) -> None:
+    """Check that a zip archive, as torch writes, does not become much larger than it is: torch compresses nothing.
+
+    Raises:
+        UsageError: It does.
+    """
+    size = file.stat().st_size
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(each.file_size for each in archive.infolist())
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        ValueError,
+        struct.error,
+    ):  # another kind, or left to torch to judge
+        return
+    if unpacked > max(size, _BYTES * most):
+        raise UsageError(
+            f"`path` must be a file as torch.save writes it, got {path_shown(file)} of {size / 2**20:.1f} MiB, which "
+            f"would unpack to {unpacked / 2**20:.0f} MiB: take the file that was saved, not a compressed one"
+        )
 
 
 def _read_pickle(file: Path) -> Any:

@@ -19,6 +19,7 @@ from condconv.weights.leftovers import leave_out, leave_out_siblings
 from condconv.weights.misfit import Misfit
 from condconv.weights.names import BY_ORDER, Matched, match_names
 from condconv.weights.source import Source
+from condconv.weights.values import check_values
 from condconv.weights.write import check_starts
 
 
@@ -71,6 +72,7 @@ def plan_load(layers: Layers, source: Source, skip: tuple[str, ...]) -> LoadPlan
             f"`path` must hold weights of this network, got {source.name}: {'; '.join(problems)}. "
             f"Probably {diagnose(Misfit(layers, state, matched, fit))}"
         )
+    check_values(layers, matched, source.name)
     known = known_source(state) if matched.how == BY_ORDER else None
     if known is not None:
         whose, arithmetic = known

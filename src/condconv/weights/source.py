@@ -52,11 +52,11 @@ def find_source(loaded: Any, name: str, layers: Layers, averaged: bool) -> Sourc
             raise UsageError(
                 f"`path` must hold tensors by a network's names, got {name} with {shown(each)}: take another copy"
             )
-        if tensor.is_meta or tensor.is_quantized:
-            what = "no values, on the meta device" if tensor.is_meta else f"quantized ones, {tensor.dtype}"
+        what = _why_no_values(tensor)
+        if what is not None:
             raise UsageError(
                 f"`path` must hold values, got {name} with {what}, in {shown(each)}: save the network before it is "
-                "emptied or quantized"
+                "emptied, nested or quantized"
             )
         if tensor.layout != torch.strided:
             check_size(each, tensor.shape, layers.most_entries, name)
@@ -64,6 +64,15 @@ def find_source(loaded: Any, name: str, layers: Layers, averaged: bool) -> Sourc
     plain, computed = plain_weights(dense, layers.knows)
     notes += [f"computed from the parts of {how}: {few(weights)}" for how, weights in computed.items()]
     return Source(name, plain, tuple(notes))
+
+
+def _why_no_values(tensor: Tensor) -> str | None:
+    """Return what a tensor has in place of values by position, or `None`."""
+    if tensor.is_nested:
+        return "nested tensors"
+    if tensor.is_quantized:
+        return f"quantized ones, {tensor.dtype}"
+    return "no values, on the meta device" if tensor.is_meta else None
 
 
 def _choose(found: Found, loaded: Any, name: str, averaged: bool) -> tuple[Entry, str, list[str]]:

@@ -1,0 +1,42 @@
+"""What the values of weights have to be, whatever network they are of."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from condconv.errors import UsageError, few
+from condconv.weights.layers import Layers
+from condconv.weights.names import Matched
+
+# Other buffers may have their reasons to be infinite, as masks have.
+_STATISTIC, _VARIANCE = "running_", "running_var"
+
+
+def check_values(layers: Layers, matched: Matched, source: str) -> None:
+    """Refuse weights of a network that has diverged, or that was damaged: it would compute NaN, silently.
+
+    Args:
+        layers: The network.
+        matched: A source's tensors under the network's names, which fit.
+        source: What to call it in messages.
+
+    Raises:
+        UsageError: A parameter, or a statistic of a batch norm, is not finite in the network's dtype, or a variance is
+            below zero.
+    """
+    parameters = {name for name, _ in layers.model.named_parameters(remove_duplicate=False)}
+    learned = [name for name in matched.tensors if name in parameters or _STATISTIC in name.rpartition(".")[2]]
+    wrong = [
+        matched.sources[name] for name in learned if not _is_right(layers.tensors[name], name, matched.tensors[name])
+    ]
+    if wrong:
+        raise UsageError(
+            f"`path` must hold finite weights, and variances of 0 or more, got {source} with others in "
+            f"{few(wrong, most=3)}: its network has diverged or the file is damaged; take weights from before, or "
+            f"leave these out by skip=[{wrong[0]!r}]"
+        )
+
+
+def _is_right(own: Tensor, name: str, found: Tensor) -> bool:
+    values = found.detach().to(own.dtype)
+    return bool(values.isfinite().all()) and not (name.endswith(_VARIANCE) and bool((values < 0).any()))
