@@ -11,6 +11,7 @@ import pytest
 
 from condconv.cli import models
 from condconv.cli.main import main
+from condconv.cli.output import path_line
 from condconv.errors import TrainingInterrupted, command_line, one_line, shown
 
 
@@ -56,8 +57,9 @@ def test_a_stream_that_is_closed_is_no_error(closed):
 
 
 def test_a_terminal_in_ascii_gets_escapes():
-    code = "import sys; sys.argv = ['x']\nfrom condconv.cli.output import prepare_output\nprepare_output()\n" + (
-        "print('0.5 \\u00b1 0.1', 'caf\\udce9')"
+    code = (
+        "import sys; sys.argv = ['x']\nfrom condconv.cli.output import path_line, prepare_output\nprepare_output()\n"
+        + ("print('0.5 \\u00b1 0.1', 'caf\\udce9')")
     )
     done = python(code, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stdout) == (0, "0.5 \\xb1 0.1 caf\\udce9\n")
@@ -155,3 +157,8 @@ def test_forked_processes_leave_ctrl_c_to_the_one_that_forked_them():
     )
     done = python(code, timeout=30)
     assert (done.stdout, done.stderr) == (f"{128 + signal.SIGTERM}\n", "")
+
+
+def test_a_path_is_printed_whole_with_what_a_terminal_would_obey_escaped():
+    assert path_line("runs/" + "long/" * 700) == "runs/" + "long/" * 700
+    assert path_line("runs/\x1b]0;x\x07\n\u202e.html") == r"runs/\x1b]0;x\x07\n\u202e.html"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from condconv.cli.output import path_line
 from condconv.cli.parsing import Option
 from condconv.lab.rules import PATH, whole
 
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = run_demo(config, progress=not arguments.quiet, say=_silent if arguments.quiet else _say)
     print(f"\n{result.table}\n\n{result.verdict}\n")
     for path in result.files:
-        print(f"  {path}")
+        print(f"  {path_line(path)}")
     return 0
 
 

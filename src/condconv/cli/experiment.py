@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condconv.cli import child
+from condconv.cli.output import path_line
 from condconv.cli.parsing import Option
 from condconv.cli.settings import add_settings, given_settings, make_recipe, over_recipe
 from condconv.errors import UsageError, command_line, few, shown
@@ -97,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.one not in names:
             raise UsageError(f"`--run` must be one that --list names, got {shown(arguments.one)}: such as {few(names)}")
         record = execute(names[arguments.one], progress=not arguments.quiet)
-        print(f"{arguments.one}: {100 * record.score:.2f} %, kept in {names[arguments.one].path}")
+        print(f"{arguments.one}: {100 * record.score:.2f} %, kept in {path_line(names[arguments.one].path)}")
         return 0
     given = [each for each in arguments.argv if each != "--list"]
     if arguments.list:
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     files = write(experiment, outcome, _conditions(settings), out, ["condconv", *given])
     print(f"\n{table(summarise(experiment, outcome.records), experiment.metric)}\n")
     for path in files:
-        print(f"  {path}")
+        print(f"  {path_line(path)}")
     for name, reason in outcome.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if outcome.failures else 0

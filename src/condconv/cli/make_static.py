@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from condconv.cli.output import path_line
 from condconv.cli.parsing import Option
 from condconv.cli.reading import add_max_images, add_reading_options, reading_of, reading_options
 from condconv.lab.rules import PATH, TEXT
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"mean over    {done.images} images")
     if not arguments.no_evaluate:
         _compare(arguments)
-    print(f"written      {arguments.out}")
+    print(f"written      {path_line(arguments.out)}")
     return 0
 
 

@@ -29,6 +29,11 @@ def prepare_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def path_line(path: object) -> str:
+    """Return a path to print as a result: whole, since a program may read it, with control characters escaped."""
+    return shown_name(path, 10_000)
+
+
 def drop_output() -> None:
     """Let what standard output still holds go nowhere: it would be tried again when the program ends."""
     with suppress(OSError):  # a stream that is no file

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from condconv.cli.output import path_line
 from condconv.cli.parsing import Option
 from condconv.cli.reading import add_max_images, add_reading_options, reading_of
 from condconv.errors import require_extra
@@ -79,5 +80,5 @@ def run(arguments: argparse.Namespace) -> int:
             f"undecided: {len(undecided)} of {len(found.report.routings)} routing functions, on too few images: it "
             f"takes about {max(undecided)} (--layer-images, and as many in --data)"
         )
-    print(f"report: {out}")
+    print(f"report: {path_line(out)}")
     return 0

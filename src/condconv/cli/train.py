@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from condconv.cli.output import path_line
 from condconv.cli.settings import add_settings, given_settings, make_recipe, over_recipe
 from condconv.errors import UsageError
 from condconv.lab.config import TrainConfig, is_named
@@ -74,11 +75,12 @@ def _report(config: TrainConfig, result: TrainResult) -> None:
             f"`out` must hold all files of its finished run, got {result.out} without {' and '.join(result.missing)}: "
             "restore them, or train again in another --out"
         )
+    csv = result.out / "metrics.csv"
     last, best = result.metrics[-1], result.best_epoch
     skipped = sum(each.skipped_images for each in result.metrics)
     print(f"epoch {last.epoch}: {100 * last.val_top1:.2f} % of the validation images are right")
-    print(f"best, epoch {best.epoch}: {100 * best.val_top1:.2f} %, saved in {result.best}")
-    print(f"training speed: {result.train_images_per_second:.0f} images/s; all epochs: {result.out / 'metrics.csv'}")
+    print(f"best, epoch {best.epoch}: {100 * best.val_top1:.2f} %, saved in {path_line(result.best)}")
+    print(f"training speed: {result.train_images_per_second:.0f} images/s; all epochs: {path_line(csv)}")
     if last.epoch < config.epochs:
         print(f"stopped early: no better accuracy for {config.patience} epochs")
     if skipped:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from condconv.errors import shown_name
 from condconv.export.choose import Choice
 
 
@@ -59,7 +60,7 @@ class ExportReport:
     def __str__(self) -> str:
         """Return the facts, a line each, and a table of the layers."""
         facts = {
-            "file": f"{self.path} ({self.bytes / 1e6:.3g} MB)",
+            "file": f"{shown_name(self.path, 10_000)} ({self.bytes / 1e6:.3g} MB)",
             "format": f"{self.format}, {', '.join(f'{name} {version}' for name, version in self.versions.items())}",
             "batch": self._batch(),
             "size": self._size(),
