@@ -15,7 +15,7 @@ from PIL import Image
 
 from condconv.errors import UsageError
 from condconv.lab.data import open_data
-from condconv.lab.data.contents import FORMATS, natural_order, open_image, read_part
+from condconv.lab.data.contents import FORMATS, check_sides, natural_order, open_image, read_part
 from condconv.lab.data.folder import FolderReader, TarReader
 from condconv.lab.data.images import IGNORED, Images
 from condconv.lab.data.shards import ShardReader
@@ -428,3 +428,74 @@ def test_a_folder_with_odd_things_trains_as_one_without(tmp_path):
         for data, root in ((ours, odd), (theirs, plain))
     ]
     assert names[0] == names[1]
+
+
+@pytest.mark.parametrize(("size", "scaled_to"), [((1, 40_000), 224), ((70_000, 2), 256), ((5, 8_000_000), 10)])
+def test_a_line_that_scaling_would_make_gigabytes_of_is_unreadable(size, scaled_to):
+    with pytest.raises(
+        ValueError, match=f"{size[0]} x {size[1]} pixels, too narrow to be scaled to {scaled_to} pixels"
+    ):
+        check_sides(size, scaled_to)
+
+
+@pytest.mark.parametrize(("size", "scaled_to"), [((1, 1000), 256), ((30_000, 20_000), 16_384), ((640, 480), 9000)])
+def test_other_sides_are_as_good_as_any(size, scaled_to):
+    check_sides(size, scaled_to)
+
+
+def test_a_line_among_the_images_is_named_or_left_out(root, tmp_path):
+    (root / "ant" / "1.png").write_bytes(picture(size=(1, 9000)))
+    names = ("ant", "bee")
+    with pytest.raises(UsageError, match="readable images, got .*ant/1.png .1 x 9000 pixels, too narrow"):
+        Images(FolderReader(root), names, in_chans=3, scaled_to=300).read(0)
+    assert Images(FolderReader(root), names, in_chans=3, scaled_to=300, skip_unreadable=True).read(0)[1] == IGNORED
+    assert Images(FolderReader(root), names, in_chans=3).read(0)[1] == 0
+
+
+def shards(root: Path, names: bytes) -> Path:
+    root.mkdir(exist_ok=True)
+    for split in ("train", "val"):
+        members = [each for n in (0, 1) for each in (member(f"{n}.png", picture()), member(f"{n}.cls", b"%d" % n))]
+        make_tar(root / f"{split}.tar", *members)
+    (root / "classes.txt").write_bytes(names)
+    return root
+
+
+def test_only_line_ends_part_the_names_of_classes(tmp_path):
+    text = "\ufeffold\u2028oak\r\nash\x0ctree\n\n".encode()
+    assert ShardReader(shards(tmp_path, text), "val").class_names == ("old\u2028oak", "ash\x0ctree")
+
+
+@pytest.mark.parametrize("names", [b"\nbee\n", b"ant\n" + b"e" * 4097])
+def test_classes_that_no_checkpoint_could_name_are_refused_before_training(tmp_path, names):
+    root = shards(tmp_path / "shards", names)
+    with pytest.raises(UsageError, match="with names of 1 to 4096 characters, got (an empty one|e+…e+) in wds/"):
+        open_data(settings(tmp_path, data=f"wds/{root}", batch_size=2))
+
+
+def test_a_list_of_classes_that_is_no_file_or_has_no_end_is_refused(tmp_path):
+    names = shards(tmp_path, b"ant\nbee\n") / "classes.txt"
+    with names.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UsageError, match="not a regular file of at most 64 MiB"):
+        ShardReader(tmp_path, "train")
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("nowhere")):
+        names.unlink()
+        make(names)
+        with pytest.raises(UsageError, match="not a regular file of at most 64 MiB"):
+            ShardReader(tmp_path, "train")
+
+
+def test_naming_many_images_of_a_tar_reads_its_headers_once(tmp_path, monkeypatch):
+    path = tmp_path / "val.tar"
+    make_tar(path, *(member(f"{name}/{n}.png", picture()) for name in ("ant", "bee") for n in range(4)))
+    reader = TarReader(path)
+    read = []
+
+    def counted(*given):
+        read.append(given)
+        return images(*given)
+
+    monkeypatch.setattr("condconv.lab.data.folder.images", counted)
+    assert [reader.filename(index) for index in (7, 0)] == [f"{path}/bee/3.png", f"{path}/ant/0.png"]
+    assert len(read) == 1

@@ -446,3 +446,10 @@ def test_a_compiled_network_trains_and_leaves_what_the_network_would(tmp_path):
     for name, each in ours.items():
         torch.testing.assert_close(each, theirs[name], rtol=1e-2, atol=1e-3)
     assert compiled.metrics[0].train_loss == pytest.approx(plain.metrics[0].train_loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "best.safetensors"])
+def test_a_pipe_where_a_run_writes_is_refused_before_it_begins(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match=rf"`out` must hold nothing but files .* got .*/{name}, a pipe or a device: "):
+        train(settings(tmp_path, epochs=1), build=build)

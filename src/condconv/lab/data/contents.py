@@ -17,6 +17,7 @@ from typing import IO, Any
 from PIL import Image
 
 from condconv.errors import UsageError, few, shown_name
+from condconv.files.checkpoint_format import MOST_TEXT
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What an image may be inside, whatever it is called. Pillow knows more; for PostScript it starts another program."""
@@ -29,6 +30,9 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 
 MOST_BYTES = 2**30
 """Of an image in a tar file, which is read whole."""
+
+MOST_SCALED = 2**27
+"""Pixels of an image that is scaled until its shorter side suits the network; four times a square is always allowed."""
 
 LINKS, NOWHERE = "links to folders above or already read", "links that lead nowhere"
 ODD, REPLACED = "pipes, sockets or devices", "files replaced by later ones of the same name"
@@ -54,6 +58,20 @@ def open_image(stored: IO[bytes] | Path) -> Image.Image:
     return Image.open(stored, formats=FORMATS)
 
 
+def check_sides(size: tuple[int, int], scaled_to: int) -> None:
+    """Check that an image does not become too large when its shorter side is scaled to so many pixels.
+
+    A line of 1 x 65,000 pixels takes a file of a kilobyte, and 17 GB if it is to be 256 pixels high.
+
+    Raises:
+        ValueError: It does.
+    """
+    short, long = sorted(size)
+    scaled = scaled_to * scaled_to * long / max(short, 1)
+    if scaled > max(MOST_SCALED, 4 * scaled_to * scaled_to):
+        raise ValueError(f"{size[0]} x {size[1]} pixels, too narrow to be scaled to {scaled_to} pixels")
+
+
 def read_part(path: Path, offset: int, size: int) -> IO[bytes]:
     """Return a file that lies inside another one.
 
@@ -68,17 +86,23 @@ def read_part(path: Path, offset: int, size: int) -> IO[bytes]:
         return io.BytesIO(file.read(size))
 
 
-def check_class_names(names: Sequence[str], place: Path) -> tuple[str, ...]:
+def check_class_names(names: Sequence[str], place: str | Path) -> tuple[str, ...]:
     """Return names of classes that can be written into checkpoints and tables, and read from them.
 
     Raises:
-        UsageError: One is not UTF-8.
+        UsageError: One is empty, too long or not UTF-8.
     """
-    wrong = [name for name in names if re.search("[\ud800-\udfff]", name)]  # so Python has other bytes
-    if wrong:
-        raise UsageError(
-            f"`data` must have classes with names in UTF-8, got {few(wrong)} in {shown_name(place)}: rename the folders"
-        )
+    rules = (
+        ("in UTF-8", lambda name: re.search("[\ud800-\udfff]", name) is None),  # so Python has other bytes
+        (f"of 1 to {MOST_TEXT} characters", lambda name: 0 < len(name) <= MOST_TEXT),
+    )
+    for rule, holds in rules:
+        wrong = [shown_name(name, 80) or "an empty one" for name in names if not holds(name)]
+        if wrong:
+            raise UsageError(
+                f"`data` must have classes with names {rule}, got {few(wrong)} in {shown_name(place)}: rename the "
+                "folders, or what else names the classes"
+            )
     return tuple(names)
 
 

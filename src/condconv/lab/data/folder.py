@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import Counter
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
@@ -110,14 +111,15 @@ class TarReader:
         last = [image for image, after in pairwise((*found, ("", 0, 0))) if image[0] != after[0]]
         left_out[REPLACED] += len(found) - len(last)
         folders = class_folders_of([name for name, _, _ in last])
-        self.class_names = check_class_names(sorted(set(folders), key=natural_order), path)
-        if "" in self.class_names:
+        names = sorted(set(folders), key=natural_order)
+        if "" in names:
             outside = [name for (name, _, _), folder in zip(last, folders, strict=True) if not folder]
             raise UsageError(
                 f"`data` must have each image in a folder named for its class, got {few(outside)} in "
                 f"{shown_name(path)} in none: pack the class folders"
             )
-        targets = {name: target for target, name in enumerate(self.class_names)}
+        self.class_names = check_class_names(names, path)
+        targets = {name: target for target, name in enumerate(names)}
         rows = [(offset, size, targets[folder]) for (_, offset, size), folder in zip(last, folders, strict=True)]
         self._rows = np.array(rows)  # not lists: ImageNet has a million
         self._path = path
@@ -132,8 +134,12 @@ class TarReader:
 
     def filename(self, index: int) -> str:
         """Return the path of the tar file and of the image in it."""
-        found = images(self._path, Counter())
-        return f"{self._path}/{next(name for name, offset, _ in found if offset == self._rows[index, 0])}"
+        return f"{self._path}/{self._names[int(self._rows[index, 0])]}"
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        """Names by offset; read again when first asked for, and once: they would take memory in each worker."""
+        return {offset: name for name, offset, _ in images(self._path, Counter())}
 
 
 def _images_of(path: Path, left_out: Counter[str]) -> list[tuple[str, int, int]]:

@@ -17,6 +17,7 @@ from condconv.errors import UsageError, few, shown, shown_name
 from condconv.files.paths import check_path
 from condconv.lab.config import TrainConfig, takes_options
 from condconv.lab.data import digits
+from condconv.lab.data.contents import check_class_names
 from condconv.lab.data.folder import open_path
 from condconv.lab.data.images import Images, Reader
 from condconv.lab.data.named import HuggingFaceReader, TorchReader
@@ -76,7 +77,10 @@ def open_data(config: TrainConfig, preprocessing: Preprocessing | None = None) -
         readers[split] = _open_reader(data, split, alone=alone, **config.reader_options(data))
     names = _shared_classes(config.data, readers)
     skip = config.on_bad_image == "skip"
-    train, val = (Images(each, names, in_chans=in_chans, skip_unreadable=skip) for each in readers.values())
+    train, val = (
+        Images(each, names, in_chans=in_chans, scaled_to=preprocessing.scaled_to, skip_unreadable=skip)
+        for each in readers.values()
+    )
     if config.batch_size > len(train):
         raise UsageError(
             f"`batch_size` must be at most the number of training images ({len(train)}), got "
@@ -119,7 +123,13 @@ def open_trained(
             f"got {shown_name(data)} with {len(reader.class_names)}: {few(reader.class_names)}: give data of the same "
             "classes, in folders of the same names"
         )
-    images = Images(reader, class_names, in_chans=preprocessing.channels, skip_unreadable=skip)
+    images = Images(
+        reader,
+        class_names,
+        in_chans=preprocessing.channels,
+        scaled_to=preprocessing.scaled_to,
+        skip_unreadable=skip,
+    )
     images.transform = val_transform(preprocessing)
     return images
 
@@ -134,6 +144,13 @@ def _open_reader(data: str, split: str, *, alone: bool, data_dir: str | None, op
     if kind in ("torch", "hfds", "wds") and not name.strip("/"):
         one = "the directory of the shards" if kind == "wds" else "cifar10 for one"
         raise UsageError(f"`data` must have a name after {kind}/, got {shown(data)}: {one}; a folder is ./{kind}")
+    reader = _reader_of(data, split, alone=alone, data_dir=data_dir, options=options)
+    check_class_names(reader.class_names, data)
+    return reader
+
+
+def _reader_of(data: str, split: str, *, alone: bool, data_dir: str | None, options: Mapping[str, Any]) -> Reader:
+    kind, _, name = data.partition("/")
     if data == "digits":
         return digits.DigitsReader(split)
     if kind == "torch":

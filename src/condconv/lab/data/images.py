@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from condconv.errors import UsageError, shown_name
-from condconv.lab.data.contents import UNREADABLE, open_image
+from condconv.lab.data.contents import UNREADABLE, check_sides, open_image
 from condconv.lab.data.workers import shortages_explained
 
 IGNORED = -100
@@ -47,6 +47,7 @@ class Images(Dataset[tuple[Any, int]]):
         reader: Where the images come from.
         class_names: The same names as the reader's, in the order of the targets.
         in_chans: 1 makes grey images, 3 colour.
+        scaled_to: Pixels that `transform` scales the shorter side to; images that this makes too large cannot be read.
         skip_unreadable: Whether an unreadable image is left out, with a warning in the log that names it once a
             process; otherwise it is an error.
 
@@ -58,13 +59,20 @@ class Images(Dataset[tuple[Any, int]]):
     transform: Callable[[Image.Image], Tensor] | None = None
 
     def __init__(
-        self, reader: Reader, class_names: Sequence[str], *, in_chans: int, skip_unreadable: bool = False
+        self,
+        reader: Reader,
+        class_names: Sequence[str],
+        *,
+        in_chans: int,
+        scaled_to: int = 1,
+        skip_unreadable: bool = False,
     ) -> None:
         self.class_names = tuple(class_names)
         self._reader = reader
         targets = {name: target for target, name in enumerate(self.class_names)}
         self._targets = [targets[name] for name in reader.class_names]
         self._mode = "L" if in_chans == 1 else "RGB"
+        self._scaled_to = scaled_to
         self._skip = skip_unreadable
         self._named = torch.zeros(len(reader), dtype=torch.bool).share_memory_()  # with the workers of all epochs
 
@@ -105,9 +113,11 @@ class Images(Dataset[tuple[Any, int]]):
         with shortages_explained():  # for which no image is to blame, nor may be left out
             stored, label = self._reader[index]
             if isinstance(stored, Image.Image):
+                check_sides(stored.size, self._scaled_to)
                 image = in_mode(stored, self._mode)
             else:
                 with stored, open_image(stored) as opened:
+                    check_sides(opened.size, self._scaled_to)
                     image = in_mode(opened, self._mode)
         if not 0 <= label < len(self._targets):
             raise UsageError(

@@ -32,6 +32,11 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def scaled_to(self) -> int:
+        """Pixels that the shorter side is scaled to, before the middle is cut out."""
+        return int(self.size / self.crop)
+
     def facts(self) -> dict[str, Any]:
         """Return them as plain values, as `condconv.export.export` takes them."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}

@@ -22,6 +22,7 @@ from condconv.lab.data.tars import files
 
 _SPLITS = {"train": ("train",), "val": ("val", "test")}
 _IMAGES = {"jpg", "jpeg", "png", "webp"}
+_LONGEST_LIST = 2**26  # bytes of classes.txt
 _LONGEST_NUMBER, _LARGEST_CLASS = 20, 2**31 - 1  # bytes of a .cls, and what a number in it may be
 
 
@@ -43,6 +44,7 @@ class ShardReader:
     def __init__(self, root: Path, split: str) -> None:
         left_out: Counter[str] = Counter()
         self._shards = _find(root, split, left_out)
+        self._names: dict[int, dict[int, str]] = {}  # of the images of a shard by offset
         rows = [(number, *row) for number, shard in enumerate(self._shards) for row in _scan(shard, left_out)]
         if not rows:
             raise UsageError(
@@ -53,7 +55,7 @@ class ShardReader:
         self._rows = np.array(rows, dtype=np.int64)  # [N, 4]: shard, offset, bytes, class
         names = root / "classes.txt"
         labels = self._rows[:, 3]
-        if names.is_file():
+        if names.exists() or names.is_symlink():
             self.class_names = _read_names(names)
             if len(set(self.class_names)) < len(self.class_names) or labels.max() >= len(self.class_names):
                 raise UsageError(
@@ -74,9 +76,10 @@ class ShardReader:
 
     def filename(self, index: int) -> str:
         """Return the path of the shard and the name of the image in it."""
-        shard, offset = self._shards[self._rows[index, 0]], self._rows[index, 1]
-        found = files(shard, Counter())
-        return f"{shard}/{next(member.name for member in found if member.offset_data == offset)}"
+        shard, offset = self._rows[index, :2].tolist()
+        if shard not in self._names:  # read again when first asked for, and once: they would take memory in each worker
+            self._names[shard] = {each.offset_data: each.name for each in files(self._shards[shard], Counter())}
+        return f"{self._shards[shard]}/{self._names[shard][offset]}"
 
 
 def _find(root: Path, split: str, left_out: Counter[str]) -> list[Path]:
@@ -95,11 +98,14 @@ def _find(root: Path, split: str, left_out: Counter[str]) -> list[Path]:
 
 def _read_names(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
+        if not path.is_file() or path.stat().st_size > _LONGEST_LIST:
+            raise OSError(f"not a regular file of at most {_LONGEST_LIST / 2**20:.0f} MiB")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark before the first name
     except (OSError, ValueError) as error:
         raise UsageError(
             f"`data` must have a classes.txt of text in UTF-8, got {shown_name(path)} ({shown_name(error)}): save it so"
         ) from error
+    return tuple(text.rstrip("\n").split("\n"))  # not splitlines(): other characters may be part of a name
 
 
 def _scan(shard: Path, left_out: Counter[str]) -> Iterator[tuple[int, int, int]]:

@@ -234,7 +234,13 @@ def open_images(
         split = split if find_split(folder, split) else "val"
         folder = find_split(folder, split) or folder
         if folder.is_dir() and not class_folders(folder, Counter()):
-            images = Images(LooseReader(folder), ("",), in_chans=checkpoint.in_chans, skip_unreadable=skip)
+            images = Images(
+                LooseReader(folder),
+                ("",),
+                in_chans=checkpoint.in_chans,
+                scaled_to=checkpoint.preprocessing.scaled_to,
+                skip_unreadable=skip,
+            )
             images.transform = val_transform(checkpoint.preprocessing)
             return images, False
     return open_images_of(checkpoint, data, split=split, data_dir=data_dir, skip=skip), True

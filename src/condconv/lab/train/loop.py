@@ -27,7 +27,7 @@ from condconv.lab.saved.metrics import EpochMetrics, TrainResult, no_better_for
 from condconv.lab.train.averaging import update_average_
 from condconv.lab.train.lock import only_here
 from condconv.lab.train.loss import mean_loss, mix
-from condconv.lab.train.run import FILES, Run, last_path, previous_checkpoint, save, set_up
+from condconv.lab.train.run import FILES, Run, check_files, last_path, previous_checkpoint, save, set_up
 from condconv.lab.train.tracking import finish_logs, log_epoch, start_logs
 from condconv.nn import anneal_
 
@@ -65,6 +65,7 @@ def train(
         TrainingInterrupted: Ctrl-C; the finished epochs are saved.
     """
     with only_here(Path(config.out), wait=wait):
+        check_files(Path(config.out))
         run = set_up(config, build, previous_checkpoint(config))
         _write_settings(run)
         if not _is_finished(run):

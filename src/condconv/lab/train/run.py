@@ -15,8 +15,9 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown_name
 from condconv.files.atomic import write_atomic
+from condconv.files.paths import is_special
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.image_data import ImageData, open_data
 from condconv.lab.data.loading import EpochSampler, create_loader
@@ -66,6 +67,20 @@ class Run:
     def out(self) -> Path:
         """The run's directory."""
         return Path(self.config.out)
+
+
+def check_files(out: Path) -> None:
+    """Check that a run can write its files into a directory.
+
+    Raises:
+        UsageError: There is a pipe or a device of the name of one, which could take a write for ever.
+    """
+    for path in (out / name for name in FILES):
+        if is_special(path):
+            raise UsageError(
+                f"`out` must hold nothing but files where a run writes its own, got {shown_name(path)}, a pipe or a "
+                "device: remove it, or give another --out"
+            )
 
 
 def last_path(out: str | Path) -> Path:
