@@ -4,6 +4,18 @@ import pytest
 from PIL import Image
 
 from condconv.cli.main import main
+from condconv.lab.experiments import demo
+
+
+@pytest.fixture(autouse=True, scope="module")
+def timed_briefly():
+    """Measure speeds for a moment: what they are is not looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        measure = demo.time_by_turns
+        patch.setattr(
+            demo, "time_by_turns", lambda calls, cuda, **_: measure(calls, repetitions=3, seconds=0.001, cuda=cuda)
+        )
+        yield
 
 
 @pytest.fixture(scope="module")

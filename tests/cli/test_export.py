@@ -28,13 +28,14 @@ def fails(capsys, argv, status):
     return capsys.readouterr().err
 
 
-def test_a_checkpoint_becomes_a_file(checkpoint, tmp_path, capsys):
-    path = tmp_path / "n.onnx"
-    assert main(["export", str(checkpoint), "--format", "onnx", "-o", str(path)]) == 0
+@pytest.mark.parametrize("format", ["torch-export", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_checkpoint_becomes_a_file(checkpoint, tmp_path, capsys, format):
+    path = tmp_path / f"n{FORMATS[format].SUFFIX}"
+    assert main(["export", str(checkpoint), "--format", format, "-o", str(path)]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^batch    any$", said, re.MULTILINE)
     assert re.search(r"^verified yes", said, re.MULTILINE)
-    found = FORMATS["onnx"].inspect(path)
+    found = FORMATS[format].inspect(path)
     loaded = load_checkpoint(checkpoint)
     assert json.loads(found.metadata["class_names"]) == list(loaded.class_names)
     facts = json.loads(found.metadata["preprocessing"])
@@ -56,9 +57,9 @@ def test_a_largest_batch_and_a_file_that_is_not_run(checkpoint, tmp_path, capsys
     def run(path):
         raise AssertionError("the file was run")
 
-    monkeypatch.setattr(FORMATS["onnx"], "load", run)
+    monkeypatch.setattr(FORMATS["torch-export"], "load", run)
     options = ["--max-batch", "3", "--no-verify"]
-    assert main(["export", str(checkpoint), "--format", "onnx", "-o", str(tmp_path / "n.onnx"), *options]) == 0
+    assert main(["export", str(checkpoint), "--format", "torch-export", "-o", str(tmp_path / "n.pt2"), *options]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^batch    1 to 3$", said, re.MULTILINE)
     assert re.search(r"^verified no$", said, re.MULTILINE)

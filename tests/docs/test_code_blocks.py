@@ -54,7 +54,11 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("page", PYTHON_PAGES, ids=name)
+# The page on export compiles and writes a network of the zoo.
+TO_RUN = [pytest.param(page, marks=pytest.mark.slow) if page.name == "export.md" else page for page in PYTHON_PAGES]
+
+
+@pytest.mark.parametrize("page", TO_RUN, ids=name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__docs__"}

@@ -48,9 +48,8 @@ def check(report, format):
     assert max(report.errors.values(), default=0) <= report.allowed < 1e-4
 
 
-@pytest.mark.parametrize(
-    "format", [pytest.param(name, marks=pytest.mark.slow) if name == "openvino" else name for name in RUN_HERE]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("format", RUN_HERE)
 def test_all_layers_in_every_runtime(tmp_path, format):
     network, example = all_layers()
     report = export(network, suffixed(tmp_path, format), format=format, example=example, **options(format))
@@ -92,7 +91,14 @@ def test_the_check_sees_wrong_routing_of_every_layer(name, change):
 
 
 @pytest.mark.parametrize("change", [roll, pytest.param(average, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("format", [name for name in RUN_HERE if name != "coreml"])
+@pytest.mark.parametrize(
+    "format",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "openvino" else name
+        for name in RUN_HERE
+        if name != "coreml"
+    ],
+)
 def test_a_file_with_wrong_routing_is_not_kept(tmp_path, monkeypatch, format, change):
     network, example = small_network()
     writer = FORMATS[format]
@@ -112,7 +118,8 @@ def test_a_file_with_wrong_routing_is_not_kept(tmp_path, monkeypatch, format, ch
     assert path.read_text() == "the file before"
 
 
-@pytest.mark.parametrize("name", ["dense-3", pytest.param("net", marks=pytest.mark.slow)])
+@pytest.mark.slow  # compiles C++
+@pytest.mark.parametrize("name", ["dense-3", "net"])
 def test_a_compiled_package_gives_as_many_rows_as_it_gets(tmp_path, name):
     network, example = small_network() if name == "net" else layer_case(name)
     path, names = tmp_path / "n.pt2", ["a", "b", "c", "d"]

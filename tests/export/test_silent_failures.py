@@ -38,7 +38,9 @@ def test_groups_would_give_the_rows_of_the_example_for_any_input(tmp_path, monke
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("form", ["bmm", "shift", "unfold", "esum"])
+@pytest.mark.parametrize(
+    "form", ["bmm", "shift", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unfold", "esum"))]
+)
 def test_two_graphs_serve_all_batches(form):
     torch._dynamo.reset()
     network, _ = layer_case("1x1" if form == "bmm" else "dense-3")
@@ -67,7 +69,7 @@ def test_the_opset_is_the_one_asked_for(tmp_path):
         assert onnx.inspect(path).opset == opset
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_a_file_that_lost_its_batch_axis_is_not_kept(tmp_path, monkeypatch, format):
     pytest.importorskip(FORMATS[format].PACKAGES[-1])
     network, example = layer_case("dense-3")
@@ -153,6 +155,7 @@ def test_openvino_is_made_from_a_graph_that_keeps_the_loop(tmp_path):
     assert openvino.inspect(tmp_path / "n.xml").shape[0] is None
 
 
+@pytest.mark.slow
 def test_a_file_with_several_loops_leaves_onnx_runtime_nothing_to_warn_of(tmp_path, capfd):
     onnxruntime = pytest.importorskip("onnxruntime")
     network = nn.Sequential(

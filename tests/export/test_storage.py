@@ -86,8 +86,8 @@ def test_widened_weights_compute_the_same():
     ("format", "weights"),
     [
         ("torch-export", "bfloat16"),
-        ("torch-export", "int8"),
-        ("onnx", "bfloat16"),
+        pytest.param("torch-export", "int8", marks=pytest.mark.slow),
+        pytest.param("onnx", "bfloat16", marks=pytest.mark.slow),
         ("onnx", "int8"),
         pytest.param("openvino", "int8", marks=pytest.mark.slow),
     ],

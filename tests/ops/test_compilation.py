@@ -21,6 +21,8 @@ KERNELS = {
     "depthwise": ((5, 4, 1, 3, 3), {"groups": 4, "padding": "tf_same", "stride": 2}),
 }
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(library.LOADED is None, reason="built without a C compiler"))
+# One form by name in `make test`: what "auto" takes is among the others.
+FORMS = [*(pytest.param(name, marks=pytest.mark.slow) for name in ("grouped", "matmul", "per_example")), "mix_outputs"]
 
 
 class Layer(nn.Module):
@@ -48,7 +50,7 @@ def count_graphs(function: Callable[..., Tensor], batches: tuple[int, ...], **op
     return counter.frame_count
 
 
-@pytest.mark.parametrize("impl", ["auto", "grouped", "matmul", "per_example", "mix_outputs", NATIVE])
+@pytest.mark.parametrize("impl", ["auto", *FORMS, NATIVE])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_one_graph_for_all_batch_sizes(kernel: str, impl: str) -> None:
     layer = Layer(kernel, impl)

@@ -99,10 +99,14 @@ def test_no_kernel_is_defined_before_it_runs() -> None:
 
 
 @pytest.mark.skipif(not limits.INSTALLED, reason="triton is not installed")
-def test_kernels_under_the_interpreter() -> None:
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_under_the_interpreter(which: str) -> None:
     """Triton must find the variable when it is imported, and here it may have been."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/triton_interpreted.py"],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which),
+            "tests/ops/triton_interpreted.py",
+        ],
         cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -34,7 +34,12 @@ def test_output_and_gradients_equal_the_references(name: str, layout: str, dtype
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("pointwise-tails", "contiguous"), ("dense", "channels_last"), ("depthwise", "channels_last")]
+    ("name", "layout"),
+    [
+        ("pointwise-tails", "contiguous"),
+        pytest.param("dense", "channels_last", marks=pytest.mark.slow),
+        pytest.param("depthwise", "channels_last", marks=pytest.mark.slow),
+    ],
 )
 def test_kernels_mixed_before(name: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two examples at a time, of three."""
@@ -97,6 +102,7 @@ def test_the_gradient_of_one_example_leaves_out_its_neighbours() -> None:
 
 # opcheck itself reads .grad of copies it made of the inputs.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(layout: str) -> None:
     (x, weight, routing, bias), _ = draw("pointwise-padded", FP32)  # the geometry is that of its options
@@ -105,6 +111,7 @@ def test_opcheck(layout: str) -> None:
     torch.library.opcheck(torch.ops.condconv.mixed_conv, (*leaves, *GEOMETRY, "triton"), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_graph_for_all_batch_sizes() -> None:
     (_, weight, _, _), options = draw("pointwise-stride", FP32)
     weight.requires_grad_()

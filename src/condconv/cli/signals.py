@@ -14,6 +14,14 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 _AGAIN = b"condconv: interrupted again: stopped at once; finished epochs are kept, and the same command resumes\n"
 
 
+def _interrupt_main_thread() -> None:
+    """Send SIGINT to the main thread itself: one that reaches another thread leaves it waiting where it waits."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        signal.raise_signal(signal.SIGINT)
+
+
 class _Stop:
     """What happens on signals, in the process that made this and in those that it forks."""
 
@@ -40,7 +48,7 @@ class _Stop:
             self._hook(unraisable)
         elif os.getpid() == self._owner:
             self._told = False
-            again = threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,))
+            again = threading.Timer(0.1, _interrupt_main_thread)
             again.daemon = True
             again.start()
 
