@@ -107,6 +107,8 @@ def shown_name(name: object, most: int = 400) -> str:
 
 
 def _printable(text: str) -> str:
+    if text.isprintable():  # nearly all are, and some are long
+        return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 

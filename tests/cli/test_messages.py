@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from dataclasses import MISSING, fields
 
 import pytest
@@ -109,6 +110,15 @@ def refused(capsys, words: list[str], status: int = 2) -> re.Match[str]:
 def names(match: re.Match[str], action: argparse.Action) -> bool:
     """Return whether a message names an option as it is typed, or as the setting that it is."""
     return match["name"] in (name_of(action), action.dest)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_parser():
+    """Make the parser once: that takes longer than most of the calls."""
+    parser = create_parser()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[main.__module__], "create_parser", lambda: parser)
+        yield
 
 
 @pytest.fixture(autouse=True)
