@@ -51,7 +51,7 @@ def write_files(checkpoint: Path, pictures: Path, folder: Path) -> tuple[Path, P
     wide, narrow = folder / "fp32.onnx", folder / "int8.onnx"
     example = torch.zeros(1, loaded.in_chans, loaded.image_size, loaded.image_size)
     facts = loaded.preprocessing.facts()
-    export(load_network(loaded, checkpoint), wide, format="onnx", example=example, preprocessing=facts)
+    export(load_network(loaded, checkpoint), wide, format="onnx", example_input=example, preprocessing=facts)
     subprocess.run([sys.executable, EXAMPLE, wide, narrow, pictures], check=True)
     return wide, narrow
 

@@ -48,7 +48,7 @@ def run(format: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"n{FORMATS[format].SUFFIX}"
             try:
-                report = export(network, path, format=format, example=example, **options(format))
+                report = export(network, path, format=format, example_input=example, **options(format))
             except Exception as error:  # a runtime's own, of any kind: the table says that it cannot be had
                 layers[name] = {"failed": f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]}
                 print(format, name, layers[name], flush=True)
@@ -73,7 +73,7 @@ def run_together(format: str) -> dict[str, Any]:
     network, example = all_layers()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"n{FORMATS[format].SUFFIX}"
-        report = export(network, path, format=format, example=example)
+        report = export(network, path, format=format, example_input=example)
         errors = errors_by_layer(FORMATS[format].load(path), network, tuple(report.errors))
     known = {"batches": sorted(report.errors), "verified": report.verified}
     forms = {each.layer.split(".")[1]: each.form for each in report.layers}

@@ -19,7 +19,7 @@ def written(tmp_path, network, format, example, **options):
     for package in FORMATS[format].PACKAGES:
         pytest.importorskip(package)
     path = tmp_path / f"n{FORMATS[format].SUFFIX}"
-    return export(network, path, format=format, example=example, dynamic_size=True, **options)
+    return export(network, path, format=format, example_input=example, dynamic_size=True, **options)
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_runtimes_of_one_size_say_why(tmp_path, format):
     with pytest.raises(
         UsageError, match="`dynamic_size` must be False for .*, got True: .*; write a file for each size"
     ):
-        export(network, path, format=format, example=example, dynamic_size=True, **options)
+        export(network, path, format=format, example_input=example, dynamic_size=True, **options)
 
 
 def test_a_file_that_is_wrong_at_another_size_is_not_kept(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def test_an_example_says_the_class(tmp_path, format):
     save_picture(image)
     options: dict[str, Any] = {"executorch": {"max_batch": 4}, "litert": {"dynamic_batch": False}}.get(format, {})
     options |= {"class_names": NAMES, "preprocessing": FACTS, "verify": False}
-    export(network, path, format=format, example=torch.zeros(1, 3, 12, 12), **options)
+    export(network, path, format=format, example_input=torch.zeros(1, 3, 12, 12), **options)
     arguments = [path, image]
     if format == "litert":  # its files hold no facts
         arguments.append(tmp_path / "facts.json")
@@ -107,7 +107,7 @@ def test_int8_with_onnx_runtimes_own_tool(tmp_path):
     )
     for name, network in (("experts", small_network()[0]), ("static", static.eval())):
         source, target = tmp_path / f"{name}.onnx", tmp_path / f"{name}-int8.onnx"
-        export(network, source, format="onnx", example=x, preprocessing=FACTS, verify=False)
+        export(network, source, format="onnx", example_input=x, preprocessing=FACTS, verify=False)
         say("quantize_static.py", source, target, tmp_path / "pictures")
         assert max(weight_scales(target)) >= 8  # one a channel: with one a weight, trained networks lose nearly all
         exact = network(x).detach()

@@ -16,7 +16,7 @@ from tests.export.cases import layer_case, small_network
 def exported(tmp_path, **options):
     """Export the small network where it costs least."""
     network, example = small_network()
-    return export(network, tmp_path / "n.pt2", **{"format": "torch-export", "example": example, **options})
+    return export(network, tmp_path / "n.pt2", **{"format": "torch-export", "example_input": example, **options})
 
 
 def test_the_network_is_left_as_it_was(tmp_path):
@@ -24,7 +24,7 @@ def test_the_network_is_left_as_it_was(tmp_path):
     network.train()
     before = copy.deepcopy(network.state_dict())
     kinds = [type(module) for module in network.modules()]
-    export(network, tmp_path / "n.pt2", format="torch-export", example=example)
+    export(network, tmp_path / "n.pt2", format="torch-export", example_input=example)
     assert network.training
     assert [type(module) for module in network.modules()] == kinds
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -95,7 +95,7 @@ def test_a_fixed_batch_takes_groups_and_nothing_else(tmp_path):
 
 
 def test_batch_one_can_be_fixed(tmp_path):
-    report = exported(tmp_path, dynamic_batch=False, example=torch.zeros(1, 3, 12, 11), forms={"0": "grouped"})
+    report = exported(tmp_path, dynamic_batch=False, example_input=torch.zeros(1, 3, 12, 11), forms={"0": "grouped"})
     assert (report.batch, set(report.errors), report.notes) == (1, {1}, ())
 
 
@@ -121,7 +121,7 @@ def test_a_norm_that_cannot_be_folded_is_exported_as_it_is_and_told(tmp_path, ki
     else:
         network[1] = Activated(8)
     network[1].eval().running_mean.normal_()
-    report = export(network, tmp_path / "n.pt2", format="torch-export", example=example)
+    report = export(network, tmp_path / "n.pt2", format="torch-export", example_input=example)
     assert report.verified
     assert [each.unfolded and each.unfolded[0] for each in report.layers] == ["1", None, None]
     assert "not folded into 0: 1: it has a forward of its own" in str(report)
@@ -146,7 +146,7 @@ def test_a_file_can_be_kept_unverified_and_says_so(tmp_path):
 
 def test_routing_that_the_check_cannot_see_is_told(tmp_path):
     model = nn.Sequential(condconv.CondConv2d.from_conv(nn.Conv2d(3, 4, 3), num_experts=2))
-    report = export(model, tmp_path / "n.pt2", format="torch-export", example=torch.zeros(1, 3, 8, 8))
+    report = export(model, tmp_path / "n.pt2", format="torch-export", example_input=torch.zeros(1, 3, 8, 8))
     assert report.verified
     assert "could not tell a file that mixes examples up" in report.notes[0]
 
@@ -187,12 +187,18 @@ class Two(nn.Module):
         ({"forms": ["esum"]}, "`forms` must map patterns of layers' names to forms, got list: give a dictionary"),
         ({"model": copy.deepcopy(CONV).double()}, "`model` must be in torch.float32, got torch.float64"),
         ({"model": Two()}, r"`model` must return one tensor \[B, ...\], got tuple"),
-        ({"model": nn.Linear(3, 4), "example": None}, "`example` must be given: Linear has no convolution to tell"),
+        (
+            {"model": nn.Linear(3, 4), "example_input": None},
+            "`example_input` must be given: Linear has no convolution to tell",
+        ),
         ({"weights": "int2"}, "`weights` must be one of float32, bfloat16, int8, got 'int2'"),
         ({"max_batch": 1}, "`max_batch` must be at least 2, with a dynamic batch, got 1"),
         ({"max_batch": 4, "dynamic_batch": False}, "`max_batch` must be at least 2, with a dynamic batch, got 4"),
-        ({"example": torch.zeros(0, 3, 8, 8)}, r"got torch.float32 \(0, 3, 8, 8\): convert it, and give one example"),
-        ({"example": torch.zeros(3)}, r"`example` must be a torch.float32 tensor \[B, C, ...\]"),
+        (
+            {"example_input": torch.zeros(0, 3, 8, 8)},
+            r"got torch.float32 \(0, 3, 8, 8\): convert it, and give one example",
+        ),
+        ({"example_input": torch.zeros(3)}, r"`example_input` must be a torch.float32 tensor \[B, C, ...\]"),
         ({"format": "openvino", "path": "n.xml", "opset": 18}, "`opset` must be None for OpenVINO"),
         ({"opset": 18}, "`opset` must be None for .pt2 files, which have none, got 18: leave it out"),
         ({"format": "aoti", "opset": 18}, "`opset` must be None for .pt2 files, which have none, got 18: leave it out"),
@@ -206,7 +212,7 @@ class Two(nn.Module):
 )
 def test_what_cannot_be_had_is_refused(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
-    options = {"model": CONV, "path": "n.pt2", "format": "torch-export", "example": IMAGE, **options}
+    options = {"model": CONV, "path": "n.pt2", "format": "torch-export", "example_input": IMAGE, **options}
     with pytest.raises(UsageError, match=message):
         export(options.pop("model"), options.pop("path"), **options)
     assert not [*tmp_path.iterdir()]
@@ -215,7 +221,7 @@ def test_what_cannot_be_had_is_refused(tmp_path, monkeypatch, options, message):
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(FORMATS["onnx"], "PACKAGES", ("no_such_package",))
     with pytest.raises(MissingExtraError, match=r'pip install "condconv\[onnx\]"'):
-        export(CONV, tmp_path / "n.onnx", format="onnx", example=IMAGE)
+        export(CONV, tmp_path / "n.onnx", format="onnx", example_input=IMAGE)
 
 
 def test_a_failing_runtime_is_reported_with_the_batch():
@@ -253,7 +259,7 @@ class Branching(nn.Module):
 def test_what_an_exporter_cannot_write_is_one_sentence_and_no_file(tmp_path):
     message = r"`model` must be made of what the exporter for torch.export knows, got .*: try another format"
     with pytest.raises(ExportError, match=message) as error:
-        export(Branching(), tmp_path / "n.pt2", format="torch-export", example=IMAGE)
+        export(Branching(), tmp_path / "n.pt2", format="torch-export", example_input=IMAGE)
     assert len(str(error.value).splitlines()) == 1
     assert not [*tmp_path.iterdir()]
 
@@ -264,8 +270,8 @@ class Failing(nn.Module):
 
 
 def test_a_network_that_fails_is_named_whatever_it_raises(tmp_path):
-    with pytest.raises(UsageError, match="`example` must be a batch that the model takes, got .*: 'x'"):
-        export(Failing(), tmp_path / "n.pt2", format="torch-export", example=IMAGE)
+    with pytest.raises(UsageError, match="`example_input` must be a batch that the model takes, got .*: 'x'"):
+        export(Failing(), tmp_path / "n.pt2", format="torch-export", example_input=IMAGE)
 
 
 def test_rounding_that_hides_routing_is_told(tmp_path):
@@ -294,13 +300,21 @@ def test_rounding_that_hides_routing_is_told(tmp_path):
         ({"class_names": [0, 1, 2]}, "`class_names` must be texts, got 0: give str(...) of it"),
         ({"preprocessing": {"size": 8}}, "`preprocessing` must have size, mean, std, got no 'mean': add it"),
         ({"class_names": "abc"}, "`class_names` must be a sequence of names, got the text 'abc'"),
-        ({"example": torch.zeros(1, 5, 8, 8)}, "`example` must be a batch that the model takes, got [B, 5, 8, 8]"),
-        ({"example": (1, 2, 8, 8)}, "`example` must be a tensor [B, C, ...], got tuple"),
+        (
+            {"example_input": torch.zeros(1, 5, 8, 8)},
+            "`example_input` must be a batch that the model takes, got [B, 5, 8, 8]",
+        ),
+        ({"example_input": (1, 2, 8, 8)}, "`example_input` must be a tensor [B, C, ...], got tuple"),
     ],
 )
 def test_what_the_network_cannot_take_or_give(tmp_path, arguments, message):
     network = nn.Sequential(condconv.CondConv2d(2, 3, 1, num_experts=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(UsageError) as error:
-        export(network, tmp_path / "x.pt2", format="torch-export", **{"example": torch.zeros(1, 2, 8, 8), **arguments})
+        export(
+            network,
+            tmp_path / "x.pt2",
+            format="torch-export",
+            **{"example_input": torch.zeros(1, 2, 8, 8), **arguments},
+        )
     assert message in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -52,7 +52,7 @@ def check(report, format):
 @pytest.mark.parametrize("format", RUN_HERE)
 def test_all_layers_in_every_runtime(tmp_path, format):
     network, example = all_layers()
-    report = export(network, suffixed(tmp_path, format), format=format, example=example, **options(format))
+    report = export(network, suffixed(tmp_path, format), format=format, example_input=example, **options(format))
     check(report, format)
     assert len(report.layers) == len(LAYERS)
     assert report.notes == () or format == "coreml"
@@ -63,14 +63,14 @@ def test_all_layers_in_every_runtime(tmp_path, format):
 @pytest.mark.parametrize("format", RUN_HERE)
 def test_every_layer_in_every_runtime(tmp_path, format, name):
     network, example = layer_case(name)
-    check(export(network, suffixed(tmp_path, format), format=format, example=example, **options(format)), format)
+    check(export(network, suffixed(tmp_path, format), format=format, example_input=example, **options(format)), format)
 
 
 @pytest.mark.slow  # compiles C++: one package of all layers takes less than a package each
 def test_every_layer_of_a_compiled_package_and_its_mutants(tmp_path):
     """Each layer is compared by itself, and so is what it gives with its routing weights mixed up."""
     network, example = all_layers()
-    report = export(network, tmp_path / "n.pt2", format="aoti", example=example)
+    report = export(network, tmp_path / "n.pt2", format="aoti", example_input=example)
     assert set(report.errors) == {1, 2, 3, 8}
     run = FORMATS["aoti"].load(report.path)
     errors = errors_by_layer(run, network, (1, 2, 3, 8))
@@ -113,7 +113,7 @@ def test_a_file_with_wrong_routing_is_not_kept(tmp_path, monkeypatch, format, ch
     path = suffixed(tmp_path, format)
     path.write_text("the file before")
     with pytest.raises(ExportError, match=f"the file in {writer.RUNTIME} must compute what the network does"):
-        export(network, path, format=format, example=example, **options(format))
+        export(network, path, format=format, example_input=example, **options(format))
     assert [*tmp_path.iterdir()] == [path]
     assert path.read_text() == "the file before"
 
@@ -123,7 +123,7 @@ def test_a_file_with_wrong_routing_is_not_kept(tmp_path, monkeypatch, format, ch
 def test_a_compiled_package_gives_as_many_rows_as_it_gets(tmp_path, name):
     network, example = small_network() if name == "net" else layer_case(name)
     path, names = tmp_path / "n.pt2", ["a", "b", "c", "d"]
-    report = export(network, path, format="aoti", example=example, class_names=names)
+    report = export(network, path, format="aoti", example_input=example, class_names=names)
     assert report.verified
     run = FORMATS["aoti"].load(path)
     for batch in (1, 2, 5):

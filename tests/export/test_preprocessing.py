@@ -77,7 +77,7 @@ def test_names_and_preprocessing_travel_in_the_file(tmp_path, format):
     path, example = tmp_path / f"n{FORMATS[format].SUFFIX}", torch.zeros(1, 6, 9, 9)
     given = {"size": 9, "mean": [0.5] * 6, "std": [0.25] * 6}
     names = ["ä", "b, c"]
-    export(network, path, format=format, example=example, class_names=names, preprocessing=given, verify=False)
+    export(network, path, format=format, example_input=example, class_names=names, preprocessing=given, verify=False)
     found = FORMATS[format].inspect(path).metadata
     assert json.loads(found["class_names"]) == names
     assert json.loads(found["preprocessing"]) == complete_preprocessing(given, example)

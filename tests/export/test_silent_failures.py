@@ -34,7 +34,7 @@ def test_groups_would_give_the_rows_of_the_example_for_any_input(tmp_path, monke
     monkeypatch.setattr(choose, "why_not_form", lambda *_: None)
     network, example = layer_case("dense-3")
     with pytest.raises(ExportError, match="at batch 1|for batch 1"):
-        export(network, tmp_path / "n.pt2", format="aoti", example=example, forms={"*": "grouped"})
+        export(network, tmp_path / "n.pt2", format="aoti", example_input=example, forms={"*": "grouped"})
     assert not [*tmp_path.iterdir()]
 
 
@@ -58,14 +58,14 @@ def test_two_graphs_serve_all_batches(form):
 def test_an_opset_that_would_not_be_honoured_is_refused(tmp_path, opset):
     network, example = layer_case("1x1")
     with pytest.raises(UsageError, match=f"`opset` must lie between 18 and 23, got {opset}: torch writes no other"):
-        export(network, tmp_path / "n.onnx", format="onnx", example=example, opset=opset)
+        export(network, tmp_path / "n.onnx", format="onnx", example_input=example, opset=opset)
 
 
 def test_the_opset_is_the_one_asked_for(tmp_path):
     network, example = layer_case("1x1")
     for opset in (18, 23):
         path = tmp_path / f"{opset}.onnx"
-        assert export(network, path, format="onnx", example=example, opset=opset).opset == opset
+        assert export(network, path, format="onnx", example_input=example, opset=opset).opset == opset
         assert onnx.inspect(path).opset == opset
 
 
@@ -77,13 +77,13 @@ def test_a_file_that_lost_its_batch_axis_is_not_kept(tmp_path, monkeypatch, form
     fixed = lambda model, path, request: write(model, path, as_example(network, example))  # noqa: E731
     monkeypatch.setattr(FORMATS[format], "write", fixed)
     with pytest.raises(ExportError, match=r"the file must take \[any, 6, 9, 10\], its own says \[2, 6, 9, 10\]"):
-        export(network, tmp_path / f"n{FORMATS[format].SUFFIX}", format=format, example=example)
+        export(network, tmp_path / f"n{FORMATS[format].SUFFIX}", format=format, example_input=example)
     assert not [*tmp_path.iterdir()]
 
 
 def test_one_example_does_not_make_a_batch_of_one(tmp_path):
     network, example = layer_case("dense-3")
-    report = export(network, tmp_path / "n.onnx", format="onnx", example=example[:1])
+    report = export(network, tmp_path / "n.onnx", format="onnx", example_input=example[:1])
     assert report.batch is None
     assert onnx.inspect(tmp_path / "n.onnx").shape[0] is None
 
@@ -113,7 +113,7 @@ def test_right_shape_and_wrong_values_are_caught(tmp_path, monkeypatch, format):
     monkeypatch.setattr(FORMATS[format], "write", write_mutant)
     path = tmp_path / f"n{FORMATS[format].SUFFIX}"
     with pytest.raises(ExportError, match=r"must compute what the network does, got an error of .* at batch 2"):
-        export(network, path, format=format, example=example)
+        export(network, path, format=format, example_input=example)
     assert not [*tmp_path.iterdir()]
 
 
@@ -128,14 +128,14 @@ def test_rows_of_the_example_for_any_input_are_caught(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "load", load_fixed)
     message = re.escape("the file in ONNX Runtime must give (1, 10, 9, 10) for batch 1, got (2, 10, 9, 10)")
     with pytest.raises(ExportError, match=message):
-        export(network, tmp_path / "n.onnx", format="onnx", example=example)
+        export(network, tmp_path / "n.onnx", format="onnx", example_input=example)
 
 
 def test_litert_with_a_dynamic_batch_is_refused(tmp_path):
     network, example = small_network()
     message = re.escape("`dynamic_batch` must be False for LiteRT, got True: a resized file gives wrong values")
     with pytest.raises(UsageError, match=rf"{message}; .* the batch size you need \(`--batch`\), and write"):
-        export(network, tmp_path / "n.tflite", format="litert", example=example)
+        export(network, tmp_path / "n.tflite", format="litert", example_input=example)
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch-export"])
@@ -149,7 +149,7 @@ def test_openvino_is_made_from_a_graph_that_keeps_the_loop(tmp_path):
     """Traced, a loop over the batch has as many rows as the example."""
     openvino_package = pytest.importorskip("openvino")
     network, example = layer_case("dense-3")
-    export(network, tmp_path / "n.xml", format="openvino", example=example)
+    export(network, tmp_path / "n.xml", format="openvino", example_input=example)
     model = openvino_package.Core().read_model(tmp_path / "n.xml")
     assert {node.get_type_name() for node in model.get_ops()} & {"Loop", "TensorIterator"}
     assert openvino.inspect(tmp_path / "n.xml").shape[0] is None
@@ -164,7 +164,7 @@ def test_a_file_with_several_loops_leaves_onnx_runtime_nothing_to_warn_of(tmp_pa
         nn.Conv2d(6, 10, 1),
         CondConv2d(10, 10, 3, padding=1, groups=10, num_experts=8),
     ).eval()
-    export(network, tmp_path / "n.onnx", format="onnx", example=torch.randn(2, 6, 7, 7), forms={"*": "scan"})
+    export(network, tmp_path / "n.onnx", format="onnx", example_input=torch.randn(2, 6, 7, 7), forms={"*": "scan"})
     capfd.readouterr()
     onnxruntime.InferenceSession(tmp_path / "n.onnx", providers=["CPUExecutionProvider"])
     assert capfd.readouterr().err == ""

@@ -69,7 +69,7 @@ def test_quantized_experts_are_refused_with_the_way_out(tmp_path):
         with pytest.raises(
             UsageError, match="must have ordinary experts, got quantized ones: export the network as it"
         ):
-            export(network, tmp_path / "network.pt2", format="torch-export", example=example)
+            export(network, tmp_path / "network.pt2", format="torch-export", example_input=example)
 
 
 def test_widened_weights_compute_the_same():
@@ -97,8 +97,8 @@ def test_files_with_small_weights(tmp_path, format, weights):
         pytest.importorskip(package)
     network, example = large_network()
     path = tmp_path / f"n{FORMATS[format].SUFFIX}"
-    large = export(network, path, format=format, example=example, verify=False)
-    small = export(network, path, format=format, example=example, weights=weights)
+    large = export(network, path, format=format, example_input=example, verify=False)
+    small = export(network, path, format=format, example_input=example, weights=weights)
     assert small.verified
     # 3*9*32*8 + 32*32*8 + 32*64 = 17152 weights are stored in 2 or 1 bytes instead of 4; the graph grows a little.
     saved = 17152 * (2 if weights == "bfloat16" else 3)
@@ -110,4 +110,4 @@ def test_files_with_small_weights(tmp_path, format, weights):
 def test_openvino_refuses_what_it_would_widen(tmp_path):
     network, example = large_network()
     with pytest.raises(UsageError, match='`weights` must not be "bfloat16" for OpenVINO'):
-        export(network, tmp_path / "n.xml", format="openvino", example=example, weights="bfloat16")
+        export(network, tmp_path / "n.xml", format="openvino", example_input=example, weights="bfloat16")

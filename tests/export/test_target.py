@@ -27,7 +27,7 @@ def test_paths_that_cannot_become_the_file(tmp_path):
 def test_a_name_that_is_too_long_is_refused(tmp_path):
     network, example = small_network()
     with pytest.raises(UsageError, match=r"`path` must be a path that can be used, got .*too long\): give another"):
-        export(network, tmp_path / ("n" * 296 + ".pt2"), format="torch-export", example=example)
+        export(network, tmp_path / ("n" * 296 + ".pt2"), format="torch-export", example_input=example)
     assert not [*tmp_path.iterdir()]
 
 
@@ -38,7 +38,7 @@ def test_a_place_that_takes_no_files_is_refused(tmp_path, monkeypatch):
     network, example = small_network()
     monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
     with pytest.raises(UsageError, match=r"`path` must be where files can be written, got .*\(Permission denied\)"):
-        export(network, tmp_path / "n.pt2", format="torch-export", example=example)
+        export(network, tmp_path / "n.pt2", format="torch-export", example_input=example)
     assert not [*tmp_path.iterdir()]
 
 
@@ -46,7 +46,7 @@ def test_a_file_replaces_the_one_before(tmp_path):
     network, example = small_network()
     path = tmp_path / "n.pt2"
     path.write_text("the file before")
-    export(network, path, format="torch-export", example=example, verify=False)
+    export(network, path, format="torch-export", example_input=example, verify=False)
     run = FORMATS["torch-export"].load(path)
     assert run(torch.zeros(5, *example.shape[1:])).shape == (5, 4)
     assert [*tmp_path.iterdir()] == [path]
@@ -57,10 +57,10 @@ def test_a_link_is_written_through(tmp_path):
     (tmp_path / "kept").mkdir()
     link = tmp_path / "n.pt2"
     link.symlink_to(tmp_path / "kept" / "real.pt2")
-    export(network, link, format="torch-export", example=example, verify=False)
+    export(network, link, format="torch-export", example_input=example, verify=False)
     assert link.is_symlink()
     assert FORMATS["torch-export"].load(tmp_path / "kept" / "real.pt2")(torch.zeros_like(example)).shape[1] == 4
     other = tmp_path / "other.pt2"
     other.symlink_to(tmp_path / "kept" / "blob")
     with pytest.raises(UsageError, match=r"must end in .pt2 for torch-export, got .*kept/blob"):
-        export(network, other, format="torch-export", example=example, verify=False)
+        export(network, other, format="torch-export", example_input=example, verify=False)

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         network,
         arguments.out,
         format=arguments.format,
-        example=torch.zeros(arguments.batch or 1, checkpoint.in_chans, size, size),
+        example_input=torch.zeros(arguments.batch or 1, checkpoint.in_chans, size, size),
         dynamic_batch=arguments.batch is None,
         max_batch=arguments.max_batch,
         dynamic_size=arguments.dynamic_size,

@@ -25,7 +25,7 @@ def export(
     path: str | Path,
     *,
     format: str,
-    example: Tensor | None = None,
+    example_input: Tensor | None = None,
     dynamic_batch: bool = True,
     max_batch: int | None = None,
     dynamic_size: bool = False,
@@ -47,11 +47,11 @@ def export(
         path: To write; the format's suffix is required. A file of that name is replaced, once the new one is good.
         format: A key of `FORMATS`: `"torch-export"`, `"aoti"`, `"onnx"`, `"openvino"`, `"executorch"`, `"litert"` or
             `"coreml"`.
-        example: `[B, C, ...]`, of which shape and dtype are taken; `None` to guess an image of the usual size.
-        dynamic_batch: Whether the file takes any batch size; else it takes that of `example`.
+        example_input: `[B, C, ...]`, of which shape and dtype are taken; `None` to guess an image of the usual size.
+        dynamic_batch: Whether the file takes any batch size; else it takes that of `example_input`.
         max_batch: The largest batch the file has to take; `None` for no limit, where the format has none.
         dynamic_size: Whether the file takes images of any height and width that the network takes, where the runtime
-            can; else it takes those of `example` only. The file is also run at sizes other than the example's.
+            can; else it takes those of `example_input` only. The file is also run at sizes other than the example's.
         opset: Of an ONNX file; `None` for 18.
         forms: Other forms than the usual, by pattern of layers' names: `{"blocks.0.*": "esum"}`.
         weights: `"float32"`, or `"bfloat16"` or `"int8"` to store weights small; arithmetic stays in fp32, and routing
@@ -74,7 +74,7 @@ def export(
     Example:
         >>> net = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3, num_experts=4), torch.nn.ReLU())
         >>> path = getfixture("tmp_path") / "net.pt2"
-        >>> report = export(net, path, format="torch-export", example=torch.randn(1, 3, 8, 8))
+        >>> report = export(net, path, format="torch-export", example_input=torch.randn(1, 3, 8, 8))
         >>> report.verified, report.layers[0].form
         (True, 'unfold')
     """
@@ -86,11 +86,11 @@ def export(
     path = path.resolve()  # or a link would become a file
     check_path(path, format, writer.SUFFIX)
     request = make_request(
-        model, example, dynamic_batch, max_batch, dynamic_size, opset, weights, class_names, preprocessing
+        model, example_input, dynamic_batch, max_batch, dynamic_size, opset, weights, class_names, preprocessing
     )
     _check_format(writer, request)
-    check_outputs(model, request.example, class_names)
-    rewritten, choices = rewrite(model, format, request.example, batch=request.batch, forms=forms)
+    check_outputs(model, request.example_input, class_names)
+    rewritten, choices = rewrite(model, format, request.example_input, batch=request.batch, forms=forms)
     trials, weights_error = make_trials(model, rewritten, request)
     unverified = "not verified: verify=False" if not verify else writer.why_not_run()
     with written_beside(path, "path") as temporary:

@@ -49,20 +49,20 @@ def check_model(model: Any) -> None:
         raise UsageError(f"`model` must be in torch.float32, got {dtypes.pop()}: give model.float()")
 
 
-def check_example(example: Tensor) -> None:
+def check_example(example_input: Tensor) -> None:
     """Refuse what is no batch of fp32 examples.
 
     Raises:
         UsageError: With the reason and the remedy.
     """
-    if not isinstance(example, Tensor):
+    if not isinstance(example_input, Tensor):
         raise UsageError(
-            f"`example` must be a tensor [B, C, ...], got {type(example).__name__}: torch.zeros(...) is one"
+            f"`example_input` must be a tensor [B, C, ...], got {type(example_input).__name__}: torch.zeros(...) is one"
         )
-    if example.dim() < 2 or example.dtype != torch.float32 or len(example) < 1:
+    if example_input.dim() < 2 or example_input.dtype != torch.float32 or len(example_input) < 1:
         raise UsageError(
-            f"`example` must be a torch.float32 tensor [B, C, ...], got {example.dtype} {tuple(example.shape)}: "
-            "convert it, and give one example or more"
+            f"`example_input` must be a torch.float32 tensor [B, C, ...], got {example_input.dtype} "
+            f"{tuple(example_input.shape)}: convert it, and give one example or more"
         )
 
 
@@ -101,7 +101,7 @@ def check_class_names(names: Any) -> None:
         raise UsageError(f"`class_names` must be texts, got {wrong[0]!r}: give str(...) of it")
 
 
-def check_outputs(model: nn.Module, example: Tensor, class_names: Sequence[str] | None) -> None:
+def check_outputs(model: nn.Module, example_input: Tensor, class_names: Sequence[str] | None) -> None:
     """Run the network once on the example.
 
     Raises:
@@ -109,11 +109,11 @@ def check_outputs(model: nn.Module, example: Tensor, class_names: Sequence[str] 
     """
     try:
         with torch.no_grad():
-            output = copy.deepcopy(model).cpu().eval()(example)
+            output = copy.deepcopy(model).cpu().eval()(example_input)
     except Exception as error:  # of any kind: it is the model's own
-        shape = ", ".join(map(str, example.shape[1:]))
+        shape = ", ".join(map(str, example_input.shape[1:]))
         raise UsageError(
-            f"`example` must be a batch that the model takes, got [B, {shape}]: {first_line(error)}"
+            f"`example_input` must be a batch that the model takes, got [B, {shape}]: {first_line(error)}"
         ) from error
     scores = isinstance(output, Tensor) and output.dim() == 2
     if class_names is not None and scores and len(class_names) != output.shape[1]:

@@ -16,7 +16,7 @@ DEFAULTS = {"crop": 1.0, "interpolation": "bicubic"}
 KEYS = (*REQUIRED, "channels", *DEFAULTS)
 
 
-def complete_preprocessing(given: Mapping[str, Any], example: Tensor) -> dict[str, Any]:
+def complete_preprocessing(given: Mapping[str, Any], example_input: Tensor) -> dict[str, Any]:
     """Return all the facts of preprocessing, so that who reads a file has nothing to guess.
 
     The shorter side of a picture is scaled to `size / crop` pixels, the middle `size` x `size` pixels are cut out, and
@@ -25,7 +25,7 @@ def complete_preprocessing(given: Mapping[str, Any], example: Tensor) -> dict[st
     Args:
         given: `size` in pixels, and `mean` and `std` with a number for each channel, must be there. `channels` is their
             number. `crop`, from above 0 to 1, is 1 where it is left out, and `interpolation` is `"bicubic"`.
-        example: `[B, C, S, S]`: what the network takes.
+        example_input: `[B, C, S, S]`: what the network takes.
 
     Raises:
         UsageError: A fact is missing, unknown, or not what the network takes.
@@ -36,10 +36,10 @@ def complete_preprocessing(given: Mapping[str, Any], example: Tensor) -> dict[st
         raise _error(f"have no keys but {', '.join(KEYS)}", repr(unknown[0]), "leave it out")
     if missing := [key for key in REQUIRED if key not in given]:
         raise _error(f"have {', '.join(REQUIRED)}", f"no {missing[0]!r}", "add it")
-    if example.dim() != 4 or example.shape[2] != example.shape[3]:
-        shape = ", ".join(map(str, example.shape[1:]))
+    if example_input.dim() != 4 or example_input.shape[2] != example_input.shape[3]:
+        shape = ", ".join(map(str, example_input.shape[1:]))
         raise _error("go with square images", f"an example [B, {shape}]", "leave it out, or give another example")
-    channels, size = example.shape[1:3]
+    channels, size = example_input.shape[1:3]
     facts = {**DEFAULTS, "channels": channels, **given}
     for key, expected in (("size", size), ("channels", channels)):
         if facts[key] != expected:

@@ -48,7 +48,7 @@ class Formed(nn.Module):
 def rewrite(
     model: nn.Module,
     format: str,
-    example: Tensor,
+    example_input: Tensor,
     *,
     batch: int | None = None,
     forms: Mapping[str, str] | None = None,
@@ -62,7 +62,7 @@ def rewrite(
     Args:
         model: With conditional layers, or without any.
         format: A key of `condconv.export.FORMATS`; its table names the form of each kind of layer.
-        example: `[B, C, H, W]`, a batch the network takes, on the CPU.
+        example_input: `[B, C, H, W]`, a batch the network takes, on the CPU.
         batch: The batch size the copy is for; `None` for any.
         forms: Other forms than the table's, by pattern of layers' names.
 
@@ -85,7 +85,7 @@ def rewrite(
         copied = nn.Sequential(copied)  # a layer is exchanged in the module that holds it
     choices = choose(copied, format, batch, forms)
     with torch.no_grad():
-        _, unfolded = fold_those_that_can_(copied, example.double())
+        _, unfolded = fold_those_that_can_(copied, example_input.double())
         copied.float()
         for name, norm in unfolded.items():
             if name in choices:

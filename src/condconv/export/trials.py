@@ -49,7 +49,7 @@ def make_trials(model: nn.Module, rewritten: nn.Module, request: Request) -> tup
     batches = _batches(request)
     # Few at other sizes: what depends on the batch was seen at the first.
     few = (1, 2) if request.batch is None else (request.batch,)
-    traced: tuple[int, ...] = tuple(request.example.shape[2:])
+    traced: tuple[int, ...] = tuple(request.example_input.shape[2:])
     plans = {traced: batches} | dict.fromkeys(_other_sizes(original, request) if request.dynamic_size else (), few)
     trials = _trials(original, request, plans)
     run_trials(torch.no_grad()(rewritten), trials, "the rewritten network")
@@ -90,10 +90,10 @@ def _batches(request: Request) -> tuple[int, ...]:
 
 
 def _trials(model: nn.Module, request: Request, plans: Mapping[tuple[int, ...], tuple[int, ...]]) -> tuple[Trial, ...]:
-    channels = request.example.shape[1]
+    channels = request.example_input.shape[1]
 
     def trial(size: tuple[int, ...], batches: tuple[int, ...]) -> Trial:
-        inputs = varied_inputs(request.example.new_zeros(1, channels, *size), sum(batches))
+        inputs = varied_inputs(request.example_input.new_zeros(1, channels, *size), sum(batches))
         return Trial(size, batches, verification.make_reference(model, inputs))
 
     return tuple(trial(size, batches) for size, batches in plans.items())
@@ -114,13 +114,13 @@ def _other_sizes(model: nn.Module, request: Request) -> list[tuple[int, ...]]:
     Raises:
         UsageError: It takes none of those that are tried.
     """
-    channels, *traced = request.example.shape[1:]
+    channels, *traced = request.example_input.shape[1:]
     found, reasons = [], {}
     for other in _OTHER:
         size = tuple(other(each, axis) for axis, each in enumerate(traced))
         try:
             with torch.no_grad():
-                model(varied_inputs(request.example.new_zeros(1, channels, *size), 1))
+                model(varied_inputs(request.example_input.new_zeros(1, channels, *size), 1))
             found.append(size)
         except Exception as error:  # of any kind: it is the model's own
             reasons[size] = first_line(error)

@@ -36,7 +36,7 @@ def why_not_run() -> str | None:
 def write(model: nn.Module, path: Path, request: Request) -> None:
     """Write the file. The format has no plain place for metadata: it is left out."""
     litert: Any = require_extra("litert_torch", "litert")
-    litert.convert(model, (request.example,)).export(str(path))
+    litert.convert(model, (request.example_input,)).export(str(path))
 
 
 def inspect(path: Path) -> Inspection:

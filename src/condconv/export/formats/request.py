@@ -28,8 +28,8 @@ class Request:
     """What to write.
 
     Attributes:
-        example: `[B, C, H, W]`, fp32: of the fixed batch size, or of at least two for a dynamic one, since exporters
-            take a batch of one for a constant.
+        example_input: `[B, C, H, W]`, fp32: of the fixed batch size, or of at least two for a dynamic one, since
+            exporters take a batch of one for a constant.
         batch: The fixed batch size, or `None` for a dynamic one.
         max_batch: The largest dynamic batch, or `None` for no limit.
         dynamic_size: Whether height and width are free.
@@ -38,7 +38,7 @@ class Request:
         metadata: To go into the file, where it has a place.
     """
 
-    example: Tensor
+    example_input: Tensor
     batch: int | None
     max_batch: int | None
     dynamic_size: bool
@@ -49,7 +49,7 @@ class Request:
     @property
     def shape(self) -> tuple[int | None, ...]:
         """What the file has to take, `[B, C, *S]`; `None` for each axis that is free."""
-        channels, *size = self.example.shape[1:]
+        channels, *size = self.example_input.shape[1:]
         return (self.batch, channels, *((None,) * len(size) if self.dynamic_size else size))
 
 
@@ -109,7 +109,7 @@ class Format(Protocol):
 
 def make_request(
     model: nn.Module,
-    example: Tensor | None,
+    example_input: Tensor | None,
     dynamic_batch: bool,
     max_batch: int | None,
     dynamic_size: bool,
@@ -126,9 +126,9 @@ def make_request(
     check_model(model)
     check_options(dynamic_batch, max_batch, dynamic_size, opset, weights)
     try:
-        given = default_example(model) if example is None else example
+        given = default_example(model) if example_input is None else example_input
     except ValueError as error:
-        raise UsageError(f"`example` must be given: {first_line(error).partition(': ')[2]}") from error
+        raise UsageError(f"`example_input` must be given: {first_line(error).partition(': ')[2]}") from error
     check_example(given)
     given = given.detach().cpu()
     if dynamic_size and given.dim() < 3:
@@ -154,7 +154,7 @@ def export_program(model: nn.Module, request: Request) -> ExportedProgram:
     # Not named: torch may find the smallest size that the layers take.
     axes |= {axis: Dim.DYNAMIC for axis in range(2, len(request.shape)) if request.dynamic_size}
     with torch.no_grad():
-        return torch.export.export(model, (request.example,), dynamic_shapes=(axes,))
+        return torch.export.export(model, (request.example_input,), dynamic_shapes=(axes,))
 
 
 def input_shape(program: ExportedProgram) -> tuple[int | None, ...]:

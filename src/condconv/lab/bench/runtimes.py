@@ -81,7 +81,7 @@ def measure_runtime(case: NetworkCase, runtime: str, batches: Sequence[int], rep
 
 
 def _write(model: nn.Module, path: Path, runtime: str, example: Tensor) -> tuple[Callable[[Tensor], Tensor], int]:
-    report = export(model, path, format=runtime, example=example)
+    report = export(model, path, format=runtime, example_input=example)
     return FORMATS[runtime].load(path), report.bytes
 
 
