@@ -69,7 +69,7 @@ def test_forms_can_be_chosen_by_pattern():
     ("forms", "message"),
     [
         ({"0": "magic"}, "`forms` must name one of bmm, esum, grouped, scan, shift, unfold, got 'magic' for '0'"),
-        ({"9": "esum"}, "got '9', which fits none of 0, 3.depthwise, 3.pointwise"),
+        ({"9": "esum"}, "got '9': the layers are 0, 3.depthwise, 3.pointwise; take a pattern"),
         ({"0": "bmm"}, "got 'bmm' for 0: only a 1 x 1 kernel is a product of matrices"),
     ],
 )
@@ -168,8 +168,8 @@ class Two(nn.Module):
     ("options", "message"),
     [
         ({"format": "paper"}, "`format` must be one of torch-export, aoti, onnx, openvino, .*, got 'paper'"),
-        ({"path": None}, "`path` must be a text or a Path, got NoneType"),
-        ({"model": CONV.state_dict()}, "`model` must be a torch.nn.Module, got OrderedDict: give the network itself"),
+        ({"path": None}, "`path` must be a text or a Path, got None"),
+        ({"model": CONV.state_dict()}, "`model` must be a torch.nn.Module, got a OrderedDict: give the network itself"),
         ({"model": torch.compile(CONV)}, "`model` must not be compiled, got what torch.compile returns"),
         ({"model": nn.DataParallel(CONV)}, "`model` must not be wrapped, got a DataParallel: give model.module"),
         ({"model": torch.fx.symbolic_trace(nn.ReLU())}, "`model` must be as written, got a scripted or traced one"),
@@ -184,12 +184,12 @@ class Two(nn.Module):
         ({"dynamic_batch": "no"}, "`dynamic_batch` must be True or False, got 'no'"),
         ({"max_batch": 2.5}, "`max_batch` must be a whole number or None, got 2.5"),
         ({"opset": "18"}, "`opset` must be a whole number or None, got '18'"),
-        ({"forms": ["esum"]}, "`forms` must map patterns of layers' names to forms, got list: give a dictionary"),
+        ({"forms": ["esum"]}, "`forms` must map patterns of layers' names to forms, got a list: give a dictionary"),
         ({"model": copy.deepcopy(CONV).double()}, "`model` must be in torch.float32, got torch.float64"),
-        ({"model": Two()}, r"`model` must return one tensor \[B, ...\], got tuple"),
+        ({"model": Two()}, r"`model` must return one tensor \[B, ...\], got a tuple"),
         (
             {"model": nn.Linear(3, 4), "example_input": None},
-            "`example_input` must be given: Linear has no convolution to tell",
+            "`example_input` must be given, got None: Linear has no convolution to tell",
         ),
         ({"weights": "int2"}, "`weights` must be one of float32, bfloat16, int8, got 'int2'"),
         ({"max_batch": 1}, "`max_batch` must be at least 2, with a dynamic batch, got 1"),
@@ -200,8 +200,11 @@ class Two(nn.Module):
         ),
         ({"example_input": torch.zeros(3)}, r"`example_input` must be a torch.float32 tensor \[B, C, ...\]"),
         ({"format": "openvino", "path": "n.xml", "opset": 18}, "`opset` must be None for OpenVINO"),
-        ({"opset": 18}, "`opset` must be None for .pt2 files, which have none, got 18: leave it out"),
-        ({"format": "aoti", "opset": 18}, "`opset` must be None for .pt2 files, which have none, got 18: leave it out"),
+        ({"opset": 18}, "`opset` must be None for torch.export, got 18: its files have none; leave it out"),
+        (
+            {"format": "aoti", "opset": 18},
+            "`opset` must be None for AOTInductor, got 18: its files have none; leave it out",
+        ),
         ({"format": "executorch", "path": "n.pte"}, "`max_batch` must be given for ExecuTorch, got None"),
         ({"format": "coreml", "path": "n.mlpackage"}, "`max_batch` must be given for CoreML, got None"),
         (
@@ -296,7 +299,7 @@ def test_rounding_that_hides_routing_is_told(tmp_path):
     ("arguments", "message"),
     [
         ({"class_names": ["a"]}, "`class_names` must have one name for each output, 3, got 1"),
-        ({"class_names": {"a", "b", "c"}}, "`class_names` must be a sequence of names, got set: give a list"),
+        ({"class_names": {"a", "b", "c"}}, "`class_names` must be a sequence of names, got a set: give a list"),
         ({"class_names": [0, 1, 2]}, "`class_names` must be texts, got 0: give str(...) of it"),
         ({"preprocessing": {"size": 8}}, "`preprocessing` must have size, mean, std, got no 'mean': add it"),
         ({"class_names": "abc"}, "`class_names` must be a sequence of names, got the text 'abc'"),
@@ -304,7 +307,7 @@ def test_rounding_that_hides_routing_is_told(tmp_path):
             {"example_input": torch.zeros(1, 5, 8, 8)},
             "`example_input` must be a batch that the model takes, got [B, 5, 8, 8]",
         ),
-        ({"example_input": (1, 2, 8, 8)}, "`example_input` must be a tensor [B, C, ...], got tuple"),
+        ({"example_input": (1, 2, 8, 8)}, "`example_input` must be a tensor [B, C, ...], got a tuple"),
     ],
 )
 def test_what_the_network_cannot_take_or_give(tmp_path, arguments, message):

@@ -60,7 +60,7 @@ def test_missing_facts_are_named(key):
 
 
 def test_other_things_than_a_dictionary_are_refused():
-    with pytest.raises(UsageError, match="must be a dictionary with size, mean, std, got str: give one"):
+    with pytest.raises(UsageError, match="must be a dictionary with size, mean, std, got a str: give one"):
         complete_preprocessing("bicubic", EXAMPLE)
 
 

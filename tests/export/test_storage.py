@@ -109,5 +109,5 @@ def test_files_with_small_weights(tmp_path, format, weights):
 
 def test_openvino_refuses_what_it_would_widen(tmp_path):
     network, example = large_network()
-    with pytest.raises(UsageError, match='`weights` must not be "bfloat16" for OpenVINO'):
+    with pytest.raises(UsageError, match='`weights` must be "float32" or "int8" for OpenVINO'):
         export(network, tmp_path / "n.xml", format="openvino", example_input=example, weights="bfloat16")

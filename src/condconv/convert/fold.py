@@ -86,9 +86,9 @@ def fold_those_that_can_(
             undo.callback(replace(model, layer, fold_batch_norm(layer, plain)))
             undo.callback(replace(model, norm, rest))
         if not check_same_output(model, example, output):
-            raise ValueError(
-                f"model must give tensors to be checked, in tuples, lists, dicts or dataclasses, got a "
-                f"{type(output).__name__}; it has been restored: fold its parts"
+            raise UsageError(
+                f"`model` must give tensors to be checked, in tuples, lists, dicts or dataclasses, got a "
+                f"{type(output).__name__}: it has been restored; fold its parts"
             )
         undo.pop_all()
     model.eval()

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from condconv.errors import ExportError, MissingExtraError, UsageError, require_extra, shown
+from condconv.errors import ExportError, MissingExtraError, UsageError, check_type, one_line
 from condconv.export.arguments import check_outputs
-from condconv.export.formats import FORMATS
+from condconv.export.formats import check_format, format_named
 from condconv.export.formats.request import Format, Inspection, Request, make_request
 from condconv.export.report import ExportReport
 from condconv.export.rewrite import rewrite
@@ -78,17 +78,17 @@ def export(
         >>> report.verified, report.layers[0].form
         (True, 'unfold')
     """
-    if not isinstance(path, str | Path):
-        raise UsageError(f"`path` must be a text or a Path, got {type(path).__name__}: give the file's name")
+    check_type("path", path, (str, Path), "be a text or a Path", "give the file's name")
     path = Path(path)
-    writer = _format(format)
+    writer = format_named(format)
     check_path(path, format, writer.SUFFIX)
     path = path.resolve()  # or a link would become a file
     check_path(path, format, writer.SUFFIX)
+    check_type("verify", verify, bool, "be True or False", "give one of them")
     request = make_request(
         model, example_input, dynamic_batch, max_batch, dynamic_size, opset, weights, class_names, preprocessing
     )
-    _check_format(writer, request)
+    check_format(writer, request)
     check_outputs(model, request.example_input, class_names)
     rewritten, choices = rewrite(model, format, request.example_input, batch=request.batch, forms=forms)
     trials, weights_error = make_trials(model, rewritten, request)
@@ -119,31 +119,6 @@ def export(
     )
 
 
-def _format(name: str) -> Format:
-    if not isinstance(name, str) or name not in FORMATS:
-        raise UsageError(f"`format` must be one of {', '.join(FORMATS)}, got {shown(name)}: take one of them")
-    return FORMATS[name]
-
-
-def _check_format(writer: Format, request: Request) -> None:
-    """Refuse what a format cannot be, and say so before its packages are needed.
-
-    Raises:
-        UsageError: With the reason and the remedy.
-        MissingExtraError: A package is not installed.
-    """
-    reason = writer.why_not(request)
-    if reason is None and request.dynamic_size and writer.WHY_ONE_SIZE is not None:
-        reason = (
-            f"`dynamic_size` must be False for {writer.RUNTIME}, got True: {writer.WHY_ONE_SIZE}; write a file for "
-            "each size"
-        )
-    if reason is not None:
-        raise UsageError(reason)
-    for package in writer.PACKAGES:
-        require_extra(package, writer.EXTRA or "")
-
-
 def _write(writer: Format, rewritten: nn.Module, path: Path, request: Request) -> tuple[str, ...] | None:
     """Write the file; an exporter raises errors of any kind for what it does not know.
 
@@ -155,7 +130,7 @@ def _write(writer: Format, rewritten: nn.Module, path: Path, request: Request) -
     except (UsageError, MissingExtraError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(str(error))[:300]
         raise ExportError(
             f"`model` must be made of what the exporter for {writer.RUNTIME} knows, got {type(error).__name__} "
             f"({reason}): try another format, or other forms for its layers"

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from condconv.errors import UsageError, first_line, shown
+from condconv.errors import UsageError, check_type, first_line, one_line, shown
 from condconv.export.storage import WEIGHTS
+from condconv.export.verification import check_output
 from condconv.nn.conditional import conditional_layers
 
 
@@ -22,7 +23,7 @@ def check_model(model: Any) -> None:
         UsageError: With the reason and the remedy.
     """
     if not isinstance(model, nn.Module):
-        raise UsageError(f"`model` must be a torch.nn.Module, got {type(model).__name__}: give the network itself")
+        raise UsageError(f"`model` must be a torch.nn.Module, got a {type(model).__name__}: give the network itself")
     if isinstance(model, torch._dynamo.OptimizedModule):
         raise UsageError("`model` must not be compiled, got what torch.compile returns: give the network itself")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -44,7 +45,8 @@ def check_model(model: Any) -> None:
             "`model` must have ordinary experts, got quantized ones: export the network as it was before "
             'quantize_experts_, with weights="int8" or "bfloat16" for a small file'
         )
-    dtypes = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()} - {torch.float32}
+    numbers = (each.dtype for each in model.parameters() if each.is_floating_point() or each.is_complex())
+    dtypes = {*numbers} - {torch.float32}
     if dtypes:
         raise UsageError(f"`model` must be in torch.float32, got {dtypes.pop()}: give model.float()")
 
@@ -57,13 +59,24 @@ def check_example(example_input: Tensor) -> None:
     """
     if not isinstance(example_input, Tensor):
         raise UsageError(
-            f"`example_input` must be a tensor [B, C, ...], got {type(example_input).__name__}: torch.zeros(...) is one"
+            f"`example_input` must be a tensor [B, C, ...], got a {type(example_input).__name__}: torch.zeros(...) is "
+            "one"
         )
     if example_input.dim() < 2 or example_input.dtype != torch.float32 or len(example_input) < 1:
         raise UsageError(
             f"`example_input` must be a torch.float32 tensor [B, C, ...], got {example_input.dtype} "
             f"{tuple(example_input.shape)}: convert it, and give one example or more"
         )
+
+
+def check_batch(batch: Any) -> None:
+    """Refuse what is not a number of examples, or `None` for any.
+
+    Raises:
+        UsageError: With the reason and the remedy.
+    """
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise UsageError(f"`batch` must be a whole number of at least 1 or None, got {shown(batch)}: None is for any")
 
 
 def check_options(dynamic_batch: Any, max_batch: Any, dynamic_size: Any, opset: Any, weights: Any) -> None:
@@ -73,8 +86,7 @@ def check_options(dynamic_batch: Any, max_batch: Any, dynamic_size: Any, opset: 
         UsageError: With the reason and the remedy.
     """
     for name, flag in (("dynamic_batch", dynamic_batch), ("dynamic_size", dynamic_size)):
-        if not isinstance(flag, bool):
-            raise UsageError(f"`{name}` must be True or False, got {shown(flag)}: give one of them")
+        check_type(name, flag, bool, "be True or False", "give one of them")
     for name, number in (("max_batch", max_batch), ("opset", opset)):
         if number is not None and type(number) is not int:
             raise UsageError(f"`{name}` must be a whole number or None, got {shown(number)}: give one of them")
@@ -82,8 +94,8 @@ def check_options(dynamic_batch: Any, max_batch: Any, dynamic_size: Any, opset: 
         raise UsageError(f"`weights` must be one of {', '.join(WEIGHTS)}, got {shown(weights)}: take one of them")
     if max_batch is not None and (max_batch < 2 or not dynamic_batch):
         raise UsageError(
-            f"`max_batch` must be at least 2, with a dynamic batch, got {max_batch}: for a fixed one give an example "
-            "of that size and dynamic_batch=False"
+            f"`max_batch` must be at least 2, with a dynamic batch, got {shown(max_batch)}: for a fixed one give an "
+            "example of that size and dynamic_batch=False"
         )
 
 
@@ -94,18 +106,19 @@ def check_class_names(names: Any) -> None:
         UsageError: With the reason and the remedy.
     """
     if isinstance(names, str):
-        raise UsageError(f"`class_names` must be a sequence of names, got the text {names!r}: give a list")
+        raise UsageError(f"`class_names` must be a sequence of names, got the text {shown(names)}: give a list")
     if not isinstance(names, Sequence):
-        raise UsageError(f"`class_names` must be a sequence of names, got {type(names).__name__}: give a list")
+        raise UsageError(f"`class_names` must be a sequence of names, got a {type(names).__name__}: give a list")
     if wrong := [each for each in names if not isinstance(each, str)]:
-        raise UsageError(f"`class_names` must be texts, got {wrong[0]!r}: give str(...) of it")
+        raise UsageError(f"`class_names` must be texts, got {shown(wrong[0])}: give str(...) of it")
 
 
 def check_outputs(model: nn.Module, example_input: Tensor, class_names: Sequence[str] | None) -> None:
     """Run the network once on the example.
 
     Raises:
-        UsageError: It cannot take it, or has another number of outputs than there are names.
+        UsageError: It cannot take it, gives something else than one tensor `[B, ...]`, or has another number of outputs
+            than there are names.
     """
     try:
         with torch.no_grad():
@@ -113,10 +126,11 @@ def check_outputs(model: nn.Module, example_input: Tensor, class_names: Sequence
     except Exception as error:  # of any kind: it is the model's own
         shape = ", ".join(map(str, example_input.shape[1:]))
         raise UsageError(
-            f"`example_input` must be a batch that the model takes, got [B, {shape}]: {first_line(error)}"
+            f"`example_input` must be a batch that the model takes, got [B, {shape}]: "
+            f"{one_line(first_line(error))[:200]}; give an example of another shape"
         ) from error
-    scores = isinstance(output, Tensor) and output.dim() == 2
-    if class_names is not None and scores and len(class_names) != output.shape[1]:
+    check_output(output, len(example_input))
+    if class_names is not None and output.dim() == 2 and len(class_names) != output.shape[1]:
         raise UsageError(
             f"`class_names` must have one name for each output, {output.shape[1]}, got {len(class_names)}: give "
             "the names in the order of the outputs"

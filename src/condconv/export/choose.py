@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from condconv.errors import UsageError, few
+from condconv.errors import UsageError, few, shown, shown_name
 from condconv.export import forms
 from condconv.export.geometry import Geometry
 from condconv.nn import CondConv2d, ConditionalLayer, CondLinear, ConstantRouting
@@ -135,9 +135,9 @@ def why_not_form(form: str, layer: nn.Module, batch: int | None) -> str | None:
         return None
     kind = kind_of(layer)
     if kind == "other":
-        return "layers that are not two-dimensional convolutions or linear have the form 'esum' only"
+        return "layers that are not two-dimensional convolutions or linear have one form; take 'esum'"
     if kind == "linear":
-        return None if form == "bmm" else "a linear layer has the forms 'bmm' and 'esum' only"
+        return None if form == "bmm" else "a linear layer has two forms; take 'bmm' or 'esum'"
     if form == "bmm" and kind != "1x1":
         return "only a 1 x 1 kernel is a product of matrices: take 'unfold' or 'shift'"
     if form == "grouped" and batch is None:
@@ -162,13 +162,18 @@ def choose(
     """
     if overrides is not None and not isinstance(overrides, Mapping):
         kind = type(overrides).__name__
-        raise UsageError(f"`forms` must map patterns of layers' names to forms, got {kind}: give a dictionary")
+        raise UsageError(f"`forms` must map patterns of layers' names to forms, got a {kind}: give a dictionary")
     layers = conditional_layers(model)
     for pattern, form in (overrides or {}).items():
-        if form not in FORMS:
-            raise UsageError(f"`forms` must name one of {', '.join(FORMS)}, got {form!r} for {pattern!r}: take one")
-        if not fnmatch.filter(layers, pattern):
-            raise UsageError(f"`forms` must name conditional layers, got {pattern!r}, which fits none of {few(layers)}")
+        if not isinstance(form, str) or form not in FORMS:
+            raise UsageError(
+                f"`forms` must name one of {', '.join(FORMS)}, got {shown(form)} for {shown(pattern)}: take one of them"
+            )
+        if not isinstance(pattern, str) or not fnmatch.filter(layers, pattern):
+            known = f"the layers are {few(layers)}" if layers else "the network has none"
+            raise UsageError(
+                f"`forms` must name conditional layers, got {shown(pattern)}: {known}; take a pattern of their names"
+            )
     routings = routing_functions(model)
     choices = {}
     for name, layer in layers.items():
@@ -178,7 +183,9 @@ def choose(
         choices[name] = _choice(name, layer, format, overrides or {})
         reason = why_not_form(choices[name].form, layer, batch)
         if reason is not None:
-            raise UsageError(f"`forms` must fit the layers, got {choices[name].form!r} for {name}: {reason}")
+            raise UsageError(
+                f"`forms` must fit the layers, got {choices[name].form!r} for {shown_name(name)}: {reason}"
+            )
     return choices
 
 

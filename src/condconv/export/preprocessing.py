@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown
 from condconv.files.checkpoint_format import INTERPOLATIONS
 
 REQUIRED = ("size", "mean", "std")
@@ -31,9 +31,9 @@ def complete_preprocessing(given: Mapping[str, Any], example_input: Tensor) -> d
         UsageError: A fact is missing, unknown, or not what the network takes.
     """
     if not isinstance(given, Mapping):
-        raise _error(f"be a dictionary with {', '.join(REQUIRED)}", type(given).__name__, "give one")
+        raise _error(f"be a dictionary with {', '.join(REQUIRED)}", f"a {type(given).__name__}", "give one")
     if unknown := [key for key in given if key not in KEYS]:
-        raise _error(f"have no keys but {', '.join(KEYS)}", repr(unknown[0]), "leave it out")
+        raise _error(f"have no keys but {', '.join(KEYS)}", shown(unknown[0]), "leave it out")
     if missing := [key for key in REQUIRED if key not in given]:
         raise _error(f"have {', '.join(REQUIRED)}", f"no {missing[0]!r}", "add it")
     if example_input.dim() != 4 or example_input.shape[2] != example_input.shape[3]:
@@ -42,15 +42,15 @@ def complete_preprocessing(given: Mapping[str, Any], example_input: Tensor) -> d
     channels, size = example_input.shape[1:3]
     facts = {**DEFAULTS, "channels": channels, **given}
     for key, expected in (("size", size), ("channels", channels)):
-        if facts[key] != expected:
-            raise _error(f"have the example's {key}, {expected}", repr(facts[key]), "change one of them")
+        if not isinstance(facts[key], int) or facts[key] != expected:
+            raise _error(f"have the example's {key}, {expected}", shown(facts[key]), "change one of them")
     for key in ("mean", "std"):
         facts[key] = _numbers(key, facts[key], channels)
     if not _is_number(facts["crop"]) or not 0 < facts["crop"] <= 1:
-        raise _error("have a crop above 0 and up to 1", repr(facts["crop"]), "1 keeps the whole shorter side")
+        raise _error("have a crop above 0 and up to 1", shown(facts["crop"]), "1 keeps the whole shorter side")
     if facts["interpolation"] not in INTERPOLATIONS:
         allowed = f"have an interpolation of {', '.join(INTERPOLATIONS)}"
-        raise _error(allowed, repr(facts["interpolation"]), "take one of them")
+        raise _error(allowed, shown(facts["interpolation"]), "take one of them")
     return facts
 
 
@@ -61,12 +61,12 @@ def _numbers(key: str, values: Any, count: int) -> list[float]:
         or not all(_is_number(each) and (key == "mean" or each > 0) for each in values)
     ):
         kind = "numbers" if key == "mean" else "positive numbers"
-        raise _error(f"have a {key} of {count} {kind}, one a channel", repr(values), "give a list of them")
+        raise _error(f"have a {key} of {count} {kind}, one a channel", shown(values), "give a list of them")
     return [float(each) for each in values]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _error(rule: str, got: str, remedy: str) -> UsageError:

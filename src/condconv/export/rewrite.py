@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from condconv.convert.fold import fold_those_that_can_
 from condconv.convert.surgery import replace
+from condconv.export.arguments import check_batch, check_example, check_model
 from condconv.export.choose import FORMS, ROUTED_IN_4D, Choice, choose
+from condconv.export.formats import format_named
 from condconv.export.routers import use_4d_routers_
 from condconv.nn import ConditionalLayer, CondLinear
 from condconv.nn.block_routing import routing_functions
@@ -70,7 +72,7 @@ def rewrite(
         The copy, and the form of each layer in the order of the model's modules.
 
     Raises:
-        UsageError: `forms` does not fit the network.
+        UsageError: `forms` does not fit the network, or another argument is wrong.
         RuntimeError: The copy with folded norms does not compute what the network does.
 
     Example:
@@ -79,6 +81,10 @@ def rewrite(
         >>> choices[0].form, copy[1]
         ('scan', Identity())
     """
+    check_model(model)
+    format_named(format)
+    check_example(example_input)
+    check_batch(batch)
     # Folded in fp64, and rounded once: with random weights a network can make much of the rounding of a fold.
     copied = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     if isinstance(copied, ConditionalLayer):

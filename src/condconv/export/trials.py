@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from condconv.errors import UsageError, first_line
+from condconv.errors import UsageError, first_line, one_line
 from condconv.export import verification
 from condconv.export.formats.request import Request
 from condconv.export.storage import store_weights_, widened
@@ -128,6 +128,6 @@ def _other_sizes(model: nn.Module, request: Request) -> list[tuple[int, ...]]:
         (size, reason), *_ = reasons.items()
         raise UsageError(
             f"`dynamic_size` must be False for a network that takes images of one size, got True and a network that "
-            f"fails at {times(size)} ({reason[:200]}): write a file for each size"
+            f"fails at {times(size)} ({one_line(reason)[:200]}): write a file for each size"
         )
     return found

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import ExportError, UsageError, first_line
+from condconv.errors import ExportError, UsageError, first_line, shown
 from condconv.nn import ConstantRouting
 from condconv.nn.block_routing import routing_functions
 
@@ -77,6 +77,19 @@ def varied_inputs(example: Tensor, count: int) -> Tensor:
     return (draw(count, *example.shape[1:]) * contrast + draw(count, example.shape[1], *ones)).to(example.dtype)
 
 
+def check_output(output: Any, batch: int) -> None:
+    """Refuse what a network gives if it is not one tensor `[B, ...]`.
+
+    Raises:
+        UsageError: With the remedy.
+    """
+    if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != batch:
+        kind = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise UsageError(
+            f"`model` must return one tensor [B, ...], got {kind}: wrap it in a module that returns the one you need"
+        )
+
+
 @torch.no_grad()
 def make_reference(model: nn.Module, inputs: Tensor) -> Reference:
     """Run a network in fp32 and fp64, and with its routing averaged to see whether that would be noticed.
@@ -89,11 +102,7 @@ def make_reference(model: nn.Module, inputs: Tensor) -> Reference:
         UsageError: The network does not return one tensor with the batch in front.
     """
     rounded = model(inputs)
-    if not isinstance(rounded, Tensor) or rounded.dim() < 2 or len(rounded) != len(inputs):
-        kind = tuple(rounded.shape) if isinstance(rounded, Tensor) else type(rounded).__name__
-        raise UsageError(
-            f"`model` must return one tensor [B, ...], got {kind}: wrap it in a module that returns the one you need"
-        )
+    check_output(rounded, len(inputs))
     exact = copy.deepcopy(model).double()(inputs.double())
     if not exact.isfinite().all():
         raise UsageError("`model` must give finite outputs, got inf or nan for noise: check its weights")
@@ -171,4 +180,4 @@ def _run(run: Run, x: Tensor, what: str) -> Any:
     try:
         return run(x)
     except Exception as error:
-        raise ExportError(f"{what} must run at batch {len(x)}, got {first_line(error)!r}") from error
+        raise ExportError(f"{what} must run at batch {len(x)}, got {shown(first_line(error), 300)}") from error

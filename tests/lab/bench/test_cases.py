@@ -5,7 +5,7 @@ from condconv.errors import MissingExtraError, UsageError
 from condconv.lab.bench import cases
 from condconv.lab.bench.cases import LAYERS, LayerCase, NetworkCase, layers_of
 from condconv.lab.bench.contender import Conditions
-from condconv.lab.bench.tasks import BATCHES, full_tasks, quick_tasks
+from condconv.lab.bench.tasks import BATCHES, full_tasks, networks_of, quick_tasks
 
 FIXED = [
     "1x1 672->112 @14",
@@ -95,3 +95,16 @@ def test_without_timm_there_is_none(monkeypatch):
     monkeypatch.setattr(cases, "require_extra", missing)
     assert LAYERS[0].make(1).timm is None
     assert NetworkCase("mobilenet_v1_cc_025_2e").make(1).timm is None
+
+
+@pytest.mark.parametrize("pattern", ["vgg", "x" * 100_000, "\x1b[2J"])
+@pytest.mark.parametrize("argument", ["layers", "networks"])
+def test_patterns_of_a_benchmark_that_fit_nothing(argument: str, pattern: str) -> None:
+    message = (
+        r"`--(layers|networks)` must be 'all' or fit one of the .+, got '.{1,80}: they are .+; take a part of a name"
+    )
+    chosen = {"layers": None, "networks": None, argument: pattern}
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        full_tasks([Conditions()], None, **chosen)
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        networks_of(pattern)

@@ -14,7 +14,7 @@ from condconv.export.formats.request import Inspection, Request, export_program
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".pt2", None, (), "AOTInductor"
-WHY_ONE_SIZE = None
+OPSETS, WHY_ONE_SIZE = None, None
 _METADATA = "condconv"
 
 # It compiles the graph of torch.export: what can be had there, can be had here.

@@ -14,11 +14,12 @@ from condconv.export.formats.request import OUTPUT, Inspection, Request, export_
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".mlpackage", "coreml", ("coremltools",), "CoreML"
+OPSETS = None
 WHY_ONE_SIZE = "its ranges of sizes have an end, which cannot be given here"
 
 
 def why_not(request: Request) -> str | None:
-    """Return why small weights, an opset or no limit of the batch cannot be had, or `None`."""
+    """Return why small weights or no limit of the batch cannot be had, or `None`."""
     if request.weights != "float32":
         return (
             f'`weights` must be "float32" for CoreML, got {request.weights!r}: use '
@@ -26,7 +27,7 @@ def why_not(request: Request) -> str | None:
         )
     if request.batch is None and request.max_batch is None:
         return "`max_batch` must be given for CoreML, got None: its range of batch sizes has an end; say which"
-    return None if request.opset is None else "`opset` must be None for CoreML, which has none: leave it out"
+    return None
 
 
 def why_not_run() -> str | None:

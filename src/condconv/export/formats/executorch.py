@@ -14,13 +14,14 @@ from condconv.export.formats.request import Inspection, Request, export_program
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".pte", "executorch", ("executorch",), "ExecuTorch"
+OPSETS = None
 WHY_ONE_SIZE = "it plans its memory ahead, for a largest size that cannot be given here"
 _METADATA = "condconv"
 _DELEGATED = {"executorch_call_delegate", "getitem"}
 
 
 def why_not(request: Request) -> str | None:
-    """Return why memory cannot be planned, weights cannot be stored so, or an opset is of no use; or `None`."""
+    """Return why memory cannot be planned, or weights cannot be stored so; or `None`."""
     if request.batch is None and request.max_batch is None:
         return (
             "`max_batch` must be given for ExecuTorch, got None: it plans its memory ahead; say how large a batch gets"
@@ -30,7 +31,7 @@ def why_not(request: Request) -> str | None:
             f'`weights` must be "float32" for ExecuTorch, got {request.weights!r}: small weights leave XNNPACK, '
             "unless activations are in int8 too, which computes something else; XNNPACKQuantizer makes such a program"
         )
-    return None if request.opset is None else "`opset` must be None for ExecuTorch, which has none: leave it out"
+    return None
 
 
 def why_not_run() -> str | None:

@@ -13,11 +13,12 @@ from condconv.export.formats.request import Inspection, Request
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".tflite", "litert", ("litert_torch", "ai_edge_litert"), "LiteRT"
+OPSETS = None
 WHY_ONE_SIZE = "a resized file gives wrong values"
 
 
 def why_not(request: Request) -> str | None:
-    """Return why a dynamic batch, small weights or an opset cannot be had, or `None`."""
+    """Return why a dynamic batch or small weights cannot be had, or `None`."""
     if request.batch is None:
         return (
             "`dynamic_batch` must be False for LiteRT, got True: a resized file gives wrong values; "
@@ -25,7 +26,7 @@ def why_not(request: Request) -> str | None:
         )
     if request.weights != "float32":
         return f'`weights` must be "float32" for LiteRT, got {request.weights!r}: quantise with ai_edge_quantizer'
-    return None if request.opset is None else "`opset` must be None for LiteRT, which has none: leave it out"
+    return None
 
 
 def why_not_run() -> str | None:

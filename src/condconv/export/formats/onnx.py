@@ -15,20 +15,13 @@ from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".onnx", "onnx", ("onnx", "onnxscript", "onnxruntime"), "ONNX Runtime"
 WHY_ONE_SIZE = None
-OPSETS = range(18, 24)
-"""Opsets that torch's exporter honours; asked for a lower one it writes 18 all the same."""
+OPSETS = range(18, 24)  # that torch's exporter honours; asked for a lower one it writes 18 all the same
 _LARGEST = 1_500_000_000  # bytes of weights in the file itself; protobuf's limit is 2 GiB
 _ERRORS_ONLY = 3
 
 
 def why_not(request: Request) -> str | None:
-    """Return why an opset would not be honoured, or `None`."""
-    if request.opset is None or request.opset in OPSETS:
-        return None
-    return (
-        f"`opset` must lie between {OPSETS[0]} and {OPSETS[-1]}, got {request.opset}: torch writes no other; "
-        "leave it out, or convert the file with onnx.version_converter"
-    )
+    """Return `None`: there is nothing that it cannot be asked for."""
 
 
 def why_not_run() -> str | None:

@@ -15,15 +15,15 @@ from condconv.export.formats.request import Inspection, Request
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".xml", "openvino", ("onnx", "onnxscript", "openvino"), "OpenVINO"
-WHY_ONE_SIZE = None
+OPSETS, WHY_ONE_SIZE = None, None
 _KEY = "condconv"
 
 
 def why_not(request: Request) -> str | None:
-    """Return why weights cannot be stored so, or an opset is of no use; or `None`."""
-    if request.weights == "bfloat16":
-        return '`weights` must not be "bfloat16" for OpenVINO, which widens them as it saves a file: take "int8"'
-    return None if request.opset is None else "`opset` must be None for OpenVINO, which has opsets of its own: leave it"
+    """Return why weights cannot be stored so, or `None`."""
+    if request.weights != "bfloat16":
+        return None
+    return '`weights` must be "float32" or "int8" for OpenVINO, got "bfloat16": it widens them as it saves; take "int8"'
 
 
 def why_not_run() -> str | None:

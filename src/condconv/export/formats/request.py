@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from condconv.counting.tracing import default_example
-from condconv.errors import UsageError, first_line, shown
+from condconv.errors import UsageError, one_line, shown
 from condconv.export.arguments import check_class_names, check_example, check_model, check_options
 from condconv.export.preprocessing import complete_preprocessing
 from condconv.export.verification import Run, varied_inputs
@@ -88,11 +88,15 @@ class Format(Protocol):
         """Its name, for messages."""
 
     @property
+    def OPSETS(self) -> range | None:  # noqa: N802
+        """Versions of its operators that can be asked for; `None` where there are none."""
+
+    @property
     def WHY_ONE_SIZE(self) -> str | None:  # noqa: N802
         """Why a file takes images of one size only; `None` where height and width can be free."""
 
     def why_not(self, request: Request) -> str | None:
-        """Return why a request cannot be met, with the remedy, or `None`."""
+        """Return why a request cannot be met for reasons that its constants do not tell, with the remedy, or `None`."""
 
     def why_not_run(self) -> str | None:
         """Return why a file cannot be run here, or `None`."""
@@ -128,7 +132,10 @@ def make_request(
     try:
         given = default_example(model) if example_input is None else example_input
     except ValueError as error:
-        raise UsageError(f"`example_input` must be given: {first_line(error).partition(': ')[2]}") from error
+        reason = one_line(str(error).partition(": ")[2])
+        raise UsageError(
+            f"`example_input` must be given, got None: {reason[:300]}; give a tensor [B, C, ...]"
+        ) from error
     check_example(given)
     given = given.detach().cpu()
     if dynamic_size and given.dim() < 3:

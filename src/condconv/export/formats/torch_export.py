@@ -12,15 +12,12 @@ from condconv.export.formats.request import Inspection, Request, export_program,
 from condconv.export.verification import Run
 
 SUFFIX, EXTRA, PACKAGES, RUNTIME = ".pt2", None, (), "torch.export"
-WHY_ONE_SIZE = None
+OPSETS, WHY_ONE_SIZE = None, None
 _METADATA = "condconv.json"
 
 
 def why_not(request: Request) -> str | None:
-    """Return why an opset is of no use, or `None`."""
-    if request.opset is None:
-        return None
-    return f"`opset` must be None for .pt2 files, which have none, got {request.opset}: leave it out"
+    """Return `None`: there is nothing that it cannot be asked for."""
 
 
 def why_not_run() -> str | None:

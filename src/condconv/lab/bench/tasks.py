@@ -64,7 +64,10 @@ def _layers(pattern: str) -> list[LayerCase]:
     chosen = [case for case in LAYERS if _fits(case.name, pattern)]
     if not chosen:
         names = ", ".join(case.name for case in LAYERS)
-        raise UsageError(f"`--layers` must be 'all' or fit one of the layers, got {shown(pattern)}: they are {names}")
+        raise UsageError(
+            f"`--layers` must be 'all' or fit one of the layers, got {shown(pattern)}: they are {names}; take a "
+            "part of a name"
+        )
     return chosen
 
 
@@ -78,7 +81,8 @@ def networks_of(pattern: str) -> list[NetworkCase]:
     if not chosen:
         names = ", ".join(NETWORKS)
         raise UsageError(
-            f"`--networks` must be 'all' or fit one of the networks, got {shown(pattern)}: they are {names}"
+            f"`--networks` must be 'all' or fit one of the networks, got {shown(pattern)}: they are {names}; take a "
+            "part of a name"
         )
     return chosen
 
