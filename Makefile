@@ -26,10 +26,10 @@ test-slow: $(VENV)/.installed-all  ## run the tests marked slow
 test-oldest: $(OLDEST)/.installed  ## run the tests on the oldest versions that are supported
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 --dist worksteal -W default $(OLDEST_TESTS)
 
-lint: $(VENV)/.installed-all  ## format check, lint, types, import contracts
-	$(BIN)/python scripts/check.py format lint types imports
+lint: $(VENV)/.installed-all  ## format check, lint, plain words, types, import contracts
+	$(BIN)/python scripts/check.py format lint words types imports
 
-format: $(VENV)/.installed-all  ## format the code and mend what the linter can
+format: $(VENV)/.installed-all  ## format the code and fix what the linter can
 	$(BIN)/ruff check --fix-only --exit-zero .
 	$(BIN)/ruff format .
 

@@ -28,7 +28,7 @@ def run(*command: str, **environment: str) -> None:
 
     Args:
         *command: Module name and arguments, as after `python -m`.
-        **environment: Variables to set beside the present ones.
+        **environment: Variables to set besides the present ones.
 
     Raises:
         subprocess.CalledProcessError: The tool failed.
@@ -44,6 +44,11 @@ def check_format() -> None:
 def check_lint() -> None:
     """Check the style and docstring rules."""
     run("-m", "ruff", "check", *SOURCES)
+
+
+def check_words() -> None:
+    """Check that documentation, docstrings and messages are plain English."""
+    run("scripts/plain_words.py")
 
 
 def check_types() -> None:
@@ -63,7 +68,7 @@ def check_tests() -> None:
 
 
 def check_docs() -> None:
-    """Build the documentation and check that the site asks nothing of other hosts."""
+    """Build the documentation and check that the site loads nothing from other hosts."""
     with tempfile.TemporaryDirectory() as site:
         run("-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", site, **QUIET_DOCS)
         run("scripts/check_site.py", site)
@@ -80,6 +85,7 @@ def check_wheel() -> None:
 CHECKS: dict[str, Callable[[], None]] = {
     "format": check_format,
     "lint": check_lint,
+    "words": check_words,
     "types": check_types,
     "imports": check_imports,
     "tests": check_tests,

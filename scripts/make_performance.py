@@ -32,8 +32,8 @@ SELECTION_BF16 = tuple(SOURCES / f"selection-cpu{part}-bf16.json" for part in ("
 INTRO = """\
 # Performance
 
-What experts cost, beside the same layer or network without them. This page is written by `scripts/make_performance.py`
-from what `condconv bench` measured; a test compares it with what it would write now. On your machine:
+What experts cost, compared with the same layer or network without them. `scripts/make_performance.py` writes this page
+from measurements of `condconv bench`, and a test keeps it up to date. On your machine:
 
 ```bash
 condconv bench --quick            # under five minutes on two cores
@@ -47,18 +47,18 @@ METHOD = """\
 
 - **First the result.** Outputs, and in training all gradients, are compared with the reference implementation in fp64.
   A row that differs by more than a few times the reference's own rounding is not timed.
-- **Then by turns.** The static twin, ours and timm's `CondConv2d`, each contiguous and channels_last, run one after the
-  other in one process, and again for each repetition. Each takes its better layout. Short calls are repeated to fill
-  20 ms, so the weights of a single layer stay in the caches. A C library that is glibc keeps freed memory for the
-  next call: otherwise large outputs come in fresh pages, which cost more than many a layer: both are then
-  slower by chance, and their ratio means nothing.
+- **Then in turn.** The static twin, ours and timm's `CondConv2d`, each contiguous and channels_last, run one after the
+  other in one process, and again for each repetition; the better layout of each counts. Short calls are repeated to
+  fill 20 ms, so the weights of a single layer stay in the caches. With glibc, freed memory is kept for the next call.
+  Otherwise large outputs need new pages, which can cost more than a layer: both would be slower by chance, and their
+  ratio would mean nothing.
 - **Ratios** are medians over the repetitions of ratios within a repetition, with quartiles in brackets.
-- **A training step** is a forward and a backward pass with all gradients, for a network also a step of plain SGD. There
-  is no loss function. In bf16 the parameters of a training step stay fp32, under autocast.
+- **A training step** is a forward and a backward pass with all gradients, for a network also a step of plain SGD,
+  without a loss function. In bf16 the parameters of a training step stay fp32, under autocast.
 - **The bound** is (HW + E) / HW for HW output pixels and E experts: multiply-adds with experts over those without. In a
-  network it is taken over all layers. It says nothing of memory traffic.
-- **Memory** is that of the parameters, and the most that a call has at a time beyond its input. On the CPU it is what
-  torch's allocator gave, as its profiler records it; a few megabytes that kernels get elsewhere are not in it.
+  network it is over all layers. It does not include memory traffic.
+- **Memory** is that of the parameters, and the peak of a call without its input. On the CPU it is what torch's profiler
+  records of its allocator, without a few megabytes that kernels allocate elsewhere.
 - A layer is given its routing weights; a network computes them.
 - **Call overhead**: the time of a layer too small to take time (8 experts, 8 channels in and out, 4 x 4 pixels, batch
   1) minus that of torch's. It is what checking, choosing and calling cost in Python.
@@ -75,13 +75,13 @@ MISSES = """\
 
 What is known to bound them:
 
-- At batch 1 a layer reads all its experts, E times what its twin reads, for one example, and no way to compute it is
-  much ahead of another. [Quantized experts](quantizing.md) are a half or a quarter of the bytes; their page has
+- At batch 1 a layer reads all its experts for one example, E times what its twin reads, and no implementation is much
+  faster than another. [Quantized experts](quantizing.md) are a half or a quarter of the bytes; their page has
   the times.
 - Experts that outgrow the caches come from memory, at any batch; the 75 MB of `3x3 512->512` do.
-- A depthwise layer does a few multiply-adds for each number it reads or writes: mixing shows, and so does what a call
-  costs in Python.
-- The rest is the kernels: torch's compute some shapes faster, most of all 3 x 3 of many channels.
+- A depthwise layer does a few multiply-adds for each number it reads or writes: mixing shows, and so does the call
+  overhead in Python.
+- The rest is due to the kernels: torch's are faster for some shapes, most of all 3 x 3 with many channels.
   timm's layer, which calls torch's kernels with one group per example, shows how little of that reaches such a call.
 """
 
@@ -99,10 +99,10 @@ capabilities 8.0 and 9.0. It has not been timed, so "auto" does not take it:
 AUTO = """\
 ## How "auto" chooses
 
-The first line that fits decides. Times are medians over the cases that the line decides, with the least and the
-largest. The lines after `native` also decide where no compiled kernel can run, so it is not among their others. Layers
-of one pixel were measured again, later and on another machine, after their form had become a product, and there too
-those of few channels, where to call a convolution for each example takes longer than to compute it.
+The first line that applies decides. Times are medians over the cases that the line decides, with the smallest and the
+largest. The lines after `native` also decide if no compiled kernel can run, so `native` is not among their
+alternatives. Layers of one pixel were measured again later, on another machine, after they became a product; so were
+those with few channels, for which calling a convolution per example takes longer than computing it.
 """
 
 

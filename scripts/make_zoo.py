@@ -26,15 +26,15 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "zoo.md"
 INTRO = """\
 # The networks
 
-This page is written by `scripts/make_zoo.py` from the registry; a test compares it with what it would write now.
+`scripts/make_zoo.py` writes this page from the registry, and a test keeps it up to date.
 
 `condconv.create_model(name)` makes a network. A static one is called `<family>_<size>`, its conditional form with E
-experts `<family>_cc_<size>_<E>e`. Any number of experts will do, and so will any width in percent where the size is
-one: `mobilenet_v2_cc_060_6e`. All are timm's networks with experts put in, and need the extra `models`. Channels at a
-width are rounded as timm does, to multiples of 8; ResNet is v1.5, which strides in the 3 × 3 convolutions.
+experts `<family>_cc_<size>_<E>e`. Any number of experts works, and if the size is a width in percent, any width:
+`mobilenet_v2_cc_060_6e`. All are timm's networks with experts added, and need the extra `models`. Channels are rounded
+as in timm, to multiples of 8; ResNet is v1.5, which strides in the 3 × 3 convolutions.
 
 Some sizes are not listed below: ResNet has 18, 34, 50, 101 and 152 (`resnet_cc_18_4e`), `efficientnet` and
-`tf_efficientnet` have b0 to b8. The paper has ResNet-50 and B0 only; where the others have their experts is ours.
+`tf_efficientnet` have b0 to b8. The paper has ResNet-50 and B0 only; in the others the choice of layers is ours.
 
 ```python
 import condconv
@@ -44,39 +44,39 @@ info = condconv.get_model_info("mobilenet_v1_cc_100_8e")
 print(info.paper.madds, info.paper.top1)  # 600 73.7
 ```
 
-[Loading weights](weights.md) says how to start from trained ones.
+[Loading weights](weights.md) shows how to start from trained ones.
 
 ## Costs
 
 Multiply-adds (MADDs) for one image of 224 × 224 pixels and 1000 classes, counted in two ways:
 
-- **MADDs**: convolutions, linear layers, the routing's too, and `E · P` for mixing E kernels of P parameters. It does
-  not depend on any tool; `condconv.count` gives it.
+- **MADDs**: convolutions, linear layers (also those of the routing), and `E · P` for mixing E kernels of P parameters.
+  `condconv.count` gives it, independent of any tool.
 - **as the paper**: the paper's figures are half of what TensorFlow 1's profiler reports, which adds element-wise
   operations, poolings and biases; `scripts/tf_profiler.py` gives it, and agrees with the profiler itself to
   the operation on MobileNetV1 and EfficientNet-B0. This count is compared with the printed figure here; `condconv
-  models` compares the first.
+  models` compares the other.
 
-Top-1 is ImageNet accuracy as published; we have not trained these networks on ImageNet. What is read off Figure 2 is
-right to 0.2 points. The two sources do not agree: at width 1.0 with 8 experts Table 1 has 73.7 and Figure 2 about 75.2,
-so that 4 experts, which the figure alone has, stand above 8 here; of static MobileNetV1 0.25x Table 4 has 50.0.
+Top-1 is ImageNet accuracy as published; we have not trained these networks on ImageNet. Values read off Figure 2 are
+accurate to 0.2 points. The two sources disagree: at width 1.0 with 8 experts Table 1 has 73.7 and Figure 2 about 75.2,
+so 4 experts, which only the figure has, are above 8 here; for static MobileNetV1 0.25x Table 4 has 50.0.
 """
 
 PLACEMENTS = """\
 ## Where experts are
 
-`first_layer`, `conditional_head` and `conditional_classifier` of `create_model` change it. Layers are counted as the
-paper counts them: 1 is the stem, each block is one layer, so is a 1 × 1 convolution after the blocks (the head), and
-the classifier is the last. Squeeze-and-excitation stays static.
+`first_layer`, `conditional_head` and `conditional_classifier` of `create_model` change it. Layers are counted as in the
+paper: 1 is the stem, each block is one layer, a 1 × 1 convolution after the blocks (the head) is one, and the
+classifier is the last. Squeeze-and-excitation stays static.
 
 """
 
 MOBILENET_V2 = """\
 ### MobileNetV2
 
-The sources do not say which of its layers have experts. The paper prints 329M for 8 experts. Multiply-adds (as the
-paper counts them) and parameters of each choice; the default is layer 8 with head and classifier. Layers 6, 7 and 8
-all make 329M, so the figure does not tell them apart:
+The sources do not say which of its layers have experts; the paper prints 329M for 8 experts. The table has
+multiply-adds (as in the paper) and parameters of each choice. The default is layer 8 with head and classifier. Layers
+6, 7 and 8 all give 329M, so the figure does not decide between them:
 
 """
 
@@ -84,25 +84,27 @@ TABLES = """\
 ## The paper's ablations
 
 CC-MobileNetV1 0.25x with 32 experts and 1001 classes. In these rows the product of the conditional classifier is not
-counted (`batched_products=False`). That is our reading: TensorFlow computes it as `BatchMatMul`, for which its profiler
-had no formula when the paper was written, and it brings every row below but two to the printed digit.
+counted (`batched_products=False`). This is our interpretation: TensorFlow computes it as `BatchMatMul`, for which its
+profiler had no formula when the paper was written, and it reproduces the printed digits of all rows but two.
 """
 
 TIMM = """\
 ## In timm
 
-`condconv.register_timm_models()` puts the networks into timm's registry, as `condconv_` and the name: timm has a
-`resnet50` and an `efficientnet_cc_b0_4e` of its own, and takes no slash in a name. Number of classes, channels of the
-input, `features_only`, tags of weights and `timm.models.save_for_hf` work as with timm's networks, and what
-`condconv.create_model` takes can be given too. `*_b0_depth` is set up for images of 224 pixels, as the paper's; timm's
-static B1, whose weights `pretrained=True` brings, was trained on 240 or more.
+`condconv.register_timm_models()` puts the networks into timm's registry, with the prefix `condconv_`, since timm
+has its own `resnet50` and `efficientnet_cc_b0_4e` and does not allow slashes. Number of classes, input channels,
+`features_only`, tags of weights and `timm.models.save_for_hf` work as with timm's networks, and so do the arguments of
+`condconv.create_model`. `*_b0_depth` is for images of 224 pixels, as in the paper; timm's static B1, whose weights
+`pretrained=True` loads, was trained on 240 or more. Of timm's classes for `features_only`, `feature_cls="hook"` and
+`"getter"` work besides the default. `"fx"` is refused for conditional networks, since its trace holds the static layers;
+`"list"` is timm's for ResNets only.
 
-Give the number of classes when the network is made: `reset_classifier` puts a new static layer in the place of a
-conditional classifier. timm's `checkpoint_path` reads files of these networks only; [`load_pretrained`](weights.md)
+Set the number of classes when you create the network: `reset_classifier` replaces a conditional classifier by a new
+static layer. timm's `checkpoint_path` reads files of these networks only; [`load_pretrained`](weights.md)
 also reads those of timm's own conditional networks.
 
 `torch.compile(model, dynamic=True)` takes minutes with an EfficientNet, and again at the next batch size;
-`torch._dynamo.mark_dynamic(images, 0)` before the first call leaves the batch alone open and takes a third of the time.
+`torch._dynamo.mark_dynamic(images, 0)` before the first call leaves only the batch open and takes a third of the time.
 
 ```python
 import timm
@@ -111,7 +113,7 @@ condconv.register_timm_models()
 backbone = timm.create_model("condconv_mobilenet_v1_cc_050_8e", features_only=True, out_indices=(2, 3, 4))
 ```
 
-Scripts that call `timm.create_model`, timm's `train.py` for one, find them when run through a module of this package:
+Scripts that call `timm.create_model`, such as timm's `train.py`, find them if run through a module of this package:
 
 ```bash
 python -m condconv.models.with_timm train.py --data-dir imagenet/ --model condconv_mobilenet_v1_cc_050_8e

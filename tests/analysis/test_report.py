@@ -75,10 +75,10 @@ def test_other_files_are_refused(tmp_path, report):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "is no whole JSON text, from line 1, column 1 on"),
-        (b"<!DOCTYPE html>", "is no whole JSON text, from line 1, column 1 on"),
-        (b'{"format": 1, "routings": [{"name"', "is no whole JSON text, from line 1, column 35 on"),
-        (pickle.dumps({"format": 1}), "is no text (a pickle or a checkpoint?)"),
+        (b"", "is not a complete JSON text, from line 1, column 1 on"),
+        (b"<!DOCTYPE html>", "is not a complete JSON text, from line 1, column 1 on"),
+        (b'{"format": 1, "routings": [{"name"', "is not a complete JSON text, from line 1, column 35 on"),
+        (pickle.dumps({"format": 1}), "is not text (a pickle or a checkpoint?)"),
         (b"[" * 100_000, "is nested too deeply"),
         (b"[]", "is JSON of something else, without a 'format'"),
         (b"{}", "is JSON of something else, without a 'format'"),

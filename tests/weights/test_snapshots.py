@@ -182,7 +182,7 @@ def test_layers_without_a_norm_right_after_them_are_named(tmp_path: Path) -> Non
     assert shift.startswith("1 layers have no bias to hold each checkpoint's own shift")
     assert scale == (
         "1 layers have no batch norm right after them to fold (conv2): their kernels were taken as they are, though "
-        "each checkpoint trained its own at the scale of its own norms, so the start is no average of the networks"
+        "each checkpoint trained its own at the scale of its own norms, so the start is not the average of the networks"
     )
     # The routing starts with a half for each of two experts, which is their mean.
     for name in ("conv2", "head"):

@@ -32,7 +32,7 @@ def layer(record: RoutingRecord, class_names: tuple[str, ...] | None) -> dict[st
 
 
 def class_order(class_mean: Tensor) -> list[int]:
-    """Return the classes so that those with like weights stand beside one another; unseen classes come last.
+    """Return the classes so that those with similar weights are next to each other; unseen classes come last.
 
     Args:
         class_mean: `[K, E]`, NaN in the row of a class that was not seen.
@@ -124,7 +124,7 @@ def _experts(record: RoutingRecord) -> list[str]:
 
 
 def _wrapped(name: str) -> str:
-    """Return a name in lines that fit on a phone: the text beside the pointer is not broken by itself."""
+    """Return a name in lines that fit on a phone: the text next to the pointer does not wrap by itself."""
     lines = textwrap.wrap(name, _LONGEST_LINE, expand_tabs=False, replace_whitespace=False, drop_whitespace=False)
     return "<br>".join(html.escape(line, quote=False) for line in lines)
 

@@ -66,8 +66,8 @@ def _changed(modules: Mapping[str, nn.Module], change: Change) -> Iterator[None]
 def keep_top(weights: Tensor, k: int) -> Tensor:
     """Keep each example's k largest weights, scaled so that they sum to what all did; the others become 0.
 
-    The sum is kept because the size of the kernel is not what is asked here: sigmoid weights of eight experts sum to
-    about four, and a kernel a fourth of the usual size would fail whichever expert it came from.
+    The sum is kept because only the choice of experts is tested: sigmoid weights of eight experts sum to about four,
+    and a kernel of a fourth of the usual size would fail for any expert.
 
     Args:
         weights: `[B, E]`.
@@ -144,7 +144,7 @@ def measure_interventions(
         The interventions on all routing functions, then those on each.
 
     Raises:
-        UsageError: There is no readable image, or the network is no classifier.
+        UsageError: There is no readable image, or the network is not a classifier.
     """
     _check(network, report)
     if type(layer_images) is not int or layer_images < 0:

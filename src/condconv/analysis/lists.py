@@ -56,18 +56,18 @@ def read_lists(path: Path) -> dict[str, Any]:
     """Return what the JSON file of a report holds, its parts not yet checked.
 
     Raises:
-        ValueError: It cannot be read, or is no report of this version; the text continues after "which".
+        ValueError: It cannot be read, or is not a report of this version; the text continues after "which".
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ValueError("is no text (a pickle or a checkpoint?)") from error
+        raise ValueError("is not text (a pickle or a checkpoint?)") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"is no whole JSON text, from line {error.lineno}, column {error.colno} on") from error
+        raise ValueError(f"is not a complete JSON text, from line {error.lineno}, column {error.colno} on") from error
     if not isinstance(values, dict) or "format" not in values:
         raise ValueError("is JSON of something else, without a 'format'")
     if values["format"] != FORMAT:

@@ -26,7 +26,7 @@ from condconv.nn.conditional import conditional_layers
 def served_layers(network: nn.Module) -> dict[str, tuple[str, ...]]:
     """Return the names of a network's routing functions, each with the names of the layers that it routes.
 
-    Both in the network's order. Layers that share a routing function stand beside one another.
+    Both in the network's order. Layers that share a routing function are listed together.
 
     Args:
         network: Any module.

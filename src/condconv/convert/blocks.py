@@ -24,7 +24,7 @@ class Blocks:
     The block of a layer is the innermost module around it that stands in a stage and holds two layers or more, not
     counting those with a single output pixel (squeeze-and-excitation); where there is none, the outermost module below
     the root that holds two or more. A stage is a container (Sequential, ModuleList, ModuleDict) or a module of blocks
-    of one class; a container is no block itself.
+    of one class; a container is not a block itself.
 
     Args:
         model: The model.

@@ -33,7 +33,7 @@ def make_static_(model: nn.Module, routing_weights: Mapping[str, Tensor | None],
             one whose layers are given these weights; `None` not to run it.
 
     Raises:
-        UsageError: There is no conditional layer of that name, it has backward or state-dict hooks, or weights are no
+        UsageError: There is no conditional layer of that name, it has backward or state-dict hooks, or weights are not
             finite floats `[E]`.
         ValueError: Torch has no such ordinary layer.
         RuntimeError: The new model does not compute what constant weights gave, since something uses the experts of
@@ -98,7 +98,7 @@ def _checked(name: str, weights: Tensor, num_experts: int) -> Tensor:
     """Return the weights of a layer.
 
     Raises:
-        UsageError: They are no finite floats `[E]` with values.
+        UsageError: They are not finite floats `[E]` with values.
     """
     rule = f"`routing_weights` must have one finite float for each of the {num_experts} experts of {name!r}, got "
     if not isinstance(weights, Tensor):

@@ -114,7 +114,7 @@ def depth(start: float, stop: float = 1.0) -> Selector:
 
     Args:
         start: From 0 (the first layer) to 1 (the last).
-        stop: Likewise, inclusive.
+        stop: From 0 to 1, inclusive.
 
     Raises:
         UsageError: Not `0 <= start <= stop <= 1`.

@@ -17,7 +17,7 @@ from condconv.nn.conditional import conditional_layers
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no plain network in fp32.
+    """Check that the model is a plain network in fp32.
 
     Raises:
         UsageError: With the reason and the remedy.
@@ -52,7 +52,7 @@ def check_model(model: Any) -> None:
 
 
 def check_example(example_input: Tensor) -> None:
-    """Refuse what is no batch of fp32 examples.
+    """Check that it is a batch of fp32 examples.
 
     Raises:
         UsageError: With the reason and the remedy.
@@ -100,7 +100,7 @@ def check_options(dynamic_batch: Any, max_batch: Any, dynamic_size: Any, opset: 
 
 
 def check_class_names(names: Any) -> None:
-    """Refuse what is no sequence of texts.
+    """Check that it is a sequence of texts.
 
     Raises:
         UsageError: With the reason and the remedy.

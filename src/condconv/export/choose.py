@@ -157,7 +157,7 @@ def choose(
         overrides: Forms by pattern of the layers' names (`fnmatch`); the last that fits is taken.
 
     Raises:
-        UsageError: `overrides` is no mapping, a pattern fits no layer, a form is unknown, or the layer cannot be
+        UsageError: `overrides` is not a mapping, a pattern matches no layer, a form is unknown, or the layer cannot be
             written in it.
     """
     if overrides is not None and not isinstance(overrides, Mapping):

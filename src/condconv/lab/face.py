@@ -15,7 +15,7 @@ def find(package: str, homes: Mapping[str, str], name: str) -> Any:
     Args:
         package: Dotted name of the package.
         homes: The module of each name, relative to the package.
-        name: What is asked for.
+        name: The requested name.
 
     Raises:
         AttributeError: The package has no such name.

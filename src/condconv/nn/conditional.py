@@ -33,7 +33,7 @@ class ConditionalLayer(nn.Module):
         bias: `[E, O]`, mixed with the same weights as the experts, or `None`.
         shift: `[O]`, added as it is, or `None`; made by folding a batch norm.
         routing_fn: From the layer's input to `[B, E]`.
-        quantized: Whether the experts are bfloat16 or int8 beside fp32 activations; see `condconv.quantize_experts_`.
+        quantized: Whether the experts are bfloat16 or int8 and activations fp32; see `condconv.quantize_experts_`.
         weight_scale: `[E, O]`, fp32, what int8 experts are multiplied with; `None` for all others.
     """
 

@@ -19,7 +19,7 @@ _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 def why_not_hooks(module: nn.Module) -> str | None:
     """Return why a module cannot be exchanged for another because of its hooks, or `None`.
 
-    Forward hooks are no reason: they move along.
+    Forward hooks are not a reason: they are moved to the new layer.
     """
     if module._backward_hooks or module._backward_pre_hooks:
         return "it has backward hooks, which the new layer would not call: register them on that one"

@@ -106,7 +106,7 @@ def cond_conv2d(
 
     Raises:
         UsageError: An argument does not fit: a tensor's kind, dtype, device or shape, a size, a name, an `impl` that
-            cannot run this call, or quantized experts beside an argument that needs a gradient. The message names the
+            cannot run this call, or quantized experts with an argument that needs a gradient. The message names the
             argument, the rule, what was given and a remedy. It is a `ValueError`.
 
     Source:

@@ -1,7 +1,7 @@
-"""What a call does: checked and chosen once for all calls that look the same, then looked up.
+"""What a call does: checked and chosen once for all calls with the same shapes and types, then looked up.
 
-A call costs a few microseconds of Python beside the convolution, and a network has dozens of them: checking the same
-shapes again each time would take longer than many a small layer.
+A call costs a few microseconds of Python besides the convolution, and a network has dozens of them: checking the same
+shapes each time would take longer than many small layers.
 """
 
 from __future__ import annotations

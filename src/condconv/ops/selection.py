@@ -70,8 +70,8 @@ def describe(
     Args:
         x: As in the operation, like all tensors.
         weight: Experts.
-        routing_weights: Only asked whether they need a gradient.
-        bias: Likewise.
+        routing_weights: Only whether they need a gradient matters.
+        bias: As `routing_weights`.
         geometry: The convolution.
         pixels: Positions of the output.
         quantized: Whether the experts are quantized.
@@ -389,8 +389,8 @@ def _misread(problem: Problem) -> bool:
 
     The case: a grouped or depthwise layer in bf16, or a dense one whose batch is folded into groups. On such CPUs the
     library below torch reads uninitialised padding there, so the output is NaN if that memory happens to hold NaN;
-    "native" and "matmul" are right. (oneDNN's issue 5717 is of the same kind: numbers beside a row that AMX reads along
-    with it are multiplied by zero, which NaN survives.)
+    "native" and "matmul" are right. (oneDNN's issue 5717 is of the same kind: numbers next to a row, which AMX reads
+    with it, are multiplied by zero, which keeps a NaN.)
     """
     return AMX and _on_cpu(problem) and problem.dtypes[0] == torch.bfloat16 and problem.groups > 1
 

@@ -23,7 +23,7 @@ class Layers:
         modules: Its modules by their first names, itself included under the empty name.
         names: The same the other way round.
         first: The names of its tensors, each with the first name of the same tensor, as modules may share it. What a
-            state dict has beside tensors is left out.
+            state dict has besides tensors is left out.
         tensors: Its tensors by first name.
         conditional: Its layers with experts by name.
         most_entries: Most entries of a tensor that may be for the network or a relative.

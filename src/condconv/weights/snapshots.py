@@ -85,8 +85,8 @@ def _notes(shifted: list[str], alone: list[str]) -> tuple[str, ...]:
     if alone:
         notes.append(
             f"{len(alone)} layers have no batch norm right after them to fold ({few(alone)}): their kernels were taken "
-            "as they are, though each checkpoint trained its own at the scale of its own norms, so the start is no "
-            "average of the networks"
+            "as they are, though each checkpoint trained its own at the scale of its own norms, so the start is "
+            "not the average of the networks"
         )
     return tuple(notes)
 

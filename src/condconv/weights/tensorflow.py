@@ -63,7 +63,7 @@ def from_tensorflow(
         come without `num_batches_tracked`, which torch does not ask for.
 
     Raises:
-        UsageError: The model is no EfficientNet, pads or normalises differently, or the checkpoint is of another
+        UsageError: The model is not an EfficientNet, pads or normalises differently, or the checkpoint is of another
             network: the message has names, shapes and what the checkpoint seems to be.
 
     Source:

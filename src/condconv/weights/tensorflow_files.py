@@ -22,7 +22,7 @@ def is_tensorflow_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Tell by the names of files whether a path is a TensorFlow checkpoint; TensorFlow is not needed.
 
     Args:
-        path: What may be a prefix (`model.ckpt`, with `model.ckpt.index` beside it), one of the checkpoint's own
+        path: What may be a prefix (`model.ckpt`, with `model.ckpt.index` next to it), one of the checkpoint's own
             files, or a folder with a `checkpoint` file or exactly one `.index` file.
 
     Returns:

@@ -327,5 +327,5 @@ def test_a_checkpoint_that_is_cut_off_is_named(coco, tmp_path):
 
 
 def test_a_directory_that_another_run_holds(coco, tmp_path):
-    with only_here(tmp_path), pytest.raises(UsageError, match="no other run is at work in"):
+    with only_here(tmp_path), pytest.raises(UsageError, match="no other run is using"):
         train_detector(_config(coco, tmp_path), progress=False)

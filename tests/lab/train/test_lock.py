@@ -12,9 +12,7 @@ from condconv.lab.train.lock import NAME, only_here
 def test_a_second_run_in_a_directory_is_refused(tmp_path):
     out = tmp_path / "run"
     with only_here(out):
-        refused = pytest.raises(
-            UsageError, match="`out` must be a directory that no other run is at work in, got .*run: "
-        )
+        refused = pytest.raises(UsageError, match="`out` must be a directory that no other run is using, got .*run: ")
         with refused, only_here(out):
             pytest.fail("two runs are at work")
         (out / "last").touch()

@@ -142,7 +142,7 @@ def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _copy_of(tensor: Tensor) -> Tensor:
-    """Return a tensor that is no part of the file any more, and does not change or vanish with it; byte by byte."""
+    """Return a copy, byte by byte, that no longer depends on the file."""
     return _bytes_of(tensor).clone().view(tensor.dtype).reshape(tensor.shape)
 
 

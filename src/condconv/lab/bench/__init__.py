@@ -1,1 +1,1 @@
-"""What experts cost: conditional layers and networks timed beside their static twins, as `condconv bench` prints it."""
+"""What experts cost: conditional layers and networks timed in turn with their static twins, for `condconv bench`."""

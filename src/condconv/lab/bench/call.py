@@ -1,4 +1,4 @@
-"""What a call costs beside the arithmetic: a layer too small to take time, beside torch's convolution of the same."""
+"""Call overhead: the time of a layer too small to take time, minus that of torch's convolution of the same size."""
 
 from __future__ import annotations
 

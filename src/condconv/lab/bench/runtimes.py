@@ -1,4 +1,4 @@
-"""Networks in other runtimes, each beside its static twin in the same runtime."""
+"""Networks in other runtimes, each compared with its static twin in the same runtime."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def open_image(stored: IO[bytes] | Path) -> Image.Image:
 
 
 def check_sides(size: tuple[int, int], scaled_to: int) -> None:
-    """Check that an image does not become too large when its shorter side is scaled to so many pixels.
+    """Check that an image does not become too large when its shorter side is scaled to `scaled_to` pixels.
 
     A line of 1 x 65,000 pixels takes a file of a kilobyte, and 17 GB if it is to be 256 pixels high.
 

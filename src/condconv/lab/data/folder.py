@@ -173,7 +173,7 @@ def open_path(path: Path, split: str, *, alone: bool) -> Reader:
         raise UsageError(
             f"`data` must hold train/ and val/ (also called validation/ or test/), or train.tar and val.tar, got "
             f"{shown_name(path)} with no {split}/ (it holds {listed}): sort the images into these two folders, one "
-            "folder a class in each, or give the validation images by --val-data"
+            "folder per class in each, or give the validation images by --val-data"
         )
     found = found or path
     return _open_tar(found) if found.is_file() else FolderReader(found)

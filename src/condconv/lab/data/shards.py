@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of numbered samples, `0001.jpg` beside `0001.cls`, read at random.
+"""WebDataset shards: tar files of numbered samples, `0001.jpg` and `0001.cls`, read at random.
 
 timm's reader streams shards: it leaves unreadable images out without counting them, and with several processes scores
 some validation images twice. An index of where each image lies costs one pass over the headers, and then shards are

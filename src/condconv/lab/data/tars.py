@@ -39,8 +39,8 @@ def members(path: Path, start: int = 0) -> Iterator[tarfile.TarInfo]:
         start: Where in it the tar file begins, for one inside another; offsets count from the file's start.
 
     Raises:
-        tarfile.TarError: It cannot be read, or does not end as tar files do.
-        OSError: Likewise.
+        tarfile.TarError: It is damaged, or does not end as tar files do.
+        OSError: It cannot be read.
     """
     with path.open("rb") as file:
         file.seek(start)
@@ -70,8 +70,8 @@ def files(path: Path, left_out: Counter[str], start: int = 0) -> Iterator[tarfil
         start: Where in it the tar file begins, for one inside another.
 
     Raises:
-        tarfile.TarError: It cannot be read or is not whole, or its files are not in it as they are.
-        OSError: Likewise.
+        tarfile.TarError: It is damaged or incomplete, or its files are compressed or sparse.
+        OSError: It cannot be read.
     """
     end = path.stat().st_size
     for member in members(path, start):
@@ -94,8 +94,8 @@ def images(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, int, int]]
     Names are as they would be once unpacked: relative, and never above the folder unpacked into.
 
     Raises:
-        tarfile.TarError: One of them cannot be read, or is not whole.
-        OSError: Likewise.
+        tarfile.TarError: One of them is damaged or incomplete.
+        OSError: One of them cannot be read.
     """
     for member in files(path, left_out):
         if not member.name.lower().endswith(".tar"):

@@ -85,8 +85,8 @@ def begin_layer(width: str = "025", num_experts: int = 32) -> Experiment:
 def routing(width: str = "025", num_experts: int = 32) -> Experiment:
     """Eight routing functions and ways to share them, and the same experts without routing.
 
-    The last row mixes the experts alike for all images, at the weights that sigmoids start from: what the others gain
-    over it is due to routing. It differs from the static network in how far its kernels move in a step.
+    The last row has one mixture for all images, at the weights that sigmoids start from: gains of the others over it
+    are due to routing. It differs from the static network in how far its kernels move in a step.
 
     Source: CondConv, Table 3: MobileNetV1 0.25x, 32 experts; it has no such control.
     Command: `condconv experiment routing --data imagenet --seeds 3 --epochs 90 --image-size 224`.
@@ -200,9 +200,9 @@ def create_experiment(name: str, init: str | None = None, *, control: bool = Fal
     Args:
         name: A key of `CATALOG`.
         init: How experts start in all networks that leave it open, as in `condconv.models.create_model`.
-        control: Whether each network with experts has one beside it whose experts are mixed alike for all images, at
-            the weights that sigmoids start from: what the first gains over it is due to routing; it differs from
-            the static network in how far its kernels move in a step.
+        control: Whether to train each network with experts again with one mixture for all images, at the weights
+            that sigmoids start from. The gain over it is due to routing. It differs from the static network in how
+            far its kernels move in a step.
         **options: Of its function; `None` stands for the function's own default.
 
     Raises:
@@ -267,12 +267,12 @@ def _zoo(model: str, label: str, rows: Mapping[str, PaperRow], *, against: str, 
 
 
 def _note(width: str, num_experts: int) -> str:
-    """Return what has to be said of the paper's figures beside an ablation of another size."""
+    """Return a note about the paper's figures for an ablation of another size."""
     same = (width, num_experts) == ("025", 32)
     return "" if same else "The paper's figures are those of MobileNetV1 0.25x with 32 experts."
 
 
 def _ablation(table: Sequence[Ablation], width: str, num_experts: int) -> tuple[Arm, ...]:
-    """Return the rows of an ablation at another width and number of experts; the paper's figures stay beside them."""
+    """Return the rows of an ablation at another width and number of experts; the paper's figures stay with them."""
     names = {"mobilenet_v1_025": _v1(width, None), "mobilenet_v1_cc_025_32e": _v1(width, num_experts)}
     return tuple(Arm(row.label, names[row.name], dict(row.options), paper=row.row.top1) for row in table)

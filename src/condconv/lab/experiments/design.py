@@ -1,4 +1,4 @@
-"""What an experiment is: networks to train under the same conditions, and the paper's figures beside them."""
+"""What an experiment is: networks to train under the same conditions, and the paper's figures for them."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def run_all(
 ) -> Outcome:
     """Do the runs that are not done, and return what all of them left.
 
-    A run that fails does not hold up the others. Those at work together share out the cores, unless `OMP_NUM_THREADS`
-    says otherwise, and each has one of the GPUs.
+    A run that fails does not hold up the others. Concurrent runs share the cores, unless `OMP_NUM_THREADS`
+    is set, and each has one of the GPUs.
 
     Args:
         runs: As `list_runs` returns them.

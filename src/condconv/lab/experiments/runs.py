@@ -94,7 +94,7 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """File of the record; its name tells the settings too, so that those of other settings stay beside it."""
+        """File of the record; its name includes the settings, so that records of other settings are kept."""
         words = "".join(each if each.isalnum() else "-" for each in self.arm.label)
         digest = hashlib.sha256(self.fingerprint().encode()).hexdigest()[:10]
         return self.out / self.experiment.name / f"{words}-seed{self.seed}-{digest}.json"
@@ -204,7 +204,7 @@ def check_data(run: Run) -> None:
 def execute(run: Run, *, progress: bool = True) -> RunRecord:
     """Train the members of a run that are not trained yet, measure, and write the record.
 
-    A training that another run is at work on is waited for. A finished run is left as it is.
+    Waits for trainings that another run is doing. A finished run is not changed.
 
     Raises:
         UsageError: Settings or data do not fit.

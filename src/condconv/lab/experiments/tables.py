@@ -150,7 +150,7 @@ def _plus_minus(value: float | None, spread: float | None, form: str) -> str:
 
 
 def _fewer(row: Row) -> str:
-    """Say over how many seeds a difference is, where that is not the number beside it."""
+    """Return the number of seeds of a difference, if it is not that of the row."""
     return f" ({row.pairs} of {row.seeds} seeds)" if row.pairs not in (0, row.seeds) else ""
 
 
@@ -170,7 +170,7 @@ def write(
         outcome: Its runs.
         conditions: Data, epochs and what else the table was made under, in one sentence.
         out: Directory; made if it is not there.
-        command: What was typed, word by word; kept beside the numbers.
+        command: What was typed, word by word; stored with the numbers.
 
     Returns:
         The files.

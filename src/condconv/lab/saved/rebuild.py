@@ -30,7 +30,7 @@ def load_trained(path: str | Path, *, build: networks.Build = networks.build_fro
         The checkpoint, without the optimizer's state, and its network; averaged weights if there are some.
 
     Raises:
-        UsageError: The file is missing, damaged, not a checkpoint of ours, of another version, or of another network
+        UsageError: The file is missing, damaged, not a checkpoint, of another version, or of another network
             than it says.
         TrainingError: The network has diverged.
     """

@@ -1,4 +1,4 @@
-"""A moving average of the weights (timm's), with what is no statistic taken as it is."""
+"""timm's moving average of the weights, which copies settings instead of averaging them."""
 
 from __future__ import annotations
 

@@ -24,10 +24,10 @@ def only_here(out: Path, *, wait: bool = False) -> Iterator[None]:
 
     Args:
         out: The directory.
-        wait: Whether to wait for a run that is at work in it.
+        wait: Whether to wait for another run in it.
 
     Raises:
-        UsageError: It cannot be made, or another run is at work in it, unless that is waited for.
+        UsageError: It cannot be made, or another run is using it and `wait` is false.
     """
     if os.environ.get("RANK", "0") != "0":  # torchrun's and accelerate's number of this process
         yield
@@ -39,7 +39,7 @@ def only_here(out: Path, *, wait: bool = False) -> Iterator[None]:
         out.mkdir(exist_ok=True)  # a run that was waited for may have left nothing
     except Timeout:
         raise UsageError(
-            f"`out` must be a directory that no other run is at work in, got {shown_name(out)}: wait for that run, or "
+            f"`out` must be a directory that no other run is using, got {shown_name(out)}: wait for that run, or "
             "give another --out"
         ) from None
     except OSError as error:

@@ -52,7 +52,7 @@ def train(
         build: Builds the network; for networks that are not in the zoo.
         progress: Whether to show a bar, which only a terminal gets.
         title: Text before the bar.
-        wait: Whether to wait for a run that is at work in the directory, and take what it trains; otherwise that is
+        wait: Whether to wait for another run in the directory, and return its result; otherwise another run is
             an error.
 
     Returns:

@@ -73,7 +73,7 @@ def check_files(out: Path) -> None:
     """Check that a run can write its files into a directory.
 
     Raises:
-        UsageError: There is a pipe or a device of the name of one, which could take a write for ever.
+        UsageError: There is a pipe or a device with the name of one, where a write might never end.
     """
     for path in (out / name for name in FILES):
         if is_special(path):

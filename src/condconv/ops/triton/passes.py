@@ -2,7 +2,7 @@
 
 In a pass a number of the target is a sum over taps and over channels of the source, and the source's pixel is
 `target pixel * step + offset + tap * tap_offset`. A forward convolution is one pass. The gradient for the input is one
-for each class of pixels that the stride tells apart: a class meets only every so many taps, and no tap in vain.
+for each class of pixels modulo the stride: a class uses only some of the taps, and computes no zeros.
 """
 
 from __future__ import annotations

@@ -48,10 +48,10 @@ def power_of_two(number: int) -> int:
 
 
 def mixes_inside(pixels: int, batch: int) -> bool:
-    """Return whether the convolution mixes kernels where it uses them, for so many target pixels per example.
+    """Return whether the convolution mixes kernels as it uses them, for this many target pixels per example.
 
-    Else kernels are mixed before, a few examples at a time. One example alone gains nothing from that: its kernel would
-    be written and read again.
+    Otherwise kernels are mixed before, a few examples at a time. A single example gains nothing from
+    that: its kernel would be written and read again.
     """
     return pixels <= _FUSED_PIXELS or batch == 1
 
