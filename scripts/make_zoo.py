@@ -96,8 +96,8 @@ has its own `resnet50` and `efficientnet_cc_b0_4e` and does not allow slashes. N
 `features_only`, tags of weights and `timm.models.save_for_hf` work as with timm's networks, and so do the arguments of
 `condconv.create_model`. `*_b0_depth` is for images of 224 pixels, as in the paper; timm's static B1, whose weights
 `pretrained=True` loads, was trained on 240 or more. Of timm's classes for `features_only`, `feature_cls="hook"` and
-`"getter"` work besides the default. `"fx"` is refused for conditional networks, since its trace holds the static layers;
-`"list"` is timm's for ResNets only.
+`"getter"` work besides the default. `"fx"` is refused for conditional networks, since its trace holds the static
+layers; `"list"` is timm's for ResNets only.
 
 Set the number of classes when you create the network: `reset_classifier` replaces a conditional classifier by a new
 static layer. timm's `checkpoint_path` reads files of these networks only; [`load_pretrained`](weights.md)
