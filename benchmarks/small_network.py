@@ -33,7 +33,7 @@ from condconv.lab.train import train
 SIZE = 16
 _SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1}
 _ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 0.01}
-_APART: dict[str, Any] = {"width": 8, "num_experts": 4, "init": "independent"}
+_APART: dict[str, Any] = {"width": 8, "num_experts": 4, "init": "random"}
 # Network and settings of the training, by what the tables call them.
 ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "static": ({"width": 8}, {}),

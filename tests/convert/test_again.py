@@ -93,7 +93,7 @@ def test_a_chain_comes_back_on_the_meta_device() -> None:
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
-@pytest.mark.parametrize("init", ["preserve", "independent"])
+@pytest.mark.parametrize("init", ["same_output", "random"])
 def test_values_of_a_model_converted_on_the_meta_device_are_loaded(scope: Any, init: str) -> None:
     model = Network()
     convert_(model, 3, where=WHERE, scope=scope, init=init, example_input=X)
@@ -201,7 +201,7 @@ def changed(**values: Any) -> dict[str, Any]:
         ),
         ({"num_experts": "2"}, "`report` must have a 'num_experts' as conversions do, got '2'"),
         ({"num_experts": True}, "have a 'num_experts' as conversions do, got True"),
-        ({"noise": None}, "have a 'noise' as"),
+        ({"expert_spread": None}, "have a 'expert_spread' as"),
         ({"groups": {}}, "have a 'groups' as"),
         ({"groups": [3]}, "have a 'leader' as conversions do, got none"),
         (

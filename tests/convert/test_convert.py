@@ -551,10 +551,10 @@ def test_compiled_exported_copied_after_conversion() -> None:
     torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_independent_start_is_not_checked_for_equality() -> None:
+def test_random_start_is_not_checked_for_equality() -> None:
     model = Net().eval()
     before = model(EXAMPLE)
-    convert_(model, 2, where=select.name("blocks.*"), scope="block", init="independent", example_input=EXAMPLE)
+    convert_(model, 2, where=select.name("blocks.*"), scope="block", init="random", example_input=EXAMPLE)
     assert not torch.allclose(model(EXAMPLE), before)
 
 

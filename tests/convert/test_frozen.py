@@ -44,7 +44,7 @@ def train(model: nn.Module) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("init", ["preserve", "independent"])
+@pytest.mark.parametrize("init", ["same_output", "random"])
 @pytest.mark.parametrize("scope", ["layer", "block", "block(every=2)"])
 @pytest.mark.parametrize("routing", ["sigmoid", "softmax(temperature=3)", "hidden", "top_k", SigmoidRouting])
 def test_what_is_frozen_stays(routing: Any, scope: str, init: str) -> None:

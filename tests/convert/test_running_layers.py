@@ -141,7 +141,7 @@ class Hidden(nn.Module):
         return self.second(x) if isinstance(self.second, nn.Conv2d) else x  # by class
 
 
-@pytest.mark.parametrize("init", ["preserve", "independent"])
+@pytest.mark.parametrize("init", ["same_output", "random"])
 @pytest.mark.parametrize("way", ["list", "closure", "attribute", "class"])
 def test_a_layer_that_is_not_called_by_its_name_is_refused(way: str, init: str) -> None:
     model = Hidden(way)

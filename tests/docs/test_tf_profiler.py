@@ -216,7 +216,7 @@ def mobilenet_v1(
     with torch.device("meta"):
         model = create_model(f"mobilenet_v1_{round(100 * width):03d}", num_classes=classes)
     if experts is not None:
-        options = {"scope": "block", "classifier": classifier, "init": "independent", **options}
+        options = {"scope": "block", "classifier": classifier, "init": "random", **options}
         convert_(model, experts, where=BLOCKS_7_TO_14, example_input=images(), **options)
     return model
 
@@ -226,7 +226,7 @@ def from_timm(name: str, experts: int | None, *patterns: str, classifier: bool =
         model = pytest.importorskip("timm").create_model(name)
     if experts is not None:
         where = select.name(*patterns) & ~select.name("*.se.*")
-        options = {"scope": "block", "classifier": classifier, "init": "independent"}
+        options = {"scope": "block", "classifier": classifier, "init": "random"}
         convert_(model, experts, where=where, example_input=images(), **options)
     return model
 

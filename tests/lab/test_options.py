@@ -11,7 +11,7 @@ from tests.lab.samples import settings
     "options",
     [
         {},
-        {"output_stride": 8, "drop_path_rate": 0.1, "act_layer": "silu", "se_layer": None, "init": "preserve"},
+        {"output_stride": 8, "drop_path_rate": 0.1, "act_layer": "silu", "se_layer": None, "init": "same_output"},
         {"out_indices": (1, 2), "widths": [8, 16.5, "a", None, True]},
         {"pretrained_cfg": "in1k"},
         {"pretrained_cfg": ""},

@@ -31,8 +31,8 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "first_layer": [0, 99, 1.5, True, _LONG],
     "conditional_head": [True, "no", _LONG],
     "conditional_classifier": ["yes", 3],
-    "init": ["random", 5, _LONG],
-    "noise": [0.3, _LONG],
+    "init": ["zeros", 5, _LONG],
+    "expert_spread": [0.3, _LONG],
     "output_stride": [3, None, _LONG],
     "checkpoint_path": ["x.pth", _LONG],
 }
@@ -43,14 +43,14 @@ ROWS: dict[str, list[Row]] = {
             for argument, values in _ARGUMENTS.items()
             for value in values
         ),
-        ("noise", lambda: creating(init="preserve", noise=-1)),
+        ("expert_spread", lambda: creating(init="same_output", expert_spread=-1)),
         ("scope", lambda: creating("mobilenet_v1_025", scope="layer")),
         ("first_layer", lambda: creating(scope="single", first_layer=1)),
         ("output_stride", lambda: creating(output_stride=4, aa_layer="avg")),
         ("out_indices", lambda: creating("resnet_cc_18_2e", features_only=True, out_indices=(0, 1))),
         ("pretrained_cfg", lambda: creating("mobilenet_v1_cc_033_2e", pretrained_cfg="in1k")),
         ("routing", lambda: creating("tf_efficientnet_cc_b0_4e", pretrained=True, routing="softmax")),
-        ("init", lambda: creating("tf_efficientnet_cc_b0_4e", pretrained=True, init="independent")),
+        ("init", lambda: creating("tf_efficientnet_cc_b0_4e", pretrained=True, init="random")),
     ],
     "get_model_info": [("name", lambda: get_model_info(_LONG)), ("name", lambda: get_model_info(anything))],
 }

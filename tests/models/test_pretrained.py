@@ -49,7 +49,7 @@ def close(output: Tensor, expected: Tensor) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options",
-    [{}, {"first_layer": 1}, {"scope": "single"}, {"routing": "softmax", "init": "preserve", "noise": 2.5}],
+    [{}, {"first_layer": 1}, {"scope": "single"}, {"routing": "softmax", "init": "same_output", "expert_spread": 2.5}],
     ids=str,
 )
 def test_a_network_computes_what_the_static_one_does(mobilenet: nn.Module, options: dict) -> None:
@@ -198,8 +198,8 @@ AUTHORS = "tf_efficientnet_cc_b0_4e"
             "`pretrained` must be False for 'mobilenet_v1_025', got True: no weights are published",
         ),
         ("mobilenet_v2_cc_060_2e", {}, "`pretrained` must be False for 'mobilenet_v2_cc_060_2e'"),
-        (V1, {"init": "independent"}, "`init` must be None with pretrained, got 'independent'"),
-        (AUTHORS, {"init": "preserve"}, "`init` must be None with pretrained, got 'preserve'"),
+        (V1, {"init": "random"}, "`init` must be None with pretrained, got 'random'"),
+        (AUTHORS, {"init": "same_output"}, "`init` must be None with pretrained, got 'same_output'"),
         (AUTHORS, {"routing": "softmax"}, "`routing` must be \"sigmoid\" with the weights of .*, got 'softmax'"),
     ],
 )
@@ -227,7 +227,7 @@ def test_weights_that_do_not_fit(mobilenet: nn.Module) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options",
-    [{"routing": "softmax", "first_layer": 1}, {"init": "independent", "scope": "layer"}, {"init": "preserve"}],
+    [{"routing": "softmax", "first_layer": 1}, {"init": "random", "scope": "layer"}, {"init": "same_output"}],
     ids=str,
 )
 def test_a_network_of_ones_own_comes_back_from_a_folder(tmp_path: Path, options: dict) -> None:
@@ -253,7 +253,7 @@ def test_a_network_of_ones_own_comes_back_from_a_folder(tmp_path: Path, options:
 def test_a_saved_network_of_the_authors_routing_or_another_comes_back(tmp_path: Path) -> None:
     """What is said of their published weights does not hold for one's own."""
     condconv.register_timm_models()
-    model = timm.create_model(f"condconv_{AUTHORS}", num_classes=2, routing="softmax", init="preserve").eval()
+    model = timm.create_model(f"condconv_{AUTHORS}", num_classes=2, routing="softmax", init="same_output").eval()
     timm.models.save_for_hf(model, str(tmp_path))
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(again(X), model(X))

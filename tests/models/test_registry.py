@@ -145,18 +145,18 @@ def test_same_seed_same_static_layers() -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-FAR_APART = {"init": "preserve", "noise": 2.5}
+FAR_APART = {"init": "same_output", "expert_spread": 2.5}
 
 
 def test_experts_start_apart_unless_asked_otherwise() -> None:
     """Drawn one by one they have nothing in common; from one kernel, with noise of half its spread, nearly all."""
     # Of two experts: the cosine is (1 - n^2 / 2) / (1 + n^2 / 2) for noise n.
-    for options, low, high in (({}, -0.1, 0.1), ({"init": "preserve"}, 0.7, 0.9), (FAR_APART, -0.6, -0.4)):
+    for options, low, high in (({}, -0.1, 0.1), ({"init": "same_output"}, 0.7, 0.9), (FAR_APART, -0.6, -0.4)):
         layer = create_model("mobilenet_v1_cc_025_2e", num_classes=2, **options).get_submodule("blocks.4.1.conv_pw")
         assert low < torch.cosine_similarity(*layer.weight.flatten(1), dim=0) < high
 
 
-@pytest.mark.parametrize("start", [{"init": "preserve"}, FAR_APART], ids=str)
+@pytest.mark.parametrize("start", [{"init": "same_output"}, FAR_APART], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_preserving_start_is_the_static_network_of_the_seed(dtype: torch.dtype, start: dict) -> None:
     torch.manual_seed(3)
@@ -178,10 +178,10 @@ def test_a_preserving_start_is_checked_on_noise(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("condconv.convert.exchange.check_output", look)
     numbers = torch.get_rng_state()
-    create_model("mobilenet_v1_cc_025_2e", num_classes=2, in_chans=1, init="preserve")
+    create_model("mobilenet_v1_cc_025_2e", num_classes=2, in_chans=1, init="same_output")
     after = torch.get_rng_state()
     torch.set_rng_state(numbers)
-    create_model("mobilenet_v1_cc_025_2e", num_classes=2, in_chans=1, init="preserve")
+    create_model("mobilenet_v1_cc_025_2e", num_classes=2, in_chans=1, init="same_output")
     assert seen[0].shape == (1, 1, 64, 64)
     assert 0.9 < seen[0].std() < 1.1
     assert torch.equal(*seen)
@@ -318,10 +318,10 @@ V1, R18 = "mobilenet_v1_cc_025_2e", "resnet_cc_18_2e"
         ("resnet_18", {"first_layer": 2}, "`first_layer` must not be given"),
         ("resnet_18", {"conditional_head": False}, "`conditional_head` must not be given"),
         ("resnet_18", {"conditional_classifier": False}, "`conditional_classifier` must not be given"),
-        ("resnet_18", {"init": "preserve"}, "`init` must not be given"),
-        ("resnet_18", {"noise": 2.5}, "`noise` must not be given"),
-        (V1, {"noise": 2.5}, "`noise` must be given with init='preserve' only, got 2.5 with None"),
-        (V1, {"init": "preserve", "noise": -1.0}, "`noise` must be a finite number of at least 0, got -1.0"),
+        ("resnet_18", {"init": "same_output"}, "`init` must not be given"),
+        ("resnet_18", {"expert_spread": 2.5}, "`expert_spread` must not be given"),
+        (V1, {"expert_spread": 2.5}, "`expert_spread` must be given with init='same_output' only, got 2.5 with None"),
+        (V1, {"init": "same_output", "expert_spread": -1.0}, "`expert_spread` must be a finite number of at least 0"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(name: str, options: dict, message: str) -> None:

@@ -125,7 +125,7 @@ def test_from_static_keeps_the_layout_of_three_dimensions() -> None:
 
 def test_meta_device() -> None:
     static = nn.Conv2d(4, 6, 3, device="meta")
-    made = (CondConv2d.from_conv(static, init=init) for init in ("independent", "preserve"))
+    made = (CondConv2d.from_conv(static, init=init) for init in ("random", "same_output"))
     for layer in (CondConv2d(4, 6, 3, device="meta"), *made):
         assert layer.weight.device.type == "meta"
         assert layer(torch.zeros(2, 4, 5, 5, device="meta")).shape == (2, 6, 3, 3)
@@ -149,9 +149,9 @@ def test_experts_learn_to_differ_and_the_router_learns() -> None:
     assert (grads - grads.mean(0)).abs().max() > 1e-3 * grads.abs().max()
 
 
-def test_independent_start_draws_each_expert() -> None:
+def test_random_start_draws_each_expert() -> None:
     static = nn.Conv2d(16, 64, 3)
-    layer = CondConv2d.from_conv(static, 4, init="independent")
+    layer = CondConv2d.from_conv(static, 4, init="random")
     torch.testing.assert_close(layer.weight.std((1, 2, 3, 4)), static.weight.std().expand(4), rtol=0.05, atol=0)
     flat = layer.weight.flatten(1)
     correlation = torch.corrcoef(flat) - torch.eye(4)
@@ -283,12 +283,12 @@ def test_fold_batch_norm_refuses_what_it_cannot_do() -> None:
             r"`routing_weights` must have shape \[E\] = \(8,\), got \(2, 8\)",
         ),
         (
-            lambda: CondConv2d.from_conv(nn.Conv2d(4, 6, 3), noise=-1),
-            "`noise` must be a finite number of at least 0, got -1",
+            lambda: CondConv2d.from_conv(nn.Conv2d(4, 6, 3), expert_spread=-1),
+            "`expert_spread` must be a finite number of at least 0, got -1",
         ),
         (
             lambda: CondConv2d.from_conv(nn.Conv2d(4, 6, 3), init="zeros"),
-            "`init` must be 'preserve' or 'independent', got 'zeros'",
+            "`init` must be 'same_output' or 'random', got 'zeros'",
         ),
     ],
 )
@@ -320,15 +320,15 @@ def test_experts_of_a_classifier_start_no_wider_than_torch_would(spread: float, 
     static = nn.Linear(100 // 3, 60)  # 1 / sqrt(3 * 33) is a tenth
     with torch.no_grad():
         static.weight.normal_(std=spread)
-    layer = CondLinear.from_linear(static, 8, init="independent")
+    layer = CondLinear.from_linear(static, 8, init="random")
     assert layer.weight.std().item() == pytest.approx(expected, rel=0.05)
-    kept = CondLinear.from_linear(static, 8, noise=0.0)
+    kept = CondLinear.from_linear(static, 8, expert_spread=0.0)
     assert torch.equal(kept.weight[0] * 4, static.weight)  # a start that keeps the output keeps its weights
 
 
-def test_independent_start_keeps_layout_and_flags() -> None:
+def test_random_start_keeps_layout_and_flags() -> None:
     static = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last).requires_grad_(False)
-    layer = CondConv2d.from_conv(static, 4, init="independent")
+    layer = CondConv2d.from_conv(static, 4, init="random")
     assert layer.weight[0].is_contiguous(memory_format=torch.channels_last)
     assert not layer.weight.requires_grad
     assert not layer.bias.requires_grad

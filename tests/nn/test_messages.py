@@ -64,7 +64,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "steps": (-1, 0.5, "3", None, True),
     "weight": (None, *NO_TENSORS, torch.ones(3), torch.ones(3, 6, 4).long()),
     "kernel": (None, *NO_TENSORS, torch.ones(6, 4).long()),
-    "noise": (-1, "loud", None, float("nan"), float("inf"), [0.5]),
+    "expert_spread": (-1, "loud", None, float("nan"), float("inf"), [0.5]),
     "block": (*NO_MODULES, nn.Sequential(), CondConv2d(4, 6, 3, num_experts=3)),
     "layers": (None, 3, [nn.Identity()], ["conv"]),
     "slot": ("slot", 3, SigmoidRouting(4, 3)),
@@ -105,7 +105,7 @@ def good(name: str) -> Good:
         "fold_batch_norm": lambda: {"layer": conditional, "norm": nn.BatchNorm2d(6)},
         "anneal_": lambda: {"model": conditional, "steps": 1},
         "init_experts_": lambda: {"weight": torch.ones(3, 6, 4), "bias": torch.ones(3, 6)},
-        "spread_experts": lambda: {"kernel": torch.ones(6, 4), "routing_weights": torch.ones(3), "noise": 0.5},
+        "spread_experts": lambda: {"kernel": torch.ones(6, 4), "routing_weights": torch.ones(3), "expert_spread": 0.5},
         "route_block_": lambda: {"block": nn.Identity(), "routing_fn": SigmoidRouting(4, 3), "layers": [conditional]},
     }
     return arguments[name]()

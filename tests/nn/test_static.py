@@ -169,7 +169,7 @@ def test_plain_attributes_move_along() -> None:
     static: Any = conv(kind=Marked)
     static.note = ("kept", 2.5)
     static.weight.no_weight_decay = True
-    for init in ("preserve", "independent"):
+    for init in ("same_output", "random"):
         layer: Any = CondConv2d.from_conv(static, 2, init=init)
         assert (layer.stage, layer.position, layer.note) == ("late", 3, ("kept", 2.5))
         assert layer.sizes == {"in": [1, 2], "dtype": torch.float32}

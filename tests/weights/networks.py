@@ -113,7 +113,7 @@ def small(
             scope="block",
             classifier=classifier and num_classes > 0,
             example_input=torch.zeros(1, in_chans, 32, 32),
-            init="independent",
+            init="random",
         )
     return model
 

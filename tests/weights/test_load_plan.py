@@ -96,14 +96,14 @@ def test_skip_knows_the_names_of_the_file() -> None:
     assert torch.equal(model.classifier.weight, before)
 
 
-def test_noise_is_a_number_of_zero_or_more(tmp_path: Path) -> None:
+def test_expert_spread_is_a_number_of_zero_or_more(tmp_path: Path) -> None:
     model, state = small(2), small().state_dict()
-    for noise in (-1.0, float("nan"), float("inf"), "0.5", None):
-        with pytest.raises(ValueError, match="`noise` must be a number of 0 or more"):
-            load_state_dict(model, state, noise=noise)
-        with pytest.raises(ValueError, match="`noise` must be a number of 0 or more"):
-            load_pretrained(model, [tmp_path / "absent"], noise=noise)
-    load_state_dict(model, state, noise=0)
+    for expert_spread in (-1.0, float("nan"), float("inf"), "0.5", None):
+        with pytest.raises(ValueError, match="`expert_spread` must be a number of 0 or more"):
+            load_state_dict(model, state, expert_spread=expert_spread)
+        with pytest.raises(ValueError, match="`expert_spread` must be a number of 0 or more"):
+            load_pretrained(model, [tmp_path / "absent"], expert_spread=expert_spread)
+    load_state_dict(model, state, expert_spread=0)
     assert torch.equal(model.blocks[1].pointwise.weight[0], model.blocks[1].pointwise.weight[1])
 
 
@@ -218,7 +218,7 @@ def test_biases_of_experts_start_from_the_layers() -> None:
     def net(num_experts: int = 0) -> nn.Module:
         model: nn.Module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
         if num_experts:
-            condconv.convert_(model, num_experts, example_input=torch.zeros(1, 3, 8, 8), init="independent")
+            condconv.convert_(model, num_experts, example_input=torch.zeros(1, 3, 8, 8), init="random")
         return model.double()
 
     source, model = net(), net(3)

@@ -43,7 +43,7 @@ ROWS: dict[str, list[Row]] = {
         ("skip", lambda: reading("x.pth", skip=7)),
         ("skip", lambda: reading("x.pth", skip=["a", None])),
         ("averaged", lambda: reading("x.pth", averaged="no")),
-        ("noise", lambda: reading("x.pth", noise=_LONG)),
+        ("expert_spread", lambda: reading("x.pth", expert_spread=_LONG)),
     ],
     "load_state_dict": [
         ("model", lambda: loading(model=None)),
@@ -65,8 +65,8 @@ ROWS: dict[str, list[Row]] = {
         ("skip", lambda: loading(skip=3)),
         ("averaged", lambda: loading(averaged=1)),
         ("averaged", lambda: loading(state={"ema": small().state_dict()}, averaged=False)),
-        ("noise", lambda: loading(noise=-1)),
-        ("noise", lambda: loading(noise=np.arange(10_000))),
+        ("expert_spread", lambda: loading(expert_spread=-1)),
+        ("expert_spread", lambda: loading(expert_spread=np.arange(10_000))),
     ],
     "to_timm_state_dict": [
         ("model", lambda: to_timm_state_dict(anything)),

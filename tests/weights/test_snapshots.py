@@ -194,7 +194,7 @@ def test_experts_of_checkpoints_get_no_noise(tmp_path: Path) -> None:
     paths = save(runs(2), tmp_path)
     model = conditional_net(2, bias=False)
     drawn = torch.random.get_rng_state()
-    condconv.load_pretrained(model, paths, example_input=IMAGE, noise=100.0)
+    condconv.load_pretrained(model, paths, example_input=IMAGE, expert_spread=100.0)
     assert torch.equal(torch.random.get_rng_state(), drawn)
 
 
@@ -231,7 +231,7 @@ def test_a_network_on_another_device() -> None:
         start = torch.full((2,), 0.5, dtype=torch.float64)
         layers = Layers(model)
         copy_tensors_(layers, {"0.weight": states[0]["0.weight"]})
-        spread_kernels_(layers, dict.fromkeys(("3", "6", "10"), start), states[0], noise=0.5)
+        spread_kernels_(layers, dict.fromkeys(("3", "6", "10"), start), states[0], expert_spread=0.5)
         for layer, norm in (("3", "4"), ("6", "7"), ("10", None)):
             own = [_layer_tensors(state, layer, norm) for state in states]
             _set_layer_(model.get_submodule(layer), norm and model.get_submodule(norm), own, start)

@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         ("--num-experts", EXPERTS, None, "experts per layer (default: the paper's)"),
         (
             "--init",
-            one_of("independent", "preserve"),
+            one_of("random", "same_output"),
             None,
             "how experts start: each on its own, or as copies of the static network's kernel that differ a little "
             "(default: the networks' own)",

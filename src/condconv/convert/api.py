@@ -30,8 +30,8 @@ def convert_(
     scope: str | Scope = "layer",
     classifier: bool = False,
     example_input: Any = None,
-    init: str = "preserve",
-    noise: float = 0.5,
+    init: str = "same_output",
+    expert_spread: float = 0.5,
     impl: str = "auto",
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
 ) -> ConversionReport:
@@ -54,9 +54,9 @@ def convert_(
             unless the scope is `"single"`.
         example_input: A tensor or a tuple of arguments the model takes; `None` to guess an image of the usual size.
             Tells the order of the layers, the channels of blocks and the costs.
-        init: `"preserve"`, or `"independent"` to train from scratch as the paper does: experts drawn one by one, the
+        init: `"same_output"`, or `"random"` to train from scratch as the paper does: experts drawn one by one, the
             routing at random, so that the output is a new network's; each expert's bias is the old layer's.
-        noise: Difference between experts, relative to the standard deviation of the kernel.
+        expert_spread: Difference between experts, relative to the standard deviation of the kernel.
         impl: As in `condconv.ops.cond_conv2d`.
         optimizer: One that holds the model's parameters, or several. New parameters take the places of the old ones in
             their groups, and those of a routing join the group of its layer; their state is reset. `None` if there
@@ -96,7 +96,7 @@ def convert_(
     chosen, refused = choose_layers(blocks, where, classifier, share=scope.kind != "layer")
     old_layers = {candidate.name: candidate.module for candidate in chosen}
     groups, unrouted = group_layers(scope, chosen, blocks)
-    conversion = Conversion(num_experts, routing, init, noise, impl, tuple(groups))
+    conversion = Conversion(num_experts, routing, init, expert_spread, impl, tuple(groups))
     return exchange_layers_(model, conversion, old_layers, watched, refused, notes + unrouted, optimizers)
 
 

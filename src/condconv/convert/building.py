@@ -39,7 +39,7 @@ def build_layers(
 
     def make(old: nn.Module, routing: Routing) -> ConditionalLayer:
         twin = next(conditional for static, conditional in TWINS.items() if isinstance(old, static))
-        options: dict[str, Any] = {name: getattr(conversion, name) for name in ("init", "noise", "impl")}
+        options: dict[str, Any] = {name: getattr(conversion, name) for name in ("init", "expert_spread", "impl")}
         return twin.from_static(old, num_experts, routing=routing, **options)
 
     layers: dict[str, ConditionalLayer] = {}
@@ -55,7 +55,7 @@ def build_layers(
         routing_fn = _make_routing(routing, group.channels, num_experts, first, previous)
         chained = isinstance(routing_fn, HierarchicalRouting)
         slot = RoutingSlot(f"block {group.leader!r}", num_experts)
-        if conversion.init == "preserve":
+        if conversion.init == "same_output":
             slot.start = start_constant_(routing_fn)
         if not any(_learns(old_layers[name]) for name in group.layers):
             routing_fn.requires_grad_(False)

@@ -82,6 +82,6 @@ def _check(
     notes = [f"not checked, since they do not run on the example in evaluation mode: {few(idle)}"] if idle else []
     if is_on_meta(model):
         notes.append(NO_VALUES)
-    elif init == "preserve" and not check_output(model, watched.example, watched.output, run.output):
+    elif init == "same_output" and not check_output(model, watched.example, watched.output, run.output):
         notes.append("output not checked: it holds no tensors that could be compared")
     return count_trace(model, run), notes

@@ -19,7 +19,7 @@ _CONVERSION: _Kinds = {
     "num_experts": int,
     "routing": (str, type(None)),
     "init": str,
-    "noise": (int, float),
+    "expert_spread": (int, float),
     "impl": str,
     "groups": list,
 }
@@ -34,7 +34,7 @@ class Conversion:
         num_experts: E.
         routing: As in `convert_`.
         init: As in `convert_`.
-        noise: As in `convert_`.
+        expert_spread: As in `convert_`.
         impl: As in `convert_`.
         groups: Which layers share a routing, in the order in which they run.
     """
@@ -42,7 +42,7 @@ class Conversion:
     num_experts: int
     routing: Routing
     init: str
-    noise: float
+    expert_spread: float
     impl: str
     groups: tuple[Group, ...]
 

@@ -89,7 +89,7 @@ def check_weights(name: Name, cfg: Any, recipe: Recipe) -> None:
             f'`routing` must be "sigmoid" with the weights of {str(name)!r}, which were trained with it, got '
             f"{shown(recipe.routing)}: leave one of the two out"
         )
-    if recipe.init not in ((None,) if conditional else (None, "preserve")):
+    if recipe.init not in ((None,) if conditional else (None, "same_output")):
         raise UsageError(
             f"`init` must be None with pretrained, got {shown(recipe.init)}: leave it out, experts start "
             "from the trained weights"
@@ -97,7 +97,7 @@ def check_weights(name: Name, cfg: Any, recipe: Recipe) -> None:
 
 
 def load_weights_(
-    model: nn.Module, name: Name, cfg: Any, start: Mapping[str, Tensor], noise: float, cache_dir: Any = None
+    model: nn.Module, name: Name, cfg: Any, start: Mapping[str, Tensor], expert_spread: float, cache_dir: Any = None
 ) -> None:
     """Load the weights that timm describes into a network, in place.
 
@@ -109,7 +109,7 @@ def load_weights_(
         name: Of the network.
         cfg: From `describe_weights`.
         start: State dict of its static base: what layers begin with that are for other channels or classes.
-        noise: Difference between experts made from one kernel, as in `condconv.load_pretrained`.
+        expert_spread: Difference between experts made from one kernel, as in `condconv.load_pretrained`.
         cache_dir: Where timm keeps downloads; `None` for its usual place.
 
     Raises:
@@ -120,7 +120,7 @@ def load_weights_(
         state = require_extra("timm.models", "models").clean_state_dict(read_weights(model, cfg.file))
         cfg = dataclasses.replace(cfg, state_dict=state, file=None, source=None)
     require_extra("timm.models", "models").load_pretrained(
-        _Target(model, name.family, start, noise, source),
+        _Target(model, name.family, start, expert_spread, source),
         cfg.to_dict(),
         num_classes=getattr(model, "num_classes", 0),
         in_chans=start[f"{name.family.stem}.weight"].shape[1],
@@ -135,7 +135,7 @@ class _Target:
     model: nn.Module
     family: Family
     start: Mapping[str, Tensor]
-    noise: float
+    expert_spread: float
     source: str
 
     def get_submodule(self, name: str) -> nn.Module:
@@ -155,5 +155,5 @@ class _Target:
         if f"{self.family.classifier}.weight" not in self.start:  # for features: it ends earlier
             parts = {self._part(name) for name in self.start}
             kept = {name: tensor for name, tensor in kept.items() if self._part(name) in parts}
-        load_state_dict(self.model, kept, noise=self.noise, source=self.source)
+        load_state_dict(self.model, kept, expert_spread=self.expert_spread, source=self.source)
         return SimpleNamespace(missing_keys=[], unexpected_keys=[])

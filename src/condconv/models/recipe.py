@@ -29,7 +29,7 @@ class Recipe:
     conditional_head: bool | None = None
     conditional_classifier: bool | None = None
     init: str | None = None
-    noise: float = 0.5
+    expert_spread: float = 0.5
 
     def check(self, name: Name) -> None:
         """Check all that can be checked before there is a network.
@@ -60,15 +60,15 @@ class Recipe:
                 raise UsageError(
                     f"`{argument}` must be True, False or None, got {shown(value)}: None is as in the paper"
                 )
-        if self.init not in (None, "preserve", "independent"):
+        if self.init not in (None, "same_output", "random"):
             raise UsageError(
-                f'`init` must be "preserve", "independent" or None, got {shown(self.init)}: leave it out to train from '
+                f'`init` must be "same_output", "random" or None, got {shown(self.init)}: leave it out to train from '
                 "scratch"
             )
-        if "noise" in given and self.init != "preserve":
+        if "expert_spread" in given and self.init != "same_output":
             raise UsageError(
-                f"`noise` must be given with init='preserve' only, got {shown(self.noise)} with {shown(self.init)}: "
-                "leave it out, experts that start each on its own differ anyway"
+                f"`expert_spread` must be given with init='same_output' only, got {shown(self.expert_spread)} "
+                f"with {shown(self.init)}: leave it out, experts that start each on its own differ anyway"
             )
 
     def convert_(self, model: nn.Module, name: Name, in_chans: int) -> None:
@@ -93,8 +93,8 @@ class Recipe:
             scope=self._scope(chosen, blocks),
             classifier=name.family.classifier in chosen,
             example_input=example,
-            init=self.init or "independent",
-            noise=self.noise,
+            init=self.init or "random",
+            expert_spread=self.expert_spread,
         )
         refused = [f"{layer!r} cannot have experts, {reason}" for layer, reason in report.refused.items()]
         for problem in (*refused, *(note for note in report.notes if note != NO_VALUES)):

@@ -78,7 +78,7 @@ def create_model(
     conditional_head: bool | None = None,
     conditional_classifier: bool | None = None,
     init: str | None = None,
-    noise: float = 0.5,
+    expert_spread: float = 0.5,
     **options: Any,
 ) -> nn.Module:
     """Return a network by name: timm's, whose later layers get experts where the name says so.
@@ -101,11 +101,11 @@ def create_model(
             is ours, since the paper does not settle it.
         conditional_head: Whether the 1x1 convolution after the blocks has experts; `None` as for `first_layer`.
         conditional_classifier: Whether the classifier has experts; `None` as for `first_layer`.
-        init: Of conditional networks: `"independent"` draws each expert on its own, as the paper does; `"preserve"`
+        init: Of conditional networks: `"random"` draws each expert on its own, as the paper does; `"same_output"`
             starts as the static network of the same seed, with experts that differ a little, as `pretrained` does.
             `None` for the first.
-        noise: With `init="preserve"`, how far experts are apart, relative to the spread of the kernel's entries; it
-            cancels in the mixture that all images start with.
+        expert_spread: With `init="same_output"`, how far experts are apart, relative to the spread of the kernel's
+            entries; it cancels in the mixture that all images start with.
         **options: Of timm's network: `drop_rate`, `drop_path_rate`, `bn_eps` and so on. `output_stride` is the size of
             the image over that of the last feature map, 32 as in the paper or less (`ModelInfo.output_strides`): timm
             then replaces late halvings by dilation; of MobileNetV1 the earliest halvings are left out instead, which
@@ -133,7 +133,7 @@ def create_model(
         torch.Size([2, 10])
     """
     parsed = parse_name(name)
-    recipe = Recipe(routing, scope, first_layer, conditional_head, conditional_classifier, init, noise)
+    recipe = Recipe(routing, scope, first_layer, conditional_head, conditional_classifier, init, expert_spread)
     _check_sizes(parsed, num_classes, in_chans, pretrained, features_only, options)
     recipe.check(parsed)
     places = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
@@ -151,7 +151,7 @@ def create_model(
         _check_not_traced(network, options)
         recipe.convert_(network, parsed, in_chans)
     if pretrained:
-        load_weights_(network, parsed, cfg, start, noise, cache_dir)
+        load_weights_(network, parsed, cfg, start, expert_spread, cache_dir)
     model.pretrained_cfg = model.default_cfg = cfg.to_dict()
     return model
 

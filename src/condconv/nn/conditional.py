@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
-from condconv.nn.experts import in_layout_of, init_experts_, is_noise, spread_experts
+from condconv.nn.experts import in_layout_of, init_experts_, is_expert_spread, spread_experts
 from condconv.nn.factory import Routing, make_routing, start_constant_
 from condconv.nn.foreign import full_name
 from condconv.nn.static import carry_over_, why_not_static
@@ -164,8 +164,8 @@ class ConditionalLayer(nn.Module):
         num_experts: int = 8,
         *,
         routing: Routing = "sigmoid",
-        init: str = "preserve",
-        noise: float = 0.5,
+        init: str = "same_output",
+        expert_spread: float = 0.5,
         impl: str = "auto",
     ) -> _Layer:
         """Return a conditional layer that computes what a static one does, until it is trained further.
@@ -180,10 +180,10 @@ class ConditionalLayer(nn.Module):
             static: The twin: a `torch.nn.Conv2d` for `CondConv2d`, and so on. Not changed.
             num_experts: E.
             routing: As in the layer.
-            init: `"preserve"`, or `"independent"` to train from scratch as the paper does: each expert is drawn on
+            init: `"same_output"`, or `"random"` to train from scratch as the paper does: each expert is drawn on
                 its own, normal with the spread of the kernel (`CondLinear`: or less), and the routing function starts
                 at random; the output is then not that of the static layer.
-            noise: Difference between the experts, relative to the standard deviation of the kernel; 0 for exact
+            expert_spread: Difference between the experts, relative to the standard deviation of the kernel; 0 for exact
                 copies. Whatever its size it cancels at the start; at a tenth of the default, experts were seen to be
                 weighted alike, all rising and falling together, after training.
             impl: As in `condconv.ops.cond_conv2d`.
@@ -193,7 +193,7 @@ class ConditionalLayer(nn.Module):
 
         Raises:
             UsageError: `static` is not the twin, or has what the new layer would not have: a computed weight or bias, a
-                forward, methods, tensors or hooks of its own. Or the routing cannot start constant, `noise` is
+                forward, methods, tensors or hooks of its own. Or the routing cannot start constant, `expert_spread` is
                 negative, or `init` unknown.
 
         Example:
@@ -211,19 +211,21 @@ class ConditionalLayer(nn.Module):
             raise UsageError(
                 f"`static` must be a layer that experts can be made of, got a {full_name(type(static))}: {reason}"
             )
-        if not is_noise(noise):
-            raise UsageError(f"`noise` must be a finite number of at least 0, got {shown(noise)}: 0.5 is the default")
-        if init not in ("preserve", "independent"):
+        if not is_expert_spread(expert_spread):
             raise UsageError(
-                f"`init` must be 'preserve' or 'independent', got {shown(init)}: 'preserve' keeps the output as it is"
+                f"`expert_spread` must be a finite number of at least 0, got {shown(expert_spread)}: 0.5 is the default"
+            )
+        if init not in ("same_output", "random"):
+            raise UsageError(
+                f"`init` must be 'same_output' or 'random', got {shown(init)}: 'same_output' keeps the output as it is"
             )
         weight: Tensor = static.weight  # type: ignore[assignment]
         bias: Tensor | None = static.bias  # type: ignore[assignment]
         options = {"device": weight.device, "dtype": weight.dtype, "routing": routing, "impl": impl}
         make: Any = cls
         layer: _Layer = make(**cls.arguments_of(static), bias=bias is not None, num_experts=num_experts, **options)
-        if init == "preserve":
-            layer.set_experts_(weight, bias, start_constant_(layer.routing_fn), noise)
+        if init == "same_output":
+            layer.set_experts_(weight, bias, start_constant_(layer.routing_fn), expert_spread)
         else:
             layer.draw_experts_(weight, bias)
         carry_over_(layer, static, cls.twin)
@@ -231,17 +233,17 @@ class ConditionalLayer(nn.Module):
             layer.routing_fn.requires_grad_(False)
         return layer.train(static.training)
 
-    def set_experts_(self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, noise: float) -> None:
+    def set_experts_(self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, expert_spread: float) -> None:
         """Set the experts so that under `routing_weights` `[E]` the layer is the static one, in place.
 
         Args:
             kernel: The static layer's weight.
             bias: The static layer's bias, or `None`.
             routing_weights: `[E]`, what every input is given at the start.
-            noise: Difference between the experts, relative to the kernel's standard deviation.
+            expert_spread: Difference between the experts, relative to the kernel's standard deviation.
         """
         with torch.no_grad():
-            experts = spread_experts(kernel.detach(), routing_weights, noise)
+            experts = spread_experts(kernel.detach(), routing_weights, expert_spread)
             self.weight = nn.Parameter(experts, requires_grad=kernel.requires_grad)
             if bias is not None:
                 biases = spread_experts(bias.detach(), routing_weights, 0.0)

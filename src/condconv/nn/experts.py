@@ -52,28 +52,28 @@ def init_experts_(weight: Tensor, bias: Tensor | None) -> None:
             nn.init.uniform_(bias[index], -bound, bound)
 
 
-def is_noise(noise: Any) -> bool:
+def is_expert_spread(expert_spread: Any) -> bool:
     """Return whether `spread_experts` can take it: a finite number of at least 0, numpy's too."""
-    return isinstance(noise, Real) and 0 <= float(noise) < math.inf
+    return isinstance(expert_spread, Real) and 0 <= float(expert_spread) < math.inf
 
 
 @torch.no_grad()
-def spread_experts(kernel: Tensor, routing_weights: Tensor, noise: float) -> Tensor:
+def spread_experts(kernel: Tensor, routing_weights: Tensor, expert_spread: float) -> Tensor:
     """Return experts whose mixture under `routing_weights` is `kernel`, and which differ from one another.
 
-    `W_e = (kernel + d_e) / sum(r)` with random `d_e` of standard deviation `noise * kernel.std()`, projected so
+    `W_e = (kernel + d_e) / sum(r)` with random `d_e` of standard deviation `expert_spread * kernel.std()`, projected so
     that `sum_e r_e d_e = 0`. Computed in fp64 and rounded once.
 
     Args:
         kernel: Any shape.
         routing_weights: `[E]`, not summing to zero; the weights every input has at the start.
-        noise: Relative to the spread of the kernel's entries; 0 for exact copies.
+        expert_spread: Relative to the spread of the kernel's entries; 0 for exact copies.
 
     Returns:
         `[E, *kernel.shape]` in the dtype, on the device and in the layout of `kernel`.
 
     Raises:
-        UsageError: An argument is not a tensor of floats, or `noise` not a number of at least 0.
+        UsageError: An argument is not a tensor of floats, or `expert_spread` not a number of at least 0.
     """
     check_tensor("kernel", kernel)
     if not kernel.is_floating_point():
@@ -83,16 +83,18 @@ def spread_experts(kernel: Tensor, routing_weights: Tensor, noise: float) -> Ten
         raise UsageError(
             f"`routing_weights` must have shape [E], got {tuple(routing_weights.shape)}: give those of one example"
         )
-    if not is_noise(noise):
-        raise UsageError(f"`noise` must be a number of at least 0, got {shown(noise)}: 0 makes exact copies")
+    if not is_expert_spread(expert_spread):
+        raise UsageError(
+            f"`expert_spread` must be a number of at least 0, got {shown(expert_spread)}: 0 makes exact copies"
+        )
     weights = routing_weights.to(kernel.device, torch.float64)
     exact = kernel.double()
     experts = exact.expand(len(weights), *kernel.shape)
-    if noise > 0 and len(weights) > 1 and kernel.numel() > 1:
+    if expert_spread > 0 and len(weights) > 1 and kernel.numel() > 1:
         drawn = torch.randn(experts.shape, dtype=torch.float32, device=kernel.device).double()
         along = torch.tensordot(weights, drawn, dims=1) / weights.square().sum()
         drawn -= weights.view(-1, *(1,) * kernel.dim()) * along
-        experts = experts + noise * exact.std() * drawn
+        experts = experts + expert_spread * exact.std() * drawn
     stacked = (experts / weights.sum()).to(kernel.dtype)
     return in_layout_of(kernel, stacked)
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
-from condconv.nn.experts import is_noise
+from condconv.nn.experts import is_expert_spread
 from condconv.weights.files import path_shown, read_file
 from condconv.weights.layers import Layers
 from condconv.weights.load_plan import look_at, plan_load
@@ -32,7 +32,7 @@ def load_pretrained(
     *,
     skip: str | Iterable[str] = (),
     averaged: bool = True,
-    noise: float = 0.5,
+    expert_spread: float = 0.5,
     example_input: Any = None,
 ) -> LoadReport:
     """Load weights into a network, in place; all or nothing.
@@ -59,8 +59,8 @@ def load_pretrained(
         skip: A pattern of the network's names, or several, that stay as they are, such as `"classifier.*"`; what a
             source has for them, or under such a name alone, is left out.
         averaged: Take averaged weights if a file has both; the report says so. `False` takes the plain ones.
-        noise: Difference between experts made from one kernel, relative to its standard deviation; it cancels. Experts
-            of several checkpoints get none.
+        expert_spread: Difference between experts made from one kernel, relative to its standard deviation; it cancels.
+            Experts of several checkpoints get none.
         example_input: For several checkpoints: a tensor or tuple of arguments the model takes, to see which norm
             follows which layer; `None` to guess an image of the usual size.
 
@@ -86,11 +86,11 @@ def load_pretrained(
         >>> torch.allclose(model(x), static(x), atol=1e-4)
         True
     """
-    patterns, layers = _check(model, skip, averaged, noise)
+    patterns, layers = _check(model, skip, averaged, expert_spread)
     if not isinstance(path, (str, Path)):
         sources = [_read(layers, each, averaged) for each in _paths(path)]
         return load_snapshots(layers, sources, patterns, example_input)
-    return replace(_load(layers, _read(layers, path, averaged), patterns, noise), source=str(path))
+    return replace(_load(layers, _read(layers, path, averaged), patterns, expert_spread), source=str(path))
 
 
 def load_state_dict(
@@ -99,7 +99,7 @@ def load_state_dict(
     *,
     skip: str | Iterable[str] = (),
     averaged: bool = True,
-    noise: float = 0.5,
+    expert_spread: float = 0.5,
     source: str = "state dict",
 ) -> LoadReport:
     """Load tensors by name into a network, in place; as `load_pretrained` with what a file holds.
@@ -109,7 +109,7 @@ def load_state_dict(
         state: Tensors by name, or what a checkpoint keeps them in, such as `{"state_dict": ...}`.
         skip: As in `load_pretrained`.
         averaged: As in `load_pretrained`.
-        noise: As in `load_pretrained`.
+        expert_spread: As in `load_pretrained`.
         source: What to call it in messages.
 
     Returns:
@@ -118,12 +118,12 @@ def load_state_dict(
     Raises:
         UsageError: It does not fit.
     """
-    patterns, layers = _check(model, skip, averaged, noise)
+    patterns, layers = _check(model, skip, averaged, expert_spread)
     if not isinstance(state, Mapping):
         what = type(state).__name__
         remedy = "use load_pretrained" if isinstance(state, (str, Path)) else "give what its state_dict() returns"
         raise UsageError(f"`state` must be a mapping of names to tensors, got {what}: for a file or network, {remedy}")
-    return _load(layers, find_source(state, source, layers, averaged), patterns, noise)
+    return _load(layers, find_source(state, source, layers, averaged), patterns, expert_spread)
 
 
 def read_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
@@ -140,18 +140,22 @@ def read_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
     return _read(look_at(model), path, averaged=True).tensors
 
 
-def _load(layers: Layers, source: Source, skip: tuple[str, ...], noise: float) -> LoadReport:
+def _load(layers: Layers, source: Source, skip: tuple[str, ...], expert_spread: float) -> LoadReport:
     plan = plan_load(layers, source, skip)
     copy_tensors_(layers, plan.fit.copies)
     starts = start_routing_(layers, plan.fit.static)
-    spread_kernels_(layers, starts, plan.matched.tensors, noise)
+    spread_kernels_(layers, starts, plan.matched.tensors, expert_spread)
     return LoadReport(source.name, plan.matched.how, tuple(plan.fit.copies), plan.fit.static, plan.skipped, plan.notes)
 
 
-def _check(model: nn.Module, skip: str | Iterable[str], averaged: bool, noise: float) -> tuple[tuple[str, ...], Layers]:
+def _check(
+    model: nn.Module, skip: str | Iterable[str], averaged: bool, expert_spread: float
+) -> tuple[tuple[str, ...], Layers]:
     """Return the patterns of `skip` and the network as a load sees it."""
-    if not is_noise(noise):
-        raise UsageError(f"`noise` must be a number of 0 or more, got {shown(noise)}: 0.5 is what it is by default")
+    if not is_expert_spread(expert_spread):
+        raise UsageError(
+            f"`expert_spread` must be a number of 0 or more, got {shown(expert_spread)}: 0.5 is what it is by default"
+        )
     if not isinstance(averaged, bool):
         raise UsageError(f"`averaged` must be True or False, got {shown(averaged)}: False takes plain weights")
     if isinstance(skip, str):

@@ -73,19 +73,21 @@ def start_routing_(layers: Layers, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def spread_kernels_(layers: Layers, starts: Mapping[str, Tensor], tensors: Mapping[str, Tensor], noise: float) -> None:
+def spread_kernels_(
+    layers: Layers, starts: Mapping[str, Tensor], tensors: Mapping[str, Tensor], expert_spread: float
+) -> None:
     """Make the experts of some layers of one kernel each, in place.
 
     Args:
         layers: The network.
         starts: Weights `[E]` that every input is given at the start, by layer.
         tensors: Kernels and biases by the network's names.
-        noise: Difference between experts, relative to the standard deviation of the kernel.
+        expert_spread: Difference between experts, relative to the standard deviation of the kernel.
     """
     for name, start in starts.items():
         layer = layers.conditional[name]
         kernel = tensors[f"{name}.weight"].to(layer.weight).reshape(layer.weight.shape[1:])
-        layer.weight.copy_(spread_experts(kernel, start, noise))
+        layer.weight.copy_(spread_experts(kernel, start, expert_spread))
         bias = tensors.get(f"{name}.bias")
         if bias is not None and layer.bias is not None:
             layer.bias.copy_(spread_experts(bias.to(layer.bias), start, 0.0))

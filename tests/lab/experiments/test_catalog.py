@@ -60,8 +60,8 @@ def test_an_ablation_at_another_size_keeps_the_options_and_the_figures_of_the_pa
 def test_ways_to_start_are_of_one_network():
     arms = create_experiment("starts", num_experts=4).arms
     assert [arm.model for arm in arms] == ["mobilenet_v1_025", *5 * ["mobilenet_v1_cc_025_4e"]]
-    assert arms[2].options == {"init": "preserve"}
-    assert arms[3].options == {"init": "preserve", "noise": 2.5}
+    assert arms[2].options == {"init": "same_output"}
+    assert arms[3].options == {"init": "same_output", "expert_spread": 2.5}
     assert arms[5].options == {**arms[4].options, **arms[2].options}
 
 
@@ -113,17 +113,17 @@ def test_networks_with_branches_have_parameters_of_their_own_in_each(stages, wei
 
 
 def test_experts_start_as_asked_where_there_are_any_and_the_arm_leaves_it_open():
-    arms = create_experiment("experts-width", widths=["025"], experts=[4], init="preserve").arms
-    assert [dict(arm.options) for arm in arms] == [{}, {"init": "preserve"}]
+    arms = create_experiment("experts-width", widths=["025"], experts=[4], init="same_output").arms
+    assert [dict(arm.options) for arm in arms] == [{}, {"init": "same_output"}]
     # The ladder of `rungs`, whose costs are counted once.
-    arms = create_experiment("ensembles", width="100", num_experts=2, init="preserve", size=SMALL).arms
-    assert arms[-1].options == {"init": "preserve", "first_layer": 1}
+    arms = create_experiment("ensembles", width="100", num_experts=2, init="same_output", size=SMALL).arms
+    assert arms[-1].options == {"init": "same_output", "first_layer": 1}
     assert all("init" not in arm.options for arm in arms[:-1])
-    assert create_experiment("starts", init="preserve").arms[1].options == {"init": "independent"}
+    assert create_experiment("starts", init="same_output").arms[1].options == {"init": "random"}
 
 
 def test_a_control_beside_each_network_with_experts_is_the_same_without_routing():
-    arms = create_experiment("experts-width", widths=["025"], experts=[2, 4], init="preserve", control=True).arms
+    arms = create_experiment("experts-width", widths=["025"], experts=[2, 4], init="same_output", control=True).arms
     labels = ["static", "2 experts", "2 experts, images alike", "4 experts", "4 experts, images alike"]
     assert [arm.curve for arm in arms] == labels
     assert {arm.against for arm in arms} == {"0.25x, static"}

@@ -77,7 +77,7 @@ def test_what_is_resolved(tmp_path):
         return networks.resolved_options(settings(tmp_path, model=model, model_options=options), image_size)
 
     assert resolved("mobilenet_v1_050", 224, drop_rate=0.1) == {"drop_rate": 0.1, "output_stride": 32}
-    assert resolved("resnet_cc_18_2e", 64, init="preserve", noise=0.1, routing="softmax") == {
+    assert resolved("resnet_cc_18_2e", 64, init="same_output", expert_spread=0.1, routing="softmax") == {
         "output_stride": 16,
         "routing": "softmax",
         "scope": "block",
@@ -88,4 +88,4 @@ def test_what_is_resolved(tmp_path):
         "branches": 2,
         "output_stride": 8,
     }
-    assert resolved("mine", 32, init="preserve") == {"init": "preserve"}
+    assert resolved("mine", 32, init="same_output") == {"init": "same_output"}

@@ -138,11 +138,11 @@ def starts(width: str = "025", num_experts: int = 8) -> Experiment:
     network = _v1(width, num_experts)
     arms = (
         Arm("static", _v1(width, None)),
-        Arm("independent", network, {"init": "independent"}),
-        Arm("copies of one kernel", network, {"init": "preserve"}),
-        Arm("copies, five times as far apart", network, {"init": "preserve", "noise": 2.5}),
-        Arm("independent, static classifier", network, {"init": "independent", "conditional_classifier": False}),
-        Arm("copies, static classifier", network, {"init": "preserve", "conditional_classifier": False}),
+        Arm("independent", network, {"init": "random"}),
+        Arm("copies of one kernel", network, {"init": "same_output"}),
+        Arm("copies, five times as far apart", network, {"init": "same_output", "expert_spread": 2.5}),
+        Arm("independent, static classifier", network, {"init": "random", "conditional_classifier": False}),
+        Arm("copies, static classifier", network, {"init": "same_output", "conditional_classifier": False}),
     )
     return Experiment("starts", f"How {num_experts} experts start", "no table of the paper", arms)
 

@@ -46,7 +46,7 @@ class DemoConfig:
 
     def run(self, network: str, seed: int) -> TrainConfig:
         """Return the settings of one run; the two networks differ in their name and in how experts start."""
-        start = {"init": "preserve"} if network == self.conditional else {}
+        start = {"init": "same_output"} if network == self.conditional else {}
         return TrainConfig(
             data="digits",
             model=network,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from condconv.models import ModelInfo
 
 _OF_EXPERTS = ("routing", "scope")
-_OF_THE_BEGINNING = ("init", "noise", "pretrained_cfg")
+_OF_THE_BEGINNING = ("init", "expert_spread", "pretrained_cfg")
 
 Build = Callable[[TrainConfig, int, int], nn.Module]
 """`build(config, num_classes, in_chans)` returns a network, `[B, C, S, S]` to `[B, num_classes]`."""
