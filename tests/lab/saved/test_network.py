@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from condconv.errors import UsageError
-from condconv.lab.saved.network import build_from_zoo, check_output, default_options, start_
+from condconv.lab.saved.network import build_from_zoo, check_output, default_options, load_weights_, start_
 from condconv.lab.train import train
 from condconv.nn import CondConv2d
 from tests.lab.samples import settings
@@ -84,3 +84,14 @@ def test_the_trial_leaves_frozen_norms_alone():
     network = nn.Sequential(nn.BatchNorm2d(1).eval(), nn.Flatten(), nn.Linear(16, 3))
     check_output(network, 3, 1, 4)
     assert [module.training for module in network] == [False, True, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.int32])
+def test_numbers_of_another_kind_than_the_network_has_are_refused(dtype):
+    network = nn.Linear(3, 2)
+    state = {name: each.detach().to(dtype) for name, each in network.state_dict().items()}
+    with pytest.raises(
+        UsageError, match=rf"numbers of the network's kind, got x with weight \({dtype}, not torch.float32"
+    ):
+        load_weights_(network, state, "x")
+    load_weights_(network, {name: each.half() for name, each in network.state_dict().items()}, "x")

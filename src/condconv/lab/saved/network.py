@@ -177,8 +177,22 @@ def load_weights_(network: nn.Module, weights: Mapping[str, Tensor], path: str |
     Raises:
         UsageError: Names or shapes do not match; the message lists the first of each.
     """
-    check_shapes(shapes(network.state_dict()), shapes(weights), path)
+    own = network.state_dict()
+    check_shapes(shapes(own), shapes(weights), path)
+    other = [
+        f"{name} ({each.dtype}, not {own[name].dtype})" for name, each in weights.items() if not _suits(each, own[name])
+    ]
+    if other:
+        raise UsageError(
+            f"`checkpoint` must hold numbers of the network's kind, got {shown_name(path)} with {few(other, most=3)}: "
+            "take another copy, or train again"
+        )
     network.load_state_dict(dict(weights))
+
+
+def _suits(found: Tensor, own: Tensor) -> bool:
+    """Return whether copying loses no more than digits: neither an imaginary part, nor all but whole numbers."""
+    return found.is_complex() == own.is_complex() and found.is_floating_point() == own.is_floating_point()
 
 
 def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
