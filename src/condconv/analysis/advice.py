@@ -1,4 +1,4 @@
-"""A plain verdict on each routing function: is its dependence on the input worth keeping?"""
+"""A verdict on each routing function: is its dependence on the input worth keeping?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from condconv.analysis.statistics import chance_share
 from condconv.errors import check_type, command_line
 
 LOW_SHARE = 0.1
-"""Below this between-class share, what chance would give taken off, a routing hardly tells classes apart."""
+"""Below this between-class share, minus what chance gives, a routing hardly distinguishes classes."""
 FREE_COST = 0.1
 """Points of accuracy that a static layer may cost and still count as free."""
 FEWEST_IMAGES = round(100 / FREE_COST)
@@ -19,7 +19,7 @@ FEWEST_IMAGES = round(100 / FREE_COST)
 
 _REASONS = {
     "static": "Make it static: the weights hardly depend on the class.",
-    "spare": "Tells classes apart, yet is not missed alone: other layers make up for it.",
+    "spare": "Distinguishes classes, but alone costs nothing to remove: other layers compensate.",
     "needed": "Keep it.",
     "unknown": "What static weights would cost was not measured.",
 }
@@ -32,7 +32,7 @@ class Verdict:
     Attributes:
         routing: Its name.
         layers: The layers that it routes.
-        kind: `"static"` (make its layers static), `"spare"` (it tells classes apart, yet this routing alone is not
+        kind: `"static"` (make its layers static), `"spare"` (it distinguishes classes, but this routing alone is not
             missed), `"needed"`, `"few"` (too few images to judge), or `"unknown"` (the cost was not measured).
         text: The reason.
         images_needed: With `"few"`, about how many images would do; else None.

@@ -37,5 +37,5 @@ def routing_title(record: RoutingRecord) -> str:
 
 
 def rounded(value: float) -> float | None:
-    """Return a number with as many digits as can be seen; None, which leaves a gap, for NaN."""
+    """Return a number with the digits that are visible; None, which leaves a gap, for NaN."""
     return None if np.isnan(value) else round(float(value), 4)

@@ -1,4 +1,4 @@
-"""What input-dependence is worth: the network's accuracy when other routing weights take the place of its own."""
+"""What input-dependence is worth: the network's accuracy with other routing weights than its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Change = Callable[[str, Tensor], Tensor]
 
 @contextmanager
 def changed_routing(network: nn.Module, change: Change, routings: Iterable[str] | None = None) -> Iterator[None]:
-    """Change what routing functions give, through hooks that are there inside the `with` block only.
+    """Change what routing functions return, through hooks that exist inside the `with` block only.
 
     All compiled code of the process runs eagerly inside it: what was compiled before does not see a hook.
 

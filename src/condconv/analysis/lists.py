@@ -1,4 +1,4 @@
-"""Records as the lists and numbers of a JSON file, and back; what is read is checked: anyone may have written it."""
+"""Records as the lists and numbers of a JSON file, and back; what is read is checked like any input."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def served_layers(network: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 class RoutingRecorder:
-    """Records what the routing functions of a network give, as sums, so that any number of examples fits.
+    """Records what the routing functions of a network return, as sums; memory does not grow with examples.
 
     A context manager that owns its hooks: they are there inside the `with` block only. The network is not changed.
     A routing function that several layers share is recorded once. One that runs several times in a forward pass

@@ -93,7 +93,7 @@ class RoutingRecord:
 
     @property
     def mutual_information(self) -> float | None:
-        """Bits that the choice of an expert tells of the class; None without classes."""
+        """Bits that the choice of an expert reveals about the class; None without classes."""
         if not int(self.class_examples.sum()):
             return None
         return statistics.mutual_information(self.class_examples, self.class_share_sums)

@@ -85,7 +85,7 @@ def chance_share(examples: Tensor) -> float:
 
 
 def mutual_information(examples: Tensor, share_sums: Tensor) -> float:
-    """Return how much of the class the choice of an expert tells, in bits.
+    """Return how much the choice of an expert reveals about the class, in bits.
 
     An expert is drawn for each example, each with its share of the mixture. Then `I = H(mean share) - mean over
     classes of H(mean share in the class)`, with classes weighted by their examples.

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of one.
+"""Atomic writing: a file is either the old one or the new one, never incomplete.
 
 Every file of this package is written here: under a random name in the same directory, and renamed once it is
 whole and on the disk.
@@ -59,7 +59,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def written_beside(path: Path, argument: str = "out") -> Iterator[Path]:
-    """Give a name to write a file under; it takes its place at the end, with all that was written next to it.
+    """Give a temporary name for a file; at the end it is renamed, with all that was written next to it.
 
     The name is in a new folder on the disk of the path, which is gone at the end. After an error nothing has moved.
 

@@ -1,4 +1,4 @@
-"""Paths that people give: what is wrong with one is said before work begins."""
+"""User-given paths, checked before work begins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST_PATH, _LONGEST_NAME = 4095, 255  # bytes, on Linux; no system allows mo
 
 
 def why_not_path(path: str | Path) -> str | None:
-    """Return why a text cannot be the path of a file or a directory, there or not, or None; no disk is asked."""
+    """Return why a text cannot be the path of a file or a directory, existing or not, or None; the disk is not read."""
     try:
         encoded = str(path).encode()  # what JSON, CSV and other programs write of it has to be read back
     except UnicodeEncodeError:
@@ -26,7 +26,7 @@ def why_not_path(path: str | Path) -> str | None:
 
 
 def check_path(path: str | Path, argument: str = "out") -> None:
-    """Check that a text can be the path of a file or a directory, there or not.
+    """Check that a text can be the path of a file or a directory, existing or not.
 
     Raises:
         UsageError: It is longer than the system allows, not UTF-8, or its links lead in a circle.
@@ -44,7 +44,7 @@ def check_path(path: str | Path, argument: str = "out") -> None:
 
 
 def check_can_write(path: Path) -> None:
-    """Check that a file can be written here: said before the work begins, not after it.
+    """Check, before work begins, that a file can be written here.
 
     Args:
         path: File to write; one of that name may be there.

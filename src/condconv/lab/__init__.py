@@ -1,1 +1,1 @@
-"""The lab: what reads images, trains networks, keeps them, and compares them. The library does without it."""
+"""The lab reads images, trains, saves and compares networks. The library does not use it."""

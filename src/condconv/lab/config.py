@@ -225,7 +225,7 @@ class TrainConfig:
         return self.data if split == "train" else self.val_data or self.data
 
     def reader_options(self, data: str) -> dict[str, Any]:
-        """Return `data_dir` and `data_options` as far as they are meant for this one of the run's datasets.
+        """Return `data_dir` and `data_options` if they are for this one of the run's datasets.
 
         If only one of the two takes them, they are for that one. If neither does, the reader raises the error.
         """

@@ -1,4 +1,4 @@
-"""What a room of the lab shows: its public names, each imported at its first use."""
+"""Public names of a package of the lab, each imported at its first use."""
 
 from __future__ import annotations
 

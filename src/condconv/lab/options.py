@@ -1,4 +1,4 @@
-"""Which options of a network and of a dataset's reader there may be, on the command line as in a checkpoint.
+"""The options of a network and of a dataset's reader that are allowed, on the command line and in a checkpoint.
 
 Both are passed on to other packages, some of whose arguments run code, fetch files or name a place of weights.
 """

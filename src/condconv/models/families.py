@@ -19,7 +19,7 @@ from condconv.errors import UsageError, require_extra
 
 @dataclass(frozen=True)
 class Family:
-    """Networks that differ in size alone.
+    """Networks that differ only in size.
 
     Attributes:
         name: First part of its networks' names.
@@ -56,7 +56,7 @@ class Family:
     classes_widen: bool = False
 
     def timm_name(self, size: str) -> str | None:
-        """Return what timm calls the static network of a size; `None` where timm has none.
+        """Return timm's name of the static network of a size; `None` if timm has none.
 
         Raises:
             MissingExtraError: timm is not installed.

@@ -1,4 +1,4 @@
-"""What the paper prints of its networks, as data.
+"""The paper's figures of its networks, as data.
 
 Multiply-adds are in millions, as printed; top-1 is ImageNet accuracy in percent. The paper counts as TensorFlow 1's
 profiler does, see `scripts/tf_profiler.py`: every row comes out so but those with a `miss`.

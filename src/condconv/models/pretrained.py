@@ -1,4 +1,4 @@
-"""Trained weights: where timm keeps them, and how they get into a network that has its experts already."""
+"""Trained weights: where timm keeps them, and how they are loaded into a network that already has experts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def describe_weights(
 
 
 def check_weights(name: Name, cfg: Any, recipe: Recipe) -> None:
-    """Check that there are weights, and that nothing asked for would lose or falsify them.
+    """Check that there are weights, and that no option would lose or falsify them.
 
     Raises:
         UsageError: There are none, or the recipe is for others.

@@ -1,4 +1,4 @@
-"""From a static network to its conditional form: which layers get experts, and how they are routed."""
+"""How a static network becomes conditional: which layers get experts, and how they are routed."""
 
 from __future__ import annotations
 

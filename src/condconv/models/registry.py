@@ -1,4 +1,4 @@
-"""Networks by name, with what the paper says of them."""
+"""Networks by name, with the paper's figures."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def create_model(
     expert_spread: float = 0.5,
     **options: Any,
 ) -> nn.Module:
-    """Return a network by name: timm's, whose later layers get experts where the name says so.
+    """Return a network by name: timm's, whose later layers get experts if the name has them.
 
     Args:
         name: `mobilenet_v1_050` is static, `mobilenet_v1_cc_050_8e` its form with 8 experts; any number of experts,

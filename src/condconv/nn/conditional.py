@@ -101,7 +101,7 @@ class ConditionalLayer(nn.Module):
         return kernel, None if bias is None else bias.to(dtype)
 
     def parameter_from(self, value: Tensor, *sources: Tensor | None) -> nn.Parameter:
-        """Return a parameter that learns if one of those it is made of does; quantized experts cannot, it can."""
+        """Return a new parameter, trainable if any of its sources is, or if the experts are quantized."""
         return nn.Parameter(value, self.quantized or any(each.requires_grad for each in sources if each is not None))
 
     def wide_experts(self) -> Tensor:

@@ -13,7 +13,7 @@ from condconv.ops.padding import pad_input, resolve_padding
 class TFSameConv2d(nn.Conv2d):
     """A static `torch.nn.Conv2d` with TensorFlow's SAME padding: `ceil(size / stride)` outputs.
 
-    Takes the arguments of `torch.nn.Conv2d`; `padding` and `padding_mode` are not looked at, zeros are put around.
+    Takes the arguments of `torch.nn.Conv2d`; `padding` and `padding_mode` are ignored; the input is zero-padded.
     """
 
     def forward(self, input: Tensor) -> Tensor:

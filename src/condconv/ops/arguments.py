@@ -1,4 +1,4 @@
-"""What a user gives besides the tensors: checked in one place, and turned into plain ints, tuples and text.
+"""User-given arguments other than tensors, checked in one place and turned into plain ints, tuples and text.
 
 Numpy's integers, `torch.Size` and lists mean what ints and tuples mean, but they are not the same in the key of a plan,
 and neither torch's operators nor the compiled kernels take all of them.
@@ -33,7 +33,7 @@ class How(NamedTuple):
 
 
 def normalised(how: How) -> How:
-    """Return the same with sizes as ints or tuples of ints, and names as plain text; `impl` is not looked at.
+    """Return the same with sizes as ints or tuples of ints, and names as plain text; `impl` is not checked.
 
     Raises:
         UsageError: A size is not a number or has the wrong length, or a name is unknown.

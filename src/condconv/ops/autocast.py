@@ -13,14 +13,14 @@ _HAVE_AUTOCAST = frozenset(kind for kind in _KINDS if torch.amp.is_autocast_avai
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the dtype autocast asks for on a device; `None` where it is off or there is none (meta)."""
+    """Return the dtype autocast asks for on a device; `None` if it is off or not available (meta)."""
     if device.type in _HAVE_AUTOCAST and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return None
 
 
 def autocast_disabled(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context without autocast: inside, dtypes are chosen, not left to lists of operators."""
+    """Return a context without autocast: inside, dtypes are chosen explicitly."""
     if autocast_dtype(device) is None:
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -72,7 +72,7 @@ class Geometry(NamedTuple):
     def convolve_backward(
         self, grad_output: Tensor, x: Tensor, kernel: Tensor, *, fold: int, needs: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of `convolve` with respect to x and kernel, `None` where not needed."""
+        """Return the gradients of `convolve` with respect to x and kernel, `None` if not needed."""
         grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
             grad_output,
             x,
@@ -90,7 +90,7 @@ class Geometry(NamedTuple):
 
 
 def output_memory_format(x: Tensor) -> torch.memory_format:
-    """Return the layout of the output for the input x: channels_last where x is, else contiguous.
+    """Return the layout of the output for the input x: channels_last if x is, otherwise contiguous.
 
     Read off the strides: under `torch.vmap` a tensor does not answer `is_contiguous(memory_format=...)`.
     """

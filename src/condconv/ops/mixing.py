@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype sums are kept in: at least fp32, fp64 for fp64."""
+    """Return the dtype of sums: at least fp32, fp64 for fp64."""
     return torch.promote_types(dtype, torch.float32)
 
 

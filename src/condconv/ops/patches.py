@@ -17,7 +17,7 @@ from condconv.ops.geometry import Geometry
 
 
 def zero_pad(x: Tensor, geometry: Geometry) -> Tensor:
-    """Return x `[B, C, *S]` with the geometry's symmetric padding applied; x itself where there is none."""
+    """Return x `[B, C, *S]` with the geometry's symmetric padding applied; x itself if there is none."""
     if not any(geometry.padding):
         return x
     return F.pad(x, [amount for amount in reversed(geometry.padding) for _ in range(2)])

@@ -55,7 +55,7 @@ def forward(
 def run(
     x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry, impl: str
 ) -> Tensor:
-    """The same where nothing is differentiated through it, with the strides that the operator's fake promises."""
+    """The same without gradients, with the strides that the operator's fake promises."""
     return _no_view(strided_as(forward(x, weight, routing_weights, bias, geometry, impl), x))
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 def tracing() -> bool:
-    """Return whether `torch.jit.trace` records. Not to be asked where a compiler follows."""
+    """Return whether `torch.jit.trace` records. Not to be called if a compiler follows."""
     return torch._C._get_tracing_state() is not None
 
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Leave what runs inside out of a traced graph; sizes are plain numbers there."""
+    """Keep what runs inside out of a traced graph; sizes are plain numbers there."""
     torch_c: Any = torch._C  # whose stubs leave the latter out
     state = torch_c._get_tracing_state()
     torch_c._set_tracing_state(None)

@@ -1,4 +1,4 @@
-"""Single values that a user gives: counts, numbers, names, switches, dtypes and devices, checked and made plain."""
+"""Single user-given values (counts, numbers, names, switches, dtypes and devices), checked and made plain."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ AMX: bool = torch.cpu._is_amx_tile_supported()
 
 
 class Problem(NamedTuple):
-    """What a choice may depend on: shapes, device, layout, and who records the graph.
+    """What a choice may depend on: shapes, device, layout, and what records the graph.
 
     `batch` is `None` while a graph is recorded (`torch.compile`, `torch.export`, `torch.jit.trace`): a choice that
     looked at it would fix the graph to one batch size. `quantized` is the dtype of quantized experts, `None` for
@@ -138,7 +138,7 @@ def why_not_matmul(problem: Problem) -> str | None:
 
 
 def why_not_per_example(problem: Problem) -> str | None:
-    """Return why one library convolution an example cannot run, or `None`."""
+    """Return why one library convolution per example cannot run, or `None`."""
     if problem.exporting:
         return "its loop over the examples would fix the exported graph to one batch size"
     return None
@@ -331,7 +331,7 @@ def _few_pixels(problem: Problem) -> bool:
 
 
 def _turning_shows(problem: Problem) -> bool:
-    """Return whether x is contiguous, and laying its channels innermost and back is a 64th of the product or more.
+    """Return whether converting x to channels_last and back costs at least 1/64 of the multiply-adds.
 
     That is every depthwise layer, and pointwise ones of few channels. Quantized experts are worth it. A map of one
     pixel is laid out the same either way.

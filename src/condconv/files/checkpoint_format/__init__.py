@@ -1,4 +1,4 @@
-"""The file of a checkpoint: what it may hold, and how it is written and read. No other module knows.
+"""The file of a checkpoint: what it may hold, and how it is written and read. Only this package knows.
 
 It is a safetensors file. Tensors have the names that `layout` makes; everything else is JSON in the file's own header,
 of the form that `schema` describes, with digests of the tensors. Another digest is that of the JSON itself. What a file

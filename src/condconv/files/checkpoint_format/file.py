@@ -27,7 +27,7 @@ _REMEDY = "take another copy, or train again"
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint whose header is read and right, and whose tensors are still on the disk.
+    """A checkpoint whose header is read and valid, and whose tensors are still on the disk.
 
     Attributes:
         path: The file.
@@ -42,7 +42,7 @@ class StoredCheckpoint:
     argument: str = "checkpoint"
 
     def read(self, *parts: str) -> dict[str, Tensor]:
-        """Return the tensors of some parts of the file by name, on the CPU; of a part that is not there, none.
+        """Return the tensors of some parts of the file by name, on the CPU; of a missing part, none.
 
         Raises:
             UsageError: They are not those that were written.

@@ -1,4 +1,4 @@
-"""Names of a checkpoint's tensors, and the parts of an optimizer's state that are none."""
+"""Names of a checkpoint's tensors, and the parts of an optimizer's state that are not tensors."""
 
 from __future__ import annotations
 

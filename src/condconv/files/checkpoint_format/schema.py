@@ -1,4 +1,4 @@
-"""What the JSON of a checkpoint has to be: types, ranges, lengths and depth of every field."""
+"""The schema of a checkpoint's JSON: types, ranges, lengths and depth of every field."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Check = Callable[[str, Any], None]
 
 
 class SchemaError(ValueError):
-    """A value is not what the schema asks for.
+    """A value breaks the schema.
 
     Args:
         where: Its place.

@@ -1,4 +1,4 @@
-"""What is timed has to be right: outputs and gradients against the reference implementation in fp64."""
+"""Check before timing: outputs and gradients against the reference implementation in fp64."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Parity:
         return math.inf if math.isnan(self.error) else self.error / self.allowed
 
     def __str__(self) -> str:
-        """Say it in one sentence."""
+        """Describe it in one sentence."""
         return f"{self.tensor} differs from the reference by {self.error:.1e}, allowed {self.allowed:.1e}"
 
 

@@ -30,7 +30,7 @@ _HEADER = (
 
 
 def kernels_in_use(conditions: Conditions) -> str:
-    """Say which kernels "auto" takes: the compiled ones and their instruction set, or why not."""
+    """Return which kernels "auto" uses: the compiled ones and their instruction set, or why not."""
     if conditions.device != "cpu":
         return f"torch's operations on {conditions.device}"
     if library.WHY_NOT is not None:
@@ -85,7 +85,7 @@ def summary(rows: Sequence[Row], call: CallCost) -> str:
 def record(
     rows: Sequence[Row], call: CallCost, command: str, conditions: Conditions, repetitions: int, keeps_memory: bool
 ) -> dict[str, Any]:
-    """Return what was measured, where and how, in types that JSON has; `conditions` may be those of any row."""
+    """Return what was measured, where and how, as JSON types; `conditions` may be those of any row."""
     return {
         "command": command,
         **_where(conditions.device),
@@ -98,7 +98,7 @@ def record(
 
 
 def runtime_record(rows: Sequence[RuntimeRow], command: str, repetitions: int) -> dict[str, Any]:
-    """Return what was measured in another runtime, as JSON takes it."""
+    """Return what was measured in another runtime, as JSON types."""
     packages = dict.fromkeys(package for row in rows for package in FORMATS[row.runtime].PACKAGES)
     where = _where("cpu")
     where["versions"] |= {package: version(package) for package in packages}

@@ -1,4 +1,4 @@
-"""Measure case by case: check, time by turns, compare."""
+"""Measure case by case: check, time in turn, compare."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Row:
 
 
 def measure_task(task: Task, repetitions: int) -> Row:
-    """Measure one task, unless it fails the comparison with the reference: then say so instead.
+    """Measure one task, unless it fails the comparison with the reference; the row then says so.
 
     Args:
         task: What to measure.

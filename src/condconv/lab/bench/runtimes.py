@@ -43,7 +43,7 @@ class RuntimeRow:
 
 
 def measure_runtime(case: NetworkCase, runtime: str, batches: Sequence[int], repetitions: int) -> Iterator[RuntimeRow]:
-    """Export a network and its static twin, which compares both files with the networks, and time them by turns.
+    """Export a network and its static twin, compare both files with the networks, and time them in turn.
 
     Args:
         case: The network.

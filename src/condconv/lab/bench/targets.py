@@ -1,4 +1,4 @@
-"""What is aimed at, as numbers: a row passes or misses."""
+"""The targets: a row passes or misses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CALL_MICROSECONDS = 15.0
 
 
 def time_target(case: Case, batch: int, conditions: Conditions) -> float | None:
-    """Return the most that a case may take, as a multiple of its static twin's time; `None` where nothing is aimed at.
+    """Return the most that a case may take, as a multiple of its static twin's time; `None` without a target.
 
     Layers of the fixed list, inference on the CPU: 1.5 at batch 1, and 1.25 (HW + E) / HW from batch 8 on. Networks,
     inference on the CPU: 1.15. EfficientNet-B0 with 8 experts: 1.2 in a training step on the CPU with batch 16; on a
@@ -42,7 +42,7 @@ def memory_target(case: Case, conditions: Conditions) -> int | None:
 
 
 def verdict(value: float | None, target: float | None) -> str | None:
-    """Return "pass" or "miss", or `None` where there is no target or no value."""
+    """Return "pass" or "miss", or `None` without a target or a value."""
     if value is None or target is None:
         return None
     return "pass" if value <= target else "miss"

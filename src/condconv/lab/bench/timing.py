@@ -1,4 +1,4 @@
-"""Time by turns, compare within a turn, and count the bytes of one call."""
+"""Time in turn, compare within a turn, and count the bytes of one call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Spread:
-    """What was measured once a repetition: the median, and the quartiles.
+    """One measurement per repetition: the median, and the quartiles.
 
     Attributes:
         median: Over the repetitions.
@@ -50,7 +50,7 @@ def keep_freed_memory() -> bool:
 def time_by_turns(
     calls: Mapping[str, Callable[[], object]], repetitions: int, seconds: float = SECONDS, cuda: bool = False
 ) -> dict[str, list[float]]:
-    """Time several calls alternately, so that a change of the machine's speed meets all of them.
+    """Time several calls alternately, so that a change of the machine's speed affects all of them.
 
     Each is called twice first, to warm up and to see how often it fits. The garbage collector waits meanwhile.
 
@@ -93,7 +93,7 @@ def _seconds(call: Callable[[], object], loops: int, cuda: bool) -> float:
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> Spread:
-    """Return the ratio of times that were measured in the same repetitions, each taken within one."""
+    """Return the ratio of times from the same repetitions, each computed within one."""
     return spread([own / other for own, other in zip(times, base, strict=True)])
 
 
@@ -106,7 +106,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def peak_bytes(contender: Contender) -> int:
-    """Return the bytes of the parameters, and the most that one call has at a time beyond what was there before.
+    """Return the bytes of the parameters, and the peak of one call beyond what was there before.
 
     On the CPU it adds up what torch's allocator gives and takes back, as its profiler records it. Buffers that a
     kernel gets elsewhere are not in it: a few megabytes a thread for the compiled kernels and for oneDNN.

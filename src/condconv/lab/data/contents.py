@@ -73,7 +73,7 @@ def check_sides(size: tuple[int, int], scaled_to: int) -> None:
 
 
 def read_part(path: Path, offset: int, size: int) -> IO[bytes]:
-    """Return a file that lies inside another one.
+    """Return a file that is inside another one.
 
     Raises:
         ValueError: It is larger than an image may be.
@@ -107,14 +107,14 @@ def check_class_names(names: Sequence[str], place: str | Path) -> tuple[str, ...
 
 
 def log_left_out(left_out: Counter[str], place: Path) -> None:
-    """Say how much of what was left out, if anything was."""
+    """Report how much was left out, if anything."""
     counts = ", ".join(f"{what} ({count})" for what, count in sorted((+left_out).items()))
     if counts:
         _log.warning("left out in %s: %s", shown_name(place), counts)
 
 
 def natural_order(name: str) -> tuple[list[Any], str]:
-    """Return a key that sorts names with 2 before 10, and those that differ only in case or zeros always alike."""
+    """Return a key that sorts names with 2 before 10, and those that differ only in case or zeros in a fixed order."""
     parts = re.split(r"(\d+)", name.lower())
     digits = [part.lstrip("0") for part in parts[1::2]]
     parts[1::2] = [(len(each), each) for each in digits]  # not int: it refuses thousands of digits

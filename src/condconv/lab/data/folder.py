@@ -138,7 +138,7 @@ class TarReader:
 
     @cached_property
     def _names(self) -> dict[int, str]:
-        """Names by offset; read again when first asked for, and once: they would take memory in each worker."""
+        """Names by offset; read again once, at the first use, since they would take memory in each worker."""
         return {offset: name for name, offset, _ in images(self._path, Counter())}
 
 

@@ -53,7 +53,7 @@ class ImageData:
 
 
 def open_data(config: TrainConfig, preprocessing: Preprocessing | None = None) -> ImageData:
-    """Open the training and validation images that a run asks for.
+    """Open the training and validation images of a run.
 
     Args:
         config: The run.
@@ -218,7 +218,7 @@ def _train_transform(config: TrainConfig, preprocessing: Preprocessing) -> Calla
 
 
 def val_transform(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
-    """Return what makes `[C, S, S]` float32 of a PIL image, with nothing random in it."""
+    """Return a function that makes `[C, S, S]` float32 of a PIL image, without randomness."""
     transform = create_transform(
         (preprocessing.channels, preprocessing.size, preprocessing.size),
         crop_pct=preprocessing.crop,

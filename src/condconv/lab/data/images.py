@@ -1,4 +1,4 @@
-"""Images with their classes: what a reader stores, opened when asked for and checked."""
+"""Images with their classes, opened on demand and checked."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Reader(Protocol):
 
 
 class Images(Dataset[tuple[Any, int]]):
-    """Images with their classes, read when asked for. An unreadable one is an error, or left out and counted.
+    """Images with their classes, read on demand. An unreadable one is an error, or skipped and counted.
 
     Args:
         reader: Where the images come from.

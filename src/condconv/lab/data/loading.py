@@ -15,7 +15,7 @@ from condconv.lab.data.workers import ShortageError, check_handles, shortages_ex
 
 
 class EpochSampler(Sampler[int]):
-    """Orders the images by (seed, epoch) alone, and gives whole updates only.
+    """Orders the images by (seed, epoch) only, and gives whole updates only.
 
     Args:
         images: Number of images.

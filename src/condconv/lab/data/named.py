@@ -16,7 +16,7 @@ _HF_VALIDATION = ("validation", "val", "valid", "test")
 
 
 class TorchReader:
-    """One of torchvision's datasets, fetched into `root` if it is not there.
+    """One of torchvision's datasets, downloaded into `root` if it is missing.
 
     Args:
         name: As timm calls it: `cifar10`, `cifar100`, `mnist`, `fashion_mnist`, `imagenet` and others.

@@ -1,4 +1,4 @@
-"""By which numbers pixels are normalised: the data's, or those that pretrained weights were trained with."""
+"""Normalisation of pixels: that of the data, or of the pretrained weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def of_config(config: TrainConfig, in_chans: int) -> Normalization:
 
 
 def _of_pretrained(model: str, tag: Any) -> Normalization:
-    """Return what timm says of the weights that `pretrained` loads: timm's default, or those of a tag."""
+    """Return timm's description of the weights that `pretrained` loads: timm's default, or those of a tag."""
     from condconv.models import get_model_info
     from condconv.models.pretrained import CONDITIONAL
 

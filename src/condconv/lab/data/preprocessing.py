@@ -1,4 +1,4 @@
-"""What an image goes through before a network sees it in evaluation: worked out once, when a run begins."""
+"""The preprocessing of images in evaluation, decided once, when a run begins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from condconv.lab.data import normalization
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The facts; a checkpoint keeps them.
+    """The preprocessing; a checkpoint stores it.
 
     The shorter side of a picture is scaled to `size / crop` pixels, the middle `size` x `size` pixels are cut out, and
     values from 0 to 1 have `mean` subtracted and are divided by `std`.
@@ -43,7 +43,7 @@ class Preprocessing:
 
 
 def resolve(config: TrainConfig) -> Preprocessing:
-    """Return what a new run's images go through."""
+    """Return the preprocessing of a new run."""
     is_digits = config.data == "digits"
     size = config.image_size or (8 if is_digits else 224)
     channels = config.in_chans or (1 if is_digits else 3)

@@ -1,4 +1,4 @@
-"""Tar files: what `tarfile` leaves out or believes, and which class an image's path names."""
+"""Tar files: checks that `tarfile` does not make, and the class that an image's path names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Headers:
 
 
 def members(path: Path, start: int = 0) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a tar file that is not compressed, and see that it is whole.
+    """Yield the members of a tar file that is not compressed, and check that it is complete.
 
     `tarfile` takes a header that is damaged, or not there, for the end of the file, and loses the rest.
 

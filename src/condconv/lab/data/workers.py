@@ -1,4 +1,4 @@
-"""What the machine runs out of while images are read, in one sentence with its remedy."""
+"""Shortages of the machine while images are read, in one sentence with the remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TEXTS = {
 
 
 class ShortageError(TrainingError):
-    """The machine has too little memory, or too few file handles, for what was asked for."""
+    """The machine has too little memory, or too few file handles, for what was requested."""
 
 
 def shortage(error: BaseException) -> str | None:
@@ -76,5 +76,5 @@ def shortages_explained() -> Iterator[None]:
 
 
 def _ending(error: BaseException) -> str:
-    """Return how a worker ended, as torch says it, or said before it said that one has."""
+    """Return how a worker ended, from torch's error or the one before it."""
     return f"{error} {error.__cause__}".partition("killed by signal: ")[2].split(".")[0].strip() or "exited"

@@ -1,4 +1,4 @@
-"""Networks with parallel branches: mixtures of whole stages, the coarser relatives of conditional convolutions."""
+"""Networks with parallel branches: mixtures of whole stages, the coarser alternatives to conditional convolutions."""
 
 from __future__ import annotations
 

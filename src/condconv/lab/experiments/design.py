@@ -43,7 +43,7 @@ class Experiment:
     """Networks to compare.
 
     Attributes:
-        name: What the command line calls it.
+        name: Its name on the command line.
         title: Of table and plot.
         source: Table or figure of the paper.
         arms: In the order of the table.

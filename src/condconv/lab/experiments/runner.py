@@ -146,7 +146,7 @@ class _Processes:
                 self._shares.append(share)
 
     def stop(self) -> None:
-        """Tell those that run to save and stop, and let none start."""
+        """Let active runs save and stop, and start no more."""
         with self._lock:
             self._stopped = True
             for process in self._running:

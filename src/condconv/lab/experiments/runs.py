@@ -35,7 +35,7 @@ _SEEDS_APART = 1000  # between the members of an arm, so that no member is anoth
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a finished run leaves.
+    """The record of a finished run.
 
     Attributes:
         experiment: Name of the experiment.
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the command line calls it."""
+        """Its name on the command line."""
         return f"{self.arm.label}/{self.seed}"
 
     @property
@@ -144,13 +144,13 @@ class Run:
         return tuple(members)
 
     def fingerprint(self) -> str:
-        """Return the settings as text, which tell this run from others of the same arm and seed."""
+        """Return the settings as text, which distinguish this run from others of the same arm and seed."""
         configs = self.configs()
         members = [_what(each, follows=self.arm.chained and each is not configs[0]) for each in configs]
         return json.dumps({"members": members, "chained": self.arm.chained}, sort_keys=True)
 
     def record(self) -> RunRecord | None:
-        """Return what the run has left, or `None` if it is not finished."""
+        """Return the record of the run, or `None` if it is not finished."""
         try:
             return from_plain(RunRecord, json.loads(self.path.read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -163,7 +163,7 @@ class Run:
 
 
 def _what(config: TrainConfig, *, follows: bool) -> dict[str, Any]:
-    """Return what a training is, without where it runs; a file to start from by what it holds.
+    """Return the settings that identify a training, without where it runs; a file to start from by its content.
 
     Args:
         config: Its settings.
@@ -187,7 +187,7 @@ def _digest(path: Path, changed: int) -> str:
 
 
 def check_data(run: Run) -> None:
-    """Open the data of a run, to see that it can be used before many processes do.
+    """Open the data of a run, to check it before many processes use it.
 
     Raises:
         UsageError: It cannot.

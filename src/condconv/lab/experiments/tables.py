@@ -155,7 +155,7 @@ def _fewer(row: Row) -> str:
 
 
 def compared(rows: Sequence[Row]) -> str:
-    """Say what the differences of a table are to."""
+    """Return what the differences of a table are relative to."""
     references = {row.against for row in rows if row.against is not None}
     return f"to {references.pop()!r}" if len(references) == 1 else "to the static network of each"
 
@@ -163,7 +163,7 @@ def compared(rows: Sequence[Row]) -> str:
 def write(
     experiment: Experiment, outcome: Outcome, conditions: str, out: Path, command: Sequence[str] = ()
 ) -> tuple[Path, ...]:
-    """Write table, numbers and plot of what is finished.
+    """Write table, numbers and plot of the finished runs.
 
     Args:
         experiment: The experiment.

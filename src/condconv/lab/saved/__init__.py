@@ -1,4 +1,4 @@
-"""A trained network on disk, and all that is made from one: evaluation, reports, static networks.
+"""Trained networks on disk, and what is made from them: evaluation, reports, static networks.
 
 What is public is imported at its first use, and needs the extra `train`.
 """

@@ -142,7 +142,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def describe_checkpoint(path: str | Path) -> Checkpoint:
-    """Return a checkpoint as its file describes it, without its tensors, of which none is read.
+    """Return a checkpoint as its file describes it, without reading its tensors.
 
     Raises:
         UsageError: As for `load_checkpoint`.

@@ -33,7 +33,7 @@ from condconv.lab.saved.rebuild import load_trained
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network scores.
+    """The scores of a network.
 
     Attributes:
         images: Number of images that count.
@@ -54,7 +54,7 @@ class Evaluation:
 
 
 def evaluate(accelerator: Accelerator, network: nn.Module, loader: Any, *, progress: bool = False) -> Evaluation:
-    """Score a network on a prepared loader; right with any number of processes (each image counts once).
+    """Score a network on a prepared loader; correct with any number of processes (each image counts once).
 
     Args:
         accelerator: Gathers the processes' results.
@@ -96,7 +96,7 @@ def _score(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def image_transform(checkpoint: Checkpoint) -> Callable[[Image.Image], Tensor]:
-    """Return what makes an image what the network of a checkpoint takes, as evaluation does.
+    """Return the function that prepares an image for the network of a checkpoint, as in evaluation.
 
     The function takes an image of any mode as PIL opens it, but for floating point pixels, and gives `[C, S, S]`
     float32.
@@ -110,7 +110,7 @@ def image_transform(checkpoint: Checkpoint) -> Callable[[Image.Image], Tensor]:
 
 
 def own_data(path: str | Path, split: str) -> str:
-    """Return where the images of a checkpoint's run were, if they may be opened because its file says so.
+    """Return where the images of a checkpoint's run were, if a file may decide to open them.
 
     That is a directory, a tar file, or the digits, which are embedded. A named dataset may be fetched, or opened by
     code of its own: whoever runs a command has to name it.

@@ -153,7 +153,7 @@ def inspect_checkpoint(
     reading: Reading | None = None,
     build: networks.Build = networks.build_from_zoo,
 ) -> Inspection:
-    """Record the routing of a trained network, measure what it is worth, and judge each layer.
+    """Record the routing of a trained network, measure what it gains, and judge each layer.
 
     The images are read twice (three times if layers are advised to be static), and one batch is in memory at a time.
 
@@ -198,7 +198,7 @@ def inspect_checkpoint(
 def record(
     network: nn.Module, images: Iterable[tuple[Tensor, Tensor]], class_names: tuple[str, ...] | None
 ) -> RoutingReport:
-    """Run a network over images and return what its routing did.
+    """Run a network over images and record its routing.
 
     Args:
         network: In evaluation mode.
@@ -216,7 +216,7 @@ def record(
 def open_images(
     checkpoint: Checkpoint, data: str, *, split: str = "val", data_dir: str | None = None, skip: bool = False
 ) -> tuple[Images, bool]:
-    """Open images to look at a network with, and say whether they have classes.
+    """Open images for inspecting a network, and return whether they have classes.
 
     Args:
         checkpoint: The network's; tells size, channels, normalization and class names.

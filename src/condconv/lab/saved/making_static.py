@@ -1,4 +1,4 @@
-"""Checkpoints with fewer conditional layers: those that hardly depend on the image become ordinary ones."""
+"""Checkpoints with fewer conditional layers: those that hardly depend on the image become ordinary layers."""
 
 from __future__ import annotations
 

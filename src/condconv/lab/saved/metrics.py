@@ -62,12 +62,12 @@ class TrainResult:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Names of the run's files that somebody has removed since it was finished."""
+        """Names of the run's files that were removed since it finished."""
         return tuple(name for name in ("best.safetensors", "metrics.csv") if not (self.out / name).is_file())
 
     @property
     def best_epoch(self) -> EpochMetrics:
-        """The epoch with the highest validation accuracy, the earliest of equals."""
+        """The epoch with the highest validation accuracy, the earliest if several are equal."""
         return best_epoch(self.metrics)
 
     @property
@@ -77,7 +77,7 @@ class TrainResult:
 
 
 def best_epoch(metrics: tuple[EpochMetrics, ...]) -> EpochMetrics:
-    """Return the epoch with the highest validation accuracy, the earliest of equals."""
+    """Return the epoch with the highest validation accuracy, the earliest if several are equal."""
     return max(metrics, key=lambda each: (each.val_top1, -each.epoch))
 
 

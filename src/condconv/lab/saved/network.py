@@ -53,7 +53,7 @@ def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.M
 
 
 def cannot_be_built(config: TrainConfig, given: str, error: Exception) -> UsageError:
-    """Return what to raise if a network cannot be built with what was given for it."""
+    """Return the error for a network that cannot be built with its options."""
     name = "model_options" if config.model_options else "model"
     return UsageError(
         f"`{name}` must be what {config.model} can be built with, got {given} ({first_line(error)}): change what does "
@@ -116,7 +116,7 @@ def default_options(config: TrainConfig, image_size: int) -> dict[str, object]:
 
 
 def resolved_options(config: TrainConfig, image_size: int) -> dict[str, Any]:
-    """Return the options that say what a trained network computes, those included that are defaults today.
+    """Return the options that decide what a trained network computes, including current defaults.
 
     A checkpoint keeps them, so that its network stays what it is when a default changes. What says only how a network
     begins is left out: a checkpoint has its weights. Options of a network that is not in the zoo stay as they are.
@@ -135,7 +135,7 @@ def resolved_options(config: TrainConfig, image_size: int) -> dict[str, Any]:
 
 
 def _info(config: TrainConfig) -> ModelInfo | None:
-    """Return what the zoo knows of a network, or None; a network with branches is that of the `base` they are of."""
+    """Return the registry's entry of a network, or None; a network with branches is that of the `base` they are of."""
     from condconv.models import get_model_info
 
     try:
@@ -201,7 +201,7 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: str | Path) -> None:
-    """Check that what a checkpoint holds is what its network has.
+    """Check that a checkpoint has the tensors of its network.
 
     Args:
         own: Names and shapes of the network.

@@ -1,4 +1,4 @@
-"""The network of a checkpoint, built again: compared with the file before memory is asked for, then filled."""
+"""The network of a checkpoint, built again: compared with the file before memory is allocated, then filled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_trained(path: str | Path, *, build: networks.Build = networks.build_fro
         build: Builds the network from the run's settings; for networks of your own.
 
     Returns:
-        The checkpoint, without the optimizer's state, and its network; averaged weights if there are some.
+        The checkpoint, without the optimizer's state, and its network; averaged weights if it has them.
 
     Raises:
         UsageError: The file is missing, damaged, not a checkpoint, of another version, or of another network
@@ -48,7 +48,7 @@ def load_trained(path: str | Path, *, build: networks.Build = networks.build_fro
 def load_network(
     checkpoint: Checkpoint, path: str | Path, *, build: networks.Build = networks.build_from_zoo
 ) -> nn.Module:
-    """Rebuild the trained network of a checkpoint, on the CPU, in eval mode; averaged weights if there are some.
+    """Rebuild the trained network of a checkpoint, on the CPU, in eval mode; averaged weights if it has them.
 
     Args:
         checkpoint: As `load_checkpoint` returned it.
@@ -66,7 +66,7 @@ def load_network(
 
 
 def _planned_shapes(checkpoint: Checkpoint, build: networks.Build) -> dict[str, tuple[int, ...]] | None:
-    """Return the shapes of the network's tensors without making any; None for a builder that cannot do without."""
+    """Return the shapes of the network's tensors without making any; None for a builder that needs real tensors."""
     try:
         with torch.device("meta"):
             return networks.shapes(_build(checkpoint, build).state_dict())

@@ -1,4 +1,4 @@
-"""The training loop for image classifiers, thin, on accelerate and timm.
+"""A short training loop for image classifiers, on accelerate and timm.
 
 What is public is imported at its first use, and needs the extra `train`.
 """

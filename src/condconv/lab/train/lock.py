@@ -1,4 +1,4 @@
-"""One process, or one group of them, at a time in a run's directory."""
+"""A lock: one process, or one group of processes, at a time in a run's directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = ".lock"
 
 @contextmanager
 def only_here(out: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a run's directory, which is made if it is not there, against other runs.
+    """Lock a run's directory, which is created if necessary, against other runs.
 
     The operating system lets go of it when the process ends, however it does. Of several processes of one run the
     first holds it. A directory in which nothing was left is removed.

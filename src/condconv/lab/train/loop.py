@@ -178,7 +178,7 @@ def _step(run: Run, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def _after_update(run: Run, update: int) -> None:
-    """Move on what counts in updates: temperatures, the averaged weights, the learning rate."""
+    """Advance what depends on updates: temperatures, the averaged weights, the learning rate."""
     anneal_(run.network)
     if run.average is not None:
         update_average_(run.average, run.network, update)

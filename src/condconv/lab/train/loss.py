@@ -12,7 +12,7 @@ from condconv.lab.data.images import IGNORED
 
 
 def create_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
-    """Return timm's mixup and cutmix as the settings ask for them, or None."""
+    """Return timm's mixup and cutmix as in the settings, or None."""
     if not (config.mixup or config.cutmix):
         return None
     return Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes)

@@ -57,7 +57,7 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
 
     - Biases and norms are not decayed, unless `norm_decay` says so.
     - Routing functions are decayed as kernels are, at their own rate, unless `router_decay` is off. No norm follows a
-      router, so that decay draws it to where it routes all images alike; `docs/results.md` has when that is lost
+      router, so decay pulls it towards constant routing; `docs/results.md` has when that is lost
       altogether.
     - Routing functions learn at `router_lr_scale` times the rate, and decay as they would without.
     - Experts learn at `expert_lr_scale` times the rate, and decay as they would without. In a step of SGD the mixture
@@ -120,7 +120,7 @@ def _optimizer_arguments(optimizer: str) -> list[str]:
 
 
 def _check_used(setting: str, given: Mapping[str, Any], of: str, used: Collection[str]) -> None:
-    """Check that options are used: timm passes over many that the chosen optimizer or schedule knows nothing of.
+    """Check that options are used: timm silently ignores many that the chosen optimizer or schedule does not have.
 
     Raises:
         UsageError: One is not.
@@ -134,7 +134,7 @@ def _check_used(setting: str, given: Mapping[str, Any], of: str, used: Collectio
 
 
 def _say_that_mixtures_move_little(functions: Set[nn.Module], name: str) -> None:
-    """Log what softmax routing costs at the rate of everything else; nothing else in a run would tell."""
+    """Warn about softmax routing at the common learning rate, which nothing else in a run shows."""
     experts = max((each.num_experts for each in functions if isinstance(each, SoftmaxRouting)), default=1)
     if experts > 1:
         _log.warning(
@@ -147,7 +147,7 @@ def _say_that_mixtures_move_little(functions: Set[nn.Module], name: str) -> None
 def _set_apart_(
     optimizer: torch.optim.Optimizer, parameters: Set[nn.Parameter], *, lr_scale: float, decay_scale: float
 ) -> None:
-    """Move parameters into groups of their own, in place, if the run treats them otherwise.
+    """Move parameters that the run treats differently into separate groups, in place.
 
     Timm forms the groups first: what its options say of them holds, and its schedules heed `lr_scale`.
     """

@@ -1,4 +1,4 @@
-"""A run put together: data, network, optimizer and schedule, fresh or from its last checkpoint."""
+"""A run: data, network, optimizer and schedule, new or from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def scored(self) -> nn.Module:
-        """The network that the validation images judge."""
+        """The network that is evaluated."""
         return self.network if self.average is None else self.average.module
 
     @property
@@ -84,7 +84,7 @@ def check_files(out: Path) -> None:
 
 
 def last_path(out: str | Path) -> Path:
-    """Where a run keeps the checkpoint it resumes from."""
+    """The path of the checkpoint from which a run resumes."""
     return Path(out) / "last.safetensors"
 
 
@@ -103,7 +103,7 @@ def previous_checkpoint(config: TrainConfig) -> Checkpoint | None:
 
 
 def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | None = None) -> Run:
-    """Build a run: fresh, or where a checkpoint left it.
+    """Build a run, new or as a checkpoint left it.
 
     Raises:
         UsageError: Data, network, optimizer or schedule cannot be made from the settings, or the checkpoint is of
@@ -228,7 +228,7 @@ def _restore_(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def save(run: Run, epoch: EpochMetrics) -> None:
-    """Write the checkpoints and the tables of metrics after an epoch; each file is whole at any moment.
+    """Write the checkpoints and the tables of metrics after an epoch; each file is complete at any moment.
 
     `last` comes at the end: whatever is interrupted before it is done again, with the same result, by the
     resumed run.

@@ -1,4 +1,4 @@
-"""Tensors that FSDP shares out over processes: whole for a file, and back."""
+"""Tensors that FSDP shards over processes: gathered for a file, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from condconv.errors import UsageError, first_line, shown_name
 
 
 def gathered(state: Any) -> Any:
-    """Return a state with every shared-out tensor put together; every process has to call it, and gets it whole.
+    """Return a state with all sharded tensors gathered; every process must call it.
 
     Args:
         state: A tensor, or dicts and lists that hold some; other values stay.
@@ -28,7 +28,7 @@ def gathered(state: Any) -> Any:
 
 
 def share_out_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimizer's whole state shared out like the parameters that it belongs to.
+    """Return an optimizer's full state sharded like its parameters.
 
     Args:
         state: Of `optimizer.state_dict()`, whole.
@@ -43,7 +43,7 @@ def share_out_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer)
 
 
 def load_optimizer_(optimizer: Any, state: dict[str, Any], path: Path) -> None:
-    """Put an optimizer where a checkpoint left it, in place; its state is shared out like the parameters.
+    """Restore an optimizer from a checkpoint, in place; its state is sharded like the parameters.
 
     Args:
         optimizer: Of this run.
@@ -69,7 +69,7 @@ def _like(value: Any, parameter: Tensor) -> Any:
 
 
 def share_out_(network: nn.Module, accelerator: Accelerator) -> None:
-    """Share out a network that no optimizer trains, in place, in the way of the run's own network."""
+    """Shard a network that is not trained, in place, like the run's network."""
     # accelerate's prepare() takes one network with its optimizer only.
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 

@@ -12,7 +12,7 @@ from condconv.lab.train.run import Run
 
 
 def start_logs(run: Run) -> None:
-    """Start the logger that the run asks for, if any; it writes below the run's directory."""
+    """Start the run's logger, if it has one; it writes into the run's directory."""
     if run.config.log_with is not None:
         options = {"name": run.out.name, "dir": str(run.out), "resume": "allow"}
         if run.config.log_with == "wandb" and run.accelerator.is_main_process:
@@ -21,14 +21,14 @@ def start_logs(run: Run) -> None:
 
 
 def _identity(path: Path) -> str:
-    """Return what tells a run from others, drawn once and kept: a resumed run is the same run there."""
+    """Return an identifier of the run, drawn once and kept: a resumed run is the same run there."""
     if not path.exists():
         write_atomic(path, uuid.uuid4().hex[:16])
     return path.read_text(encoding="utf-8")
 
 
 def log_epoch(run: Run, metrics: EpochMetrics) -> None:
-    """Log the numbers of one epoch, which is the step."""
+    """Log the numbers of one epoch; the step is the epoch."""
     if run.config.log_with is not None:
         values = {name: value for name, value in asdict(metrics).items() if value is not None and name != "epoch"}
         run.accelerator.log(values, step=metrics.epoch)

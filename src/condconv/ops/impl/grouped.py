@@ -32,7 +32,7 @@ def apply(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
 def apply_backward(
     grad_output: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients for x and for the kernels, `None` where `needs` says so."""
+    """Return the gradients for x and for the kernels, `None` if not needed."""
     grad_x, grad_kernels = geometry.convolve_backward(
         _fold(grad_output), _fold(x), kernels.flatten(0, 1), fold=x.shape[0], needs=needs
     )

@@ -32,7 +32,7 @@ def apply(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
 def apply_backward(
     grad_output: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients for x and for the kernels, `None` where `needs` says so."""
+    """Return the gradients for x and for the kernels, `None` if not needed."""
     if _is_depthwise(kernels, geometry):
         return _apply_depthwise_backward(grad_output, x, kernels, geometry, needs)
     kernel_size = plain_shape(kernels)[3:]

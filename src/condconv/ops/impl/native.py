@@ -50,7 +50,7 @@ def backward(
     geometry: Geometry,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of x, of the experts and of the routing weights, `None` where `needs` says so.
+    """Return the gradients of x, of the experts and of the routing weights, `None` if not needed.
 
     Shapes as in `forward`; that of x in its dtype, the others in fp32.
     """

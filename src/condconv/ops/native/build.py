@@ -43,7 +43,7 @@ class CompileError(RuntimeError):
 
 
 def digest_of_sources() -> str:
-    """Return what tells the sources from others, so that a library of others is not taken for theirs."""
+    """Return a digest of the sources, so that a library built from other sources is not used."""
     files = sorted(path for path in FOLDER.iterdir() if path.suffix in (".c", ".h"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""The compiled kernels, called through ctypes: no header of torch's, so one build serves every version of it."""
+"""The compiled kernels, called through ctypes, without torch's headers: one build works with every version of torch."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _parallel_for() -> int | None:
 
 
 class Sizes(NamedTuple):
-    """What a call needs to know of its tensors, all but where they are."""
+    """What a call needs to know of its tensors, except their addresses."""
 
     problem: bytes
     depthwise: bool

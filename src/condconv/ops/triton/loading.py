@@ -27,7 +27,7 @@ def split_pixel(pixel, width, FLAT: tl.constexpr):
 
 @triton.jit
 def add_expert(tile, experts, mask, weights):
-    """Return `tile` and, added to it in fp32, one routing weight, or one an example, times one expert's tile."""
+    """Return `tile` and, added to it in fp32, one routing weight, or one per example, times one expert's tile."""
     weight = tl.load(weights)
     return tile + weight * tl.load(experts, mask=mask, other=0.0).to(tl.float32)
 
