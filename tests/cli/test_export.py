@@ -53,6 +53,7 @@ def test_a_fixed_batch_and_chosen_forms(checkpoint, tmp_path, capsys):
     assert " bmm " not in said
 
 
+@pytest.mark.slow
 def test_a_largest_batch_and_a_file_that_is_not_run(checkpoint, tmp_path, capsys, monkeypatch):
     def run(path):
         raise AssertionError("the file was run")

@@ -1,7 +1,9 @@
+import functools
 import os
 import re
 from dataclasses import replace
 
+import pytest
 import torch
 
 from condconv.analysis import changed_routing
@@ -23,6 +25,7 @@ def make_static(checkpoint, out, layers, *more) -> int:
     return main(["make-static", *arguments])
 
 
+@functools.cache  # each file is written once, and building a network takes a second
 def conditional(path) -> list[str]:
     network = load_network(load_checkpoint(path), path)
     return [name for name, module in network.named_modules() if isinstance(module, ConditionalLayer)]
@@ -64,6 +67,7 @@ def test_class_folders_may_be_called_as_splits_are(tmp_path):
         assert (len(images), images.class_names, labelled) == (count, classes, True)
 
 
+@pytest.mark.slow
 def test_a_static_checkpoint_is_evaluated_reported_and_made_static_further(untrained, tmp_path, capsys):
     path, _ = untrained
     once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"

@@ -538,6 +538,7 @@ def test_converting_twice_leaves_conditional_layers_alone() -> None:
     assert "blocks.1.conv1" in [layer.name for layer in report.layers]
 
 
+@pytest.mark.slow
 def test_compiled_exported_copied_after_conversion() -> None:
     model = Net().eval()
     convert_(model, 2, where=select.name("blocks.*"), scope="block", classifier=True, example_input=EXAMPLE)

@@ -93,6 +93,7 @@ def weight_scales(path: Path) -> list[int]:
     return [math.prod(stored[scale].dims) for weight, scale, *_ in widened if len(stored[weight].dims) > 1]
 
 
+@pytest.mark.slow
 def test_int8_with_onnx_runtimes_own_tool(tmp_path):
     """Against a static control: what int8 costs a network with experts is of the size that it costs one without."""
     runtime = pytest.importorskip("onnxruntime")

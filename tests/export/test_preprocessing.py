@@ -69,7 +69,7 @@ def test_only_square_images_have_preprocessing():
         complete_preprocessing(GIVEN, torch.zeros(1, 3, 12, 11))
 
 
-@pytest.mark.parametrize("format", ["torch-export", "onnx", "openvino"])
+@pytest.mark.parametrize("format", ["torch-export", "onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_names_and_preprocessing_travel_in_the_file(tmp_path, format):
     for package in FORMATS[format].PACKAGES:
         pytest.importorskip(package)

@@ -145,6 +145,7 @@ def test_patches_never_reach_runtimes_that_are_slow_with_them(format):
     assert "grouped" not in forms
 
 
+@pytest.mark.slow
 def test_openvino_is_made_from_a_graph_that_keeps_the_loop(tmp_path):
     """Traced, a loop over the batch has as many rows as the example."""
     openvino_package = pytest.importorskip("openvino")

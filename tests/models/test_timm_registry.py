@@ -159,6 +159,7 @@ def test_a_script_of_timms_anneals_what_it_trains() -> None:
     assert {float(m.temperature) for m in other.modules() if isinstance(m, SoftmaxRouting)} == {9.0}
 
 
+@pytest.mark.slow
 def test_the_annealing_is_there_while_a_script_runs(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
@@ -174,7 +175,7 @@ def test_the_annealing_is_there_while_a_script_runs(tmp_path: Path) -> None:
     assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip() == "7.0"
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1_cc_025_4e", "resnet_cc_50_8e"])
+@pytest.mark.parametrize("name", ["mobilenet_v1_cc_025_4e", pytest.param("resnet_cc_50_8e", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["hook", "getter"])
 def test_features_by_the_other_classes_of_timms(name: str, kind: str) -> None:
     """timm wraps the whole network, whose layers have other names from outside."""

@@ -166,7 +166,7 @@ def test_compiles_to_one_graph_for_all_batches(grad: bool) -> None:
 
 # Strict export points out that the slot is filled and emptied; what counts is that the program is right.
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_exports_with_a_free_batch(strict: bool) -> None:
     model = Net().eval()
     batch = torch.export.Dim("batch")
@@ -209,6 +209,7 @@ def test_threads_do_not_meet() -> None:
             torch.testing.assert_close(output, wanted)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_parts_of_a_model_may_be_compiled() -> None:
     """What eager code puts into the slot compiled code finds there, and the other way round."""

@@ -22,8 +22,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "grad"),
+    [
+        *((name, False) for name in NETWORKS),
+        *(pytest.param(name, True, marks=() if name == "dense" else pytest.mark.slow) for name in NETWORKS),
+    ],
+)
 def test_two_graphs_serve_all_batch_sizes(name: str, grad: bool) -> None:
     """One for a single example, as torch takes sizes of 1 for constants, and one for all larger batches."""
     make, shape = NETWORKS[name]

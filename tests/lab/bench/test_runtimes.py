@@ -27,7 +27,7 @@ class Tiny:
         return Trio(network(nn.Conv2d(3, 8, 1)), ours, None, (torch.randn(batch, 3, 8, 8),))
 
 
-@pytest.mark.parametrize("runtime", ["torch-export", "onnx"])
+@pytest.mark.parametrize("runtime", ["torch-export", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_one_file_is_timed_at_every_batch_beside_its_twin(runtime):
     for package in FORMATS[runtime].PACKAGES:
         pytest.importorskip(package)

@@ -96,8 +96,8 @@ def test_more_images_an_update_than_there_are_is_refused(tmp_path):
         open_data(folder_settings(root, tmp_path, batch_size=13))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("content", [b"", b"no image", "cut"])
+# One in a worker, for which the end of a test waits some seconds: what is read makes no difference there.
+@pytest.mark.parametrize(("content", "workers"), [(b"", 0), (b"no image", 0), ("cut", 0), ("cut", 1)])
 def test_an_unreadable_image_is_named_in_one_line(tmp_path, content, workers):
     root = make_folder(tmp_path / "data")
     bad = root / "train" / "dog" / "3.png"
