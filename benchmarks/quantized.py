@@ -48,7 +48,7 @@ def make_layers(case: LayerCase) -> tuple[nn.Module, dict[str, CondConv2d], tupl
     for kind, layer in layers.items():
         expected = cond_conv2d(
             trio.inputs[0],
-            layer.wide_experts().float(),
+            layer.experts_fp64().float(),
             trio.inputs[1],
             padding=layer.padding,
             groups=layer.groups,

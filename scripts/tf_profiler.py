@@ -117,7 +117,7 @@ class _Profiler(TorchDispatchMode):
 
     def leave_layer(self, layer: Any, args: Any, output: Tensor) -> None:
         self._counting.pop()
-        if layer.bias is not None or layer.shift is not None:
+        if layer.bias is not None or layer.folded_bias is not None:
             self.operations += output.numel()
 
     def enter_routing(self, routing_fn: nn.Module, args: Any) -> None:

@@ -155,9 +155,9 @@ ROWS: dict[str, list[Row]] = {
         ("report", lambda: analysis.save_page(anything, "report.html")),
         ("path", lambda: analysis.save_page(good(), "report.json")),
     ],
-    "served_layers": [
-        ("network", lambda: analysis.served_layers(anything)),
-        ("network", lambda: analysis.served_layers(nn.Linear(3, 3))),
+    "layers_by_routing": [
+        ("network", lambda: analysis.layers_by_routing(anything)),
+        ("network", lambda: analysis.layers_by_routing(nn.Linear(3, 3))),
     ],
     "verdicts": [("report", lambda: analysis.verdicts(anything))],
 }

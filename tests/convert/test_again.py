@@ -39,7 +39,7 @@ class Network(nn.Module):
 
 X = torch.randn(2, 3, 14, 10, generator=torch.Generator().manual_seed(3))
 WHERE = select.last_blocks(3)
-SCOPES: list[Any] = ["layer", "block", "single", Scope("block", every=2)]
+SCOPES: list[Any] = ["layer", "block", "network", Scope("block", every=2)]
 
 
 def trained(model: nn.Module) -> nn.Module:

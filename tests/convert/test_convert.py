@@ -57,7 +57,7 @@ def outputs(model: nn.Module) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return evaluated, trained, {n: b for n, b in twin.named_buffers() if "norm" in n}
 
 
-@pytest.mark.parametrize("scope", ["layer", "block", "single", Scope("block", every=2)], ids=str)
+@pytest.mark.parametrize("scope", ["layer", "block", "network", Scope("block", every=2)], ids=str)
 @pytest.mark.parametrize("routing", ["sigmoid", "softmax", "hidden", "top_k", "constant"])
 def test_the_output_stays_in_both_modes(scope, routing: str) -> None:
     model = Net().double()
@@ -163,13 +163,13 @@ def test_partially_shared_and_single() -> None:
     convert_(model, 2, where=select.name("blocks.*"), scope=Scope("block", every=2), example_input=EXAMPLE)
     assert [hasattr(block, "routing_fn") for block in model.blocks] == [True, False, True]
     single = Net()
-    convert_(single, 2, where=select.name("blocks.*"), scope="single", classifier=True, example_input=EXAMPLE)
+    convert_(single, 2, where=select.name("blocks.*"), scope="network", classifier=True, example_input=EXAMPLE)
     assert [hasattr(block, "routing_fn") for block in single.blocks] == [True, False, False]
     assert single.head.routing_fn is single.blocks[0].conv1.routing_fn
     assert isinstance(single.head.routing_fn, RoutingSlot)
 
 
-@pytest.mark.parametrize("scope", ["single", Scope("block", every=2)], ids=str)
+@pytest.mark.parametrize("scope", ["network", Scope("block", every=2)], ids=str)
 def test_no_weights_are_left_behind(scope) -> None:
     model = Net()
     convert_(model, 2, where=select.name("blocks.*"), scope=scope, classifier=True, example_input=EXAMPLE)
@@ -567,19 +567,19 @@ def test_hierarchical_factory_subclass_counts_as_hierarchical() -> None:
     convert_(model, 2, where=select.name("blocks.*"), scope="block", routing=Chained, example_input=EXAMPLE)
     assert model.blocks[1].routing_fn.previous_experts == 2
     for routing in ("hierarchical", Chained, functools.partial(Chained, expert_dropout=0.1)):
-        with pytest.raises(ValueError, match=r'`scope` must be "block" for hierarchical routing, got \'single\''):
-            convert_(Net(2), 2, where=select.name("blocks.*"), scope="single", routing=routing, example_input=EXAMPLE)
+        with pytest.raises(ValueError, match=r'`scope` must be "block" for hierarchical routing, got \'network\''):
+            convert_(Net(2), 2, where=select.name("blocks.*"), scope="network", routing=routing, example_input=EXAMPLE)
 
 
 def test_bad_scopes_and_selectors() -> None:
-    with pytest.raises(ValueError, match='`scope` must be "layer", "block", "single" or a Scope, got \'global\''):
+    with pytest.raises(ValueError, match='`scope` must be "layer", "block", "network" or a Scope, got \'global\''):
         convert_(Net(1), 2, scope="global")
     with pytest.raises(ValueError, match="`every` must be a positive number of blocks, got 0"):
         Scope("block", every=0)
     with pytest.raises(ValueError, match='`every` must be 1 unless the scope is "block"'):
-        Scope("single", every=2)
+        Scope("network", every=2)
     with pytest.raises(ValueError, match="`scope` must be 'layer' for 'stem', the first .* it is not part of a block"):
-        convert_(Net(1), 2, scope="single", example_input=EXAMPLE)
+        convert_(Net(1), 2, scope="network", example_input=EXAMPLE)
     with pytest.raises(ValueError, match="`start` and `stop` must satisfy"):
         select.depth(0.9, 0.1)
     with pytest.raises(ValueError, match="`count` must be a positive number of blocks, got 0"):

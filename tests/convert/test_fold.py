@@ -130,7 +130,7 @@ def test_a_folded_layer_learns_if_what_it_is_made_of_did(learns: str) -> None:
         model[learns == "norm"].requires_grad_(True)
     fold_batch_norms_(model, torch.randn(1, 3, 8, 8))
     assert model[0].weight.requires_grad == model[0].bias.requires_grad == (learns != "neither")
-    assert model[0].shift.requires_grad == (learns == "norm")
+    assert model[0].folded_bias.requires_grad == (learns == "norm")
 
 
 def test_hooks_that_would_be_lost_and_a_guess_that_fails_are_said() -> None:

@@ -63,7 +63,7 @@ def test_what_is_frozen_stays(routing: Any, scope: str, init: str) -> None:
 
 def test_a_frozen_network_that_shares_one_routing() -> None:
     model = Net().requires_grad_(False)
-    convert_(model, 2, scope="single", routing=SigmoidRouting(3, 2), example_input=IMAGES)
+    convert_(model, 2, scope="network", routing=SigmoidRouting(3, 2), example_input=IMAGES)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -75,7 +75,7 @@ def test_a_chain_is_frozen_block_by_block() -> None:
     assert frozen == [True, False, False]
 
 
-@pytest.mark.parametrize("scope", ["block", "single"])
+@pytest.mark.parametrize("scope", ["block", "network"])
 def test_a_frozen_layer_routed_with_layers_that_learn_is_named(scope: str) -> None:
     model = Net()
     model.body[1].conv1.requires_grad_(False)

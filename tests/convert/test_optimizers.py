@@ -64,7 +64,7 @@ def test_groups_and_state() -> None:
 
 
 @pytest.mark.parametrize(
-    "scope", [Scope("single", is_block=lambda name, module: name == "0"), "layer"], ids=["single", "layer"]
+    "scope", [Scope("network", is_block=lambda name, module: name == "0"), "layer"], ids=["network", "layer"]
 )
 def test_several_optimizers_and_a_shared_routing(scope: Any) -> None:
     model = nn.Sequential(Net(), nn.Linear(2, 2))

@@ -64,7 +64,7 @@ def test_each_kind_of_layer_computes_what_its_widened_experts_do(dtype: str) -> 
         layer.requires_grad_(False)
         wide, x = copy.deepcopy(layer), torch.randn(shape)
         quantize_experts_(layer, dtype)
-        wide.weight.copy_(layer.wide_experts())
+        wide.weight.copy_(layer.experts_fp64())
         torch.testing.assert_close(layer(x), wide(x), rtol=1e-5, atol=1e-5)
         constant = torch.rand(3)
         torch.testing.assert_close(layer.to_static(constant)(x), wide.to_static(constant)(x))

@@ -95,13 +95,13 @@ def test_depth_is_among_the_layers_that_run() -> None:
 
 
 def test_selectors_that_ask_for_runs_leave_out_what_does_not_run() -> None:
-    for where in (select.running(), select.depth(0.0), select.last_blocks(9)):
+    for where in (select.runs_in_eval(), select.depth(0.0), select.last_blocks(9)):
         assert not [name for name in names(WithHelper(), where) if name.startswith("helper")]
 
 
 def test_a_layer_that_does_not_run_can_be_named_and_is_said_to_be_unchecked() -> None:
     model = WithHelper()
-    report = convert_(model, 2, where=select.convs(), scope="single", example_input=IMAGES)
+    report = convert_(model, 2, where=select.convs(), scope="network", example_input=IMAGES)
     assert report.notes == (
         "route by their own inputs, since they do not run on the example: helper.0",
         "not checked, since they do not run on the example in evaluation mode: helper.0",
@@ -110,8 +110,8 @@ def test_a_layer_that_does_not_run_can_be_named_and_is_said_to_be_unchecked() ->
 
 
 def test_nothing_that_runs_can_share_a_routing() -> None:
-    with pytest.raises(UsageError, match="`where` must select a layer that runs on the example for scope='single'"):
-        convert_(WithHelper(), 2, where=select.name("helper.*"), scope="single", example_input=IMAGES)
+    with pytest.raises(UsageError, match="`where` must select a layer that runs on the example for scope='network'"):
+        convert_(WithHelper(), 2, where=select.name("helper.*"), scope="network", example_input=IMAGES)
 
 
 class Hidden(nn.Module):

@@ -86,7 +86,7 @@ def test_half_precision_experts_have_half_the_bytes() -> None:
 @pytest.mark.parametrize(
     ("scope", "routing"),
     [
-        *product(("layer", "block", "single", Scope("block", every=2)), ("sigmoid", "softmax", "hidden")),
+        *product(("layer", "block", "network", Scope("block", every=2)), ("sigmoid", "softmax", "hidden")),
         ("block", "hierarchical"),
     ],
     ids=str,

@@ -125,7 +125,7 @@ def test_a_conditional_layer_is_a_mixing_a_convolution_and_a_bias(impl: str, dev
 def test_shift_of_a_folded_norm_is_a_bias() -> None:
     layer = CondConv2d(4, 6, 1, bias=False, num_experts=3)
     before = profiler_madds(layer, torch.ones(1, 4, 5, 5))
-    layer.shift = nn.Parameter(torch.zeros(6))
+    layer.folded_bias = nn.Parameter(torch.zeros(6))
     assert profiler_madds(layer, torch.ones(1, 4, 5, 5)) == before + 75  # half of 303, and half of 303 + 150
 
 

@@ -45,7 +45,7 @@ ROWS: dict[str, list[Row]] = {
         ),
         ("expert_spread", lambda: creating(init="same_output", expert_spread=-1)),
         ("scope", lambda: creating("mobilenet_v1_025", scope="layer")),
-        ("first_layer", lambda: creating(scope="single", first_layer=1)),
+        ("first_layer", lambda: creating(scope="network", first_layer=1)),
         ("output_stride", lambda: creating(output_stride=4, aa_layer="avg")),
         ("out_indices", lambda: creating("resnet_cc_18_2e", features_only=True, out_indices=(0, 1))),
         ("pretrained_cfg", lambda: creating("mobilenet_v1_cc_033_2e", pretrained_cfg="in1k")),

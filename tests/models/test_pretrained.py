@@ -49,7 +49,7 @@ def close(output: Tensor, expected: Tensor) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options",
-    [{}, {"first_layer": 1}, {"scope": "single"}, {"routing": "softmax", "init": "same_output", "expert_spread": 2.5}],
+    [{}, {"first_layer": 1}, {"scope": "network"}, {"routing": "softmax", "init": "same_output", "expert_spread": 2.5}],
     ids=str,
 )
 def test_a_network_computes_what_the_static_one_does(mobilenet: nn.Module, options: dict) -> None:
@@ -68,7 +68,7 @@ def test_static_networks_take_the_same_way(mobilenet: nn.Module) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scope", ["block", "single"])
+@pytest.mark.parametrize("scope", ["block", "network"])
 def test_other_classes_have_a_new_classifier(mobilenet: nn.Module, scope: str) -> None:
     """timm's share of the work: the classifier of 1000 is left out, the rest is there."""
     torch.manual_seed(0)

@@ -116,10 +116,10 @@ def test_the_layers_of_mobilenet_v2_are_arguments() -> None:
         ({"scope": "layer"}, 17),
         ({"scope": Scope("block", every=2)}, 5),
         ({"scope": "block(every=2)"}, 5),
-        ({"scope": "single"}, 1),
+        ({"scope": "network"}, 1),
         ({"scope": Scope("block", is_block=lambda name, module: name in ("blocks.4.0", "blocks.4.1"))}, 15),
     ],
-    ids=["layer", "two blocks", "the same as text", "single", "two blocks of ones own"],
+    ids=["layer", "two blocks", "the same as text", "network", "two blocks of ones own"],
 )
 def test_scopes(options: dict, routings: int) -> None:
     """16 convolutions in 8 blocks, and the classifier."""
@@ -298,11 +298,11 @@ V1, R18 = "mobilenet_v1_cc_025_2e", "resnet_cc_18_2e"
         (V1, {"first_layer": 16}, "`first_layer` must lie between 1 and 15, got 16"),
         (V1, {"first_layer": 15, "conditional_classifier": False},
          "`first_layer` must leave a layer with experts, got 15 with only classifier from there"),
-        (V1, {"scope": None}, '`scope` must be "layer", "block", "single" or a Scope, got None'),
-        (V1, {"scope": "blocks"}, '`scope` must be "layer", "block", "single"'),
+        (V1, {"scope": None}, '`scope` must be "layer", "block", "network" or a Scope, got None'),
+        (V1, {"scope": "blocks"}, '`scope` must be "layer", "block", "network"'),
         (V1, {"routing": "external"}, "`routing` must take its weights from the input, got 'external'"),
-        (V1, {"scope": "single", "first_layer": 1}, "`first_layer` must be a block with scope=.* got 'conv_stem'"),
-        (V1, {"scope": "single", "first_layer": 15}, "got 'classifier': take one of the layers from 'blocks.0.0' on"),
+        (V1, {"scope": "network", "first_layer": 1}, "`first_layer` must be a block with scope=.* got 'conv_stem'"),
+        (V1, {"scope": "network", "first_layer": 15}, "got 'classifier': take one of the layers from 'blocks.0.0' on"),
         (V1, {"conditional_head": True}, "`conditional_head` must be None for a network without a head, got True"),
         (R18, {"conditional_head": False}, "`conditional_head` must be None for a network without a head, got False"),
         (V1, {"conditional_classifier": True, "num_classes": 0},

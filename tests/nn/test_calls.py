@@ -60,7 +60,7 @@ def test_an_option_the_routing_does_not_have():
 
 def test_scope_as_text():
     assert Scope.parse("block(every=2)") == Scope("block", every=2)
-    assert Scope.parse("single") == Scope("single")
+    assert Scope.parse("network") == Scope("network")
     with pytest.raises(ValueError, match="`scope` must have no option but every"):
         Scope.parse("block(each=2)")
     with pytest.raises(ValueError, match="`every` must be a positive number of blocks"):

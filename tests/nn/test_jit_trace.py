@@ -79,7 +79,7 @@ def test_a_converted_network_traces_without_a_warning() -> None:
     torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("impl", ["reference", "grouped", "per_example", "native"])
+@pytest.mark.parametrize("impl", ["reference", "grouped", "loop", "native"])
 def test_what_would_fix_the_batch_or_need_this_package_is_refused(impl: str) -> None:
     layer = CondConv2d(4, 6, 3, num_experts=3, impl=impl).eval()
     with pytest.raises(UsageError, match=f"`impl` must be able to run this call, got '{impl}': .*; take 'auto' or"):

@@ -164,7 +164,7 @@ def test_calls_of_layers(name: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_made_of_static_ones(name: str) -> None:
     kind: type[ConditionalLayer] = getattr(layers, name)
-    static = kind.twin(4, 6) if kind is CondLinear else kind.twin(4, 6, 3)
+    static = kind.static_type(4, 6) if kind is CondLinear else kind.static_type(4, 6, 3)
     for argument in inspect.signature(kind.from_static).parameters:
         for value in WRONG[argument]:
             changed = {"static": static} | {argument: value}

@@ -108,4 +108,4 @@ CASES = [
     Case("linear-batch0", ops.cond_linear, (0, 5), (4, 6, 5)),
 ]
 BY_NAME = {case.name: case for case in CASES}
-IMPLS = ("mix_outputs", "grouped", "matmul", "per_example", "auto")
+IMPLS = ("mix_outputs", "grouped", "matmul", "loop", "auto")

@@ -22,7 +22,7 @@ KERNELS = {
 }
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(library.LOADED is None, reason="built without a C compiler"))
 # Not in `make test`, where "auto" takes some of them.
-FORMS = [pytest.param(n, marks=pytest.mark.slow) for n in ("grouped", "matmul", "per_example", "mix_outputs")]
+FORMS = [pytest.param(n, marks=pytest.mark.slow) for n in ("grouped", "matmul", "loop", "mix_outputs")]
 
 
 class Layer(nn.Module):
@@ -103,13 +103,13 @@ def test_export_has_a_free_batch_and_only_torch_operators(kernel: str, strict: b
         torch.testing.assert_close(program.module()(*arguments), layer(*arguments), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("impl", ["reference", "grouped", "per_example"])
+@pytest.mark.parametrize("impl", ["reference", "grouped", "loop"])
 def test_export_refuses_forms_that_fix_the_batch(impl: str) -> None:
     with pytest.raises(Exception, match=f"`impl` must be able to run this call, got '{impl}': .* one batch size"):
         torch.export.export(Layer("dense", impl), inputs(3), strict=False)
 
 
-@pytest.mark.parametrize("impl", ["auto", "reference", "grouped", "matmul", "per_example", "mix_outputs"])
+@pytest.mark.parametrize("impl", ["auto", "reference", "grouped", "matmul", "loop", "mix_outputs"])
 def test_per_example_gradients_by_vmap_over_grad(impl: str) -> None:
     layer = Layer("dense", impl)
     parameters = dict(layer.named_parameters())
@@ -125,7 +125,7 @@ def test_per_example_gradients_by_vmap_over_grad(impl: str) -> None:
     torch.testing.assert_close(batched.sum(0), total, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("impl", ["grouped", "matmul", "per_example"])
+@pytest.mark.parametrize("impl", ["grouped", "matmul", "loop"])
 def test_transforms_of_an_empty_batch(impl: str) -> None:
     weight = torch.randn(3, 6, 4, 3, 3)
 

@@ -40,7 +40,7 @@ def test_equals_the_reference_with_the_experts_they_stand_for(case: Case, dtype:
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("impl", ["reference", "mix_outputs", "grouped", "matmul", "per_example"])
+@pytest.mark.parametrize("impl", ["reference", "mix_outputs", "grouped", "matmul", "loop"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_implementation_takes_them(dtype: torch.dtype, impl: str) -> None:
     case = next(case for case in CASES if case.name == "dense-uneven")

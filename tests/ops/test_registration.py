@@ -15,7 +15,7 @@ from condconv.ops import cond_conv2d, cond_conv_transpose2d
 from condconv.ops.native import library
 from tests.ops.cases import BY_NAME
 
-IMPLS = ("grouped", "matmul", "per_example")
+IMPLS = ("grouped", "matmul", "loop")
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(library.LOADED is None, reason="built without a C compiler"))
 GEOMETRY = ((1, 1), (1, 1), (1, 1), 2, False, ())
 TRANSPOSED = ((2, 1), (1, 1), (1, 1), 2, True, (1, 0))
@@ -155,7 +155,7 @@ def test_fp64_stays_fp64_under_autocast() -> None:
 def test_gradients_of_half_precision_experts_are_added_up_in_fp32() -> None:
     """256 examples that add 1 each: in bf16 the sum would stop at 256 less than it should, or stick."""
     x, weight = torch.ones(513, 1, 1, 1).bfloat16(), torch.zeros(2, 1, 1, 1, 1).bfloat16().requires_grad_()
-    cond_conv2d(x, weight, torch.ones(513, 2), impl="per_example").sum().backward()
+    cond_conv2d(x, weight, torch.ones(513, 2), impl="loop").sum().backward()
     assert weight.grad.flatten().tolist() == [512.0, 512.0]  # 513 rounded to bf16, once
 
 

@@ -127,7 +127,7 @@ def test_linear() -> None:
         ops.cond_linear(torch.zeros(2, 5), torch.zeros(3, 2, 6), R)
 
 
-@pytest.mark.parametrize("impl", ["auto", "reference", "mix_outputs", "grouped", "matmul", "per_example"])
+@pytest.mark.parametrize("impl", ["auto", "reference", "mix_outputs", "grouped", "matmul", "loop"])
 @pytest.mark.parametrize("shape", [(2, 0, 6), (2, 5, 0, 6), (0, 0, 6)])
 def test_linear_without_rows_is_connected(shape: tuple[int, ...], impl: str) -> None:
     inputs = [torch.randn(shape), torch.randn(3, 4, 6), torch.rand(shape[0], 3), torch.randn(3, 4)]
@@ -175,7 +175,7 @@ def test_auto_logs_its_choice(caplog: pytest.LogCaptureFixture) -> None:
     [
         ((3, 6, 4, 1, 1), (2, 4, 5, 5), {}, "matmul"),
         ((3, 32, 32, 4, 4), (2, 32, 11, 11), {}, "grouped"),  # 2 ** 20 multiply-adds per example
-        ((3, 32, 32, 4, 4), (2, 32, 12, 11), {}, "per_example"),
+        ((3, 32, 32, 4, 4), (2, 32, 12, 11), {}, "loop"),
         ((3, 6, 4, 5, 5), (2, 4, 5, 5), {}, "mix_outputs"),
         ((1, 6, 4, 3, 3), (2, 4, 5, 5), {}, "mix_outputs"),
         ((3, 4, 1, 3, 3), (2, 4, 30, 30), {"groups": 4}, "grouped"),
@@ -194,7 +194,7 @@ def test_auto_keeps_kernels_of_a_small_batch_only(caplog: pytest.LogCaptureFixtu
         for batch in (10, 11):  # 10 kernels are 31.5 MB
             ops.cond_conv_transpose1d(torch.zeros(batch, 512, 1), kernel, torch.zeros(batch, 2))
     taken = [line.split("api.py")[1].split()[1] for line in caplog.text.splitlines()]
-    assert taken == ["grouped", "per_example"]
+    assert taken == ["grouped", "loop"]
 
 
 @pytest.mark.usefixtures("without_kernels")
@@ -203,7 +203,7 @@ def test_auto_works_off_large_batches_one_by_one(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.DEBUG, logger="condconv"):
         for batch in (2, 3):  # 2 x 2048 x 2048 numbers are 32 MB
             ops.cond_conv2d(torch.zeros(batch, 2048, 2, 1), kernel, torch.zeros(batch, 2))
-    assert [line.split("api.py")[1].split()[1] for line in caplog.text.splitlines()] == ["matmul", "per_example"]
+    assert [line.split("api.py")[1].split()[1] for line in caplog.text.splitlines()] == ["matmul", "loop"]
 
 
 @pytest.mark.usefixtures("without_kernels")
@@ -212,7 +212,7 @@ def test_auto_looks_at_gradients_for_large_experts(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.DEBUG, logger="condconv"):
         for needs_grad in (False, True):
             ops.cond_conv2d(x, kernel.requires_grad_(needs_grad), torch.zeros(2, 4), padding=1)
-    assert [line.split("api.py")[1].split()[1] for line in caplog.text.splitlines()] == ["per_example", "grouped"]
+    assert [line.split("api.py")[1].split()[1] for line in caplog.text.splitlines()] == ["loop", "grouped"]
 
 
 @pytest.mark.usefixtures("without_kernels")
@@ -220,4 +220,4 @@ def test_auto_keeps_channels_last_for_depthwise(caplog: pytest.LogCaptureFixture
     x = torch.zeros(2, 4, 30, 30).to(memory_format=torch.channels_last)
     with caplog.at_level(logging.DEBUG, logger="condconv"):
         ops.cond_conv2d(x, torch.zeros(3, 4, 1, 3, 3), torch.zeros(2, 3), groups=4)
-    assert "per_example for x" in caplog.text
+    assert "loop for x" in caplog.text

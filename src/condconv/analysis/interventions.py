@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.analysis.recorder import served_layers
+from condconv.analysis.recorder import layers_by_routing
 from condconv.analysis.records import Intervention
 from condconv.analysis.report import RoutingReport
 from condconv.errors import UsageError, check_type, few, shown
@@ -44,7 +44,7 @@ def changed_routing(network: nn.Module, change: Change, routings: Iterable[str] 
 
 
 def _routing_modules(network: nn.Module, routings: Iterable[str] | None) -> dict[str, nn.Module]:
-    known = served_layers(network)
+    known = layers_by_routing(network)
     names = known if routings is None else _names_among(known, routings)
     return {name: network.get_submodule(name) for name in names}
 

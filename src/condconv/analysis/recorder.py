@@ -23,7 +23,7 @@ from condconv.nn.block_routing import routing_functions
 from condconv.nn.conditional import conditional_layers
 
 
-def served_layers(network: nn.Module) -> dict[str, tuple[str, ...]]:
+def layers_by_routing(network: nn.Module) -> dict[str, tuple[str, ...]]:
     """Return the names of a network's routing functions, each with the names of the layers that it routes.
 
     Both in the network's order. Layers that share a routing function are listed together.
@@ -90,7 +90,7 @@ class RoutingRecorder:
             )
         self.class_names = None if class_names is None else tuple(class_names)
         self._network = network
-        self._layers = served_layers(network)
+        self._layers = layers_by_routing(network)
         self._top_examples = top_examples
         self._pending: dict[str, list[Tensor]] = {name: [] for name in self._layers}
         self._accumulators: dict[str, Accumulator] = {}

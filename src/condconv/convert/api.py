@@ -48,10 +48,10 @@ def convert_(
         where: Which layers, from `condconv.select`; `None` for all convolutions that run on the example and give
             more than one pixel (so neither squeeze-and-excitation nor heads that serve training alone).
         routing: A name, also with options as in `"softmax(temperature=30)"`, a factory called with
-            `(in_channels, num_experts)`, or (scope `"single"` only) a module.
-        scope: `"layer"`, `"block"`, `"block(every=2)"`, `"single"` or a `Scope`.
+            `(in_channels, num_experts)`, or (scope `"network"` only) a module.
+        scope: `"layer"`, `"block"`, `"block(every=2)"`, `"network"` or a `Scope`.
         classifier: Also convert the last linear layer to run, whatever `where` says; it routes by its own input
-            unless the scope is `"single"`.
+            unless the scope is `"network"`.
         example_input: A tensor or a tuple of arguments the model takes; `None` to guess an image of the usual size.
             Tells the order of the layers, the channels of blocks and the costs.
         init: `"same_output"`, or `"random"` to train from scratch as the paper does: experts drawn one by one, the
@@ -108,7 +108,7 @@ def _check_arguments(model: nn.Module, where: select.Selector | None, routing: R
     if where is not None and not isinstance(where, select.Selector):
         raise TypeError(f"`where` must be a selector, got {shown(where)}: give condconv.select.name('blocks.*'), say")
     if not isinstance(scope, (str, Scope)):
-        raise TypeError(f'`scope` must be "layer", "block", "single" or a Scope, got {shown(scope)}')
+        raise TypeError(f'`scope` must be "layer", "block", "network" or a Scope, got {shown(scope)}')
     scope = Scope.parse(scope) if isinstance(scope, str) else scope
     scope.check_routing(routing)
     return scope

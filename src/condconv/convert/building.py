@@ -34,7 +34,7 @@ def build_layers(
     if isinstance(routing, nn.Module) and len(groups) > 1:
         raise UsageError(
             f"`routing` must be a name or a factory for {len(groups)} routing functions, got one module: give its "
-            "class or a functools.partial of it, or scope='single'"
+            "class or a functools.partial of it, or scope='network'"
         )
 
     def make(old: nn.Module, routing: Routing) -> ConditionalLayer:

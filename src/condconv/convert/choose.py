@@ -32,7 +32,7 @@ def choose_layers(
     Raises:
         UsageError: Nothing is selected, nothing of it can be converted, or there is no classifier.
     """
-    selector = where or select.convs() & ~select.single_pixel() & select.running()
+    selector = where or select.convs() & ~select.single_pixel() & select.runs_in_eval()
     candidates = find_candidates(blocks)
     selected = _select(candidates, selector, _classifier(candidates) if classifier else None)
     if not selected:

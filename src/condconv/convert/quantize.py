@@ -209,4 +209,4 @@ def _expert_bytes(layer: ConditionalLayer) -> int:
 def _relative_error(before: Tensor, layer: ConditionalLayer) -> float:
     exact = before.double()
     norm = exact.norm().item()
-    return (layer.wide_experts() - exact).norm().item() / norm if norm else 0.0
+    return (layer.experts_fp64() - exact).norm().item() / norm if norm else 0.0

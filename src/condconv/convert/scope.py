@@ -21,7 +21,7 @@ class Scope:
 
     Args:
         kind: `"layer"`: each layer routes by its own input. `"block"`: one routing per block, by the block's input, for
-            all its layers. `"single"`: one routing for all, by the input of the first block.
+            all its layers. `"network"`: one routing for all, by the input of the first block.
         every: With `"block"`, how many consecutive blocks share one routing, by the input of the first of them.
         is_block: Decides by name and module which modules are blocks; `None` to find residual blocks and the like.
 
@@ -34,8 +34,8 @@ class Scope:
     is_block: Callable[[str, nn.Module], bool] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("layer", "block", "single"):
-            raise UsageError(f'`scope` must be "layer", "block", "single" or a Scope, got {shown(self.kind)}')
+        if self.kind not in ("layer", "block", "network"):
+            raise UsageError(f'`scope` must be "layer", "block", "network" or a Scope, got {shown(self.kind)}')
         if not isinstance(self.every, int) or self.every < 1:
             raise UsageError(f"`every` must be a positive number of blocks, got {shown(self.every)}: give 1, 2, ...")
         if self.every > 1 and self.kind != "block":
@@ -117,7 +117,7 @@ def group_layers(scope: Scope, candidates: Sequence[Candidate], blocks: Blocks) 
         for block, layers in members.items()
         if block is not None
     }
-    if scope.kind == "single":
+    if scope.kind == "network":
         _check_leader(running, reasons)
         return [_shared(running, blocks), *groups], notes
     groups += [_alone(candidate) for candidate in members.pop(None, [])]
@@ -137,7 +137,7 @@ def group_layers(scope: Scope, candidates: Sequence[Candidate], blocks: Blocks) 
 def _check_leader(running: Sequence[Candidate], reasons: Mapping[str, str | None]) -> None:
     if not running:
         raise UsageError(
-            "`where` must select a layer that runs on the example for scope='single', got none: add others"
+            "`where` must select a layer that runs on the example for scope='network', got none: add others"
         )
     first = running[0]
     reason = "it is not part of a block" if first.block is None else reasons[first.block]

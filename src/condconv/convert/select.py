@@ -166,6 +166,6 @@ def single_pixel() -> Selector:
     return Selector(lambda c: c.output_pixels == 1, "single_pixel()")
 
 
-def running() -> Selector:
+def runs_in_eval() -> Selector:
     """Select layers that run on the example in evaluation mode; auxiliary heads often run in training only."""
-    return Selector(lambda c: c.runs, "running()")
+    return Selector(lambda c: c.runs, "runs_in_eval()")

@@ -41,14 +41,14 @@ class MixedBias(nn.Module):
     def __init__(self, layer: ConditionalLayer) -> None:
         super().__init__()
         self.mixer = None if layer.bias is None else Mixer(layer.bias, layer.num_outputs)
-        self.shift = None if layer.shift is None else nn.Parameter(layer.shift.detach().clone())
+        self.folded_bias = None if layer.folded_bias is None else nn.Parameter(layer.folded_bias.detach().clone())
 
     def forward(self, y: Tensor, routing_weights: Tensor) -> Tensor:
         """Add to y, `[B, O, *S]`."""
         trailing = (None,) * (y.dim() - 2)
         if self.mixer is not None:
             y = y + self.mixer(routing_weights)[(..., *trailing)]
-        return y if self.shift is None else y + self.shift[(..., *trailing)]
+        return y if self.folded_bias is None else y + self.folded_bias[(..., *trailing)]
 
 
 def add(terms: Iterable[Tensor]) -> Tensor:
@@ -168,19 +168,21 @@ class Esum(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        unshifted = copy.deepcopy(layer, {id(layer.routing_fn): layer.routing_fn})
-        unshifted.shift = None
-        self.experts = nn.ModuleList(unshifted.to_static(one) for one in torch.eye(layer.num_experts))
-        self.shift = None if layer.shift is None else nn.Parameter(layer.shift.detach().clone())
+        unbiased = copy.deepcopy(layer, {id(layer.routing_fn): layer.routing_fn})
+        unbiased.folded_bias = None
+        self.experts = nn.ModuleList(unbiased.to_static(one) for one in torch.eye(layer.num_experts))
+        self.folded_bias = None if layer.folded_bias is None else nn.Parameter(layer.folded_bias.detach().clone())
         self.channels_last = isinstance(layer, CondLinear)
 
     def forward(self, x: Tensor, routing_weights: Tensor, **options: Any) -> Tensor:
         """Apply every expert to x, with the options of the ordinary layer, and add up by `[B, E]`."""
         weights = routing_weights[(..., *(None,) * (x.dim() - 2))]
         total = add(expert(x, **options) * weights[:, e : e + 1] for e, expert in enumerate(self.experts))
-        if self.shift is None:
+        if self.folded_bias is None:
             return total
-        return total + (self.shift if self.channels_last else self.shift[(..., *(None,) * (total.dim() - 2))])
+        return total + (
+            self.folded_bias if self.channels_last else self.folded_bias[(..., *(None,) * (total.dim() - 2))]
+        )
 
 
 class BmmLinear(nn.Module):

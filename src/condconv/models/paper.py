@@ -113,7 +113,7 @@ def _ablation(
 
 TABLE_3 = (
     _ablation("Table 3", "FC + sigmoid, one a block", 55.7, 62.0),
-    _ablation("Table 3", "single, at layer 7", 55.5, 56.5, scope="single"),
+    _ablation("Table 3", "single, at layer 7", 55.5, 56.5, scope="network"),
     _ablation("Table 3", "partially shared, one for two blocks", 55.6, 62.5, scope="block(every=2)"),
     _ablation("Table 3", "hidden, C/8", 55.6, 57.7, routing="hidden(hidden_ratio=0.125)"),
     _ablation("Table 3", "hidden, C", 55.9, 62.2, routing="hidden"),

@@ -46,7 +46,7 @@ class Recipe:
             )
         if not isinstance(self.scope, (str, Scope)):
             raise UsageError(
-                f'`scope` must be "layer", "block", "single" or a Scope, got {shown(self.scope)}: "block" is usual'
+                f'`scope` must be "layer", "block", "network" or a Scope, got {shown(self.scope)}: "block" is usual'
             )
         if self.routing == "external":
             raise UsageError("`routing` must take its weights from the input, got 'external': choose one that does")
@@ -143,9 +143,9 @@ class Recipe:
 
     def _scope(self, chosen: Sequence[str], blocks: set[str]) -> Scope:
         scope = Scope.parse(self.scope) if isinstance(self.scope, str) else self.scope
-        if scope.kind == "single" and scope.is_block is None and chosen[0] not in blocks:
+        if scope.kind == "network" and scope.is_block is None and chosen[0] not in blocks:
             raise UsageError(
-                f'`first_layer` must be a block with scope="single", whose one routing takes that block\'s input, got '
+                f'`first_layer` must be a block with scope="network", whose one routing takes that block\'s input, got '
                 f"{chosen[0]!r}: take one of the layers from {min(blocks)!r} on"
             )
         return scope

@@ -24,7 +24,7 @@ from condconv.nn.softmax_routing import SoftmaxRouting, anneal_
 
 # Each static layer and the class that gives it experts.
 TWINS: dict[type[Module], type[ConditionalLayer]] = {
-    layer.twin: layer
+    layer.static_type: layer
     for layer in (
         CondConv1d,
         CondConv2d,

@@ -31,13 +31,13 @@ class ConditionalLayer(nn.Module):
     Attributes:
         weight: Experts, `[E, ...]`; each expert as the twin's weight.
         bias: `[E, O]`, mixed with the same weights as the experts, or `None`.
-        shift: `[O]`, added as it is, or `None`; made by folding a batch norm.
+        folded_bias: `[O]`, added as it is, or `None`; made by folding a batch norm.
         routing_fn: From the layer's input to `[B, E]`.
         quantized: Whether the experts are bfloat16 or int8 and activations fp32; see `condconv.quantize_experts_`.
         weight_scale: `[E, O]`, fp32, what int8 experts are multiplied with; `None` for all others.
     """
 
-    twin: ClassVar[type[nn.Module]]
+    static_type: ClassVar[type[nn.Module]]
     transposed: ClassVar[bool] = False
     groups: int = 1
     num_experts: int
@@ -45,7 +45,7 @@ class ConditionalLayer(nn.Module):
     impl: str
     weight: nn.Parameter
     bias: nn.Parameter | None
-    shift: nn.Parameter | None
+    folded_bias: nn.Parameter | None
     routing_fn: nn.Module
     quantized: bool
     weight_scale: Tensor | None
@@ -70,7 +70,7 @@ class ConditionalLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, *weight_shape, device=device, dtype=dtype))
         biases = nn.Parameter(torch.empty(num_experts, out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", biases)
-        self.register_parameter("shift", None)
+        self.register_parameter("folded_bias", None)
         self.quantized = False
         self.register_buffer("weight_scale", None)
         self.routing_fn = make_routing(routing, routed_channels, num_experts, device=device, dtype=dtype)
@@ -94,17 +94,17 @@ class ConditionalLayer(nn.Module):
             )
         weights = routing_weights.detach().to(self.weight.device, torch.float64)
         dtype = torch.float32 if self.quantized else self.weight.dtype
-        kernel = torch.tensordot(weights, self.wide_experts(), dims=1).to(dtype)
+        kernel = torch.tensordot(weights, self.experts_fp64(), dims=1).to(dtype)
         bias = None if self.bias is None else torch.tensordot(weights, self.bias.detach().double(), dims=1)
-        if self.shift is not None:
-            bias = self.shift.detach().double() + (0 if bias is None else bias)
+        if self.folded_bias is not None:
+            bias = self.folded_bias.detach().double() + (0 if bias is None else bias)
         return kernel, None if bias is None else bias.to(dtype)
 
     def parameter_from(self, value: Tensor, *sources: Tensor | None) -> nn.Parameter:
         """Return a new parameter, trainable if any of its sources is, or if the experts are quantized."""
         return nn.Parameter(value, self.quantized or any(each.requires_grad for each in sources if each is not None))
 
-    def wide_experts(self) -> Tensor:
+    def experts_fp64(self) -> Tensor:
         """Return the experts in fp64, quantized ones widened; exact."""
         return widen(self.weight.detach(), self.weight_scale, self.groups, self.transposed, torch.float64)
 
@@ -202,9 +202,9 @@ class ConditionalLayer(nn.Module):
             >>> torch.allclose(static(x), condconv.CondConv2d.from_conv(static, num_experts=4)(x), atol=1e-5)
             True
         """
-        if not isinstance(static, cls.twin):
+        if not isinstance(static, cls.static_type):
             raise UsageError(
-                f"`static` must be a {cls.twin.__name__}, got a {full_name(type(static))}: a Conv2d becomes a "
+                f"`static` must be a {cls.static_type.__name__}, got a {full_name(type(static))}: a Conv2d becomes a "
                 "CondConv2d, a Linear a CondLinear, and so on"
             )
         if (reason := why_not_static(static, cls)) is not None:
@@ -228,7 +228,7 @@ class ConditionalLayer(nn.Module):
             layer.set_experts_(weight, bias, start_constant_(layer.routing_fn), expert_spread)
         else:
             layer.draw_experts_(weight, bias)
-        carry_over_(layer, static, cls.twin)
+        carry_over_(layer, static, cls.static_type)
         if not weight.requires_grad:  # else a kernel that is not to move would, mixed by weights that learn
             layer.routing_fn.requires_grad_(False)
         return layer.train(static.training)

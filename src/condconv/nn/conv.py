@@ -74,7 +74,7 @@ class CondConv1d(_CondConv):
     """`torch.nn.Conv1d` with example-dependent kernels: `[B, C, L] -> [B, O, L']`. Arguments as in `CondConv2d`."""
 
     spatial_dims = 1
-    twin = nn.Conv1d
+    static_type = nn.Conv1d
     _op = staticmethod(ops.cond_conv1d)
 
 
@@ -114,7 +114,7 @@ class CondConv2d(_CondConv):
     """
 
     spatial_dims = 2
-    twin = nn.Conv2d
+    static_type = nn.Conv2d
     _op = staticmethod(ops.cond_conv2d)
 
 
@@ -125,5 +125,5 @@ class CondConv3d(_CondConv):
     """
 
     spatial_dims = 3
-    twin = nn.Conv3d
+    static_type = nn.Conv3d
     _op = staticmethod(ops.cond_conv3d)

@@ -91,7 +91,7 @@ class CondConvNd(ConditionalLayer):
         Raises:
             UsageError: A shape does not fit; the message names the argument.
         """
-        return self._shifted(self._convolve(x, self._route(x, routing_weights)))
+        return self._with_folded_bias(self._convolve(x, self._route(x, routing_weights)))
 
     def _route(self, x: Tensor, routing_weights: Tensor | None) -> Tensor:
         """Return the routing weights of x, whose shape is checked, or those given."""
@@ -107,8 +107,8 @@ class CondConvNd(ConditionalLayer):
     def _convolve(self, x: Tensor, routing_weights: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _shifted(self, y: Tensor) -> Tensor:
-        return y if self.shift is None else y + self.shift.to(y.dtype)[(..., *(None,) * self.spatial_dims)]
+    def _with_folded_bias(self, y: Tensor) -> Tensor:
+        return y if self.folded_bias is None else y + self.folded_bias.to(y.dtype)[(..., *(None,) * self.spatial_dims)]
 
     @staticmethod
     def arguments_of(static: Any) -> dict[str, Any]:

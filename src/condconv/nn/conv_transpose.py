@@ -84,7 +84,7 @@ class _CondConvTranspose(CondConvNd):
         given: Any = routing_weights
         weights = self._route(x, given)
         added = None if output_size is None else self._padding_for(output_size, plain_shape(x)[2:])
-        return self._shifted(self._convolve(x, weights, added))
+        return self._with_folded_bias(self._convolve(x, weights, added))
 
     def _convolve(self, x: Tensor, routing_weights: Tensor, output_padding: tuple[int, ...] | None = None) -> Tensor:
         return type(self)._op(
@@ -123,7 +123,7 @@ class CondConvTranspose1d(_CondConvTranspose):
     """`torch.nn.ConvTranspose1d` with example-dependent kernels. Arguments as in `CondConvTranspose2d`."""
 
     spatial_dims = 1
-    twin = nn.ConvTranspose1d
+    static_type = nn.ConvTranspose1d
     _op = staticmethod(ops.cond_conv_transpose1d)
 
 
@@ -134,7 +134,7 @@ class CondConvTranspose2d(_CondConvTranspose):
     """
 
     spatial_dims = 2
-    twin = nn.ConvTranspose2d
+    static_type = nn.ConvTranspose2d
     _op = staticmethod(ops.cond_conv_transpose2d)
 
 
@@ -142,5 +142,5 @@ class CondConvTranspose3d(_CondConvTranspose):
     """`torch.nn.ConvTranspose3d` with example-dependent kernels. Arguments as in `CondConvTranspose2d`."""
 
     spatial_dims = 3
-    twin = nn.ConvTranspose3d
+    static_type = nn.ConvTranspose3d
     _op = staticmethod(ops.cond_conv_transpose3d)

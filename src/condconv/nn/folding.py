@@ -32,7 +32,7 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
 
     Exact for every routing: with `s = gamma / sqrt(var + eps)`,
     `BN(conv(x, sum r W) + sum r b) = conv(x, sum r (s W)) + sum r (s b) + (beta - s mean)`.
-    The last term does not depend on the routing weights and becomes the layer's `shift`.
+    The last term does not depend on the routing weights and becomes the layer's `folded_bias`.
 
     Args:
         layer: A conditional convolution or linear layer; not changed.
@@ -67,12 +67,12 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
     shift = -mean.double() * scale
     if norm.bias is not None:
         shift = shift + norm.bias.double()
-    if layer.shift is not None:
-        shift = shift + layer.shift.double() * scale
+    if layer.folded_bias is not None:
+        shift = shift + layer.folded_bias.double() * scale
     folded.weight = layer.parameter_from(scale_outputs(layer, scale).to(dtype), layer.weight, norm.weight)
     if layer.bias is not None:
         folded.bias = layer.parameter_from((layer.bias.double() * scale).to(dtype), layer.bias, norm.weight)
-    folded.shift = layer.parameter_from(shift.to(dtype), layer.shift, norm.weight, norm.bias)
+    folded.folded_bias = layer.parameter_from(shift.to(dtype), layer.folded_bias, norm.weight, norm.bias)
     return folded
 
 

@@ -35,7 +35,7 @@ class CondLinear(ConditionalLayer):
         UsageError: An argument is out of range; the message names it.
     """
 
-    twin = nn.Linear
+    static_type = nn.Linear
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class CondLinear(ConditionalLayer):
         if routing_weights is None:
             routing_weights = self.routing_fn(x if x.dim() == 2 else x.flatten(1, -2).transpose(-2, -1))
         y = ops.cond_linear(x, self.weight, routing_weights, self.bias, impl=self.impl, weight_scale=self.weight_scale)
-        return y if self.shift is None else y + self.shift.to(y.dtype)
+        return y if self.folded_bias is None else y + self.folded_bias.to(y.dtype)
 
     @staticmethod
     def arguments_of(static: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class CondLinear(ConditionalLayer):
         weight, bias = self.mix(routing_weights)
         linear = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
         linear.weight = self.parameter_from(weight, self.weight)
-        linear.bias = None if bias is None else self.parameter_from(bias, self.bias, self.shift)  # type: ignore[assignment]
+        linear.bias = None if bias is None else self.parameter_from(bias, self.bias, self.folded_bias)  # type: ignore[assignment]
         return linear.train(self.training)
 
     def extra_repr(self) -> str:

@@ -34,7 +34,7 @@ def static_conv(layer: Any, kernel: Tensor, bias: Tensor | None) -> nn.Module:
         name: getattr(layer, name)
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
     }
-    kind: type[nn.Module] = layer.twin
+    kind: type[nn.Module] = layer.static_type
     if layer.transposed:
         arguments["output_padding"] = layer.output_padding
     else:
@@ -52,5 +52,5 @@ def static_conv(layer: Any, kernel: Tensor, bias: Tensor | None) -> nn.Module:
             )
     conv: Any = kind(**arguments, bias=bias is not None, device="meta")
     conv.weight = layer.parameter_from(kernel, layer.weight)
-    conv.bias = None if bias is None else layer.parameter_from(bias, layer.bias, layer.shift)
+    conv.bias = None if bias is None else layer.parameter_from(bias, layer.bias, layer.folded_bias)
     return conv

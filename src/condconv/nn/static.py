@@ -34,7 +34,7 @@ def why_not_static(layer: nn.Module, conditional: type[Any]) -> str | None:
     """Return why no conditional layer can be made of a static one, or `None`.
 
     Args:
-        layer: An instance of `conditional.twin`.
+        layer: An instance of `conditional.static_type`.
         conditional: The class of the conditional layer.
     """
     if isinstance(layer, LazyModuleMixin):
@@ -44,17 +44,17 @@ def why_not_static(layer: nn.Module, conditional: type[Any]) -> str | None:
         return _COMPUTED.format(computed[0])
     if getattr(layer, "_compiled_call_impl", None) is not None:
         return "it is compiled: convert it first, then compile it"
-    if has_own_forward(layer, conditional.twin):
+    if has_own_forward(layer, conditional.static_type):
         return f"it is a {full_name(type(layer))} with a forward of its own"
     if (reason := _why_not_values(layer)) is not None:
         return reason
-    carried = _carried(layer, conditional.twin)
+    carried = _carried(layer, conditional.static_type)
     if carried:
         return (
             f"it is a {full_name(type(layer))} that carries {few(carried)}, which the new layer would not have: keep "
             "that in a module around it"
         )
-    taken = sorted(_plain_attributes(layer, conditional.twin).keys() & _names_of(conditional))
+    taken = sorted(_plain_attributes(layer, conditional.static_type).keys() & _names_of(conditional))
     if taken:
         return f"it has an attribute `{taken[0]}`, which is something else in a {conditional.__name__}: rename it"
     return why_not_hooks(layer)

@@ -96,7 +96,7 @@ def cond_conv2d(
         padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
         impl: How, never what: `"auto"` (by shape, batch, number of experts, device, layout and whether gradients
             are needed; the choice is logged at DEBUG), `"reference"`, `"mix_outputs"`, `"grouped"`,
-            `"matmul"`, `"per_example"`, `"native"` (CPU) or `"triton"` (GPU; "auto" does not take it yet).
+            `"matmul"`, `"loop"`, `"native"` (CPU) or `"triton"` (GPU; "auto" does not take it yet).
         weight_scale: `[E, O]`, fp32, for int8 experts: W = weight_scale * weight for each expert and output channel.
             `None` for all others.
 

@@ -20,7 +20,7 @@ from condconv.ops.mixing import accumulation_dtype, mix_bias, mix_kernels, mix_k
 APPLY: dict[str, tuple[ModuleType, int | None]] = {
     "grouped": (grouped, None),
     "matmul": (matmul, None),
-    "per_example": (grouped, 1),
+    "loop": (grouped, 1),
 }
 # These mix kernels themselves and are no chains of torch functions: forward and backward are their own.
 FUSED: dict[str, ModuleType] = {"native": native, "triton": triton}

@@ -137,7 +137,7 @@ def why_not_matmul(problem: Problem) -> str | None:
     return None
 
 
-def why_not_per_example(problem: Problem) -> str | None:
+def why_not_loop(problem: Problem) -> str | None:
     """Return why one library convolution per example cannot run, or `None`."""
     if problem.exporting:
         return "its loop over the examples would fix the exported graph to one batch size"
@@ -190,7 +190,7 @@ WHY_NOT: dict[str, Callable[[Problem], str | None]] = {
     "mix_outputs": why_not_mix_outputs,
     "grouped": why_not_grouped,
     "matmul": why_not_matmul,
-    "per_example": why_not_per_example,
+    "loop": why_not_loop,
     "native": why_not_native,
     "triton": why_not_triton,
 }
@@ -280,7 +280,7 @@ RULES = (
         "all of them see through it, and it leaves the batch open",
     ),
     Rule(
-        "per_example",
+        "loop",
         "CPU, pointwise, kernels of the batch beyond 32 MB",
         lambda problem: _pointwise(problem) and _on_cpu(problem) and _kernels(problem) > _CACHED_NUMBERS,
         "memory: as fast in inference, slower in training, but no batch of kernels is kept",
@@ -304,14 +304,14 @@ RULES = (
         lambda problem: not problem.depthwise and _is_small(problem),
         MEASURED,
     ),
-    Rule("per_example", "CPU, dense", lambda problem: not problem.depthwise, MEASURED),
+    Rule("loop", "CPU, dense", lambda problem: not problem.depthwise, MEASURED),
     Rule(
         "grouped",
         "CPU, depthwise, contiguous, output of the batch up to 32 MB",
         lambda problem: not problem.channels_last and _outputs(problem) <= _CACHED_NUMBERS,
         MEASURED,
     ),
-    Rule("per_example", "CPU, depthwise", lambda problem: True, MEASURED),
+    Rule("loop", "CPU, depthwise", lambda problem: True, MEASURED),
 )
 """What "auto" stands for: the first of these rules that holds. Sizes are those of fp32 numbers."""
 

@@ -113,7 +113,7 @@ def _classifier(misfit: Misfit) -> str | None:
     linears = [
         name
         for name, module in misfit.layers.modules.items()
-        if isinstance(module, nn.Linear) or (isinstance(module, ConditionalLayer) and module.twin is nn.Linear)
+        if isinstance(module, nn.Linear) or (isinstance(module, ConditionalLayer) and module.static_type is nn.Linear)
     ]
     return next((name for name in reversed(linears) if ".routing_fn." not in f".{name}"), None)
 
@@ -151,7 +151,8 @@ def _other_input(misfit: Misfit) -> str | None:
         (
             (f"{name}.weight", module.weight)
             for name, module in misfit.layers.modules.items()
-            if isinstance(module, _ConvNd) or (isinstance(module, ConditionalLayer) and module.twin is not nn.Linear)
+            if isinstance(module, _ConvNd)
+            or (isinstance(module, ConditionalLayer) and module.static_type is not nn.Linear)
         ),
         ("", None),
     )

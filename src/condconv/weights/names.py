@@ -191,7 +191,9 @@ def _own_layers(layers: Layers) -> Iterator[tuple[str, str]]:
             continue
         if isinstance(module, _BatchNorm):
             yield "norm", name
-        elif isinstance(module, nn.Linear) or (isinstance(module, ConditionalLayer) and module.twin is nn.Linear):
+        elif isinstance(module, nn.Linear) or (
+            isinstance(module, ConditionalLayer) and module.static_type is nn.Linear
+        ):
             yield "linear", name
         elif isinstance(module, (_ConvNd, ConditionalLayer)):
             yield "conv", name

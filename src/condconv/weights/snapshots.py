@@ -64,7 +64,7 @@ def load_snapshots(network: Layers, sources: Sequence[Source], skip: tuple[str, 
         own = [_layer_tensors(plan.matched.tensors, name, norm_name) for plan in plans]
         if _set_layer_(layers[name], norm, own, start):
             shifted.append(name)
-    alone = [name for name in first.fit.static if name not in norms and layers[name].twin is not nn.Linear]
+    alone = [name for name in first.fit.static if name not in norms and layers[name].static_type is not nn.Linear]
     return LoadReport(
         f"{len(sources)} checkpoints",
         first.matched.how,

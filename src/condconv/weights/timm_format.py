@@ -46,7 +46,7 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
             reason = "it routes by its own input, not by its block's"
         elif type(function) is not SigmoidRouting:
             reason = f"its block routes by {type(function).__name__}, not by a sigmoid of one linear layer"
-        elif layer.bias is not None or layer.shift is not None:
+        elif layer.bias is not None or layer.folded_bias is not None:
             reason = "it has a bias or a folded batch norm"
         elif layer.quantized:
             reason = "its experts are quantized"

@@ -42,7 +42,7 @@ def test_decay_that_is_part_of_the_gradient_is_less_unless_asked(tmp_path, optim
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"scope": "single"}, {"routing": "hierarchical"}, {"routing": "hidden"}, {"scope": "layer"}]
+    "options", [{}, {"scope": "network"}, {"routing": "hierarchical"}, {"routing": "hidden"}, {"scope": "layer"}]
 )
 def test_no_router_decays_wherever_it_is(options, tmp_path):
     network = create_model("mobilenet_v1_cc_025_2e", num_classes=2, **options)

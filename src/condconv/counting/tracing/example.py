@@ -76,7 +76,7 @@ def arguments_of(model: nn.Module, example_input: Any) -> Iterator[tuple[Any, ..
 
 def _size_for(module: nn.Module) -> tuple[int, ...] | None:
     """Return the input size to try for a model that begins with this convolution, static or with experts."""
-    kind = getattr(module, "twin", type(module))
+    kind = module.static_type if isinstance(module, ConditionalLayer) else type(module)
     return next((size for conv, size in _FIRST_SIZES.items() if issubclass(kind, conv)), None)
 
 

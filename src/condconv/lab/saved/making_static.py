@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from condconv.analysis import served_layers
+from condconv.analysis import layers_by_routing
 from condconv.convert import make_static_
 from condconv.errors import UsageError, shown_name
 from condconv.files.paths import check_can_write
@@ -120,7 +120,7 @@ def match_layers(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]
     Raises:
         UsageError: A pattern matches none, or there is no pattern.
     """
-    every = [layer for layers in served_layers(network).values() for layer in layers]
+    every = [layer for layers in layers_by_routing(network).values() for layer in layers]
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in every):
             raise UsageError(
