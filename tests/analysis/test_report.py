@@ -87,7 +87,7 @@ def test_other_files_are_refused(tmp_path, report):
         (b'{"format": 1, "class_names": null, "routings": [], "interventions": []}', "has no routing function"),
         (
             b'{"format": 1, "class_names": null, "routings": [3], "interventions": []}',
-            "has int in the place of a routing",
+            "has int instead of a routing",
         ),
         (b'{"format": 1, "class_names": null, "routings": {}, "interventions": []}', "has no list as 'routings'"),
     ],
@@ -142,7 +142,7 @@ RECORD, INTERVENTION = ("routings", 0), ("interventions", 0)
         ((*INTERVENTION, "agree"), None, "has None as 'agree' of 'mean'"),
         ((*INTERVENTION, "right"), 0.5, "has 0.5 as 'right' of 'mean'"),
         ((*INTERVENTION, "routings"), "x", "has no text as 'routings' of 'mean'"),
-        (INTERVENTION, [], "has list in the place of an intervention"),
+        (INTERVENTION, [], "has list instead of an intervention"),
     ],
 )
 def test_reports_that_someone_changed(tmp_path, report, where, value, why):

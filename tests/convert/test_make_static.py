@@ -143,8 +143,8 @@ def test_wrong_names_and_shapes_change_nothing():
         (torch.tensor([1, 0, 0]), "got torch.int64: give weights.float()"),
         (torch.ones(3, dtype=torch.complex64), "got torch.complex64: give weights.float()"),
         (torch.ones(3, device="meta"), "got a tensor on the meta device, which has no values"),
-        (torch.tensor([0.5, float("nan"), 0.5]), r"got \[0.5, nan, 0.5\]: the network or the mean has gone wrong"),
-        (torch.tensor([0.5, float("inf"), 0.5]), r"got \[0.5, inf, 0.5\]: the network or the mean has gone wrong"),
+        (torch.tensor([0.5, float("nan"), 0.5]), r"got \[0.5, nan, 0.5\]: the network or the mean is not valid"),
+        (torch.tensor([0.5, float("inf"), 0.5]), r"got \[0.5, inf, 0.5\]: the network or the mean is not valid"),
     ],
 )
 def test_weights_that_are_no_finite_floats_change_nothing(weights, got):

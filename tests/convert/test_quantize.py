@@ -291,7 +291,7 @@ class Casting(nn.Module):
         (
             "bfloat16",
             True,
-            "failed on the example .'first' is given torch.bfloat16, where it got torch.float32: by the dtype",
+            "failed on the example .'first' is given torch.bfloat16 instead of torch.float32: by the dtype",
         ),
         ("bfloat16", False, "'first' is given torch.bfloat16"),
     ],

@@ -170,9 +170,12 @@ class Two(nn.Module):
         ({"format": "paper"}, "`format` must be one of torch-export, aoti, onnx, openvino, .*, got 'paper'"),
         ({"path": None}, "`path` must be a text or a Path, got None"),
         ({"model": CONV.state_dict()}, "`model` must be a torch.nn.Module, got a OrderedDict: give the network itself"),
-        ({"model": torch.compile(CONV)}, "`model` must not be compiled, got what torch.compile returns"),
+        ({"model": torch.compile(CONV)}, "`model` must not be compiled, got the result of torch.compile"),
         ({"model": nn.DataParallel(CONV)}, "`model` must not be wrapped, got a DataParallel: give model.module"),
-        ({"model": torch.fx.symbolic_trace(nn.ReLU())}, "`model` must be as written, got a scripted or traced one"),
+        (
+            {"model": torch.fx.symbolic_trace(nn.ReLU())},
+            "`model` must be an ordinary module, got a scripted or traced one",
+        ),
         ({"model": copy.deepcopy(CONV).to("meta")}, "`model` must have values in its weights, got some without"),
         ({"model": nn.Sequential(nn.LazyConv2d(4, 3))}, "`model` must have values in its weights, got some without"),
         ({"model": copy.deepcopy(CONV).bfloat16()}, r"in torch.float32, got torch.bfloat16: give model.float\(\)"),
@@ -260,7 +263,7 @@ class Branching(nn.Module):
 
 
 def test_what_an_exporter_cannot_write_is_one_sentence_and_no_file(tmp_path):
-    message = r"`model` must be made of what the exporter for torch.export knows, got .*: try another format"
+    message = r"`model` must consist of operations that the exporter for torch.export knows, got .*: try another format"
     with pytest.raises(ExportError, match=message) as error:
         export(Branching(), tmp_path / "n.pt2", format="torch-export", example_input=IMAGE)
     assert len(str(error.value).splitlines()) == 1

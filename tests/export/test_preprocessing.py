@@ -35,11 +35,11 @@ def test_what_is_given_stays():
         ({"size": 9}, "have the example's size, 12, got 9: change one of them"),
         ({"size": "12"}, "have the example's size, 12, got '12'"),
         ({"channels": 1}, "have the example's channels, 3, got 1"),
-        ({"mean": [0.5]}, "have a mean of 3 numbers, one a channel, got [0.5]: give a list of them"),
-        ({"mean": torch.zeros(3)}, "have a mean of 3 numbers, one a channel, got tensor"),
+        ({"mean": [0.5]}, "have a mean of 3 numbers, one per channel, got [0.5]: give a list of them"),
+        ({"mean": torch.zeros(3)}, "have a mean of 3 numbers, one per channel, got tensor"),
         ({"mean": [0.5, float("nan"), 0.5]}, "have a mean of 3 numbers"),
-        ({"std": [1.0, 0.0, 1.0]}, "have a std of 3 positive numbers, one a channel, got [1.0, 0.0, 1.0]"),
-        ({"std": 1.0}, "have a std of 3 positive numbers, one a channel, got 1.0"),
+        ({"std": [1.0, 0.0, 1.0]}, "have a std of 3 positive numbers, one per channel, got [1.0, 0.0, 1.0]"),
+        ({"std": 1.0}, "have a std of 3 positive numbers, one per channel, got 1.0"),
         ({"crop": 0}, "have a crop above 0 and up to 1, got 0"),
         ({"crop": 87.5}, "have a crop above 0 and up to 1, got 87.5"),
         ({"interpolation": "cubic"}, "interpolation of nearest, box, bilinear, hamming, bicubic, lanczos, got 'cubic'"),
@@ -65,7 +65,7 @@ def test_other_things_than_a_dictionary_are_refused():
 
 
 def test_only_square_images_have_preprocessing():
-    with pytest.raises(UsageError, match=r"must go with square images, got an example \[B, 3, 12, 11\]"):
+    with pytest.raises(UsageError, match=r"must be for square images, got an example \[B, 3, 12, 11\]"):
         complete_preprocessing(GIVEN, torch.zeros(1, 3, 12, 11))
 
 

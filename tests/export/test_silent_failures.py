@@ -76,7 +76,7 @@ def test_a_file_that_lost_its_batch_axis_is_not_kept(tmp_path, monkeypatch, form
     write = FORMATS[format].write
     fixed = lambda model, path, request: write(model, path, as_example(network, example))  # noqa: E731
     monkeypatch.setattr(FORMATS[format], "write", fixed)
-    with pytest.raises(ExportError, match=r"the file must take \[any, 6, 9, 10\], its own says \[2, 6, 9, 10\]"):
+    with pytest.raises(ExportError, match=r"the file must take \[any, 6, 9, 10\], got \[2, 6, 9, 10\] in its metadata"):
         export(network, tmp_path / f"n{FORMATS[format].SUFFIX}", format=format, example_input=example)
     assert not [*tmp_path.iterdir()]
 

@@ -343,7 +343,7 @@ def test_a_layer_that_cannot_have_experts_is_not_left_out(monkeypatch: pytest.Mo
         return network
 
     monkeypatch.setitem(FAMILIES, "resnet", dataclasses.replace(family, build=build))
-    message = "can be made as asked, got 'resnet_cc_18_2e' .'layer4.1.conv2' cannot have experts, it has back"
+    message = "can have these options, got 'resnet_cc_18_2e' .'layer4.1.conv2' cannot have experts, it has back"
     with pytest.raises(UsageError, match=message):
         create_model("resnet_cc_18_2e", num_classes=2)
 

@@ -142,9 +142,9 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
         assert repr(str(tmp_path / name)) in said
     torch.save({"x": Stranger()}, tmp_path / "code.pth")
     assert "must hold tensors and plain values only" in refusal(tmp_path / "code.pth")
-    assert "with print: loading that could run code of a stranger's" in refusal(tmp_path / "code.pth")
+    assert "with print: loading it could run foreign code" in refusal(tmp_path / "code.pth")
     torch.save(small(), tmp_path / "network.pth")
-    assert "SmallNet: loading that could run code" in refusal(tmp_path / "network.pth")
+    assert "SmallNet: loading it could run foreign code" in refusal(tmp_path / "network.pth")
     assert "ran" not in capsys.readouterr().out
 
 

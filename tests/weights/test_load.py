@@ -67,7 +67,7 @@ def test_back_to_timm(theirs: str) -> None:
 
 def test_back_to_timm_is_refused_for_networks_that_it_has_not() -> None:
     cases = {
-        ("tf_efficientnet_cc_b0_4e", ("conditional_classifier", True)): "'classifier' is not as there .it routes by",
+        ("tf_efficientnet_cc_b0_4e", ("conditional_classifier", True)): "'classifier' is not as in timm .it routes by",
         ("efficientnet_cc_b0_4e", ("routing", "softmax")): "its block routes by SoftmaxRouting, not by a sigmoid",
         ("efficientnet_b0", ("drop_rate", 0.1)): "must have conditional layers, got a static network",
     }

@@ -129,7 +129,7 @@ def intervention_from_lists(given: Any) -> Intervention:
 def _check_names(given: Any, names: set[str], what: str) -> str:
     """Check that an object has these fields and no others; returns how to call it."""
     if not isinstance(given, dict):
-        raise ValueError(f"has {type(given).__name__} in the place of {what}")
+        raise ValueError(f"has {type(given).__name__} instead of {what}")
     where = shown(given["name"]) if isinstance(given.get("name"), str) else what
     for words, wrong in (("lacks", names - given.keys()), ("has an unknown", given.keys() - names)):
         if wrong:

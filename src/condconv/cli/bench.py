@@ -161,6 +161,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if device is None or device.type not in ("cpu", "cuda"):
         raise UsageError(f"`--device` must be cpu or cuda, got {shown(arguments.device)}: or cuda:1 for the second GPU")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"`--device` must be there, got {shown(arguments.device)}: torch sees no GPU here, use cpu")
+        raise UsageError(
+            f"`--device` must be available, got {shown(arguments.device)}: torch sees no GPU here, use cpu"
+        )
     if arguments.out is not None:
         check_can_write(Path(arguments.out))

@@ -83,7 +83,7 @@ def _find_layers(model: nn.Module, conversion: Conversion) -> dict[str, nn.Modul
     for name in (*names, *around):
         if name not in modules:
             raise UsageError(
-                f"`model` must have the modules of the report, got none called {name!r}: build it as it was built then"
+                f"`model` must have the modules of the report, got none called {name!r}: build it as it was then"
             )
     shared = why_not_shared(model)
     layers = {name: modules[name] for name in names}

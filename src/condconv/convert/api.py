@@ -106,7 +106,7 @@ def _check_arguments(model: nn.Module, where: select.Selector | None, routing: R
     if reason is not None:
         raise UsageError(reason) if isinstance(model, nn.Module) else TypeError(reason)
     if where is not None and not isinstance(where, select.Selector):
-        raise TypeError(f"`where` must be a selector, got {shown(where)}: give condconv.select.name('blocks.*'), say")
+        raise TypeError(f"`where` must be a selector, got {shown(where)}: for example condconv.select.name('blocks.*')")
     if not isinstance(scope, (str, Scope)):
         raise TypeError(f'`scope` must be "layer", "block", "network" or a Scope, got {shown(scope)}')
     scope = Scope.parse(scope) if isinstance(scope, str) else scope

@@ -110,7 +110,7 @@ def _checked(name: str, weights: Tensor, num_experts: int) -> Tensor:
     if weights.is_meta:
         raise UsageError(f"{rule}a tensor on the meta device, which has no values: record the weights first")
     if not bool(weights.isfinite().all()):
-        raise UsageError(f"{rule}{weights.tolist()}: the network or the mean has gone wrong, record the weights again")
+        raise UsageError(f"{rule}{weights.tolist()}: the network or the mean is not valid, record the weights again")
     return weights
 
 

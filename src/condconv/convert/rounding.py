@@ -41,7 +41,7 @@ def run_watched(
             dtypes.setdefault(name, set()).add(dtype)
             if expected is not None and dtype not in expected.get(name, {dtype}):
                 was = few(map(str, expected[name]))
-                raise RuntimeError(f"{name!r} is given {dtype}, where it got {was}: by the dtype of a weight?")
+                raise RuntimeError(f"{name!r} is given {dtype} instead of {was}: by the dtype of a weight?")
 
     handles = [
         layer.register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs))

@@ -132,8 +132,8 @@ def _write(writer: Format, rewritten: nn.Module, path: Path, request: Request) -
     except Exception as error:
         reason = one_line(str(error))[:300]
         raise ExportError(
-            f"`model` must be made of what the exporter for {writer.RUNTIME} knows, got {type(error).__name__} "
-            f"({reason}): try another format, or other forms for its layers"
+            f"`model` must consist of operations that the exporter for {writer.RUNTIME} knows, got "
+            f"{type(error).__name__} ({reason}): try another format, or other forms for its layers"
         ) from error
 
 
@@ -148,6 +148,6 @@ def _check_file(inspection: Inspection, request: Request) -> None:
             f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
             for shape in (request.shape, inspection.shape)
         )
-        raise ExportError(f"the file must take {asked}, its own says {told}: the exporter lost it")
+        raise ExportError(f"the file must take {asked}, got {told} in its metadata: the exporter lost it")
     if request.opset is not None and inspection.opset != request.opset:
-        raise ExportError(f"the file must have opset {request.opset}, its own says {inspection.opset}")
+        raise ExportError(f"the file must have opset {request.opset}, got {inspection.opset}")

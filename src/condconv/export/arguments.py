@@ -25,11 +25,13 @@ def check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise UsageError(f"`model` must be a torch.nn.Module, got a {type(model).__name__}: give the network itself")
     if isinstance(model, torch._dynamo.OptimizedModule):
-        raise UsageError("`model` must not be compiled, got what torch.compile returns: give the network itself")
+        raise UsageError("`model` must not be compiled, got the result of torch.compile: give the network itself")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise UsageError(f"`model` must not be wrapped, got a {type(model).__name__}: give model.module")
     if isinstance(model, torch.jit.ScriptModule | torch.fx.GraphModule):
-        raise UsageError("`model` must be as written, got a scripted or traced one: give the network before that")
+        raise UsageError(
+            "`model` must be an ordinary module, got a scripted or traced one: give the network before that"
+        )
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise UsageError(

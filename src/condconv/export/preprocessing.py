@@ -38,7 +38,7 @@ def complete_preprocessing(given: Mapping[str, Any], example_input: Tensor) -> d
         raise _error(f"have {', '.join(REQUIRED)}", f"no {missing[0]!r}", "add it")
     if example_input.dim() != 4 or example_input.shape[2] != example_input.shape[3]:
         shape = ", ".join(map(str, example_input.shape[1:]))
-        raise _error("go with square images", f"an example [B, {shape}]", "leave it out, or give another example")
+        raise _error("be for square images", f"an example [B, {shape}]", "leave it out, or give another example")
     channels, size = example_input.shape[1:3]
     facts = {**DEFAULTS, "channels": channels, **given}
     for key, expected in (("size", size), ("channels", channels)):
@@ -61,7 +61,7 @@ def _numbers(key: str, values: Any, count: int) -> list[float]:
         or not all(_is_number(each) and (key == "mean" or each > 0) for each in values)
     ):
         kind = "numbers" if key == "mean" else "positive numbers"
-        raise _error(f"have a {key} of {count} {kind}, one a channel", shown(values), "give a list of them")
+        raise _error(f"have a {key} of {count} {kind}, one per channel", shown(values), "give a list of them")
     return [float(each) for each in values]
 
 

@@ -77,7 +77,7 @@ def make_directory(path: Path) -> None:
     except OSError as error:
         raise UsageError(
             f"`out` must be a directory that can be made, got {shown_name(path)} ({error.strerror}): take another "
-            "place or name, or see to what is in the way there"
+            "place or name, or remove what is in the way"
         ) from error
 
 

@@ -45,7 +45,7 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
         )
     except ValueError as error:
         raise UsageError(
-            f"`mixed_precision` must be one that the device can do, got {config.mixed_precision!r} "
+            f"`mixed_precision` must be supported by the device, got {config.mixed_precision!r} "
             f"({first_line(error)}): take no"
         ) from error
     _check_launch(config, accelerator)
@@ -104,7 +104,7 @@ def micro_batch(config: TrainConfig, accelerator: Accelerator) -> int:
         )
     if micro % 2 and (config.mixup or config.cutmix):
         raise UsageError(
-            f"`batch_size` must be an even multiple of {said} with mixup or cutmix, which pair the images, got "
+            f"`batch_size` must be an even multiple of {said} with mixup or cutmix, which pair images, got "
             f"{config.batch_size}: take {(micro + 1) * shares}"
         )
     return micro

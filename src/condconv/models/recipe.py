@@ -68,7 +68,7 @@ class Recipe:
         if "expert_spread" in given and self.init != "same_output":
             raise UsageError(
                 f"`expert_spread` must be given with init='same_output' only, got {shown(self.expert_spread)} "
-                f"with {shown(self.init)}: leave it out, experts that start each on its own differ anyway"
+                f"with {shown(self.init)}: leave it out, random experts differ anyway"
             )
 
     def convert_(self, model: nn.Module, name: Name, in_chans: int) -> None:
@@ -99,8 +99,8 @@ class Recipe:
         refused = [f"{layer!r} cannot have experts, {reason}" for layer, reason in report.refused.items()]
         for problem in (*refused, *(note for note in report.notes if note != NO_VALUES)):
             raise UsageError(
-                f"`name` must be a network that can be made as asked, got {str(name)!r} ({problem}): ask for another "
-                "placement"
+                f"`name` must be a network that can have these options, got {str(name)!r} ({problem}): choose "
+                "another placement"
             )
 
     def _choose(self, family: Family, layers: Sequence[str]) -> list[str]:

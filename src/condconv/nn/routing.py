@@ -240,7 +240,7 @@ class HierarchicalRouting(RoutingFunction):
         if (len(shape), *shape[1:]) != ((2, self.previous_experts) if self.previous_experts else (0,)):
             raise UsageError(
                 f"`previous` must have shape [B, {self.previous_experts}], got "
-                f"{None if previous is None else tuple(shape)}: set previous_experts to what is handed over"
+                f"{None if previous is None else tuple(shape)}: set previous_experts to their number"
             )
         pooled = self.pool(x)
         if previous is not None:

@@ -154,10 +154,10 @@ def _check(
     """Return the patterns of `skip` and the network as a load sees it."""
     if not is_expert_spread(expert_spread):
         raise UsageError(
-            f"`expert_spread` must be a number of 0 or more, got {shown(expert_spread)}: 0.5 is what it is by default"
+            f"`expert_spread` must be a number of 0 or more, got {shown(expert_spread)}: 0.5 is the default"
         )
     if not isinstance(averaged, bool):
-        raise UsageError(f"`averaged` must be True or False, got {shown(averaged)}: False takes plain weights")
+        raise UsageError(f"`averaged` must be True or False, got {shown(averaged)}: False loads the plain weights")
     if isinstance(skip, str):
         patterns: tuple[Any, ...] = (skip,)
     else:
@@ -199,5 +199,6 @@ def _read(layers: Layers, path: str | Path, averaged: bool) -> Source:
         return find_source(read_file(path, layers.most_entries), name, layers, averaged)
     except OSError as error:
         raise UsageError(
-            f"`path` must be a file that can be read, got {name} ({error.strerror or error}): check its name and rights"
+            f"`path` must be a file that can be read, got {name} ({error.strerror or error}): check its name "
+            "and permissions"
         ) from error

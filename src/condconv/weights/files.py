@@ -148,7 +148,7 @@ def _read_pickle(file: Path) -> Any:
         if foreign is not None:
             raise UsageError(
                 f"`path` must hold tensors and plain values only, got {path_shown(file)} with "
-                f"{shown(foreign[1] or foreign[2], 120)[1:-1]}: loading that could run code of a stranger's; save "
+                f"{shown(foreign[1] or foreign[2], 120)[1:-1]}: loading it could run foreign code; save "
                 "model.state_dict() where you trust the file"
             ) from error
         if "TorchScript" in str(error):

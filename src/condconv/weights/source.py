@@ -86,7 +86,7 @@ def _choose(found: Found, loaded: Any, name: str, averaged: bool) -> tuple[Entry
     if plain is None:
         if not averaged:
             raise UsageError(
-                f"`averaged` must be True for {name}, got False: it has averaged weights alone, under {under}; leave "
+                f"`averaged` must be True for {name}, got False: it has only averaged weights, under {under}; leave "
                 "`averaged` out"
             )
         return average, name, [f"these are averaged weights, under {under}: there are no others"]

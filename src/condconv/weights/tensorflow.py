@@ -108,8 +108,7 @@ def _select(variables: Mapping[str, NDArray[Any]], averaged: bool) -> dict[str, 
     elif averages.keys() - names.keys():
         only = few(sorted(averages.keys() - names.keys()))
         raise UsageError(
-            f"`averaged` must be True for this checkpoint, got False: it has nothing but the average of {only}; leave "
-            "it out"
+            f"`averaged` must be True for this checkpoint, got False: it has only the average of {only}; leave it out"
         )
     return {
         name: variables[source]

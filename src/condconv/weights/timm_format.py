@@ -52,8 +52,8 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
             reason = "its experts are quantized"
         if reason is not None:
             raise UsageError(
-                f"`model` must be a network that timm has, got one whose {name!r} is not as there ({reason}): take an "
-                "efficientnet_cc_* or tf_efficientnet_cc_* as condconv.create_model makes it"
+                f"`model` must be a network that timm has, got one whose {name!r} is not as in timm ({reason}): take "
+                "an efficientnet_cc_* or tf_efficientnet_cc_* as condconv.create_model makes it"
             )
     if not layers:
         raise UsageError(

@@ -249,7 +249,7 @@ def test_unreadable_images_are_named_and_counted_and_change_no_accuracy(tmp_path
             {"optimizer": "adamwow"},
             "`optimizer` must be a name that timm knows, got 'adamwow'",
         ),
-        ({"optimizer": "adahessian"}, "`optimizer` must do with first derivatives, got 'adahessian'"),
+        ({"optimizer": "adahessian"}, "`optimizer` must need first derivatives only, got 'adahessian'"),
         ({"optimizer": "sgd", "optimizer_options": {"momentum": -1.0}}, "here, got {'momentum': -1.0} (Invalid"),
         ({"auto_augment": "cutout", "in_chans": 3}, "`auto_augment` must be a policy that timm knows, got 'cutout'"),
         ({"scheduler": "plateau"}, "`scheduler` must be one of cosine"),
@@ -451,5 +451,5 @@ def test_a_compiled_network_trains_and_leaves_what_the_network_would(tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "metrics.csv", "best.safetensors"])
 def test_a_pipe_where_a_run_writes_is_refused_before_it_begins(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UsageError, match=rf"`out` must hold nothing but files .* got .*/{name}, a pipe or a device: "):
+    with pytest.raises(UsageError, match=rf"`out` must not have other things .* got .*/{name}, a pipe or a device: "):
         train(settings(tmp_path, epochs=1), build=build)

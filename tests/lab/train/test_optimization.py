@@ -206,7 +206,7 @@ def test_an_option_that_the_optimizer_does_not_use_is_named(tmp_path, optimizer,
         ({"optimizer": "sloth"}, "`optimizer` must be a name that timm knows, got 'sloth' "),
         ({"optimizer_options": {"betas": 0.9}}, "`optimizer_options` must be what adamw can be made with here, got "),
         ({"optimizer_options": {"betas": [0.9]}}, "`optimizer_options` must be what adamw can be made with here, got "),
-        ({"optimizer": "adahessian"}, "`optimizer` must do with first derivatives, got 'adahessian': take "),
+        ({"optimizer": "adahessian"}, "`optimizer` must need first derivatives only, got 'adahessian': take "),
     ],
 )
 def test_an_optimizer_that_cannot_be_made_is_named(tmp_path, settings_, message):

@@ -107,6 +107,6 @@ def _readable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(
-            f"`data` must have directories that can be read, got {shown_name(folder)} ({error.strerror}): see to its "
-            "permissions, or take it out"
+            f"`data` must have directories that can be read, got {shown_name(folder)} ({error.strerror}): change its "
+            "permissions, or remove it"
         ) from error

@@ -124,8 +124,8 @@ def own_data(path: str | Path, split: str) -> str:
     typed = data if re.fullmatch(r"[\w./-]{1,100}", data, re.ASCII) else f"{data.partition('/')[0]}/NAME"
     more = " --data-dir DIRECTORY" if typed.startswith("torch/") else ""
     raise UsageError(
-        f"`data` must be given for a network that was trained on {shown(data)}, got None: a named dataset is not "
-        f"opened because a file says so; add --data {typed}{more}"
+        f"`data` must be given for a network that was trained on {shown(data)}, got None: a file cannot decide to "
+        f"open a named dataset; add --data {typed}{more}"
     )
 
 

@@ -44,8 +44,8 @@ def only_here(out: Path, *, wait: bool = False) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UsageError(
-            f"`out` must be a directory to write in, got {shown_name(out)} ({error.strerror}): see to its permissions "
-            f"and to what is called {NAME} in it, or give another --out"
+            f"`out` must be a directory to write in, got {shown_name(out)} ({error.strerror}): check its permissions "
+            f"and what is called {NAME} in it, or give another --out"
         ) from error
     try:
         yield

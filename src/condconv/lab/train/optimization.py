@@ -87,7 +87,7 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
         ) from error
     if getattr(optimizer, "is_second_order", False):  # timm's word for those that differentiate twice
         raise UsageError(
-            f"`optimizer` must do with first derivatives, got {shown(config.optimizer)}: take adamw or lamb, which do"
+            f"`optimizer` must need first derivatives only, got {shown(config.optimizer)}: take adamw or lamb, which do"
         )
     functions = set(routing_functions(network).values())
     routers = {parameter for each in functions for parameter in each.parameters()}

@@ -78,7 +78,7 @@ def check_files(out: Path) -> None:
     for path in (out / name for name in FILES):
         if is_special(path):
             raise UsageError(
-                f"`out` must hold nothing but files where a run writes its own, got {shown_name(path)}, a pipe or a "
+                f"`out` must not have other things in the place of a run's files, got {shown_name(path)}, a pipe or a "
                 "device: remove it, or give another --out"
             )
 
