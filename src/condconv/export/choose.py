@@ -18,7 +18,7 @@ from condconv.nn.conditional import conditional_layers
 
 
 @dataclass(frozen=True)
-class Rule:
+class ExportRule:
     """A row of a runtime's table; the first that fits a layer is taken.
 
     Attributes:
@@ -75,14 +75,14 @@ FORMS: dict[str, Callable[[Any], nn.Module]] = {
 }
 
 # Times beside are those of whole layers or networks over their static twins in the same runtime, on one x86 thread.
-_PRODUCTS = Rule("1x1", "bmm", "a product of matrices is all a 1 x 1 convolution is")
-_LINEAR = Rule("linear", "bmm", "a product of matrices")
-_OTHER = Rule("other", "esum", "the form that every kind of layer has")
-_STATIC_KERNELS = Rule("depthwise", "esum", "static kernels are fast, computed ones fall back")
+_PRODUCTS = ExportRule("1x1", "bmm", "a product of matrices is all a 1 x 1 convolution is")
+_LINEAR = ExportRule("linear", "bmm", "a product of matrices")
+_OTHER = ExportRule("other", "esum", "the form that every kind of layer has")
+_STATIC_KERNELS = ExportRule("depthwise", "esum", "static kernels are fast, computed ones fall back")
 _COMPILED = (
     _PRODUCTS,
-    Rule("depthwise", "shift", "the compiler makes one loop of all taps"),
-    Rule("dense", "unfold", "patches and one product; the compiler fuses the copy"),
+    ExportRule("depthwise", "shift", "the compiler makes one loop of all taps"),
+    ExportRule("dense", "unfold", "patches and one product; the compiler fuses the copy"),
     _LINEAR,
     _OTHER,
 )
@@ -90,26 +90,28 @@ _SHIFTED = (
     _PRODUCTS,
     _STATIC_KERNELS,
     # ExecuTorch: 1.5 to 1.6 times the static layer; unfold: 19 to 87 times.
-    Rule("dense", "shift", "products run in the delegate, patches and computed kernels do not"),
+    ExportRule("dense", "shift", "products run in the delegate, patches and computed kernels do not"),
     _LINEAR,
     _OTHER,
 )
-TABLES: dict[str, tuple[Rule, ...]] = {
+TABLES: dict[str, tuple[ExportRule, ...]] = {
     "torch-export": _COMPILED,
     "aoti": _COMPILED,
     "onnx": (
         _PRODUCTS,
-        Rule("depthwise", "esum", "few experts: static kernels are faster than a loop", lambda x: x.num_experts <= 4),
-        Rule("depthwise", "esum", "a large kernel is slow if computed", lambda x: max(x.kernel_size) >= 5),
-        Rule("depthwise", "scan", "many experts: a loop costs less than a convolution each"),
-        Rule("dense", "scan", "a loop of real convolutions; patches are 19 times slower or more"),
+        ExportRule(
+            "depthwise", "esum", "few experts: static kernels are faster than a loop", lambda x: x.num_experts <= 4
+        ),
+        ExportRule("depthwise", "esum", "a large kernel is slow if computed", lambda x: max(x.kernel_size) >= 5),
+        ExportRule("depthwise", "scan", "many experts: a loop costs less than a convolution each"),
+        ExportRule("dense", "scan", "a loop of real convolutions; patches are 19 times slower or more"),
         _LINEAR,
         _OTHER,
     ),
     "openvino": (
         _PRODUCTS,
-        Rule("depthwise", "scan", "a loop of real convolutions"),
-        Rule("dense", "scan", "a loop of real convolutions"),
+        ExportRule("depthwise", "scan", "a loop of real convolutions"),
+        ExportRule("dense", "scan", "a loop of real convolutions"),
         _LINEAR,
         _OTHER,
     ),

@@ -207,7 +207,7 @@ def must_be_plain(problem: Problem, impl: str) -> bool:
     return problem.exporting or problem.transforming
 
 
-class Rule(NamedTuple):
+class ImplRule(NamedTuple):
     """One line of the table behind "auto".
 
     Attributes:
@@ -230,88 +230,88 @@ _COUNTED = "convolving E times costs what mixing would, and stores no kernel"
 _MISREAD = "torch's own kernel reads uninitialised padding there, and may give NaN"
 
 RULES = (
-    Rule(
+    ImplRule(
         "mix_outputs",
         "one expert, but not with groups in bf16 on a CPU with AMX",
         lambda problem: problem.num_experts == 1 and not _reads_quantized(problem) and not _misread(problem),
         _COUNTED,
     ),
-    Rule(
+    ImplRule(
         "mix_outputs",
         "pointwise, ungrouped, from one pixel to one, in fp32 or fp64; but quantized experts by native",
         lambda problem: _is_product(problem) and not _reads_quantized(problem) and not _is_short(problem),
         MEASURED,
     ),
-    Rule(
+    ImplRule(
         "native",
         "CPU, two dimensions, fp32; not exported, not in torch.func, not contiguous where turning x around shows",
         lambda problem: problem.dtypes[0] == torch.float32 and _native_pays(problem),
         MEASURED,
     ),
-    Rule(
+    ImplRule(
         "native",
         "CPU, two dimensions, bf16; depthwise, dense up to 256 output pixels, pointwise up to 64, or quantized experts",
         lambda problem: problem.dtypes[0] == torch.bfloat16 and _native_pays(problem) and _few_pixels(problem),
         MEASURED,
     ),
-    Rule(
+    ImplRule(
         "native",
         "CPU, two dimensions, fp16",
         lambda problem: problem.dtypes[0] == torch.float16 and _native_pays(problem),
         "torch's products take 3 to 50 times as long where a CPU has no instructions for fp16",
     ),
-    Rule(
+    ImplRule(
         "native",
         "CPU with AMX, two dimensions, bf16; where torch's convolution would have groups, also one per example",
         lambda problem: (_misread(problem) or _folds_to_misread(problem)) and why_not_native(problem) is None,
         _MISREAD,
     ),
-    Rule(
+    ImplRule(
         "matmul",
         "the same in other dimensions, transposed, or without the compiled kernels",
         lambda problem: _misread(problem) or _folds_to_misread(problem),
         _MISREAD,
     ),
-    Rule("mix_outputs", "one output pixel", lambda problem: problem.output_pixels == 1, _COUNTED),
-    Rule(
+    ImplRule("mix_outputs", "one output pixel", lambda problem: problem.output_pixels == 1, _COUNTED),
+    ImplRule(
         "matmul",
         "export, torch.func, and what else is compiled without gradients",
         lambda problem: must_be_plain(problem, "matmul"),
         "all of them see through it, and it leaves the batch open",
     ),
-    Rule(
+    ImplRule(
         "loop",
         "CPU, pointwise, kernels of the batch beyond 32 MB",
         lambda problem: _pointwise(problem) and _on_cpu(problem) and _kernels(problem) > _CACHED_NUMBERS,
         "memory: as fast in inference, slower in training, but no batch of kernels is kept",
     ),
-    Rule("matmul", "pointwise", lambda problem: _pointwise(problem), MEASURED),
-    Rule(
+    ImplRule("matmul", "pointwise", lambda problem: _pointwise(problem), MEASURED),
+    ImplRule(
         "grouped",
         "not on a CPU",
         lambda problem: not _on_cpu(problem),
         "one call, whose kernels for all groups run at once; triton has not been timed on a GPU yet",
     ),
-    Rule(
+    ImplRule(
         "grouped",
         "CPU, dense, training, experts beyond 32 MB",
         lambda problem: not problem.depthwise and _outgrows(problem),
         "each example would go through all experts again",
     ),
-    Rule(
+    ImplRule(
         "grouped",
         "CPU, dense, not compiled, up to a million multiply-adds per example, kernels of the batch up to 32 MB",
         lambda problem: not problem.depthwise and _is_small(problem),
         MEASURED,
     ),
-    Rule("loop", "CPU, dense", lambda problem: not problem.depthwise, MEASURED),
-    Rule(
+    ImplRule("loop", "CPU, dense", lambda problem: not problem.depthwise, MEASURED),
+    ImplRule(
         "grouped",
         "CPU, depthwise, contiguous, output of the batch up to 32 MB",
         lambda problem: not problem.channels_last and _outputs(problem) <= _CACHED_NUMBERS,
         MEASURED,
     ),
-    Rule("loop", "CPU, depthwise", lambda problem: True, MEASURED),
+    ImplRule("loop", "CPU, depthwise", lambda problem: True, MEASURED),
 )
 """What "auto" stands for: the first of these rules that holds. Sizes are those of fp32 numbers."""
 
@@ -405,7 +405,7 @@ def _outputs(problem: Problem) -> int:
     return (problem.batch or 1) * problem.output_numel
 
 
-def choose(problem: Problem) -> Rule:
+def choose(problem: Problem) -> ImplRule:
     """Return the first rule that holds."""
     return next(rule for rule in RULES if rule.holds(problem))
 
