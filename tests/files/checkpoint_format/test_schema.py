@@ -125,3 +125,9 @@ def test_messages(path, value, message):
     with pytest.raises(SchemaError) as caught:
         check_header(with_value(header(), path.split("."), value))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_epochs_are_counted_from_one_without_gaps(kind):
+    said = refusal(with_value(KINDS[kind], ("metrics", 0, "epoch"), 2))
+    assert said == "`metrics[0].epoch` must be 1, as epochs are counted, got 2"

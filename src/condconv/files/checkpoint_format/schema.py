@@ -51,6 +51,9 @@ def check_header(header: Any) -> None:
     kind = header.get("kind")
     _one_of(*_KINDS)("`kind`", kind)
     _record(_KINDS[kind])("", header)
+    for number, epoch in enumerate(header["metrics"], 1):
+        if epoch["epoch"] != number:
+            raise SchemaError(f"`metrics[{number - 1}].epoch`", f"{number}, as epochs are counted", epoch["epoch"])
     if kind == "classifier":
         facts = header["preprocessing"]
         for each in ("mean", "std"):
