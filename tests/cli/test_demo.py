@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from condconv.cli.main import main
+from condconv.lab.bench.timing import time_by_turns
 from condconv.lab.experiments import demo
 
 
@@ -11,9 +12,10 @@ from condconv.lab.experiments import demo
 def timed_briefly():
     """Measure speeds for a moment: what they are is not looked at."""
     with pytest.MonkeyPatch.context() as patch:
-        measure = demo.time_by_turns
         patch.setattr(
-            demo, "time_by_turns", lambda calls, cuda, **_: measure(calls, repetitions=3, seconds=0.001, cuda=cuda)
+            demo,
+            "time_by_turns",
+            lambda calls, cuda, **_: time_by_turns(calls, repetitions=3, seconds=0.001, cuda=cuda),
         )
         yield
 

@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the scores."""
-    from condconv.lab.saved.evaluate import evaluate_checkpoint
+    from condconv.lab.saved import evaluate_checkpoint
 
     result = evaluate_checkpoint(
         arguments.checkpoint, arguments.data, data_dir=arguments.data_dir, **reading_options(arguments)

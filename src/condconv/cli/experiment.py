@@ -144,7 +144,7 @@ def _experiment(arguments: argparse.Namespace, settings: TrainConfig) -> Experim
 
 
 def _size(settings: TrainConfig) -> Size:
-    from condconv.lab.data.image_data import open_data
+    from condconv.lab.data import open_data
     from condconv.lab.experiments.ladder import Size
     from condconv.lab.saved.network import default_options
 

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from condconv.export import export
-    from condconv.lab.saved.rebuild import load_trained
+    from condconv.lab.saved import load_trained
 
     checkpoint, network = load_trained(arguments.checkpoint)
     size = checkpoint.image_size

@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the checkpoint, and print what it saves and costs."""
-    from condconv.lab.saved.making_static import make_checkpoint_static
+    from condconv.lab.saved import make_checkpoint_static
 
     done = make_checkpoint_static(
         arguments.checkpoint,

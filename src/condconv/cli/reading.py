@@ -47,6 +47,6 @@ def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def reading_of(arguments: argparse.Namespace) -> Any:
     """Return the `Reading` that the options ask for."""
-    from condconv.lab.saved.inspection import Reading
+    from condconv.lab.saved import Reading
 
     return Reading(max_images=arguments.max_images, **reading_options(arguments))

@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page and print its path, with the figures that matter most."""
     from condconv.analysis import verdicts
     from condconv.files.paths import check_can_write
-    from condconv.lab.saved.inspection import check_suffix, inspect_checkpoint
+    from condconv.lab.saved import inspect_checkpoint
+    from condconv.lab.saved.inspection import check_suffix
 
     out = Path(arguments.out)
     # Fail before the work begins, not after it.

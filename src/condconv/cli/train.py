@@ -14,7 +14,7 @@ from condconv.errors import UsageError
 from condconv.lab.config import TrainConfig, is_named
 
 if TYPE_CHECKING:
-    from condconv.lab.saved.metrics import TrainResult
+    from condconv.lab.saved import TrainResult
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train and print where the result is."""
     config = _config(arguments)
 
-    from condconv.lab.train.loop import train
+    from condconv.lab.train import train
 
     result = train(config, progress=not arguments.quiet)
     if os.environ.get("RANK", "0") == "0":  # set by every launcher of several processes: only one prints

@@ -147,7 +147,7 @@ def test_a_directory_that_cannot_be_read_is_named(root, monkeypatch):
 
     (root / "bee" / "closed").mkdir()
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(UsageError, match=r"directories that can be read, got .*bee/closed \(Permission denied\): change"):
+    with pytest.raises(UsageError, match=r"that can be read, got .*bee/closed \(Permission denied\): change"):
         FolderReader(root)
 
 
