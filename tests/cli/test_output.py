@@ -14,6 +14,9 @@ from condconv.cli.main import main
 from condconv.cli.output import path_line
 from condconv.errors import TrainingInterrupted, command_line, one_line, shown
 
+# What a shell starts in the background ignores Ctrl-C, and so does what it starts in turn.
+LISTENS = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
 
 def python(code: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
@@ -125,7 +128,7 @@ def test_values_without_a_text_are_shown_by_their_kind():
 
 def test_a_second_signal_ends_the_process_at_once():
     code = (
-        "import signal, time\n"
+        LISTENS + "import time\n"
         "from condconv.cli.signals import stopped_by_signals\n"
         "with stopped_by_signals():\n"
         "    try:\n"
@@ -144,7 +147,7 @@ def test_a_second_signal_ends_the_process_at_once():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 def test_forked_processes_leave_ctrl_c_to_the_one_that_forked_them():
     code = (
-        "import os, signal, time\n"
+        LISTENS + "import os, time\n"
         "from condconv.cli.signals import stopped_by_signals\n"
         "with stopped_by_signals():\n"
         "    number = os.fork()\n"

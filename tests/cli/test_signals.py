@@ -27,8 +27,12 @@ def test_an_interrupt_that_python_drops_is_told_again():
         Swallows()
         time.sleep(20)
 
-    with pytest.raises(KeyboardInterrupt), stopped_by_signals():
-        work()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell left behind
+    try:
+        with pytest.raises(KeyboardInterrupt), stopped_by_signals():
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_ignored_signal_stays_ignored():
