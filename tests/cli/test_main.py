@@ -183,10 +183,9 @@ def test_models_lists_cost_beside_the_paper(capsys):
     ("command", "status", "message"),
     [
         ("models resnet", 0, ""),
-        (
-            "train --data digits --model x",
-            2,
-            'condconv: error: timm is needed here and is not installed: pip install "condconv[train]"\n',
+        *(
+            (command, 2, 'condconv: error: timm is needed here and is not installed: pip install "condconv[train]"\n')
+            for command in ("train --data digits --model x", "evaluate x", "demo")
         ),
     ],
 )
