@@ -140,7 +140,9 @@ def test_averages(conditional, variables) -> None:
     assert_same_state(from_tensorflow(held, conditional), some)
     averages = {name: values for name, values in held.items() if name.endswith(EMA) or "moving_" in name}
     assert_same_state(from_tensorflow(averages, conditional), some)
-    with pytest.raises(UsageError, match="`averaged` must be True for this checkpoint, got False: it has only the average of"):
+    with pytest.raises(
+        UsageError, match="`averaged` must be True for this checkpoint, got False: it has only the average"
+    ):
         from_tensorflow(averages, conditional, averaged=False)
 
 

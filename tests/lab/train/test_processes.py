@@ -15,7 +15,7 @@ from tests.lab.train.processes import SGD, UPDATES, build
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # The mean of two halves' gradients rounds otherwise than the mean over all images: 1e-7 of it at each of 28 updates.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
