@@ -7,7 +7,6 @@ from typing import Any
 
 from condconv.cli.output import path_line
 from condconv.cli.parsing import Option
-from condconv.errors import require_extra
 from condconv.lab.rules import PATH, whole
 
 
@@ -39,7 +38,6 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo and print the table."""
-    require_extra("timm", "train")
     from condconv.lab.experiments import DemoConfig, run_demo
 
     epochs = {} if arguments.epochs is None else {"epochs": arguments.epochs}

@@ -169,7 +169,7 @@ def describe(stored: StoredCheckpoint) -> Checkpoint:
         config=config,
         model_options=header["model_options"],
         class_names=tuple(header["class_names"]),
-        preprocessing=Preprocessing(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])}),
+        preprocessing=Preprocessing(**facts),
         metrics=tuple(EpochMetrics(**each) for each in header["metrics"]),
         train_images=header["train_images"],
         model={},
