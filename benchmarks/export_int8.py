@@ -24,7 +24,7 @@ from torch import Tensor
 
 from condconv.export import FORMATS, export
 from condconv.lab.data import open_data
-from condconv.lab.data.digits import DigitsReader
+from condconv.lab.data.named import DigitsReader
 from condconv.lab.experiments.demo_config import DemoConfig
 from condconv.lab.saved import load_checkpoint, load_network
 from condconv.ops.native.library import instruction_set

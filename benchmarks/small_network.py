@@ -23,9 +23,8 @@ from torch import nn
 import condconv
 from condconv.lab.config import TrainConfig
 from condconv.lab.experiments.design import Arm, Experiment
-from condconv.lab.experiments.machine import describe_machine
 from condconv.lab.experiments.runner import Outcome
-from condconv.lab.experiments.runs import RunRecord
+from condconv.lab.experiments.runs import RunRecord, describe_machine
 from condconv.lab.experiments.tables import write
 from condconv.lab.saved import EpochMetrics
 from condconv.lab.train import train

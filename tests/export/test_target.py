@@ -5,7 +5,7 @@ import torch
 
 from condconv.errors import UsageError
 from condconv.export import FORMATS, export
-from condconv.export.target import check_path
+from condconv.export.arguments import check_path
 from tests.export.cases import small_network
 
 

@@ -1,4 +1,4 @@
-"""The charts of one routing function.
+"""The charts of one routing function, as plotly figures in plain dictionaries; the page adds colours, light or dark.
 
 Names are escaped here: plotly reads a part of HTML in every text.
 """
@@ -7,20 +7,52 @@ from __future__ import annotations
 
 import html
 import textwrap
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from condconv.analysis.figure import Figure, figure, rounded
 from condconv.analysis.records import RoutingRecord
 from condconv.analysis.statistics import BINS
 from condconv.errors import require_extra
+
+Figure = dict[str, Any]
 
 _LONGEST_LABEL = 22
 _LONGEST_LINE = 32
 # On a phone, where a longer one would leave nothing of the heatmap.
 _LONGEST_NARROW_LABEL = 10
+
+
+def figure(
+    traces: list[Figure], y_title: str, *, x_title: str = "routing, from first to last", from_zero: bool = False
+) -> Figure:
+    """Return a figure of these traces, with a category for each routing function or expert along x."""
+    y_axis: Figure = {"title": {"text": y_title}, "zeroline": True}
+    if from_zero:
+        y_axis["rangemode"] = "tozero"
+    return {
+        "data": traces,
+        "layout": {
+            "height": 280,
+            "showlegend": len(traces) > 1,
+            "xaxis": {"title": {"text": x_title}, "type": "category"},
+            "yaxis": y_axis,
+        },
+    }
+
+
+def routing_title(record: RoutingRecord) -> str:
+    """Return a short name of a routing function: the block, or the layer, that it routes."""
+    if record.name == "routing_fn":
+        return "the whole network"
+    return record.name.removesuffix(".routing_fn")
+
+
+def rounded(value: float) -> float | None:
+    """Return a number with the digits that are visible; None, which leaves a gap, for NaN."""
+    return None if np.isnan(value) else round(float(value), 4)
 
 
 def layer(record: RoutingRecord, class_names: tuple[str, ...] | None) -> dict[str, Figure]:

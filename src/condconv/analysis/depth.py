@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 
-from condconv.analysis.figure import Figure, figure, rounded, routing_title
+from condconv.analysis.charts import Figure, figure, rounded, routing_title
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.report import RoutingReport
 from condconv.analysis.statistics import chance_share

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from condconv.analysis import advice, charts, depth
-from condconv.analysis.figure import routing_title
 from condconv.analysis.pictures import LONGEST_SIDE, MOST_PICTURES, Picture, shown
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.report import RoutingReport
@@ -137,7 +136,7 @@ def _layer(
 ) -> dict[str, Any]:
     cost = report.static_cost(record)
     return {
-        "title": routing_title(record),
+        "title": charts.routing_title(record),
         "layers": list(record.layers),
         "kind": record.kind,
         "experts": [_expert(record, expert, report.class_names, pictures) for expert in range(record.num_experts)],

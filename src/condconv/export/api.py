@@ -10,12 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from condconv.errors import ExportError, MissingExtraError, UsageError, check_type, one_line
-from condconv.export.arguments import check_outputs
+from condconv.export.arguments import check_outputs, check_path
 from condconv.export.formats import check_format, format_named
 from condconv.export.formats.request import Format, Inspection, Request, make_request
 from condconv.export.report import ExportReport
 from condconv.export.rewrite import rewrite
-from condconv.export.target import check_path
 from condconv.export.trials import make_trials, run_trials
 from condconv.files.atomic import written_beside
 

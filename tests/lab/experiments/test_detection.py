@@ -13,7 +13,7 @@ from condconv.lab.config import TrainConfig
 from condconv.lab.experiments.detection import create_detector, saved, train_detector
 from condconv.lab.experiments.detection.coco import CocoImages
 from condconv.lab.experiments.detection.network import detector_costs
-from condconv.lab.train.lock import only_here
+from condconv.lab.processes import only_here
 from condconv.models import create_model
 from condconv.nn import ConditionalLayer
 

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from condconv.errors import TrainingError, TrainingInterrupted, UsageError
+from condconv.lab.processes import only_here
 from condconv.lab.saved import evaluate_checkpoint, load_checkpoint
 from condconv.lab.saved.checkpoint import save_checkpoint
 from condconv.lab.saved.metrics import EpochMetrics, as_csv
 from condconv.lab.train import loop, train
-from condconv.lab.train.lock import only_here
 from condconv.nn import CondConv2d, SoftmaxRouting
 from tests.lab.samples import (
     NanAt,

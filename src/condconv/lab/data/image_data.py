@@ -16,11 +16,10 @@ from torchvision.transforms import Compose
 from condconv.errors import UsageError, few, shown, shown_name
 from condconv.files.paths import check_path
 from condconv.lab.config import TrainConfig, takes_options
-from condconv.lab.data import digits
 from condconv.lab.data.contents import check_class_names
 from condconv.lab.data.folder import open_path
 from condconv.lab.data.images import Images, Reader
-from condconv.lab.data.named import HuggingFaceReader, TorchReader
+from condconv.lab.data.named import DigitsReader, HuggingFaceReader, TorchReader
 from condconv.lab.data.preprocessing import Preprocessing, resolve
 from condconv.lab.data.shards import ShardReader
 
@@ -152,7 +151,7 @@ def _open_reader(data: str, split: str, *, alone: bool, data_dir: str | None, op
 def _reader_of(data: str, split: str, *, alone: bool, data_dir: str | None, options: Mapping[str, Any]) -> Reader:
     kind, _, name = data.partition("/")
     if data == "digits":
-        return digits.DigitsReader(split)
+        return DigitsReader(split)
     if kind == "torch":
         if data_dir is None:
             raise UsageError(

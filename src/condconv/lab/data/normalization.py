@@ -15,7 +15,7 @@ from timm.models import get_pretrained_cfg
 
 from condconv.errors import UsageError
 from condconv.lab.config import TrainConfig
-from condconv.lab.data import digits
+from condconv.lab.data.named import DIGITS_MEAN, DIGITS_STD
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def of_config(config: TrainConfig, in_chans: int) -> Normalization:
     elif config.pretrained:
         chosen = _of_pretrained(config.model, config.model_options.get("pretrained_cfg"))
     elif config.data == "digits":
-        return Normalization(digits.MEAN * in_chans, digits.STD * in_chans)
+        return Normalization(DIGITS_MEAN * in_chans, DIGITS_STD * in_chans)
     else:
         chosen = IMAGENET if in_chans == 3 else INCEPTION
     # timm sums the kernels of a pretrained stem over the colours, so one grey channel takes their mean.

@@ -12,8 +12,8 @@ from condconv.files.atomic import write_atomic
 from condconv.lab.data.image_data import ImageData
 from condconv.lab.experiments.comparison import NetworkNumbers
 from condconv.lab.experiments.demo_config import DemoConfig
-from condconv.lab.experiments.machine import describe_machine
 from condconv.lab.experiments.plots import plot_learning_curves, plot_routing
+from condconv.lab.experiments.runs import describe_machine
 from condconv.lab.saved.metrics import TrainResult
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -23,7 +24,6 @@ from condconv.lab.data.images import IGNORED
 from condconv.lab.data.loading import create_loader
 from condconv.lab.experiments.branches import build
 from condconv.lab.experiments.design import Arm, Experiment
-from condconv.lab.experiments.machine import describe_machine
 from condconv.lab.experiments.plain import from_plain
 from condconv.lab.saved.rebuild import load_trained
 from condconv.lab.train.loop import train
@@ -226,6 +226,17 @@ def execute(run: Run, *, progress: bool = True) -> RunRecord:
     make_directory(run.path.parent)
     write_atomic(run.path, json.dumps(asdict(record), indent=2) + "\n")
     return record
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return the machine and the versions, in types that JSON has."""
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def _classify(run: Run, progress: bool) -> dict[str, Any]:

@@ -19,13 +19,12 @@ from condconv.lab.config import TrainConfig
 from condconv.lab.data.images import IGNORED
 from condconv.lab.data.loading import batches
 from condconv.lab.data.workers import ShortageError, shortages_explained
-from condconv.lab.processes import seed_everything
+from condconv.lab.processes import only_here, seed_everything
 from condconv.lab.saved import network as networks
 from condconv.lab.saved.checkpoint import check_can_be_saved
 from condconv.lab.saved.evaluate import evaluate
 from condconv.lab.saved.metrics import EpochMetrics, TrainResult, no_better_for
 from condconv.lab.train.averaging import update_average_
-from condconv.lab.train.lock import only_here
 from condconv.lab.train.loss import mean_loss, mix
 from condconv.lab.train.run import FILES, Run, check_files, last_path, previous_checkpoint, save, set_up
 from condconv.lab.train.tracking import finish_logs, log_epoch, start_logs

@@ -24,9 +24,8 @@ from condconv.lab.experiments.detection import saved
 from condconv.lab.experiments.detection.coco import CocoImages, Target
 from condconv.lab.experiments.detection.network import create_detector, detector_costs
 from condconv.lab.experiments.detection.saved import DetectionMetrics
-from condconv.lab.processes import create_accelerator, micro_batch, prepare, seed_everything
+from condconv.lab.processes import create_accelerator, micro_batch, only_here, prepare, seed_everything
 from condconv.lab.saved.network import cannot_be_built
-from condconv.lab.train.lock import only_here
 from condconv.lab.train.optimization import create_optimizer, create_scheduler
 from condconv.models import create_model
 from condconv.nn import anneal_

@@ -6,7 +6,7 @@ import pytest
 from filelock import FileLock
 
 from condconv.errors import UsageError
-from condconv.lab.train.lock import NAME, only_here
+from condconv.lab.processes import LOCK, only_here
 
 
 def test_a_second_run_in_a_directory_is_refused(tmp_path):
@@ -23,11 +23,11 @@ def test_a_second_run_in_a_directory_is_refused(tmp_path):
 
 def test_a_process_that_was_killed_holds_nothing(tmp_path):
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom condconv.lab.train.lock import only_here\n"
+        "import os, sys\nfrom pathlib import Path\nfrom condconv.lab.processes import only_here\n"
         "with only_here(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
-    assert (tmp_path / NAME).exists()
+    assert (tmp_path / LOCK).exists()
     with only_here(tmp_path):
         pass
 
@@ -40,7 +40,7 @@ def test_a_run_that_leaves_nothing_leaves_no_directory(tmp_path):
 
 def test_other_processes_of_a_run_do_not_ask(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    with FileLock(tmp_path / NAME), only_here(tmp_path):
+    with FileLock(tmp_path / LOCK), only_here(tmp_path):
         pass
 
 
