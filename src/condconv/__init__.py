@@ -5,8 +5,9 @@ What is public is imported at its first use: `condconv --help` does without torc
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from condconv.lazy import public_names
 
 if TYPE_CHECKING:
     from condconv import nn as nn
@@ -63,19 +64,5 @@ __all__ = [
     "to_timm_state_dict",
 ]
 
-_ROOMS = ("nn", "convert", "counting", "models", "weights", "ops")  # the first five hold what is above
-
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"{__name__}.{name}")
-    for room in _ROOMS if name in __all__ else ():
-        module = importlib.import_module(f"{__name__}.{room}")
-        if hasattr(module, name):
-            globals()[name] = getattr(module, name)
-            return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+# The first five have what is listed above.
+__getattr__, __dir__ = public_names(__name__, __all__, ("nn", "convert", "counting", "models", "weights", "ops"))

@@ -5,9 +5,9 @@ What is public is imported at its first use, and needs the extra `train`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from condconv.lab.face import find
+from condconv.lazy import public_names
 
 if TYPE_CHECKING:
     from condconv.lab.data.image_data import ImageData, open_data
@@ -19,12 +19,4 @@ __all__ = [
     "open_data",
 ]
 
-_HOMES = {
-    "ImageData": "image_data",
-    "Preprocessing": "preprocessing",
-    "open_data": "image_data",
-}
-
-
-def __getattr__(name: str) -> Any:
-    return find(__name__, _HOMES, name)
+__getattr__, __dir__ = public_names(__name__, __all__, ("preprocessing", "image_data"), extra="train")

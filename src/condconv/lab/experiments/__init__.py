@@ -5,9 +5,9 @@ What is public is imported at its first use, and needs the extra `train`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from condconv.lab.face import find
+from condconv.lazy import public_names
 
 if TYPE_CHECKING:
     from condconv.lab.experiments.demo import DemoResult, run_demo
@@ -15,8 +15,4 @@ if TYPE_CHECKING:
 
 __all__ = ["DemoConfig", "DemoResult", "run_demo"]
 
-_HOMES = {"DemoConfig": "demo_config", "DemoResult": "demo", "run_demo": "demo"}
-
-
-def __getattr__(name: str) -> Any:
-    return find(__name__, _HOMES, name)
+__getattr__, __dir__ = public_names(__name__, __all__, ("demo_config", "demo"), extra="train")

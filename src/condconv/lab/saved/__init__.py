@@ -5,9 +5,9 @@ What is public is imported at its first use, and needs the extra `train`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from condconv.lab.face import find
+from condconv.lazy import public_names
 
 if TYPE_CHECKING:
     from condconv.lab.saved.checkpoint import Checkpoint, load_checkpoint
@@ -34,23 +34,6 @@ __all__ = [
     "make_checkpoint_static",
 ]
 
-_HOMES = {
-    "Checkpoint": "checkpoint",
-    "EpochMetrics": "metrics",
-    "Evaluation": "evaluate",
-    "StaticCheckpoint": "making_static",
-    "Inspection": "inspection",
-    "Reading": "inspection",
-    "TrainResult": "metrics",
-    "evaluate_checkpoint": "evaluate",
-    "make_checkpoint_static": "making_static",
-    "image_transform": "evaluate",
-    "inspect_checkpoint": "inspection",
-    "load_checkpoint": "checkpoint",
-    "load_network": "rebuild",
-    "load_trained": "rebuild",
-}
-
-
-def __getattr__(name: str) -> Any:
-    return find(__name__, _HOMES, name)
+__getattr__, __dir__ = public_names(
+    __name__, __all__, ("metrics", "checkpoint", "rebuild", "evaluate", "inspection", "making_static"), extra="train"
+)

@@ -5,10 +5,10 @@ What is public is imported at its first use, and needs the extra `train`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from condconv.lab.config import TrainConfig
-from condconv.lab.face import find
+from condconv.lazy import public_names
 
 if TYPE_CHECKING:
     from condconv.lab.train.loop import train
@@ -18,10 +18,4 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "train": "loop",
-}
-
-
-def __getattr__(name: str) -> Any:
-    return find(__name__, _HOMES, name)
+__getattr__, __dir__ = public_names(__name__, __all__, ("loop",), extra="train")
