@@ -34,9 +34,9 @@ def why_not_four_parts(message: str, argument: str | None = None) -> str | None:
     return "longer than a sentence" if len(message) >= _LONGEST else None
 
 
-def assert_four_parts(argument: str, call: Callable[[], Any]) -> None:
-    """Check that a call is refused with a message that has all four parts."""
-    with pytest.raises(UsageError) as caught:
+def assert_four_parts(argument: str, call: Callable[[], Any], kind: type[Exception] = UsageError) -> None:
+    """Check that a call is refused, by an error of a kind, with a message that has all four parts."""
+    with pytest.raises(kind) as caught:
         call()
     fault = why_not_four_parts(str(caught.value), argument)
     assert fault is None, f"{fault}: {caught.value}"

@@ -82,7 +82,7 @@ def test_a_fold_that_changes_the_output_is_undone() -> None:
 
     model = with_statistics(Looks().double())
     expected = model(X)
-    with pytest.raises(RuntimeError, match="must compute what it did, .* it has been restored"):
+    with pytest.raises(UsageError, match="must compute with other layers what it did before, .* it has been restored"):
         fold_batch_norms_(model, X)
     torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
 

@@ -86,7 +86,7 @@ def test_the_check_sees_wrong_routing_of_every_layer(name, change):
     network, example = layer_case(name)
     reference = verification.make_reference(network, verification.varied_inputs(example, 14))
     mutant = verification.with_routing(rewrite(network, "onnx", example)[0], change)
-    with pytest.raises(ExportError, match=r"must compute what the network does, got an error of .* at batch 2"):
+    with pytest.raises(ExportError, match=r"must compute the same as it, got an error of .* at batch 2"):
         verification.verify(mutant, reference, (1, 2, 3, 8), "it")
 
 
@@ -112,7 +112,7 @@ def test_a_file_with_wrong_routing_is_not_kept(tmp_path, monkeypatch, format, ch
     monkeypatch.setattr(writer, "write", write_mutant)
     path = suffixed(tmp_path, format)
     path.write_text("the file before")
-    with pytest.raises(ExportError, match=f"the file in {writer.RUNTIME} must compute what the network does"):
+    with pytest.raises(ExportError, match=f"must compute the same as the file in {writer.RUNTIME}, got an error"):
         export(network, path, format=format, example_input=example, **options(format))
     assert [*tmp_path.iterdir()] == [path]
     assert path.read_text() == "the file before"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,11 @@ from torch import nn
 
 import condconv
 from condconv import export as room
+from condconv.errors import ExportError
 from condconv.export import FORMATS, export, rewrite
+from condconv.export.api import _check_file
+from condconv.export.formats.request import Inspection, Request
+from condconv.export.verification import make_reference, verify
 
 from ..messages import Row, assert_every_function_has_rows, assert_four_parts
 
@@ -43,6 +48,11 @@ class Returns(nn.Module):
 
     def forward(self, x: Any) -> Any:
         return self.value
+
+
+class Branches(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x.mean((2, 3)) + (0 if x.sum() > 0 else 1)
 
 
 class OfOneSize(nn.Module):
@@ -136,10 +146,30 @@ ROWS: dict[str, list[Row]] = {
 }
 
 
+REFERENCE = make_reference(NET, IMAGES)
+REQUEST = Request(IMAGES, None, None, False, None, "float32", {})
+FAILURES: list[Row] = [
+    ("model", lambda: exporting(Branches(), "n.pt2")),
+    ("model", lambda: verify(lambda x: x[:1], REFERENCE, (1, 2), "it")),
+    ("model", lambda: verify(lambda x: x + 1, REFERENCE, (1, 2), "it")),
+    ("model", lambda: verify(Raises(LONG), REFERENCE, (1, 2), "it")),
+    ("example_input", lambda: _check_file(Inspection((2, 3, 6, 6), None, {}), REQUEST)),
+    ("opset", lambda: _check_file(Inspection((None, 3, 6, 6), 18, {}), replace(REQUEST, opset=20))),
+]
+"""What is written, and is wrong."""
+
+
 @pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in ROWS.items() for row in range(len(rows))])
 def test_messages_have_four_parts(name: str, row: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert_four_parts(*ROWS[name][row])
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("row", FAILURES, ids=[argument for argument, _ in FAILURES])
+def test_messages_of_files_have_four_parts(row: Row, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_four_parts(*row, ExportError)
     assert not [*tmp_path.iterdir()]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch import nn
 
 from condconv import models
 from condconv.models import create_model, get_model_info
+from condconv.nn import SigmoidRouting
 from tests.messages import Row, assert_every_function_has_rows, assert_four_parts
 
 pytest.importorskip("timm")
@@ -20,14 +22,19 @@ def creating(name: Any = "mobilenet_v1_cc_025_2e", **given: Any) -> Any:
     return create_model(name, **given)
 
 
+def _given(argument: str, value: Any) -> dict[str, Any]:
+    return {"scope": f"block(every={value})"} if argument == "every" else {argument: value}
+
+
 _ARGUMENTS: dict[str, list[Any]] = {
     "name": [None, "", _LONG, "resnet_cc_50_0e", "\x1b[2J"],
     "num_classes": [-1, 2.5, True, _LONG],
     "in_chans": [0, "3"],
     "pretrained": ["yes", None, True],
     "features_only": [1, _LONG],
-    "routing": ["external"],
-    "scope": [None, 4],
+    "routing": ["external", 3, None, "", "nope", _LONG, "sigmoid(1)", "sigmoid(x=1)", "a(" * 300, lambda *sizes: {}],
+    "scope": [None, 4, "", "nope", _LONG, "block(2)", "block(x=1)", "a(" * 300],
+    "every": [0, -1, "'2'", "True", "[]"],
     "first_layer": [0, 99, 1.5, True, _LONG],
     "conditional_head": [True, "no", _LONG],
     "conditional_classifier": ["yes", 3],
@@ -39,11 +46,16 @@ _ARGUMENTS: dict[str, list[Any]] = {
 ROWS: dict[str, list[Row]] = {
     "create_model": [
         *(
-            (argument, lambda argument=argument, value=value: creating(**{argument: value}))
+            (argument, lambda argument=argument, value=value: creating(**_given(argument, value)))
             for argument, values in _ARGUMENTS.items()
             for value in values
         ),
         ("expert_spread", lambda: creating(init="same_output", expert_spread=-1)),
+        ("every", lambda: creating(scope="layer(every=2)")),
+        ("scope", lambda: creating(routing="hierarchical", scope="layer")),
+        ("routing", lambda: creating(routing=SigmoidRouting(8, 2))),
+        ("routing", lambda: creating(init="same_output", routing=lambda sizes, experts: nn.Linear(sizes, experts))),
+        ("temperature", lambda: creating(routing="softmax(temperature=0)")),
         ("scope", lambda: creating("mobilenet_v1_025", scope="layer")),
         ("first_layer", lambda: creating(scope="network", first_layer=1)),
         ("output_stride", lambda: creating(output_stride=4, aa_layer="avg")),

@@ -47,7 +47,7 @@ def convert_like_(
 
     Raises:
         UsageError: The report cannot be read, or the model has other layers than it names.
-        RuntimeError: The converted model did not compute what it did before; it has been restored.
+        UsageError: The converted model did not compute what it did before; it has been restored.
 
     Example:
         >>> make = lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))

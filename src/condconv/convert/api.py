@@ -66,11 +66,10 @@ def convert_(
         The report; `print` it for a table.
 
     Raises:
-        TypeError: `model` is not a module, or the routing cannot start constant.
         UsageError: Nothing is selected or nothing of it can be converted (the message repeats the selector), the
             model is wrapped, scripted or compiled, calls layers other than those it has registered, inference mode is
-            on, or scope, routing or optimizer do not fit the model. Each message has the remedy.
-        RuntimeError: The converted model did not compute what it did before; it has been restored.
+            on, or scope, routing or optimizer do not fit the model. Or the converted model did not compute what it did
+            before; it has been restored. Each message has the remedy.
 
     Source:
         CondConv, sections 3 and 4. Deviation: the authors train from random experts with a random router; starting
@@ -86,12 +85,8 @@ def convert_(
     optimizers = check_optimizers(optimizer, model)
     watched, notes = _watch(model, example_input)
     if watched is None and (where is None or scope.kind != "layer"):
-        needed = (
-            "without `where`, since only a run shows layers of one pixel"
-            if where is None
-            else f"for scope={scope.kind!r}"
-        )
-        raise UsageError(f"`example_input` must be given {needed}; {notes[0]}")
+        needed = "without `where`" if where is None else f"with scope={scope.kind!r}"
+        raise UsageError(f"`example_input` must be given {needed}, which takes a run, got none: {notes[0]}")
     blocks = Blocks(model, watched, scope.is_block)
     chosen, refused = choose_layers(blocks, where, classifier, share=scope.kind != "layer")
     old_layers = {candidate.name: candidate.module for candidate in chosen}
@@ -104,11 +99,16 @@ def _check_arguments(model: nn.Module, where: select.Selector | None, routing: R
     """Check what can be checked without a run, and return the scope."""
     reason = refusals.why_not_model(model)
     if reason is not None:
-        raise UsageError(reason) if isinstance(model, nn.Module) else TypeError(reason)
+        raise UsageError(reason)
     if where is not None and not isinstance(where, select.Selector):
-        raise TypeError(f"`where` must be a selector, got {shown(where)}: for example condconv.select.name('blocks.*')")
+        raise UsageError(
+            f"`where` must be a selector, got {shown(where)}: for example condconv.select.name('blocks.*')"
+        )
     if not isinstance(scope, (str, Scope)):
-        raise TypeError(f'`scope` must be "layer", "block", "network" or a Scope, got {shown(scope)}')
+        raise UsageError(
+            f'`scope` must be "layer", "block", "network" or a Scope, got {shown(scope)}: "layer" routes each layer by '
+            "its own input"
+        )
     scope = Scope.parse(scope) if isinstance(scope, str) else scope
     scope.check_routing(routing)
     return scope

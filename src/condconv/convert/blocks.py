@@ -86,7 +86,8 @@ class Blocks:
         call = None if self.watched is None else self.watched.first_call(self.model.get_submodule(block))
         if call is None or call.input_shape is None:
             raise UsageError(
-                f"`example_input` must be given and run {block!r}, whose input routes its layers, got none"
+                f"`example_input` must be given and run {block!r}, whose input routes its layers, got none: give a "
+                "tensor or a tuple of the model's arguments"
             )
         return call.input_shape[1]
 

@@ -49,7 +49,9 @@ def choose_layers(
     chosen = [candidate for candidate in selected if candidate.name not in refused]
     if not chosen:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:4])
-        raise UsageError(f"`where` must select a layer that can be converted, {selector!r} selected only {why}")
+        raise UsageError(
+            f"`where` must select a layer that can be converted, got {selector!r} with only {why}: name others"
+        )
     return chosen, refused
 
 
@@ -74,7 +76,7 @@ def _select(candidates: Sequence[Candidate], selector: Selector, classifier: Can
 
 def _nothing(model: Any, candidates: Sequence[Candidate], where: Selector | None, selector: Selector) -> str:
     if where is None and any(isinstance(each, ConditionalLayer) for each in model.modules()):
-        return "`model` must have layers left to convert, got one whose convolutions all are conditional"
+        return "`model` must have layers left to convert, got only conditional convolutions: it is done already"
     names = few((each.name for each in candidates), most=8)
-    there = f" ({names})" if candidates else ": the model has none"
-    return f"`where` must select a layer, {selector!r} matched none of {len(candidates)}{there}"
+    there = f"there are {names}" if candidates else "the model has none"
+    return f"`where` must select a layer, got {selector!r}, which selects none: {there}"

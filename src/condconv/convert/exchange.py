@@ -46,7 +46,7 @@ def exchange_layers_(
 
     Raises:
         UsageError: The routing does not fit, or the model calls other layers than those it has registered.
-        RuntimeError: The converted model did not compute what it did before.
+        UsageError: The converted model did not compute what it did before.
     """
     before = None if watched is None else count_trace(model, watched)
     params_before = sum(parameter.numel() for parameter in model.parameters())

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output, output_tensors
 from condconv.counting.tracing import arguments_of, undisturbed
-from condconv.errors import UsageError, shown
+from condconv.errors import UsageError, check_type, shown
 from condconv.nn import ConditionalLayer, fold_batch_norm
 from condconv.nn.folding import why_not_fold
 from condconv.nn.foreign import full_name
@@ -40,7 +40,7 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
             statistics. Nothing has been changed.
         ValueError: No example is given, and none can be guessed or the model fails on the guess; or the output holds no
             tensors.
-        RuntimeError: The folded model does not compute what it did (something else uses an output that is folded away);
+        UsageError: The folded model does not compute what it did (something else uses an output that is folded away);
             it has been restored.
 
     Example:
@@ -69,8 +69,9 @@ def fold_those_that_can_(
 
     Raises:
         ValueError: As there.
-        RuntimeError: As there.
+        UsageError: As there.
     """
+    check_type("model", model, nn.Module, "be a torch.nn.Module", "give the network itself")
     with arguments_of(model, example_input) as example:
         pairs, output = find_norms(model, example)
     names = {module: name for name, module in model.named_modules()}

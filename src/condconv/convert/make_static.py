@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_same_output
 from condconv.counting.tracing import Trace, trace
-from condconv.errors import UsageError
+from condconv.errors import UsageError, check_type, few, shown
 from condconv.nn import ConditionalLayer, RoutingSlot
 from condconv.nn.block_routing import ClearSlot, FillSlot
 from condconv.nn.conditional import conditional_layers
@@ -36,7 +36,7 @@ def make_static_(model: nn.Module, routing_weights: Mapping[str, Tensor | None],
         UsageError: There is no conditional layer of that name, it has backward or state-dict hooks, or weights are not
             finite floats `[E]`.
         ValueError: Torch has no such ordinary layer.
-        RuntimeError: The new model does not compute what constant weights gave, since something uses the experts of
+        UsageError: The new model does not compute what constant weights gave, since something uses the experts of
             a layer directly, for example; it has been restored.
 
     Example:
@@ -45,14 +45,16 @@ def make_static_(model: nn.Module, routing_weights: Mapping[str, Tensor | None],
         >>> network[0]
         Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
     """
+    check_type("model", model, nn.Module, "be a torch.nn.Module", "give the network itself")
+    check_type("routing_weights", routing_weights, Mapping, "map layers' names to weights", "give a dictionary")
     layers = conditional_layers(model)
     static: dict[str, nn.Module] = {}
     constant: dict[ConditionalLayer, Tensor] = {}
     for name, weights in routing_weights.items():
         if name not in layers:
-            known = ", ".join(layers) or "none"
             raise UsageError(
-                f"`routing_weights` must be for conditional layers of the network, got {name!r}: there are {known}"
+                f"`routing_weights` must be for conditional layers of the network, got {shown(name)}: there are "
+                f"{few(layers, most=8) or 'none'}"
             )
         layer: Any = layers[name]
         if (reason := why_not_hooks(layer)) is not None:

@@ -16,7 +16,7 @@ from condconv.convert.rounding import check_rounded, run_watched
 from condconv.convert.verification import run_changed
 from condconv.counting import format_table
 from condconv.counting.tracing import Trace, trace
-from condconv.errors import UsageError, few
+from condconv.errors import UsageError, check_type, few, shown
 from condconv.nn import ConditionalLayer
 from condconv.nn.conditional import conditional_layers
 
@@ -112,7 +112,7 @@ def quantize_experts_(
     Raises:
         UsageError: There is no such layer or dtype, or a layer cannot be quantized: it is already, is not in fp32, is
             not finite, or shares its experts. Nothing is changed then.
-        RuntimeError: The model does not run as it did, since it looks at the dtype of `layer.weight`, for example; it
+        UsageError: The model does not run as it did, since it looks at the dtype of `layer.weight`, for example; it
             has been restored.
 
     Example:
@@ -124,8 +124,9 @@ def quantize_experts_(
         ...     net(torch.randn(1, 16, 8, 8)).shape
         torch.Size([1, 32, 6, 6])
     """
-    if dtype not in _DTYPES:
-        raise UsageError(f"`dtype` must be one of {', '.join(map(repr, _DTYPES))}, got {dtype!r}")
+    check_type("model", model, nn.Module, "be a torch.nn.Module", "give the network itself")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise UsageError(f"`dtype` must be one of {', '.join(map(repr, _DTYPES))}, got {shown(dtype)}: take one")
     layers = _choose(model, where)
     shared = why_not_shared(model)
     for name, layer in layers.items():
@@ -182,7 +183,9 @@ def _choose(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, Co
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
             known = few(layers, most=8)
-            raise UsageError(f"`where` must match names of conditional layers ({known}), {pattern!r} matches none")
+            raise UsageError(
+                f"`where` must match names of conditional layers, got {shown(pattern)} for none: there are {known}"
+            )
     return {name: layers[name] for name in layers if any(fnmatch.fnmatchcase(name, each) for each in patterns)}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from condconv.convert.blocks import Blocks
+from condconv.errors import shown
 from condconv.nn import TWINS
 from condconv.nn.static import why_not_static
 
@@ -15,14 +16,16 @@ from condconv.nn.static import why_not_static
 def why_not_model(model: nn.Module) -> str | None:
     """Return why a model cannot be converted in place, with the remedy, or `None`."""
     if not isinstance(model, nn.Module):
-        return f"`model` must be a torch.nn.Module, got {type(model).__name__}"
+        return f"`model` must be a torch.nn.Module, got {shown(model)}: give the network itself"
     if torch.is_inference_mode_enabled():
-        return "`model` must be converted outside torch.inference_mode: its experts could never be trained"
+        return "`model` must be converted outside torch.inference_mode, got it on: its experts could never be trained"
     if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
-        return "`model` must not be scripted or traced to a graph: convert the original module, then script or trace it"
+        return (
+            "`model` must not be scripted or traced to a graph, got one that is: convert the original, then script it"
+        )
     # Importing dynamo takes a second, and what it compiled has imported it.
     if "torch._dynamo" in sys.modules and isinstance(model, torch._dynamo.OptimizedModule):
-        return "`model` must not be compiled: convert the module first, then call torch.compile"
+        return "`model` must not be compiled, got one that is: convert the module first, then call torch.compile"
     if isinstance(model, tuple(TWINS)):
         twin = TWINS[next(kind for kind in TWINS if isinstance(model, kind))].__name__
         return (
@@ -31,11 +34,13 @@ def why_not_model(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         where = f" (module {name!r})" if name else ""
         if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            return f"`model` must not be wrapped in {type(module).__name__}{where}: convert model.module, then wrap it"
+            return (
+                f"`model` must not be wrapped, got a {type(module).__name__}{where}: convert model.module, then wrap it"
+            )
         if name and isinstance(module, torch.jit.ScriptModule):
-            return f"`model` must not contain scripted modules{where}: convert the original module, then script it"
+            return f"`model` must not contain scripted modules, got one{where}: convert the original, then script it"
     if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
-        return "`model` must not be sharded (its parameters are DTensors): convert it first, then shard it"
+        return "`model` must not be sharded, got parameters that are DTensors: convert it first, then shard it"
     return None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from condconv.convert.verification import output_tensors
 from condconv.counting.tracing import Trace
-from condconv.errors import few
+from condconv.errors import UsageError, few
 
 
 def run_watched(
@@ -58,23 +58,23 @@ def check_rounded(before: Any, after: Any) -> float | None:
     """Compare outputs, and return their relative change, a norm over a norm; `None` without tensors in them.
 
     Raises:
-        RuntimeError: One has another shape or dtype, or is not finite any more.
+        UsageError: One has another shape or dtype, or is not finite any more.
     """
     pairs = [*zip_longest(output_tensors(before), output_tensors(after))]
     for one, other in pairs:
         if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
-            _fail(f"its output is {_kind(other)} instead of {_kind(one)}")
+            _fail(f"{_kind(other)} as its output instead of {_kind(one)}")
         if not bool((other.isfinite() | ~one.isfinite()).all()):
-            _fail("its output is not finite any more")
+            _fail("an output that is not finite any more")
     moved = sum(_square(other - one) for one, other in pairs)
     size = sum(_square(one) for one, _ in pairs)
     return (moved / size) ** 0.5 if size else None
 
 
 def _fail(what: str) -> None:
-    raise RuntimeError(
-        f"the changed model must run as it did, {what}; it has been restored. It uses the weight of a layer directly, "
-        "or its dtype: leave such layers out by `where`"
+    raise UsageError(
+        f"`model` must run as before with quantized experts, got {what}, and it has been restored: leave out layers "
+        "whose weight, or whose weight's dtype, something uses directly"
     )
 
 

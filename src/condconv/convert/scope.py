@@ -35,8 +35,11 @@ class Scope:
 
     def __post_init__(self) -> None:
         if self.kind not in ("layer", "block", "network"):
-            raise UsageError(f'`scope` must be "layer", "block", "network" or a Scope, got {shown(self.kind)}')
-        if not isinstance(self.every, int) or self.every < 1:
+            raise UsageError(
+                f'`scope` must be "layer", "block", "network" or a Scope, got {shown(self.kind)}: "layer" routes each '
+                "layer by its own input"
+            )
+        if type(self.every) is not int or self.every < 1:
             raise UsageError(f"`every` must be a positive number of blocks, got {shown(self.every)}: give 1, 2, ...")
         if self.every > 1 and self.kind != "block":
             raise UsageError(
@@ -143,8 +146,9 @@ def _check_leader(running: Sequence[Candidate], reasons: Mapping[str, str | None
     reason = "it is not part of a block" if first.block is None else reasons[first.block]
     if reason is not None:
         raise UsageError(
-            f"`scope` must be 'layer' for {first.name!r}, the first layer to share a routing: {reason}; narrow `where` "
-            "to layers in blocks, or say which modules are blocks with Scope(..., is_block=...)"
+            f"`scope` must be 'layer' for {first.name!r}, the first layer to share a routing, got 'network', but "
+            f"{reason}: narrow `where` to layers in blocks, or say which modules are blocks with "
+            "Scope(..., is_block=...)"
         )
 
 

@@ -81,10 +81,10 @@ def name(*patterns: str) -> Selector:
     """Select layers whose name matches a shell-style pattern: `name("layer4.*", "*.downsample.0")`.
 
     Raises:
-        TypeError: A pattern is not a string.
+        UsageError: A pattern is not a string.
     """
     if not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"`patterns` must be strings, got {shown(patterns)}: give several one after the other")
+        raise UsageError(f"`patterns` must be strings, got {shown(patterns)}: give several one after the other")
     return Selector(
         lambda c: any(fnmatch.fnmatchcase(c.name, pattern) for pattern in patterns),
         f"name({', '.join(map(repr, patterns))})",
@@ -94,7 +94,7 @@ def name(*patterns: str) -> Selector:
 def types(*kinds: type[nn.Module]) -> Selector:
     """Select layers of the given classes: `types(nn.Conv2d, nn.Linear)`. The only way to select linear layers."""
     if not all(isinstance(kind, type) for kind in kinds):
-        raise TypeError(f"`kinds` must be classes of layers, got {shown(kinds)}: give torch.nn.Conv2d, for instance")
+        raise UsageError(f"`kinds` must be classes of layers, got {shown(kinds)}: give torch.nn.Conv2d, for instance")
     return Selector(lambda c: isinstance(c.module, kinds), f"types({', '.join(k.__name__ for k in kinds)})", kinds)
 
 

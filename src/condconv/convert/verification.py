@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.counting.tracing import Trace, trace, undisturbed
-from condconv.errors import first_line
+from condconv.errors import UsageError, first_line
 
 _NUDGES = 3
 _ROUNDINGS = 4
@@ -31,7 +31,7 @@ def check_same_output(model: nn.Module, example: Any, expected: Any, tolerance: 
         The run, or `None` if there was nothing to compare.
 
     Raises:
-        RuntimeError: It fails to run, or an output differs; the message says so too if the model enlarges rounding,
+        UsageError: It fails to run, or an output differs; the message says so too if the model enlarges rounding,
             so that no change of it could be compared.
     """
     run = run_changed(model, example)
@@ -46,15 +46,15 @@ def run_changed(model: nn.Module, example: Any) -> Trace:
         example: A tensor or a tuple of arguments.
 
     Raises:
-        RuntimeError: It fails.
+        UsageError: It fails.
     """
     try:
         return trace(model, example)
     except Exception as error:
-        raise RuntimeError(
-            f"the changed model failed on the example ({first_line(error)}); it has been restored. Something uses the "
-            "kernel of a replaced layer directly (leave that layer out), or a block cannot be routed by its first "
-            "input (take scope='layer', or say which modules are blocks)"
+        raise UsageError(
+            f"`model` must run as before with other layers, got an error on the example ({first_line(error)}), and it "
+            "has been restored: leave out a layer whose kernel something uses directly, and where a block cannot be "
+            "routed by its first input, take scope='layer' or say which modules are blocks"
         ) from error
 
 
@@ -72,23 +72,23 @@ def check_output(model: nn.Module, example: Any, expected: Any, output: Any, tol
         Whether there was anything to compare.
 
     Raises:
-        RuntimeError: They differ.
+        UsageError: They differ.
     """
     difference = _difference(expected, output, tolerance)
     if difference is None:
         return any(True for _ in output_tensors(expected))
     by_itself = _moves_by_itself(model, example, output, tolerance)
     if by_itself is not None:
-        raise RuntimeError(
-            f"the changed model must compute what it did, {difference}; it has been restored. This cannot be told from "
-            f"rounding, for if its example changes by {_ROUNDINGS} roundings, {by_itself} as well: sorting, rounding "
-            "or suppressing results (top-k, NMS, boxes and masks at whole pixels) enlarges what rounding does. Change "
-            "the part before that alone, with an example of its own: for instance "
-            "convert_(model.backbone, example_input=images)"
+        raise UsageError(
+            f"`model` must compute with other layers what it did before, got {difference}, and it has been restored. "
+            f"If its example changes by {_ROUNDINGS} roundings, it gives {by_itself} as well, since sorting or "
+            "suppressing results (top-k, NMS, boxes and masks at whole pixels) enlarges rounding errors: change the "
+            "part before that alone, with its own example, such as convert_(model.backbone, example_input=images)"
         )
-    raise RuntimeError(
-        f"the changed model must compute what it did, {difference}; it has been restored. Something uses the kernel or "
-        "the output of a replaced layer directly, or the model is random in evaluation mode: leave such layers out"
+    raise UsageError(
+        f"`model` must compute with other layers what it did before, got {difference}, and it has been restored: leave "
+        "out layers whose kernel or output something uses directly, and those of a part that is random in evaluation "
+        "mode"
     )
 
 
@@ -98,14 +98,14 @@ def _difference(expected: Any, output: Any, tolerance: float | None) -> str | No
     for pair in pairs:
         old, new = (None if tensor is None else tuple(tensor.shape) for tensor in pair)
         if old != new:
-            return f"its output has shape {new} instead of {old}"
+            return f"an output of shape {new} instead of {old}"
     for before, after in pairs:
         finite = before.isfinite()
         scale = before[finite].abs().max().item() if finite.any() else 0.0
         deviation = (after - before)[finite].abs().max().item() if finite.any() else 0.0
         relative = torch.finfo(before.dtype).eps ** 0.5 if tolerance is None else tolerance
         if not torch.equal(finite, after.isfinite()) or deviation > relative * max(scale, 1e-6):
-            return f"its output differs by {deviation:.3g} of {scale:.3g}"
+            return f"an output that differs by {deviation:.3g} of {scale:.3g}"
     return None
 
 

@@ -132,7 +132,7 @@ def _write(writer: Format, rewritten: nn.Module, path: Path, request: Request) -
         reason = one_line(str(error))[:300]
         raise ExportError(
             f"`model` must consist of operations that the exporter for {writer.RUNTIME} knows, got "
-            f"{type(error).__name__} ({reason}): try another format, or other forms for its layers"
+            f"{type(error).__name__} ({reason}): try another format, or other `forms` for its layers"
         ) from error
 
 
@@ -147,6 +147,11 @@ def _check_file(inspection: Inspection, request: Request) -> None:
             f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
             for shape in (request.shape, inspection.shape)
         )
-        raise ExportError(f"the file must take {asked}, got {told} in its metadata: the exporter lost it")
+        raise ExportError(
+            f"`example_input` must be in the file as {asked}, got {told}, since the exporter lost it: try another "
+            "format, or a fixed batch and size"
+        )
     if request.opset is not None and inspection.opset != request.opset:
-        raise ExportError(f"the file must have opset {request.opset}, got {inspection.opset}")
+        raise ExportError(
+            f"`opset` must be {request.opset} in the file, got {inspection.opset}: leave it out to take the exporter's"
+        )

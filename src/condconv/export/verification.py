@@ -165,12 +165,11 @@ def verify(run: Run, reference: Reference, batches: Sequence[int], what: str) ->
         expected = reference.outputs[chosen]
         found = _run(run, reference.inputs[chosen].contiguous(), what)
         if tuple(found.shape) != tuple(expected.shape):
-            raise ExportError(f"{what} must give {tuple(expected.shape)} for batch {batch}, got {tuple(found.shape)}")
+            raise _different(what, f"shape {tuple(found.shape)} instead of {tuple(expected.shape)} at batch {batch}")
         error = worst_error(found, expected)
         if not error <= reference.allowed:
-            raise ExportError(
-                f"{what} must compute what the network does, got an error of {error:.2g} at batch {batch}, "
-                f"{reference.allowed:.2g} allowed"
+            raise _different(
+                what, f"an error of {error:.2g} at batch {batch}, where {reference.allowed:.2g} is allowed"
             )
         errors[batch] = max(error, errors.get(batch, 0.0))
     return errors
@@ -180,4 +179,10 @@ def _run(run: Run, x: Tensor, what: str) -> Any:
     try:
         return run(x)
     except Exception as error:
-        raise ExportError(f"{what} must run at batch {len(x)}, got {shown(first_line(error), 300)}") from error
+        raise _different(what, f"{shown(first_line(error), 300)} at batch {len(x)}") from error
+
+
+def _different(what: str, found: str) -> ExportError:
+    return ExportError(
+        f"`model` must compute the same as {what}, got {found}: try another format, or other `forms` for its layers"
+    )

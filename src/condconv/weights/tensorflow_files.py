@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv.errors import UsageError, require_extra
+from condconv.errors import UsageError, few, require_extra
 
 _FILE = re.compile(r"\.(?:index|data-[0-9]{5}-of-[0-9]{5})$")
 _LATEST = re.compile(r'^model_checkpoint_path:\s*"(.*)"', re.MULTILINE)
@@ -93,5 +93,5 @@ def _find_prefix(path: Path) -> Path:
     name = re.split(r"[/\\]", latest.group(1))[-1] if latest else None
     if name in names:
         return path / str(name)
-    held = f"{len(names)} ({', '.join(names)}): give the prefix of one" if names else "none: no .index file is in it"
+    held = f"{len(names)} ({few(names)}): give the prefix of one" if names else "none: no .index file is in it"
     raise UsageError(f"`path` must be a folder with one TensorFlow checkpoint, got {str(path)!r} with {held}")

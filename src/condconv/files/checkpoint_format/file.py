@@ -76,7 +76,10 @@ def to_bytes(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
         text = json.dumps({"format": FORMAT, **header, "digests": digests_of(tensors)})
         check_header(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"a checkpoint must hold plain values within the format's bounds: {error}") from error
+        raise UsageError(
+            f"`header` must hold plain values within the format's bounds, got others ({first_line(error)}): it could "
+            "not be read again"
+        ) from error
     payload: bytes = require_extra("safetensors.torch", "models").save(
         tensors, metadata={_KEY: text, _KEY_OF_DIGEST: hashlib.sha256(text.encode()).hexdigest()}
     )

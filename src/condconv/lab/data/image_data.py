@@ -137,7 +137,11 @@ def _open_reader(data: str, split: str, *, alone: bool, data_dir: str | None, op
     """Open one split of a dataset; `alone` if the path is that of this split and not of both."""
     kind, _, name = data.partition("/")
     if not takes_options(data) and (data_dir is not None or options):
-        raise UsageError(f"`data_dir` and `data_options` must be left out with {data!r}: they go with torch/ and hfds/")
+        given = "data_options" if data_dir is None else "data_dir"
+        raise UsageError(
+            f"`{given}` must be given with torch/ or hfds/ only, got {shown(data_dir or options)} with {shown(data)}: "
+            "leave it out"
+        )
     check_path(data, "data")
     check_path(data_dir or "", "data_dir")
     if kind in ("torch", "hfds", "wds") and not name.strip("/"):

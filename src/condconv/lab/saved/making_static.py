@@ -11,7 +11,7 @@ from torch import nn
 
 from condconv.analysis import layers_by_routing
 from condconv.convert import make_static_
-from condconv.errors import UsageError, shown_name
+from condconv.errors import UsageError, few, shown_name
 from condconv.files.paths import check_can_write
 from condconv.lab.data.workers import shortages_explained
 from condconv.lab.saved import network as networks
@@ -127,7 +127,7 @@ def match_layers(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]
                 f"`layers` must match conditional layers of the network, got {pattern!r}: there are {', '.join(every)}"
             )
     if not patterns:
-        raise UsageError("`layers` must name at least one layer, got none")
+        raise UsageError(f"`layers` must name at least one layer, got none: there are {few(every)}")
     return tuple(name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
 

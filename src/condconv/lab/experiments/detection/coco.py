@@ -54,7 +54,9 @@ class CocoImages(Dataset[tuple[Tensor, Target]]):
                 f"`data` must have annotations in COCO's format, got {self.annotations} ({reason}): check the file"
             ) from error
         if not self._files:
-            raise UsageError(f"`data` must have an image with a box, got {self.annotations} without one")
+            raise UsageError(
+                f"`data` must have an image with a box, got {self.annotations} without one: training skips the others"
+            )
         self._transform = _augmentation() if augment else v2.Identity()
         self._to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 

@@ -1,0 +1,176 @@
+"""Every public function of the room says what is wrong with what it was given, in four parts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import condconv
+from condconv import convert as room
+from condconv.convert import Scope, convert_, convert_like_, fold_batch_norms_, make_static_, quantize_experts_, select
+from tests.messages import Row, assert_every_function_has_rows, assert_four_parts
+
+_LONG: Any = "x" * 100_000
+IMAGE = torch.randn(1, 3, 6, 6)
+
+
+class LooksAtTheKernel(nn.Module):
+    """Fails, or computes something else, with a kernel of another shape or dtype."""
+
+    def __init__(self, layer: Any, how: str) -> None:
+        super().__init__()
+        self.layer, self.how = layer, how
+        self.dims = layer.weight.dim()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        weight: Any = self.layer.weight
+        y = self.layer(x)
+        if self.how == "fails" and (weight.dim() != self.dims or weight.dtype != torch.float32):
+            raise RuntimeError("\x1b[2Janother kernel\nnow")
+        if self.how == "adds":
+            return y + weight.numel()
+        if self.how == "shape":
+            return y.reshape(-1)[: weight.dim()]
+        if self.how == "dtype":
+            return y.to(torch.float64 if weight.dtype == torch.float32 else torch.float32)
+        if self.how == "nan":
+            return y if weight.dtype == torch.float32 else y / 0
+        return y.argmax(1) * 1.0 if self.how == "sorts" else {"nothing": 5}
+
+
+def static() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(144, 2))
+
+
+def conditional(**given: Any) -> nn.Module:
+    return nn.Sequential(condconv.CondConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4, **given)).eval()
+
+
+def converting(model: Any = None, num_experts: Any = 2, **given: Any) -> Any:
+    return convert_(static() if model is None else model, num_experts, **{"example_input": IMAGE, **given})
+
+
+def quantizing(model: Any = None, dtype: Any = "int8", **given: Any) -> Any:
+    return quantize_experts_(conditional() if model is None else model, dtype, **{"example_input": IMAGE, **given})
+
+
+def repeating(model: Any = None, **given: Any) -> Any:
+    return convert_like_(static() if model is None else model, **given)
+
+
+def freezing(weights: Any, **given: Any) -> Any:
+    return make_static_(conditional(), {"0": weights}, **given)
+
+
+def adapting(how: str) -> LooksAtTheKernel:
+    return LooksAtTheKernel(nn.Conv2d(3, 4, 1), how)
+
+
+def quantized(how: str) -> LooksAtTheKernel:
+    return LooksAtTheKernel(condconv.CondConv2d(3, 4, 1, num_experts=2), how)
+
+
+def in_inference_mode() -> Any:
+    with torch.inference_mode():
+        return converting()
+
+
+REPORT: Any = convert_(static(), 2, example_input=IMAGE).to_dict()
+ROUTINGS: list[Any] = [
+    3,
+    None,
+    "",
+    "nope",
+    _LONG,
+    "sigmoid(1)",
+    "sigmoid(x=1)",
+    "sigmoid(" * 300,
+    {},
+    lambda *sizes: {},
+]
+NO_REPORTS: list[Any] = [None, 5, {}, _LONG, "no-such.json", [], "nul\0"]
+MODELS: list[Any] = [
+    "net",
+    nn.Conv2d(3, 4, 1),
+    torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1))),
+    torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 1))),
+    nn.DataParallel(nn.Conv2d(3, 4, 1)),
+    nn.Sequential(torch.jit.script(nn.Conv2d(3, 4, 1))),
+    nn.Sequential(condconv.CondConv2d(3, 4, 1)),
+    nn.Sequential(nn.ReLU()),
+]
+SCOPES: list[Any] = [None, 4, "", "nope", _LONG, "block(2)", "block(x=1)", "layer(" * 300, "network"]
+ROWS: dict[str, list[Row]] = {
+    "convert_": [
+        *(("model", partial(converting, each)) for each in MODELS[:-1]),
+        ("where", partial(converting, MODELS[-1])),
+        ("model", in_inference_mode),
+        *(("num_experts", partial(converting, num_experts=each)) for each in (0, -1, 2.5, "4", None, _LONG)),
+        *(("routing", partial(converting, routing=each)) for each in ROUTINGS),
+        ("routing", partial(converting, routing=condconv.nn.SigmoidRouting(3, 2))),
+        ("routing", partial(converting, routing=lambda channels, experts, **where: nn.Linear(channels, experts))),
+        *(("scope", partial(converting, scope=each)) for each in SCOPES),
+        ("scope", partial(converting, routing="hierarchical")),
+        *(("every", partial(converting, scope=f"block(every={each})")) for each in ("0", "'2'", "True", "[]")),
+        ("every", partial(converting, scope="layer(every=2)")),
+        *(("init", partial(converting, init=each)) for each in (None, 5, "zeros", _LONG)),
+        *(("expert_spread", partial(converting, expert_spread=each)) for each in (-1, None, _LONG)),
+        *(("impl", partial(converting, impl=each)) for each in (None, "nope", _LONG)),
+        *(("where", partial(converting, where=each)) for each in ("0", 5, _LONG, select.depth(0.1, 0.2))),
+        ("where", partial(converting, nn.Sequential(weight_norm(nn.Conv2d(3, 4, 1))))),
+        ("classifier", partial(converting, nn.Sequential(nn.Conv2d(3, 4, 1)), classifier=True)),
+        *(("optimizer", partial(converting, optimizer=each)) for each in (5, [5], _LONG)),
+        ("optimizer", lambda: converting(optimizer=torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1))),
+        ("example_input", lambda: converting(static(), example_input=None)),
+        *(("model", partial(converting, adapting(how))) for how in ("fails", "adds", "shape")),
+    ],
+    "convert_like_": [
+        *(("report", partial(repeating, report=each)) for each in NO_REPORTS),
+        *(("report", partial(repeating, report={**REPORT, name: None})) for name in REPORT if name != "routing"),
+        ("routing", lambda: repeating(report={**REPORT, "routing": None})),
+        *(("model", partial(repeating, each, report=REPORT)) for each in MODELS[:6]),
+        ("model", lambda: repeating(nn.Sequential(nn.ReLU()), report=REPORT)),
+        ("model", lambda: repeating(conditional(), report=REPORT)),
+        ("optimizer", lambda: repeating(report=REPORT, optimizer=5)),
+    ],
+    "fold_batch_norms_": [
+        ("model", lambda: fold_batch_norms_("net")),
+        ("model", lambda: fold_batch_norms_(conditional(track_running_stats=False), IMAGE)),
+        ("example_input", lambda: fold_batch_norms_(nn.ReLU())),
+    ],
+    "make_static_": [
+        *(("routing_weights", partial(freezing, each)) for each in (5, _LONG, [0.5, 0.5], torch.ones(3))),
+        ("routing_weights", lambda: freezing(torch.ones(2).long())),
+        ("routing_weights", lambda: freezing(torch.full((2,), torch.nan))),
+        ("routing_weights", lambda: freezing(torch.ones(2, device="meta"))),
+        ("routing_weights", lambda: make_static_(conditional(), {_LONG: None})),
+        ("routing_weights", lambda: make_static_(conditional(), ["0"])),
+        ("model", lambda: make_static_("net", {})),
+        ("model", lambda: make_static_(quantized("adds"), {"layer": None}, example_input=IMAGE)),
+    ],
+    "quantize_experts_": [
+        *(("model", partial(quantizing, each)) for each in ("net", static(), conditional().half())),
+        *(("dtype", partial(quantizing, dtype=each)) for each in (None, 5, "int4", _LONG, torch.int8, ["int8"])),
+        *(("where", partial(quantizing, where=each)) for each in (5, [], [5], "nope", _LONG)),
+        *(("model", partial(quantizing, quantized(how))) for how in ("fails", "dtype", "nan")),
+    ],
+    "Scope": [
+        *(("scope", partial(Scope, each)) for each in SCOPES[:5]),
+        *(("every", partial(Scope, "block", every)) for every in (0, "2", 1.5, True, _LONG)),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in ROWS.items() for row in range(len(rows))])
+def test_messages_have_four_parts(name: str, row: int) -> None:
+    assert_four_parts(*ROWS[name][row])
+
+
+def test_every_public_function_has_rows() -> None:
+    assert_every_function_has_rows(room, ROWS, {})
