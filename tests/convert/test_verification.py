@@ -46,7 +46,7 @@ def at_whole_pixels(y: Tensor) -> Tensor:
 def test_rounding_that_the_model_enlarges_is_named(finish, difference: str) -> None:
     torch.manual_seed(2)
     model = Head(finish)
-    with pytest.raises(UsageError, match=rf"{difference}.* 4 roundings, {difference}.*with its own example"):
+    with pytest.raises(UsageError, match=rf"{difference}.* 4 roundings, it gives {difference}.*with its own example"):
         convert_(model, 3, example_input=IMAGES)
     assert type(model.conv) is nn.Conv2d
 
