@@ -240,6 +240,8 @@ def test_annotations_that_are_damaged(coco, tmp_path, damage, message):
 def test_a_checkpoint_that_is_damaged(tmp_path):
     detector = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     optimizer = torch.optim.SGD(detector.parameters(), 0.1, momentum=0.9)
+    detector(torch.ones(2, 3, 4, 4)).sum().backward()
+    optimizer.step()
     config, data = _config("data", tmp_path), saved.DetectionData(("bar", "square"), 5)
     epoch = saved.DetectionMetrics(1, 0.1, 2.0, 0.25, 3.0)
     saved.save(config, data, (epoch,), detector, optimizer, None)
@@ -252,7 +254,9 @@ def test_a_checkpoint_that_is_damaged(tmp_path):
     other = {"state": {}, "param_groups": [{"params": [0]}]}
     for kept, changes, message in (
         (less, {}, "`checkpoint` must hold the weights of this network, got .*it lacks 0.bias"),
-        (tensors, {"optimizer": other}, "`checkpoint` must hold the state of this optimizer, got"),
+        (tensors, {"optimizer": other}, "`checkpoint` must hold the state of its own optimizer, got"),
+        (tensors | {"model.0.bias": torch.ones(2**20)}, {}, "of another shape 0.bias"),
+        (tensors | {"group.0.x": torch.ones(2**20)}, {}, "`checkpoint` must hold the state of an optimizer of this ne"),
         (
             tensors,
             {"categories": ["bar", "rod"]},
@@ -263,6 +267,9 @@ def test_a_checkpoint_that_is_damaged(tmp_path):
         path.write_bytes(to_bytes(header | changes, kept))
         with pytest.raises(UsageError, match=message):
             saved.restore_(config, data, detector, optimizer, None)
+    path.write_bytes(to_bytes(header, tensors | {"model.0.bias": torch.full((4,), torch.inf)}))
+    with pytest.raises(TrainingError, match="not all values of 0.bias are finite; put an earlier copy in its place"):
+        saved.restore_(config, data, detector, optimizer, None)
     content = bytearray(to_bytes(header, tensors))
     content[-10] ^= 4
     path.write_bytes(content)

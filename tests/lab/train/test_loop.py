@@ -10,16 +10,19 @@ from threading import Event
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from torch import nn
 
 from condconv.errors import TrainingError, TrainingInterrupted, UsageError
+from condconv.files.checkpoint_format import StoredCheckpoint
 from condconv.lab.processes import only_here
 from condconv.lab.saved import evaluate_checkpoint, load_checkpoint
 from condconv.lab.saved.checkpoint import save_checkpoint
 from condconv.lab.saved.metrics import EpochMetrics, as_csv
 from condconv.lab.train import loop, train
 from condconv.nn import CondConv2d, SoftmaxRouting
+from tests.files.checkpoint_format.samples import forge
 from tests.lab.samples import (
     NanAt,
     StopAt,
@@ -133,6 +136,32 @@ def test_a_truncated_checkpoint_stops_the_resuming_run(tmp_path, whole):
     (tmp_path / "last.safetensors").write_bytes(whole.last.read_bytes()[:-1])
     with pytest.raises(UsageError, match="must be a whole safetensors file"):
         train(settings(tmp_path), build=build)
+
+
+@pytest.mark.parametrize("name", ["1.weight", "2.running_var"])
+def test_weights_that_are_not_finite_are_not_resumed_from(tmp_path, name):
+    path = train(settings(tmp_path, epochs=1, ema_decay=0.5), build=build).last
+    checkpoint = load_checkpoint(path)
+    config = replace(checkpoint.config, epochs=2)
+    checkpoint.model[name].view(-1)[0] = float("nan")
+    save_checkpoint(path, replace(checkpoint, config=config))
+    with pytest.raises(TrainingError, match="has diverged, or the file is damaged: not all values of") as caught:
+        train(config, build=build)
+    assert f"{name} are finite; put an earlier copy in its place, or train again in another --out" in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_a_file_with_holes_is_not_resumed_from_and_not_read(tmp_path, monkeypatch, part):
+    path = train(settings(tmp_path, epochs=1), build=build).last
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+        header = json.loads(file.metadata()["condconv"])
+    del header["digests"]
+    name = next(each for each, tensor in tensors.items() if each.startswith(part) and tensor.ndim)
+    forge(path, header, tensors | {name: torch.zeros(2**20)})
+    monkeypatch.setattr(StoredCheckpoint, "read", None)
+    with pytest.raises(UsageError, match="`checkpoint` must hold the (weights|state of an optimizer) of this network"):
+        train(settings(tmp_path, epochs=1), build=build)
 
 
 @pytest.mark.parametrize("step", [UPDATES + 2, 2 * UPDATES])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from condconv.convert import make_static_
-from condconv.errors import TrainingError, few, shown_name
-from condconv.files.checkpoint_format import below, open_checkpoint
+from condconv.errors import TrainingError, UsageError, few, shown_name
+from condconv.files.checkpoint_format import StoredCheckpoint, below, open_checkpoint
 from condconv.lab.saved import network as networks
 from condconv.lab.saved.checkpoint import Checkpoint, describe, with_weights
 
 _STATISTIC = "running_"  # of batches; other buffers may have their reasons to be infinite, as masks have
+_MOST_KEPT = 16
+"""Numbers that an optimizer may keep of each weight; those of timm keep at most four."""
 
 
 def load_trained(path: str | Path, *, build: networks.Build = networks.build_from_zoo) -> tuple[Checkpoint, nn.Module]:
@@ -36,13 +40,34 @@ def load_trained(path: str | Path, *, build: networks.Build = networks.build_fro
     """
     stored = open_checkpoint(path, "classifier")
     described = describe(stored)
-    own = _planned_shapes(described, build)
-    for part in ("model", "ema"):
-        found = below(part, stored.shapes)
-        if own is not None and (found or part == "model"):
-            networks.check_shapes(own, found, path)
+    check_stored(stored, planned_shapes(described, build))
     checkpoint = with_weights(described, stored)
     return checkpoint, _fill(checkpoint, path, build)
+
+
+def check_stored(stored: StoredCheckpoint, own: Mapping[str, tuple[int, ...]] | None) -> None:
+    """Check that a file has the tensors of its network, before any is read.
+
+    Args:
+        stored: The file.
+        own: Names and shapes of the network; None if they are not known yet.
+
+    Raises:
+        UsageError: It has others, or an optimizer's state that is larger than any of this network.
+    """
+    if own is None:
+        return
+    for part in ("model", "ema"):
+        found = below(part, stored.shapes)
+        if found or part == "model":
+            networks.check_shapes(own, found, stored.path)
+    kept = sum(math.prod(shape) for part in ("optimizer", "group") for shape in below(part, stored.shapes).values())
+    most = _MOST_KEPT * (sum(map(math.prod, own.values())) + len(own))
+    if kept > most:
+        raise UsageError(
+            f"`checkpoint` must hold the state of an optimizer of this network, got {shown_name(stored.path)} with "
+            f"{kept:,} numbers, more than {most:,}: take another copy, or train again"
+        )
 
 
 def load_network(
@@ -59,13 +84,13 @@ def load_network(
         UsageError: The network cannot be built, or the weights are not its own.
         TrainingError: The network has diverged.
     """
-    own = _planned_shapes(checkpoint, build)
+    own = planned_shapes(checkpoint, build)
     if own is not None:
         networks.check_shapes(own, networks.shapes(checkpoint.weights), path)
     return _fill(checkpoint, path, build)
 
 
-def _planned_shapes(checkpoint: Checkpoint, build: networks.Build) -> dict[str, tuple[int, ...]] | None:
+def planned_shapes(checkpoint: Checkpoint, build: networks.Build) -> dict[str, tuple[int, ...]] | None:
     """Return the shapes of the network's tensors without making any; None for a builder that needs real tensors."""
     try:
         with torch.device("meta"):
@@ -85,12 +110,26 @@ def _build(checkpoint: Checkpoint, build: networks.Build) -> nn.Module:
 def _fill(checkpoint: Checkpoint, path: str | Path, build: networks.Build) -> nn.Module:
     network = _build(checkpoint, build)
     networks.load_weights_(network, checkpoint.weights, path)
+    check_finite(network, path, "take a checkpoint of an earlier epoch, or train again with a lower --lr")
+    return network.eval()
+
+
+def check_finite(network: nn.Module, path: str | Path, remedy: str) -> None:
+    """Check that the weights and batch statistics that were read from a file are finite numbers.
+
+    Args:
+        network: With the weights of the file.
+        path: The file, for the message.
+        remedy: What to do if they are not.
+
+    Raises:
+        TrainingError: They are not.
+    """
     values = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     learned = {name: each for name, each in values.items() if isinstance(each, nn.Parameter) or _STATISTIC in name}
     wrong = [name for name, each in learned.items() if not bool(each.isfinite().all())]
     if wrong:
         raise TrainingError(
-            f"the network of {shown_name(path)} has diverged, not all values of {few(wrong, most=2)} are finite: "
-            "take a checkpoint of an earlier epoch, or train again with a lower --lr"
+            f"the network of {shown_name(path)} has diverged, or the file is damaged: not all values of "
+            f"{few(wrong, most=2)} are finite; {remedy}"
         )
-    return network.eval()

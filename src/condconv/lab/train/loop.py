@@ -26,7 +26,8 @@ from condconv.lab.saved.evaluate import evaluate
 from condconv.lab.saved.metrics import EpochMetrics, TrainResult, no_better_for
 from condconv.lab.train.averaging import update_average_
 from condconv.lab.train.loss import mean_loss, mix
-from condconv.lab.train.run import FILES, Run, check_files, last_path, previous_checkpoint, save, set_up
+from condconv.lab.train.previous import FILES, check_files, last_path, previous_checkpoint
+from condconv.lab.train.run import Run, save, set_up
 from condconv.lab.train.tracking import finish_logs, log_epoch, start_logs
 from condconv.nn import anneal_
 
@@ -65,7 +66,7 @@ def train(
     """
     with only_here(Path(config.out), wait=wait):
         check_files(Path(config.out))
-        run = set_up(config, build, previous_checkpoint(config))
+        run = set_up(config, build, previous_checkpoint(config, build))
         _write_settings(run)
         if not _is_finished(run):
             start_logs(run)

@@ -15,23 +15,21 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from condconv.errors import UsageError, shown_name
+from condconv.errors import UsageError
 from condconv.files.atomic import write_atomic
-from condconv.files.paths import is_special
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.image_data import ImageData, open_data
 from condconv.lab.data.loading import EpochSampler, create_loader
 from condconv.lab.processes import create_accelerator, micro_batch, prepare, seed_everything
 from condconv.lab.saved import network as networks
-from condconv.lab.saved.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
 from condconv.lab.saved.metrics import EpochMetrics, as_csv, as_json_lines, best_epoch
 from condconv.lab.train.averaging import create_average
 from condconv.lab.train.loss import create_mixup
 from condconv.lab.train.optimization import create_optimizer, create_scheduler
-from condconv.lab.train.sharding import gathered, load_optimizer_, share_out_
-
-FILES = ("config.json", "metrics.csv", "metrics.jsonl", "best.safetensors", "last.safetensors", "wandb-id")
-"""What a run writes into its directory; no other process may write them while the run holds it."""
+from condconv.lab.train.optimizer_state import load_optimizer_, load_scaler_
+from condconv.lab.train.previous import check_same_data, last_path, restore_weights_
+from condconv.lab.train.sharding import gathered, share_out_
 
 
 @dataclass
@@ -67,39 +65,6 @@ class Run:
     def out(self) -> Path:
         """The run's directory."""
         return Path(self.config.out)
-
-
-def check_files(out: Path) -> None:
-    """Check that a run can write its files into a directory.
-
-    Raises:
-        UsageError: There is a pipe or a device with the name of one, where a write might never end.
-    """
-    for path in (out / name for name in FILES):
-        if is_special(path):
-            raise UsageError(
-                f"`out` must not have other things in the place of a run's files, got {shown_name(path)}, a pipe or a "
-                "device: remove it, or give another --out"
-            )
-
-
-def last_path(out: str | Path) -> Path:
-    """The path of the checkpoint from which a run resumes."""
-    return Path(out) / "last.safetensors"
-
-
-def previous_checkpoint(config: TrainConfig) -> Checkpoint | None:
-    """Return the last checkpoint of this run, or None if none of its epochs is finished.
-
-    Raises:
-        UsageError: The directory holds a run with other settings, or a checkpoint that cannot be read.
-    """
-    path = last_path(config.out)
-    if not path.exists():
-        return None
-    checkpoint = load_checkpoint(path)
-    config.check_same(checkpoint.config)
-    return checkpoint
 
 
 def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | None = None) -> Run:
@@ -179,8 +144,8 @@ def _build_network(
     networks.start_(network, config)
     networks.check_output(network, len(data.class_names), data.in_chans, data.image_size)
     if checkpoint is not None:
-        _check_data(checkpoint, data, config)
-        networks.load_weights_(network, checkpoint.model, last_path(config.out))
+        check_same_data(checkpoint, data, config)
+        restore_weights_(network, checkpoint.model, last_path(config.out))
     if config.sync_bn:
         network = convert_sync_batchnorm(network)
     if config.channels_last:
@@ -195,24 +160,11 @@ def _build_average(
         return None
     average = create_average(network, config.ema_decay, foreach=not accelerator.is_fsdp2)
     if checkpoint is not None:
-        networks.load_weights_(average.module, checkpoint.weights, last_path(config.out))
+        restore_weights_(average.module, checkpoint.weights, last_path(config.out))
     average.to(accelerator.device)
     if accelerator.is_fsdp2:
         share_out_(average.module, accelerator)
     return average
-
-
-def _check_data(checkpoint: Checkpoint, data: ImageData, config: TrainConfig) -> None:
-    if checkpoint.class_names != data.class_names:
-        raise UsageError(
-            f"`data` must have the classes of the run in {config.out} ({len(checkpoint.class_names)}), got "
-            f"{len(data.class_names)} other ones: restore the class folders, or give another --out"
-        )
-    if checkpoint.train_images != len(data.train):
-        raise UsageError(
-            f"`data` must have the training images of the run in {config.out} ({checkpoint.train_images}), got "
-            f"{len(data.train)}: its schedule counts them; restore the images, or give another --out"
-        )
 
 
 def _restore_(run: Run, checkpoint: Checkpoint) -> None:
@@ -222,8 +174,7 @@ def _restore_(run: Run, checkpoint: Checkpoint) -> None:
             f"`out` must hold a last.safetensors to resume from, got {path} without optimizer state: give another --out"
         )
     load_optimizer_(run.optimizer, checkpoint.optimizer, last_path(run.out))
-    if run.accelerator.scaler is not None and checkpoint.scaler is not None:
-        run.accelerator.scaler.load_state_dict(checkpoint.scaler)
+    load_scaler_(run.accelerator.scaler, checkpoint.scaler, last_path(run.out))
     run.metrics = checkpoint.metrics  # the learning rate came with the optimizer; the next update sets it again
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-from condconv.errors import UsageError, first_line, shown, shown_name
 
 
 def gathered(state: Any) -> Any:
@@ -41,64 +37,6 @@ def share_out_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer)
         for index, entries in state["state"].items()
     }
     return {**state, "state": shared}
-
-
-def load_optimizer_(optimizer: Any, state: dict[str, Any], path: Path) -> None:
-    """Restore an optimizer from a checkpoint, in place; its state is sharded like the parameters.
-
-    Args:
-        optimizer: Of this run.
-        state: Of `optimizer.state_dict()`, whole.
-        path: The checkpoint's file, for the message.
-
-    Raises:
-        UsageError: The state is another optimizer's.
-    """
-    try:
-        _check_groups(state["param_groups"], optimizer.state_dict()["param_groups"])
-        _check_numbers(state["state"])
-        optimizer.load_state_dict(share_out_optimizer(state, optimizer))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"`checkpoint` must hold the state of this optimizer, got {shown_name(path)} ({first_line(error)}): take "
-            "another copy, or train again in another --out"
-        ) from error
-
-
-def _check_groups(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> None:
-    """Check that a file has all that the optimizer keeps of its groups, in the same form.
-
-    Raises:
-        ValueError: It has not.
-    """
-    if len(saved) != len(own):
-        raise ValueError(f"it has {len(saved)} groups of parameters, not {len(own)}")
-    for theirs, ours in zip(saved, own, strict=True):
-        for name, value in ours.items():
-            if name not in theirs:
-                raise ValueError(f"it lacks {name}")
-            if name != "params" and value is not None and not _has_form_of(theirs[name], value):
-                raise ValueError(f"its {name} is {shown(theirs[name])}, where this optimizer has {shown(value)}")
-
-
-def _has_form_of(value: Any, own: Any) -> bool:
-    if isinstance(own, (tuple, list)):
-        return isinstance(value, (tuple, list)) and len(value) == len(own) and all(map(_has_form_of, value, own))
-    if isinstance(own, bool) or not isinstance(own, (int, float)):
-        return isinstance(value, type(own))
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_numbers(state: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Check that what an optimizer keeps of each parameter are real numbers.
-
-    Raises:
-        ValueError: A tensor holds others.
-    """
-    for entries in state.values():
-        for name, value in entries.items():
-            if isinstance(value, Tensor) and value.is_complex():
-                raise ValueError(f"its {name} is complex")
 
 
 def _like(value: Any, parameter: Tensor) -> Any:

@@ -15,8 +15,10 @@ from condconv.files.checkpoint_format import below, join_optimizer, open_checkpo
 from condconv.lab.config import TrainConfig
 from condconv.lab.saved.checkpoint import read_config
 from condconv.lab.saved.metrics import as_csv, as_json_lines
-from condconv.lab.saved.network import load_weights_
-from condconv.lab.train.sharding import load_optimizer_
+from condconv.lab.saved.network import shapes
+from condconv.lab.saved.rebuild import check_stored
+from condconv.lab.train.optimizer_state import load_optimizer_, load_scaler_
+from condconv.lab.train.previous import restore_weights_
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,11 @@ def restore_(
             f"({len(saved.categories)} and {saved.images}), got {len(data.categories)} and {data.images}: restore "
             "the annotations, or give another --out"
         )
+    check_stored(stored, shapes(detector.state_dict()))
     tensors = stored.read("model", "optimizer", "group")
-    load_weights_(detector, below("model", tensors), path)
+    restore_weights_(detector, below("model", tensors), path)
     load_optimizer_(optimizer, join_optimizer(header["optimizer"], tensors), path)
-    if scaler is not None and header["scaler"] is not None:
-        scaler.load_state_dict(header["scaler"])
+    load_scaler_(scaler, header["scaler"], path)
     return tuple(DetectionMetrics(**each) for each in header["metrics"])
 
 

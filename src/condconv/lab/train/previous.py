@@ -1,0 +1,88 @@
+"""What an earlier call left in a run's directory: whether it can be resumed from, and written over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from condconv.errors import UsageError, shown_name
+from condconv.files.checkpoint_format import open_checkpoint
+from condconv.files.paths import is_special
+from condconv.lab.config import TrainConfig
+from condconv.lab.data.image_data import ImageData
+from condconv.lab.saved import network as networks
+from condconv.lab.saved.checkpoint import Checkpoint, describe, load_checkpoint
+from condconv.lab.saved.rebuild import check_finite, check_stored, planned_shapes
+
+FILES = ("config.json", "metrics.csv", "metrics.jsonl", "best.safetensors", "last.safetensors", "wandb-id")
+"""What a run writes into its directory; no other process may write them while the run holds it."""
+
+
+def check_files(out: Path) -> None:
+    """Check that a run can write its files into a directory.
+
+    Raises:
+        UsageError: There is a pipe or a device with the name of one, where a write might never end.
+    """
+    for path in (out / name for name in FILES):
+        if is_special(path):
+            raise UsageError(
+                f"`out` must not have other things in the place of a run's files, got {shown_name(path)}, a pipe or a "
+                "device: remove it, or give another --out"
+            )
+
+
+def last_path(out: str | Path) -> Path:
+    """The path of the checkpoint from which a run resumes."""
+    return Path(out) / "last.safetensors"
+
+
+def previous_checkpoint(config: TrainConfig, build: networks.Build = networks.build_from_zoo) -> Checkpoint | None:
+    """Return the last checkpoint of this run, or None if none of its epochs is finished.
+
+    Args:
+        config: The run.
+        build: Builds its network, with which the file is compared before it is read.
+
+    Raises:
+        UsageError: The directory holds a run with other settings, or a checkpoint that cannot be read.
+    """
+    path = last_path(config.out)
+    if not path.exists():
+        return None
+    stored = open_checkpoint(path, "classifier")
+    described = describe(stored)
+    config.check_same(described.config)
+    check_stored(stored, planned_shapes(described, build))
+    return load_checkpoint(path)
+
+
+def restore_weights_(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put a network where a checkpoint left it, in place.
+
+    Raises:
+        UsageError: They are another network's weights.
+        TrainingError: They are not finite: the next loss would not be finite either.
+    """
+    networks.load_weights_(network, weights, path)
+    check_finite(network, path, "put an earlier copy in its place, or train again in another --out")
+
+
+def check_same_data(checkpoint: Checkpoint, data: ImageData, config: TrainConfig) -> None:
+    """Check that the images are still those of the run.
+
+    Raises:
+        UsageError: There are others.
+    """
+    if checkpoint.class_names != data.class_names:
+        raise UsageError(
+            f"`data` must have the classes of the run in {config.out} ({len(checkpoint.class_names)}), got "
+            f"{len(data.class_names)} other ones: restore the class folders, or give another --out"
+        )
+    if checkpoint.train_images != len(data.train):
+        raise UsageError(
+            f"`data` must have the training images of the run in {config.out} ({checkpoint.train_images}), got "
+            f"{len(data.train)}: its schedule counts them; restore the images, or give another --out"
+        )
