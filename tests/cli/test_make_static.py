@@ -12,8 +12,9 @@ from condconv.lab.config import TrainConfig
 from condconv.lab.data.preprocessing import Preprocessing
 from condconv.lab.saved import load_checkpoint, load_network, making_static
 from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
-from condconv.lab.saved.inspection import Reading, open_images, record
+from condconv.lab.saved.inspection import record
 from condconv.lab.saved.making_static import match_layers
+from condconv.lab.saved.reading import Reading, open_images
 from condconv.models import create_model
 from condconv.nn import ConditionalLayer
 from tests.cli.test_report import fails, report

@@ -8,7 +8,7 @@ import torch
 from condconv.analysis import RoutingReport
 from condconv.cli.main import main
 from condconv.errors import UsageError
-from condconv.lab.saved.inspection import Reading
+from condconv.lab.saved import Reading
 from tests.cli.conftest import CLASSES
 from tests.lab.samples import make_folder
 
@@ -53,7 +53,7 @@ def test_pictures_belong_to_the_numbers_of_the_report(untrained, tmp_path):
     """The weight beside a picture is the one that the network gives this very image."""
     from condconv.analysis import changed_routing
     from condconv.lab.saved import load_checkpoint, load_network
-    from condconv.lab.saved.inspection import open_images
+    from condconv.lab.saved.reading import open_images
 
     assert report(untrained[0], tmp_path / "a.html") == 0
     layer = content(tmp_path / "a.html")["layers"][-1]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condconv.analysis.outputs import outputs
 from condconv.analysis.recorder import layers_by_routing
 from condconv.analysis.records import Intervention
 from condconv.analysis.report import RoutingReport
@@ -233,14 +234,11 @@ def _measure(
     *,
     labelled: bool,
 ) -> tuple[Intervention, ...]:
-    device = next(network.parameters()).device
     # Found once, since finding them walks through the network.
     modules = [_routing_modules(network, variant.routings or every) for variant in variants]
-    check_type("batches", batches, Iterable, "hold pairs of images and classes", "give a data loader")
-    for images, targets in batches:
-        readable = (targets >= 0).to(device)
-        images, targets = images.to(device), targets.to(device)[readable]
-        before, images = _predicted(network(images))[readable], images[readable]
+    for images, targets, output in outputs(network, batches):
+        readable = targets >= 0
+        before, images, targets = _predicted(output)[readable], images[readable], targets[readable]
         for variant, changed in zip(variants, modules, strict=True):
             left = len(images)
             if variant.most_images is not None:

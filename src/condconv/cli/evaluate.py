@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from condconv.cli.parsing import Option
-from condconv.cli.reading import add_reading_options, reading_options
+from condconv.cli.reading import add_reading_options, reading_of
 from condconv.lab.rules import PATH
 
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from condconv.lab.saved import evaluate_checkpoint
 
     result = evaluate_checkpoint(
-        arguments.checkpoint, arguments.data, data_dir=arguments.data_dir, **reading_options(arguments)
+        arguments.checkpoint, arguments.data, data_dir=arguments.data_dir, reading=reading_of(arguments)
     )
     if os.environ.get("RANK", "0") != "0":  # set by every launcher of several processes: only one prints
         return 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from condconv.cli.output import path_line
 from condconv.cli.parsing import Option
-from condconv.cli.reading import add_max_images, add_reading_options, reading_of, reading_options
+from condconv.cli.reading import add_max_images, add_reading_options, reading_of
 from condconv.lab.rules import PATH, TEXT
 
 
@@ -56,33 +56,17 @@ def run(arguments: argparse.Namespace) -> int:
         data_dir=arguments.data_dir,
         reading=reading_of(arguments),
         force=arguments.force,
+        evaluate=not arguments.no_evaluate,
     )
     print(f"static now   {', '.join(done.layers)}")
     print(f"conditional  {done.conditional_left} layers left")
     print(f"parameters   {done.params_before / 1e6:.2f}M -> {done.params_after / 1e6:.2f}M")
     print(f"mean over    {done.images} images")
-    if not arguments.no_evaluate:
-        _compare(arguments)
+    if done.before is not None and done.after is not None:
+        before, after = 100 * done.before.top1, 100 * done.after.top1
+        change = f"{before:.2f} % -> {after:.2f} % ({after - before:+.2f} points, {done.after.images} images)"
+        print(f"top-1        {change}")
+    elif not arguments.no_evaluate:
+        print("top-1        not measured: the images have no classes")
     print(f"written      {path_line(arguments.out)}")
     return 0
-
-
-def _compare(arguments: argparse.Namespace) -> None:
-    from condconv.lab.saved.checkpoint import describe_checkpoint
-    from condconv.lab.saved.evaluate import evaluate_checkpoint, own_data
-    from condconv.lab.saved.inspection import open_images
-
-    checkpoint = describe_checkpoint(arguments.checkpoint)
-    data = arguments.data or own_data(arguments.checkpoint, "val")
-    if not open_images(checkpoint, data, data_dir=arguments.data_dir, skip=True)[1]:
-        print("top-1        not measured: the images have no classes")
-        return
-    before, after = (
-        evaluate_checkpoint(path, data, data_dir=arguments.data_dir, **reading_options(arguments))
-        for path in (arguments.checkpoint, arguments.out)
-    )
-    change = 100 * (after.top1 - before.top1)
-    print(
-        f"top-1        {100 * before.top1:.2f} % -> {100 * after.top1:.2f} % ({change:+.2f} points, "
-        f"{after.images} images)"
-    )

@@ -26,6 +26,7 @@ def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = F
     ):
         parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(max_images=None)
 
 
 def add_max_images(parser: argparse.ArgumentParser, *, default: int | None = None) -> None:
@@ -39,14 +40,9 @@ def add_max_images(parser: argparse.ArgumentParser, *, default: int | None = Non
     )
 
 
-def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return how images are read, as `evaluate_checkpoint` and `Reading` take it."""
-    names = ("batch_size", "workers", "on_bad_image", "device")
-    return {name: getattr(arguments, name) for name in names} | {"progress": not arguments.quiet}
-
-
 def reading_of(arguments: argparse.Namespace) -> Any:
     """Return the `Reading` that the options ask for."""
     from condconv.lab.saved import Reading
 
-    return Reading(max_images=arguments.max_images, **reading_options(arguments))
+    names = ("max_images", "batch_size", "workers", "on_bad_image", "device")
+    return Reading(**{name: getattr(arguments, name) for name in names}, progress=not arguments.quiet)

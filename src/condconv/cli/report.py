@@ -9,7 +9,6 @@ from typing import Any
 from condconv.cli.output import path_line
 from condconv.cli.parsing import Option
 from condconv.cli.reading import add_max_images, add_reading_options, reading_of
-from condconv.errors import require_extra
 from condconv.lab.rules import PATH, whole
 
 
@@ -51,16 +50,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the page and print its path, with the figures that matter most."""
     from condconv.analysis import verdicts
-    from condconv.files.paths import check_can_write
-    from condconv.lab.saved import inspect_checkpoint
-    from condconv.lab.saved.inspection import check_suffix
+    from condconv.lab.saved import Inspection, inspect_checkpoint
 
     out = Path(arguments.out)
-    # Fail before the work begins, not after it.
-    suffix = check_suffix(out)
-    check_can_write(out)
-    if suffix == ".html":
-        require_extra("plotly", "report")
+    Inspection.check_can_save(out)  # before the work begins, not after it
     found = inspect_checkpoint(
         arguments.checkpoint,
         arguments.data,

@@ -14,7 +14,7 @@ from condconv.lab.data.folder import FolderReader
 from condconv.lab.data.images import Images
 from condconv.lab.data.loading import batches, create_loader
 from condconv.lab.data.workers import ShortageError, check_handles, shortage, shortages_explained
-from condconv.lab.saved import evaluate_checkpoint
+from condconv.lab.saved import Reading, evaluate_checkpoint
 from condconv.lab.train import train
 from tests.lab.samples import build, make_folder, settings
 
@@ -63,7 +63,7 @@ def test_a_worker_that_is_killed_while_a_checkpoint_is_scored(tmp_path, monkeypa
     with pytest.raises(
         ShortageError, match=r"ended before its time \((Killed|exited)\), mostly for lack of memory: free some"
     ):
-        evaluate_checkpoint(best, workers=1, build=build, device="cpu", progress=False)
+        evaluate_checkpoint(best, build=build, reading=Reading(workers=1, device="cpu", progress=False))
 
 
 def test_too_few_handles_for_the_workers_are_said_before_they_start(tmp_path, few_handles):

@@ -13,9 +13,10 @@ from condconv.lab.config import TrainConfig
 from condconv.lab.data.images import IGNORED
 from condconv.lab.experiments.design import Arm, Experiment
 from condconv.lab.experiments.runner import Outcome, _shares, list_runs, run_all
-from condconv.lab.experiments.runs import RunRecord, _averaged_accuracy, execute
+from condconv.lab.experiments.runs import RunRecord, _Average, execute
 from condconv.lab.experiments.tables import plot, read, summarise, table, write
-from condconv.lab.saved import load_checkpoint
+from condconv.lab.saved import Reading, load_checkpoint
+from condconv.lab.saved.evaluate import evaluate_images
 from condconv.models import create_model
 
 SETTINGS = TrainConfig(
@@ -390,13 +391,16 @@ def test_several_members_are_scored_by_their_mean_probability():
         def forward(self, x):
             return self.probabilities.log().expand(len(x), -1)
 
+    def accuracy(members, images):
+        return evaluate_images(_Average(members), images, Reading(device="cpu", progress=False)).top1
+
     images = [(torch.zeros(1), 0), (torch.zeros(1), 1), (torch.zeros(1), IGNORED)]
     # Means (0.5, 0.45, 0.05): class 0, one of the two images that count. Two of three members alone say class 1.
     members = [Says(0.9, 0.05, 0.05), Says(0.3, 0.65, 0.05), Says(0.3, 0.65, 0.05)]
-    assert _averaged_accuracy(members, images) == 0.5
-    assert _averaged_accuracy(members[1:], images) == 0.5  # class 1: the other one
-    assert _averaged_accuracy(members, images[:1]) == 1.0
-    assert _averaged_accuracy(members[1:], images[:1]) == 0.0
+    assert accuracy(members, images) == 0.5
+    assert accuracy(members[1:], images) == 0.5  # class 1: the other one
+    assert accuracy(members, images[:1]) == 1.0
+    assert accuracy(members[1:], images[:1]) == 0.0
 
 
 def test_points_of_curves_are_drawn_by_cost(tmp_path):

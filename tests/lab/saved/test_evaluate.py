@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from condconv.errors import UsageError
 from condconv.lab.data.images import IGNORED
-from condconv.lab.saved import evaluate_checkpoint
+from condconv.lab.saved import Reading, evaluate_checkpoint
 from condconv.lab.saved.evaluate import evaluate
 from condconv.lab.train import train
 from tests.lab.samples import build, make_folder, settings
@@ -41,7 +41,7 @@ def test_scores_worked_by_hand():
 
 def test_a_checkpoint_scores_what_training_said(tmp_path):
     result = train(settings(tmp_path, epochs=2), build=build)
-    scores = evaluate_checkpoint(result.last, "digits", build=build, device="cpu", batch_size=50)
+    scores = evaluate_checkpoint(result.last, "digits", build=build, reading=Reading(device="cpu", batch_size=50))
     assert scores.images == 899
     assert scores.top1 == result.metrics[-1].val_top1
     assert scores.loss == pytest.approx(result.metrics[-1].val_loss, rel=1e-5)
@@ -51,9 +51,9 @@ def test_data_of_other_classes_is_refused(tmp_path):
     result = train(settings(tmp_path / "run", epochs=1), build=build)
     root = make_folder(tmp_path / "data")
     with pytest.raises(UsageError, match="`data` must have the classes that the network was trained on"):
-        evaluate_checkpoint(result.last, str(root), build=build, device="cpu")
+        evaluate_checkpoint(result.last, str(root), build=build, reading=Reading(device="cpu"))
 
 
-def test_a_batch_size_of_zero_is_refused(tmp_path):
+def test_a_batch_size_of_zero_is_refused():
     with pytest.raises(UsageError, match="`batch_size` must be a whole number from 1 to 1,000,000, got 0"):
-        evaluate_checkpoint(tmp_path / "a.safetensors", "digits", batch_size=0)
+        Reading(batch_size=0)

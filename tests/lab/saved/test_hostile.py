@@ -17,6 +17,7 @@ from condconv.files.checkpoint_format import StoredCheckpoint, open_checkpoint
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.preprocessing import Preprocessing
 from condconv.lab.saved import (
+    Reading,
     evaluate_checkpoint,
     inspect_checkpoint,
     load_checkpoint,
@@ -32,6 +33,7 @@ from tests.lab.samples import make_folder
 
 MODEL = "mobilenet_v1_cc_012_2e"
 DIGITS = tuple("0123456789")
+CPU = Reading(device="cpu", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def honest(tmp_path_factory):
 def uses(path, out):
     """Everything that reads a checkpoint and the data of its run."""
     return (
-        lambda: evaluate_checkpoint(path, device="cpu", progress=False),
+        lambda: evaluate_checkpoint(path, reading=CPU),
         lambda: inspect_checkpoint(path),
         lambda: make_checkpoint_static(path, out, ["*"]),
     )
@@ -81,7 +83,7 @@ def test_where_files_are_kept_is_not_taken_from_a_file(tmp_path, honest, monkeyp
     monkeypatch.chdir(tmp_path)
     path = forge_from(tmp_path / "a.safetensors", honest, config={"data": "torch/mnist", "data_dir": "made"})
     with pytest.raises(UsageError, match="`data_dir` must say where the files are"):
-        evaluate_checkpoint(path, "torch/mnist", device="cpu")
+        evaluate_checkpoint(path, "torch/mnist", reading=CPU)
     assert not (tmp_path / "made").exists()
 
 
@@ -203,7 +205,7 @@ def test_classes_with_escape_codes_do_not_reach_the_terminal(tmp_path, honest):
     names = [f"\x1b]0;{number}\x07" for number in range(10)]
     path = forge_from(tmp_path / "a.safetensors", honest, class_names=names)
     with pytest.raises(UsageError, match="`data` must have the classes") as caught:
-        evaluate_checkpoint(path, device="cpu")
+        evaluate_checkpoint(path, reading=CPU)
     assert str(caught.value).isprintable()
     assert "\\x1b]0;0" in str(caught.value)
 
@@ -235,7 +237,7 @@ def test_a_loss_that_is_not_finite(tmp_path, honest):
     checkpoint.model["classifier.bias"][..., 1] = -3e38
     save_checkpoint(tmp_path / "a.safetensors", checkpoint)
     with pytest.raises(TrainingError, match="has diverged, its loss is inf: take a checkpoint of an earlier epoch"):
-        evaluate_checkpoint(tmp_path / "a.safetensors", device="cpu", progress=False)
+        evaluate_checkpoint(tmp_path / "a.safetensors", reading=CPU)
 
 
 def test_an_optimizer_of_another_network(tmp_path, honest):
@@ -256,4 +258,4 @@ def test_a_folder_of_images_may_be_a_files(tmp_path, honest):
     for name in ("cat", "dog"):
         shutil.rmtree(data / "val" / name)
     path = forge_from(tmp_path / "a.safetensors", honest, config={"data": str(data)})
-    assert evaluate_checkpoint(path, device="cpu", progress=False).images == 10
+    assert evaluate_checkpoint(path, reading=CPU).images == 10

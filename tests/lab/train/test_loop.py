@@ -17,7 +17,7 @@ from torch import nn
 from condconv.errors import TrainingError, TrainingInterrupted, UsageError
 from condconv.files.checkpoint_format import StoredCheckpoint
 from condconv.lab.processes import only_here
-from condconv.lab.saved import evaluate_checkpoint, load_checkpoint
+from condconv.lab.saved import Reading, evaluate_checkpoint, load_checkpoint
 from condconv.lab.saved.checkpoint import save_checkpoint
 from condconv.lab.saved.metrics import EpochMetrics, as_csv
 from condconv.lab.train import loop, train
@@ -385,7 +385,7 @@ def test_the_average_is_scored_and_kept_as_the_best(whole_with_everything):
     assert not torch.equal(last.ema["1.weight"], last.model["1.weight"])
     assert best.ema is None
     for path, epoch in ((result.last, result.metrics[-1]), (result.best, result.best_epoch)):
-        scores = evaluate_checkpoint(path, "digits", build=conditional(nn.Identity()), device="cpu")
+        scores = evaluate_checkpoint(path, "digits", build=conditional(nn.Identity()), reading=Reading(device="cpu"))
         assert scores.top1 == epoch.val_top1
         assert scores.loss == pytest.approx(epoch.val_loss, rel=1e-5)
 

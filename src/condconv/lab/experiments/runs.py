@@ -20,11 +20,11 @@ from condconv.files.atomic import write_atomic
 from condconv.files.paths import make_directory
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.image_data import open_data
-from condconv.lab.data.images import IGNORED
-from condconv.lab.data.loading import create_loader
 from condconv.lab.experiments.branches import build
 from condconv.lab.experiments.design import Arm, Experiment
 from condconv.lab.experiments.plain import from_plain
+from condconv.lab.saved.evaluate import evaluate_images
+from condconv.lab.saved.reading import Reading
 from condconv.lab.saved.rebuild import load_trained
 from condconv.lab.train.loop import train
 
@@ -250,12 +250,13 @@ def _classify(run: Run, progress: bool) -> dict[str, Any]:
     data = open_data(run.configs()[0], loaded[0][0].preprocessing)
     example = torch.zeros(1, data.in_chans, data.image_size, data.image_size)
     costs = [count(network, example).total for network in networks]
+    reading = Reading(batch_size=256, device=run.settings.device, progress=False)
     curves = [[each.val_top1 for each in result.metrics] for result in results]
     return {
         "params": sum(each.params for each in costs),
         "madds": sum(each.madds for each in costs),
         # The last epoch, not the best one: choosing the epoch by the validation images would flatter all networks.
-        "score": curves[0][-1] if len(networks) == 1 else _averaged_accuracy(networks, data.val),
+        "score": curves[0][-1] if len(networks) == 1 else evaluate_images(_Average(networks), data.val, reading).top1,
         "member_scores": tuple(curve[-1] for curve in curves),
         "curve": tuple(map(tuple, curves)),
         "loss_curve": tuple(tuple(each.train_loss for each in result.metrics) for result in results),
@@ -283,14 +284,12 @@ def _detect(run: Run, progress: bool) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
-def _averaged_accuracy(networks: list[nn.Module], images: Any) -> float:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = [each.to(device).eval() for each in networks]
-    right = seen = 0
-    for batch, targets in create_loader(images, 256):
-        counted: Tensor = targets != IGNORED
-        probabilities = torch.stack([network(batch.to(device)).float().softmax(dim=1) for network in networks]).mean(0)
-        right += int((probabilities.argmax(dim=1).cpu() == targets)[counted].sum())
-        seen += int(counted.sum())
-    return right / seen
+class _Average(nn.Module):
+    """Several classifiers as one, which returns the logarithm of their mean probabilities."""
+
+    def __init__(self, networks: list[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([network(x).float().softmax(dim=1) for network in self.networks]).mean(0).log()

@@ -12,9 +12,10 @@ from condconv.lazy import public_names
 if TYPE_CHECKING:
     from condconv.lab.saved.checkpoint import Checkpoint, load_checkpoint
     from condconv.lab.saved.evaluate import Evaluation, evaluate_checkpoint, image_transform
-    from condconv.lab.saved.inspection import Inspection, Reading, inspect_checkpoint
+    from condconv.lab.saved.inspection import Inspection, inspect_checkpoint
     from condconv.lab.saved.making_static import StaticCheckpoint, make_checkpoint_static
     from condconv.lab.saved.metrics import EpochMetrics, TrainResult
+    from condconv.lab.saved.reading import Reading
     from condconv.lab.saved.rebuild import load_network, load_trained
 
 __all__ = [
@@ -35,5 +36,8 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = public_names(
-    __name__, __all__, ("metrics", "checkpoint", "rebuild", "evaluate", "inspection", "making_static"), extra="train"
+    __name__,
+    __all__,
+    ("metrics", "checkpoint", "rebuild", "reading", "evaluate", "inspection", "making_static"),
+    extra="train",
 )

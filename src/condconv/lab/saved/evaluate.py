@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,17 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from condconv.analysis.outputs import outputs
 from condconv.counting.tracing import evaluating
-from condconv.errors import TrainingError, UsageError, shown, shown_name
-from condconv.lab.config import TrainConfig, is_named
-from condconv.lab.data.image_data import open_trained, val_transform
+from condconv.errors import TrainingError, UsageError, shown_name
+from condconv.lab.config import TrainConfig
+from condconv.lab.data.image_data import val_transform
 from condconv.lab.data.images import IGNORED, Images, in_mode
-from condconv.lab.data.loading import batches, create_loader
+from condconv.lab.data.loading import batches
 from condconv.lab.data.workers import shortages_explained
 from condconv.lab.processes import create_accelerator
-from condconv.lab.rules import one_of, whole
 from condconv.lab.saved import network as networks
-from condconv.lab.saved.checkpoint import Checkpoint, describe_checkpoint
+from condconv.lab.saved.checkpoint import Checkpoint
+from condconv.lab.saved.reading import Reading, open_labelled, own_data
 from condconv.lab.saved.rebuild import load_trained
 
 
@@ -65,12 +65,11 @@ def evaluate(accelerator: Accelerator, network: nn.Module, loader: Any, *, progr
     rows: list[Tensor] = []
     num_classes = 0
     start = time.perf_counter()
-    # Not inference mode: FSDP keeps what it gathers here for training, which may not use tensors of that mode.
-    with shortages_explained(), evaluating(network), torch.no_grad(), accelerator.autocast():
-        for images, targets in tqdm(batches(loader), "evaluate", len(loader), disable=None if progress else True):
-            logits = network(images).float()
-            num_classes = logits.shape[1]
-            rows.append(accelerator.gather_for_metrics(_score(logits, targets)).cpu())
+    bar = tqdm(batches(loader), "evaluate", len(loader), disable=None if progress else True)
+    with shortages_explained(), evaluating(network), accelerator.autocast():
+        for _, targets, output in outputs(network, bar, accelerator.device):
+            num_classes = output.shape[1]
+            rows.append(accelerator.gather_for_metrics(_score(output.float(), targets)).cpu())
     seconds = time.perf_counter() - start
     scores = torch.cat(rows).double()
     counted = scores[scores[:, 0] > 0]
@@ -109,54 +108,19 @@ def image_transform(checkpoint: Checkpoint) -> Callable[[Image.Image], Tensor]:
     return lambda image: transform(in_mode(image, mode))
 
 
-def own_data(path: str | Path, split: str) -> str:
-    """Return where the images of a checkpoint's run were, if a file may decide to open them.
-
-    That is a directory, a tar file, or the digits, which are embedded. A named dataset may be fetched, or opened by
-    code of its own: whoever runs a command has to name it.
-
-    Raises:
-        UsageError: It is a named dataset, or the checkpoint cannot be used.
-    """
-    data = describe_checkpoint(path).config.data_of(split)
-    if data == "digits" or not is_named(data):
-        return data
-    typed = data if re.fullmatch(r"[\w./-]{1,100}", data, re.ASCII) else f"{data.partition('/')[0]}/NAME"
-    more = " --data-dir DIRECTORY" if typed.startswith("torch/") else ""
-    raise UsageError(
-        f"`data` must be given for a network that was trained on {shown(data)}, got None: a file cannot decide to "
-        f"open a named dataset; add --data {typed}{more}"
-    )
-
-
-def open_images_of(
-    checkpoint: Checkpoint, data: str, *, split: str = "val", data_dir: str | None, skip: bool
-) -> Images:
-    """Open images as the network of a checkpoint takes them.
+def evaluate_images(network: nn.Module, images: Images, reading: Reading) -> Evaluation:
+    """Score a network on images, with as many processes as a launcher has started.
 
     Args:
-        checkpoint: As `load_checkpoint` returned it.
-        data: As in `evaluate_checkpoint`; for the checkpoint's own data the options of its reader are used too.
-        split: `"val"` or `"train"`.
-        data_dir: Where the files of a named set are; what the checkpoint says of that is not used.
-        skip: Whether unreadable images are left out and counted.
-
-    Raises:
-        UsageError: The data cannot be used, or has other classes.
+        network: As in `evaluate`; moved to the device.
+        images: With classes.
+        reading: How they are read.
     """
-    config = checkpoint.config
-    # The rule of these options lets through what is data only, so it does not matter who wrote them.
-    own = data in (config.data, config.val_data)
-    options = config.reader_options(data)["options"] if own else {}
-    return open_trained(
-        data,
-        checkpoint.class_names,
-        checkpoint.preprocessing,
-        split=split,
-        skip=skip,
-        data_dir=data_dir,
-        options=options,
-    )
+    accelerator = create_accelerator(TrainConfig(data="-", model="-", out="-", device=reading.device))
+    order = None if reading.max_images is None else reading.choose(images)
+    loader = accelerator.prepare(reading.loader(images, order))
+    progress = reading.progress and accelerator.is_main_process
+    return evaluate(accelerator, network.to(accelerator.device), loader, progress=progress)
 
 
 def evaluate_checkpoint(
@@ -164,11 +128,7 @@ def evaluate_checkpoint(
     data: str | None = None,
     *,
     data_dir: str | None = None,
-    batch_size: int = 64,
-    workers: int = 0,
-    on_bad_image: str = "error",
-    device: str = "auto",
-    progress: bool = True,
+    reading: Reading | None = None,
     build: networks.Build = networks.build_from_zoo,
 ) -> Evaluation:
     """Score a checkpoint of `train` on validation images, at the size it was trained for.
@@ -179,30 +139,29 @@ def evaluate_checkpoint(
             `TrainConfig`. `None` for the run's own, unless that is a named dataset. Where it is the run's own, its
             `data_options` are used too.
         data_dir: Where the files of `torch/NAME` are, or the cache of `hfds/NAME`.
-        batch_size: Images per forward pass and process.
-        workers: Processes that read images.
-        on_bad_image: `"error"` or `"skip"`.
-        device: `"auto"` or `"cpu"`.
-        progress: Whether to show a bar on a terminal.
+        reading: How images are read; None for all of them, on the GPU if there is one.
         build: Builds the network; for networks of your own.
 
     Raises:
         UsageError: The checkpoint or the data cannot be used, or their classes differ.
         TrainingError: The network has diverged.
     """
-    whole(1).check("batch_size", batch_size)
-    whole(0).check("workers", workers)
-    one_of("error", "skip").check("on_bad_image", on_bad_image)
-    data = data or own_data(path, "val")
+    reading = reading or Reading()
     checkpoint, network = load_trained(path, build=build)
-    images = open_images_of(checkpoint, data, data_dir=data_dir, skip=on_bad_image == "skip")
-    accelerator = create_accelerator(TrainConfig(data=data, model=checkpoint.config.model, out="-", device=device))
-    network = network.to(accelerator.device)
-    loader = accelerator.prepare(create_loader(images, batch_size, workers=workers))
-    scores = evaluate(accelerator, network, loader, progress=progress and accelerator.is_main_process)
+    images = open_labelled(checkpoint, data or own_data(checkpoint, "val"), data_dir=data_dir, skip=reading.skip)
+    scores = evaluate_images(network, images, reading)
+    check_finite_loss(scores, path)
+    return scores
+
+
+def check_finite_loss(scores: Evaluation, path: str | Path) -> None:
+    """Check that the loss of a checkpoint's network is a finite number.
+
+    Raises:
+        TrainingError: It is not.
+    """
     if not math.isfinite(scores.loss):
         raise TrainingError(
             f"the network of {shown_name(path)} has diverged, its loss is {scores.loss}: take a checkpoint of an "
             "earlier epoch, or train again with a lower --lr"
         )
-    return scores

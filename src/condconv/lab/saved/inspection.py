@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
-from tqdm import tqdm
 
 from condconv.analysis import (
     Picture,
@@ -24,85 +20,15 @@ from condconv.analysis import (
     save_page,
     verdicts,
 )
-from condconv.errors import UsageError, shown_name
-from condconv.files.paths import check_path
-from condconv.lab.config import is_named
-from condconv.lab.data.folder import LooseReader, find_split
-from condconv.lab.data.image_data import val_transform
+from condconv.analysis.outputs import outputs
+from condconv.errors import UsageError, require_extra, shown_name
+from condconv.files.paths import check_can_write
 from condconv.lab.data.images import Images
-from condconv.lab.data.loading import batches, create_loader
-from condconv.lab.data.walking import class_folders
 from condconv.lab.data.workers import shortages_explained
-from condconv.lab.rules import one_of, or_none, whole
+from condconv.lab.rules import whole
 from condconv.lab.saved import network as networks
-from condconv.lab.saved.checkpoint import Checkpoint
-from condconv.lab.saved.evaluate import open_images_of, own_data
+from condconv.lab.saved.reading import Reading, open_images, own_data
 from condconv.lab.saved.rebuild import load_trained
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How images are read and where the network runs.
-
-    Attributes:
-        max_images: Most images, a fixed random choice; None for all.
-        batch_size: Images per forward pass.
-        workers: Processes that read images.
-        on_bad_image: `"error"` or `"skip"`.
-        device: `"auto"` or `"cpu"`.
-        progress: Whether to show a bar on a terminal.
-
-    Raises:
-        UsageError: A number is too small, or a choice is none of those above.
-    """
-
-    max_images: int | None = None
-    batch_size: int = 64
-    workers: int = 0
-    on_bad_image: str = "error"
-    device: str = "auto"
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        or_none(whole(1, 1_000_000_000)).check("max_images", self.max_images)
-        whole(1).check("batch_size", self.batch_size)
-        whole(0).check("workers", self.workers)
-        one_of("error", "skip").check("on_bad_image", self.on_bad_image)
-        one_of("auto", "cpu").check("device", self.device)
-
-    def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to the GPU if there is one and the device is `"auto"`; else lay it out for the CPU.
-
-        Channels last is how the compiled kernels read images; in the other layout each layer copies its input first.
-        """
-        if self.device == "auto" and torch.cuda.is_available():
-            return network.to("cuda")
-        return network.cpu().to(memory_format=torch.channels_last)
-
-    def choose(self, images: Images) -> list[int]:
-        """Return the numbers of the images to read, mixed, always the same."""
-        order: list[int] = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
-        return order[: self.max_images]
-
-    def read(self, images: Images, order: list[int], title: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images of these numbers, and their classes, in batches, under a bar with a title."""
-        loader = create_loader(Subset(images, order), self.batch_size, workers=self.workers)
-        bar: Iterable[tuple[Tensor, Tensor]] = tqdm(
-            batches(loader), title, len(loader), disable=None if self.progress else True
-        )
-        yield from bar
-
-
-def check_suffix(path: str | Path) -> str:
-    """Return the suffix that says in which form an inspection is saved.
-
-    Raises:
-        UsageError: It is neither .html nor .json.
-    """
-    suffix = Path(path).suffix
-    if suffix not in (".html", ".json"):
-        raise UsageError(f"`out` must end in .html or .json, got {shown_name(path)}: give it one of these suffixes")
-    return suffix
 
 
 @dataclass(frozen=True)
@@ -123,14 +49,30 @@ class Inspection:
     subtitle: str
     command: str | None
 
+    @staticmethod
+    def check_can_save(path: str | Path) -> None:
+        """Check, before the work begins, that an inspection can be saved to a path.
+
+        Raises:
+            UsageError: The suffix is neither .html nor .json, or the file cannot be written.
+            MissingExtraError: A page needs the extra `report`.
+        """
+        suffix = Path(path).suffix
+        if suffix not in (".html", ".json"):
+            raise UsageError(f"`out` must end in .html or .json, got {shown_name(path)}: give it one of these suffixes")
+        check_can_write(Path(path))
+        if suffix == ".html":
+            require_extra("plotly", "report")
+
     def save(self, path: str | Path) -> None:
         """Write a `.html` page that needs no other file, or a `.json` file for `RoutingReport.load`.
 
         Raises:
-            UsageError: Another suffix, or the file cannot be written.
-            MissingExtraError: A page needs the extra `report`.
+            UsageError: As for `check_can_save`.
+            MissingExtraError: As for `check_can_save`.
         """
-        if check_suffix(path) == ".json":
+        self.check_can_save(path)
+        if Path(path).suffix == ".json":
             self.report.save(path)
             return
         save_page(
@@ -171,9 +113,9 @@ def inspect_checkpoint(
     """
     whole(1, 1_000_000_000).check("layer_images", layer_images)
     reading = reading or Reading()
-    shown = data or own_data(path, "val")
     checkpoint, network = load_trained(path, build=build)
-    images, labelled = open_images(checkpoint, shown, data_dir=data_dir, skip=reading.on_bad_image == "skip")
+    shown = data or own_data(checkpoint, "val")
+    images, labelled = open_images(checkpoint, shown, data_dir=data_dir, skip=reading.skip)
     network = reading.place(network)
     order = reading.choose(images)
     names = checkpoint.class_names if labelled else None
@@ -205,45 +147,10 @@ def record(
         images: Batches with classes; negative ones mark images that could not be read.
         class_names: Names of the classes; None for images without.
     """
-    device = next(network.parameters()).device
-    with RoutingRecorder(network, class_names) as recorder, torch.inference_mode():
-        for batch, targets in images:
-            network(batch.to(device))
+    with RoutingRecorder(network, class_names) as recorder:
+        for _, targets, _ in outputs(network, images):
             recorder.update(targets)
     return recorder.report()
-
-
-def open_images(
-    checkpoint: Checkpoint, data: str, *, split: str = "val", data_dir: str | None = None, skip: bool = False
-) -> tuple[Images, bool]:
-    """Open images for inspecting a network, and return whether they have classes.
-
-    Args:
-        checkpoint: The network's; tells size, channels, normalization and class names.
-        data: As for `evaluate_checkpoint`, or a directory of images without class folders.
-        split: `"val"`, or `"train"` for the images of `train/`, where a directory has them apart.
-        data_dir: Where the files of a named dataset are.
-        skip: Whether unreadable images are left out.
-
-    Raises:
-        UsageError: The data is missing, or its classes are not the network's.
-    """
-    check_path(data, "data")
-    folder = Path(data)
-    if folder.is_dir() and not is_named(data):
-        split = split if find_split(folder, split) else "val"
-        folder = find_split(folder, split) or folder
-        if folder.is_dir() and not class_folders(folder, Counter()):
-            images = Images(
-                LooseReader(folder),
-                ("",),
-                in_chans=checkpoint.in_chans,
-                scaled_to=checkpoint.preprocessing.scaled_to,
-                skip_unreadable=skip,
-            )
-            images.transform = val_transform(checkpoint.preprocessing)
-            return images, False
-    return open_images_of(checkpoint, data, split=split, data_dir=data_dir, skip=skip), True
 
 
 def _picture(images: Images, index: int, labelled: bool) -> Picture:

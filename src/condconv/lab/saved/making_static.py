@@ -13,11 +13,13 @@ from condconv.analysis import layers_by_routing
 from condconv.convert import make_static_
 from condconv.errors import UsageError, few, shown_name
 from condconv.files.paths import check_can_write
+from condconv.lab.data.images import Images
 from condconv.lab.data.workers import shortages_explained
 from condconv.lab.saved import network as networks
 from condconv.lab.saved.checkpoint import save_checkpoint
-from condconv.lab.saved.evaluate import own_data
-from condconv.lab.saved.inspection import Reading, open_images, record
+from condconv.lab.saved.evaluate import Evaluation, check_finite_loss, evaluate_images
+from condconv.lab.saved.inspection import record
+from condconv.lab.saved.reading import Reading, open_images, own_data
 from condconv.lab.saved.rebuild import load_trained
 from condconv.nn.conditional import conditional_layers
 
@@ -32,6 +34,8 @@ class StaticCheckpoint:
         images: Images over which the routing weights were averaged.
         params_before: Parameters of the network before.
         params_after: Parameters of the network after.
+        before: Scores of the network before; None if it was not evaluated, or on images without classes.
+        after: Scores of the network after, in the same cases.
     """
 
     layers: tuple[str, ...]
@@ -39,6 +43,8 @@ class StaticCheckpoint:
     images: int
     params_before: int
     params_after: int
+    before: Evaluation | None
+    after: Evaluation | None
 
 
 @shortages_explained()
@@ -51,6 +57,7 @@ def make_checkpoint_static(
     data_dir: str | None = None,
     reading: Reading | None = None,
     force: bool = False,
+    evaluate: bool = False,
     build: networks.Build = networks.build_from_zoo,
 ) -> StaticCheckpoint:
     """Make conditional layers of a trained network ordinary ones and write the network to a new checkpoint.
@@ -67,6 +74,7 @@ def make_checkpoint_static(
         data_dir: Where the files of a named dataset are.
         reading: How images are read; None for all of them, on the GPU if there is one.
         force: Whether a file of the name `out` is replaced; else it is an error, said before the work begins.
+        evaluate: Whether to score the network before and after on validation images of the same data.
         build: Builds the network; for networks of your own.
 
     Raises:
@@ -76,13 +84,24 @@ def make_checkpoint_static(
     """
     _check_out(Path(out), Path(path), force)
     reading = reading or Reading()
-    data = data or own_data(path, "train")
     checkpoint, network = load_trained(path, build=build)
-    network = reading.place(network)
     chosen = match_layers(network, patterns)
-    skip = reading.on_bad_image == "skip"
-    images, _ = open_images(checkpoint, data, split="train", data_dir=data_dir, skip=skip)
-    report = record(network, reading.read(images, reading.choose(images), "routing"), None)
+
+    def open_split(split: str) -> tuple[Images, bool]:
+        chosen = data or own_data(checkpoint, split)
+        return open_images(checkpoint, chosen, split=split, data_dir=data_dir, skip=reading.skip)
+
+    images, _ = open_split("train")
+    judged, labelled = open_split("val") if evaluate else (images, False)
+
+    def score() -> Evaluation | None:
+        scores = evaluate_images(network, judged, replace(reading, max_images=None)) if labelled else None
+        if scores is not None:
+            check_finite_loss(scores, path)
+        return scores
+
+    before = score()
+    report = record(reading.place(network), reading.read(images, reading.choose(images), "routing"), None)
     params_before = _count(network)
     make_static_(network, {name: report.routing(name).mean for name in chosen})
     static = (*checkpoint.static_layers, *chosen)
@@ -90,8 +109,15 @@ def make_checkpoint_static(
         Path(out),
         replace(checkpoint, model=network.state_dict(), ema=None, optimizer=None, scaler=None, static_layers=static),
     )
-    left = len(conditional_layers(network))
-    return StaticCheckpoint(chosen, left, int(report.routings[0].examples), params_before, _count(network))
+    return StaticCheckpoint(
+        layers=chosen,
+        conditional_left=len(conditional_layers(network)),
+        images=int(report.routings[0].examples),
+        params_before=params_before,
+        params_after=_count(network),
+        before=before,
+        after=score(),
+    )
 
 
 def _check_out(out: Path, checkpoint: Path, force: bool) -> None:
