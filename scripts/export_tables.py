@@ -1,4 +1,4 @@
-"""The tables of docs/export.md, made from the plan and from what benchmarks/results holds."""
+"""The tables of docs/export.md and docs/export-checks.md, made from the plan and from what benchmarks/results holds."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Write the tables of docs/export.md: which form each layer takes, and what was exported, run and compared.
+"""Write the tables of docs/export.md and docs/export-checks.md: the forms, and what was exported, run and compared.
 
 `python scripts/make_export.py` writes them from the plan and from benchmarks/results/export.json; `--run FORMAT ...`
 exports every layer of the tests first, in this environment, and puts the results into that file; `--check` says
-whether the page is up to date.
+whether the pages are up to date.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "export.md"
+PAGES = {PAGE: ("weights", "int8"), PAGE.with_name("export-checks.md"): ("forms", "capabilities", "networks")}
+"""The pages, and the tables of each."""
 RESULTS = ROOT / "benchmarks" / "results" / "export.json"
 NETWORKS = RESULTS.with_name("export-networks.json")
 INT8 = RESULTS.with_name("export-int8.json")
@@ -81,11 +83,11 @@ def run_together(format: str) -> dict[str, Any]:
     return {"versions": dict(report.versions), "layers": layers}
 
 
-def page(text: str) -> str:
-    """Return the page with its tables rewritten from the results.
+def page(path: Path) -> str:
+    """Return a page with its tables rewritten from the results.
 
     Args:
-        text: The page as it is.
+        path: A key of `PAGES`.
     """
     results, networks, int8 = (json.loads(file.read_text(encoding="utf-8")) for file in (RESULTS, NETWORKS, INT8))
     tables = {
@@ -95,30 +97,30 @@ def page(text: str) -> str:
         "weights": weights_table(networks),
         "int8": int8_table(int8),
     }
-    return fill(text, tables)
+    return fill(path.read_text(encoding="utf-8"), {name: tables[name] for name in PAGES[path]})
 
 
 def main() -> int:
-    """Run the requested parts, then write or check the page.
+    """Run the requested parts, then write or check the pages.
 
     Returns:
-        0 when it is written or up to date, 1 otherwise.
+        0 when they are written or up to date, 1 otherwise.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     parser.add_argument("--run", nargs="+", choices=FORMATS, default=[], metavar="FORMAT", help="export to these first")
     arguments = parser.parse_args()
     for format in arguments.run:
         measured = run_together(format) if format == "aoti" else run(format)
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         RESULTS.write_text(json.dumps(results | {format: measured}, indent=1) + "\n", encoding="utf-8")
-    old = PAGE.read_text(encoding="utf-8")
-    new = page(old)
+    stale = {path: text for path in PAGES if (text := page(path)) != path.read_text(encoding="utf-8")}
     if arguments.check:
-        if old != new:
-            print(f"{PAGE} is out of date: run python scripts/make_export.py", file=sys.stderr)
-        return int(old != new)
-    PAGE.write_text(new, encoding="utf-8")
+        for path in stale:
+            print(f"{path} is out of date: run python scripts/make_export.py", file=sys.stderr)
+        return int(bool(stale))
+    for path, text in stale.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Write docs/performance.md and its pictures from the files that `condconv bench` wrote.
+"""Write docs/performance.md, docs/timings.md and their pictures from the files that `condconv bench` wrote.
 
-`python scripts/make_performance.py` reads every benchmarks/results/performance-*.json, `--check` says whether the page
-is up to date. Measure again with the command that a file holds, then run this.
+`python scripts/make_performance.py` reads every benchmarks/results/performance-*.json, `--check` says whether the pages
+are up to date. Measure again with the command that a file holds, then run this.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 from condconv.lab.bench.call import CallCost
 from condconv.lab.bench.report import format_ratio, row_from_record, verdicts_of
 from condconv.lab.bench.run import Row
-from condconv.ops.selection import MEASURED, RULES, WHY_NOT
+from condconv.ops.selection import MEASURED, RULES, WHY_NOT, ImplRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 from scripts.page import write_or_check
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
+TIMINGS = PAGE.with_name("timings.md")
 SOURCES = ROOT / "benchmarks" / "results"
 # Of the files of one dtype a later one stands for an earlier one's rows of the same case.
 SELECTION = tuple(SOURCES / f"selection-cpu{part}.json" for part in ("", "-pixel", "-few"))
@@ -32,14 +33,32 @@ SELECTION_BF16 = tuple(SOURCES / f"selection-cpu{part}-bf16.json" for part in ("
 INTRO = """\
 # Performance
 
-What experts cost, compared with the same layer or network without them. `scripts/make_performance.py` writes this page
-from measurements of `condconv bench`, and a test keeps it up to date. On your machine:
+What experts cost, compared with the same layer or network without them. On your machine:
 
 ```bash
 condconv bench --quick            # under five minutes on two cores
 condconv bench --layers "1x1 672" --batch 8 --mode training
 condconv bench --networks mobilenet --dtype bf16 --compile -o mine.json
 ```
+
+[Run it fast](running.md) has the settings that matter. `scripts/make_performance.py` writes this page and
+[Timings](timings.md) from measurements of `condconv bench`, and a test keeps them up to date.
+"""
+
+MISSES = """\
+## What misses its target, and why
+
+- **Batch 1**: a layer reads all its experts for one example, E times what its twin reads, and no implementation is much
+  faster than another. [Quantized experts](quantizing.md#what-it-gains-in-time) are a half or a quarter of the bytes.
+- **Experts that outgrow the caches** come from memory, at any batch; the 75 MB of `3x3 512->512` do.
+- **Depthwise layers** do a few multiply-adds for each number: mixing shows, and so does the call overhead in Python.
+- **The kernels**: torch's are faster for some shapes, most of all 3 x 3 with many channels. timm's layer, which calls
+  them with one group per example, shows how little of that reaches such a call.
+
+Targets, as a multiple of the static twin's time: a listed layer in inference on the CPU 1.5 at batch 1 and 1.25 times
+the bound from batch 8 on; a network in inference on the CPU 1.15; a training step of EfficientNet-B0 with 8 experts,
+batch 16, on the CPU 1.2. In training a network may take more memory than the static one by its experts, their gradients
+and a tenth. A call may take 15 µs more than torch's.
 """
 
 METHOD = """\
@@ -49,40 +68,18 @@ METHOD = """\
   A row that differs by more than a few times the reference's own rounding is not timed.
 - **Then in turn.** The static twin, ours and timm's `CondConv2d`, each contiguous and channels_last, run one after the
   other in one process, and again for each repetition; the better layout of each counts. Short calls are repeated to
-  fill 20 ms, so the weights of a single layer stay in the caches. With glibc, freed memory is kept for the next call.
-  Otherwise large outputs need new pages, which can cost more than a layer: both would be slower by chance, and their
-  ratio would mean nothing.
+  fill 20 ms, so the weights of a single layer stay in the caches. With glibc, freed memory is kept for the next call:
+  new pages for large outputs can cost more than a layer.
 - **Ratios** are medians over the repetitions of ratios within a repetition, with quartiles in brackets.
 - **A training step** is a forward and a backward pass with all gradients, for a network also a step of plain SGD,
   without a loss function. In bf16 the parameters of a training step stay fp32, under autocast.
-- **The bound** is (HW + E) / HW for HW output pixels and E experts: multiply-adds with experts over those without. In a
-  network it is over all layers. It does not include memory traffic.
+- **The bound** is (HW + E) / HW for HW output pixels and E experts, in a network over all layers: multiply-adds with
+  experts over those without. It does not include memory traffic.
 - **Memory** is that of the parameters, and the peak of a call without its input. On the CPU it is what torch's profiler
   records of its allocator, without a few megabytes that kernels allocate elsewhere.
 - A layer is given its routing weights; a network computes them.
 - **Call overhead**: the time of a layer too small to take time (8 experts, 8 channels in and out, 4 x 4 pixels, batch
   1) minus that of torch's. It is what checking, choosing and calling cost in Python.
-
-Targets, as a multiple of the static twin's time: a listed layer in inference on the CPU 1.5 at batch 1 and 1.25 times
-the bound from batch 8 on; a network in inference on the CPU 1.15; a training step of EfficientNet-B0 with 8 experts,
-batch 16, on the CPU 1.2. In training a network may take more memory than the static one by its experts, their
-gradients and a tenth.
-A call may take 15 µs more than torch's.
-"""
-
-MISSES = """\
-### What misses its target, and why
-
-What is known to bound them:
-
-- At batch 1 a layer reads all its experts for one example, E times what its twin reads, and no implementation is much
-  faster than another. [Quantized experts](quantizing.md) are a half or a quarter of the bytes; their page has
-  the times.
-- Experts that outgrow the caches come from memory, at any batch; the 75 MB of `3x3 512->512` do.
-- A depthwise layer does a few multiply-adds for each number it reads or writes: mixing shows, and so does the call
-  overhead in Python.
-- The rest is due to the kernels: torch's are faster for some shapes, most of all 3 x 3 with many channels.
-  timm's layer, which calls torch's kernels with one group per example, shows how little of that reaches such a call.
 """
 
 GPU = """\
@@ -95,22 +92,23 @@ capabilities 8.0 and 9.0. It has not been timed, so "auto" does not take it:
 `condconv bench --device cuda --impl triton` times it.
 """
 
-
 AUTO = """\
 ## How "auto" chooses
 
-The first line that applies decides. Times are medians over the cases that the line decides, with the smallest and the
-largest. The lines after `native` also decide if no compiled kernel can run, so `native` is not among their
-alternatives. Layers of one pixel were measured again later, on another machine, after they became a product; so were
-those with few channels, for which calling a convolution per example takes longer than computing it.
+The first line that applies decides. Times are over that of the static layer in the same dtype: medians over the cases
+that the line decides, with the smallest and the largest, then the best of the other implementations. `native` is not
+among these after its line, since later lines also decide if no compiled kernel can run. In bf16 torch's products use
+the CPU's instructions for it, and ours compute in fp32. Layers of one pixel, and those with few channels, were measured
+on another machine.
 """
 
+TIMINGS_INTRO = """\
+# Timings of every case
 
-BF16 = """\
-In bf16 torch's products use the CPU's instructions for it, where it has them, and ours compute in fp32. The ratios are
-to the static layer in bf16.
+`scripts/make_performance.py` writes this page. [Performance](performance.md) has the summary, what is measured and how,
+the targets, and why some are missed. "1x1 672->112 @14" has 672 input and 112 output channels, and 14 x 14 output
+pixels.
 """
-
 
 NOTES = {
     "cpu-avx2": "In 41 repetitions of `tf_efficientnet_cc_b0_8e` at batch 1 alone, on the same machine and day, by "
@@ -140,34 +138,27 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def misses(rows: Sequence[Row]) -> str:
-    """Return the list of misses and of what was not timed."""
-    lines = []
-    for row in rows:
-        title = f"**{_name(row)}, batch {row.batch}**"
-        experts = f"experts of {row.expert_bytes / 1e6:.3g} MB"
-        if row.refused is not None:
-            lines.append(f"- {title}: not timed; {row.refused}.")
-        if row.verdict == "miss":
-            lines.append(
-                f"- {title}: {row.ratio['ours'].median:.2f}, target {row.target:.2f}, bound {row.bound:.2f}; {experts}."
-            )
-        if row.memory_verdict == "miss" and row.memory_target is not None:
-            added = (row.peak_bytes["ours"] - row.peak_bytes["static"]) / 1e6
-            lines.append(f"- {title}: {added:.0f} MB more memory, target {row.memory_target / 1e6:.0f} MB; {experts}.")
-    return MISSES + "\n" + "\n".join(lines) + "\n" if lines else "All targets are met.\n"
+def not_timed(rows: Sequence[Row]) -> str:
+    """Return the list of rows that were not timed, with the reasons."""
+    refused = [row for row in rows if row.refused is not None]
+    return "".join(f"- **{_name(row)}, batch {row.batch}**: not timed; {row.refused}.\n" for row in refused)
 
 
 def summary() -> str:
     """Return what the files say in short: whole networks, and where timm's layer is ahead."""
-    lines = ["## In short\n", "Time over the static twin's, medians; every row is below, with its spread.\n"]
+    lines = [
+        "## In short\n",
+        "Time over the static twin's, medians. [Timings](timings.md) has every row and its spread.\n",
+    ]
     header = ("machine", "network", "batch", "condconv", "timm's layer", "target")
     cells = [header, ("---", "---", *("---:",) * 4)]
     ahead = []
     every: list[Row] = []
     for source in sources():
         name = source.stem.removeprefix("performance-")
-        rows = [row for row in rows_of(read(source)) if row.refused is None]
+        record = read(source)
+        rows = [row for row in rows_of(record) if row.refused is None]
+        verdicts = verdicts_of(rows, _call(record))
         every += rows
         beside = [row for row in rows if "timm" in row.ratio]
         behind = [row for row in beside if row.ratio["timm"].median < row.ratio["ours"].median]
@@ -181,7 +172,8 @@ def summary() -> str:
             for row in behind
         )
         but = f"; timm's is in {len(behind)}: {listed}" if behind else ""
-        ahead.append(f"- **{name}**: ours is ahead in {len(beside) - len(behind)} of {len(beside)} rows{but}.")
+        met = f"{verdicts.count('pass')} of {len(verdicts)} targets are met"
+        ahead.append(f"- **{name}**: {met}; ours is ahead in {len(beside) - len(behind)} of {len(beside)} rows{but}.")
     lines += [f"| {' | '.join(each)} |" for each in cells]
     lacking = [
         what
@@ -202,57 +194,58 @@ def section(source: Path) -> str:
     rows = rows_of(record)
     name = source.stem.removeprefix("performance-")
     machine, versions = record["machine"], record["versions"]
-    call = CallCost(**record["call"]) if "call" in record else None
-    verdicts = verdicts_of(rows, call)
+    call = _call(record)
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
     timm = f", timm {versions['timm']}" if versions["timm"] else ""
     return "\n".join(
         (
-            f"## Measured: {name}\n",
+            f"## {name}\n",
             f"{where}; {record['kernels']}; torch {versions['torch']}{timm}; {record['repetitions']} repetitions.",
-            f"Of {len(verdicts)} targets {verdicts.count('pass')} are met. Command: `{record['command']}`. Source:",
-            f"`{source.relative_to(ROOT).as_posix()}`.\n",
+            f"Command: `{record['command']}`. Source: `{source.relative_to(ROOT).as_posix()}`.\n",
             *([NOTES[name]] if name in NOTES else []),
             f"![Time over the static twin's, with quartiles and bounds](assets/{source.stem}.svg)\n",
             table([row for row in rows if row.refused is None]),
             *([] if call is None else [f"Call overhead (a layer too small to take time): {call}.\n"]),
-            misses(rows),
+            *filter(None, [not_timed(rows)]),
         )
     )
 
 
 def rules() -> str:
-    """Return the tables of "auto", one for each dtype that was measured."""
-    return "\n".join((AUTO, *_rule_table(SELECTION), BF16, *_rule_table(SELECTION_BF16)))
-
-
-def _rule_table(files: Sequence[Path]) -> list[str]:
-    """Return the table of the rules, with what each one's implementation took where it decides, and its sources.
-
-    Rules that stand on measurements alone, and decide none of these, are those of the other dtype.
-    """
-    records = [read(file) for file in files]
-    case = itemgetter("layer", "batch", "channels_last", "training")
-    rows = {case(row): row for record in records for row in record["rows"]}
-    lines: list[tuple[str, ...]] = [("where", "takes", "time / static", "best of the others", "why"), ("---",) * 5]
+    """Return the table of "auto", with what each rule's implementation took where it decides, and its sources."""
+    header = ("where", "takes", "fp32", "best of the others", "bf16", "best of the others", "why")
+    lines: list[tuple[str, ...]] = [header, ("---",) * len(header)]
+    fp32, bf16 = ([read(file) for file in files] for files in (SELECTION, SELECTION_BF16))
     beside = set(WHY_NOT)
     for rule in RULES:
         if rule.impl == "native":
             beside.discard("native")
-        governed = [row for row in rows.values() if rule.where in (row["rule"], row["otherwise"])]
-        own = [row[rule.impl]["median"] for row in governed]
-        others = [min(row[name]["median"] for name in beside & row.keys() - {rule.impl}) for row in governed]
-        why = f"{len(own)} cases" if rule.because == MEASURED else rule.because
-        if governed or rule.because != MEASURED:
-            lines.append((rule.where, f"`{rule.impl}`", _range(own), _range(others), why))
-    return [*(f"| {' | '.join(line)} |" for line in lines), "", *(_measured(record) for record in records)]
+        taken, cells = [], []
+        for dtype, records in (("fp32", fp32), ("bf16", bf16)):
+            own, others = _times(rule, records, beside)
+            taken += [f"{len(own)} cases in {dtype}"] if own else []
+            cells += [_range(own), _range(others)]
+        why = ", ".join(taken) if rule.because == MEASURED else rule.because
+        if why:
+            lines.append((rule.where, f"`{rule.impl}`", *cells, why))
+    sources = dict.fromkeys(_measured(record) for record in (*fp32, *bf16))
+    measured = "Measured with batch 1, 8 and 32, in inference and training, and both layouts of x:\n"
+    return "\n".join((AUTO, *(f"| {' | '.join(line)} |" for line in lines), "", measured, *sources, ""))
+
+
+def _times(rule: ImplRule, records: Sequence[Any], beside: set[str]) -> tuple[list[float], list[float]]:
+    """Return what a rule's implementation and the best of the others took in each case that the rule decides."""
+    case = itemgetter("layer", "batch", "channels_last", "training")
+    rows = {case(row): row for record in records for row in record["rows"]}
+    governed = [row for row in rows.values() if rule.where in (row["rule"], row["otherwise"])]
+    own = [row[rule.impl]["median"] for row in governed]
+    return own, [min(row[name]["median"] for name in beside & row.keys() - {rule.impl}) for row in governed]
 
 
 def _measured(record: dict[str, Any]) -> str:
     return (
-        f"Measured with {record['num_experts']} experts, {record['threads']} thread, {record['instructions']}, torch "
-        f"{record['torch']}, {record['repetitions']} repetitions, batch 1, 8 and 32, inference and training, both "
-        f"layouts of x: `{record['command']}`.\n"
+        f"- {record['num_experts']} experts, {record['threads']} thread, {record['instructions']}, torch "
+        f"{record['torch']}, {record['repetitions']} repetitions: `{record['command']}`"
     )
 
 
@@ -263,8 +256,13 @@ def _range(values: Sequence[float]) -> str:
 
 
 def page() -> str:
-    """Return the page."""
-    return "\n".join((INTRO, summary(), METHOD, *(section(source) for source in sources()), rules(), GPU))
+    """Return the page of the summary."""
+    return "\n".join((INTRO, summary(), MISSES, METHOD, rules(), GPU))
+
+
+def timings() -> str:
+    """Return the page of all rows."""
+    return "\n".join((TIMINGS_INTRO, *(section(source) for source in sources())))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -305,6 +303,10 @@ def read(source: Path) -> Any:
     return json.loads(source.read_text(encoding="utf-8"))
 
 
+def _call(record: Any) -> CallCost | None:
+    return CallCost(**record["call"]) if "call" in record else None
+
+
 def rows_of(record: Any) -> list[Row]:
     """Return the rows of a file."""
     return [row_from_record(values) for values in record["rows"]]
@@ -328,4 +330,4 @@ def draw_all() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(write_or_check(PAGE, page, draw_all))
+    sys.exit(max(write_or_check(PAGE, page, draw_all), write_or_check(TIMINGS, timings)))

@@ -1,6 +1,6 @@
-"""Write docs/zoo.md from the registry: every network with its costs beside the paper's.
+"""Write docs/zoo.md and docs/paper.md from the registry: every network with its costs and the paper's.
 
-`python scripts/make_zoo.py` writes the page, `--check` says whether it is up to date.
+`python scripts/make_zoo.py` writes the pages, `--check` says whether they are up to date.
 """
 
 from __future__ import annotations
@@ -22,19 +22,15 @@ from scripts.page import write_or_check
 from scripts.tf_profiler import profiler_madds
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "zoo.md"
+PAPER_PAGE = PAGE.with_name("paper.md")
 
 INTRO = """\
-# The networks
-
-`scripts/make_zoo.py` writes this page from the registry, and a test keeps it up to date.
+# The paper's networks
 
 `condconv.create_model(name)` makes a network. A static one is called `<family>_<size>`, its conditional form with E
 experts `<family>_cc_<size>_<E>e`. Any number of experts works, and if the size is a width in percent, any width:
-`mobilenet_v2_cc_060_6e`. All are timm's networks with experts added, and need the extra `models`. Channels are rounded
-as in timm, to multiples of 8; ResNet is v1.5, which strides in the 3 × 3 convolutions.
-
-Some sizes are not listed below: ResNet has 18, 34, 50, 101 and 152 (`resnet_cc_18_4e`), `efficientnet` and
-`tf_efficientnet` have b0 to b8. The paper has ResNet-50 and B0 only; in the others the choice of layers is ours.
+`mobilenet_v2_cc_060_6e`. ResNet also has 18, 34, 101 and 152 (`resnet_cc_18_4e`), `efficientnet` and `tf_efficientnet`
+have b0 to b8. `condconv models` and `condconv.list_models()` list those below.
 
 ```python
 import condconv
@@ -44,22 +40,9 @@ info = condconv.get_model_info("mobilenet_v1_cc_100_8e")
 print(info.paper.madds, info.paper.top1)  # 600 73.7
 ```
 
-[Loading weights](weights.md) shows how to start from trained ones.
-
-## Costs
-
-Multiply-adds (MADDs) for one image of 224 × 224 pixels and 1000 classes, counted in two ways:
-
-- **MADDs**: convolutions, linear layers (also those of the routing), and `E · P` for mixing E kernels of P parameters.
-  `condconv.count` gives it, independent of any tool.
-- **as the paper**: the paper's figures are half of what TensorFlow 1's profiler reports, which adds element-wise
-  operations, poolings and biases; `scripts/tf_profiler.py` gives it, and agrees with the profiler itself to
-  the operation on MobileNetV1 and EfficientNet-B0. This count is compared with the printed figure here; `condconv
-  models` compares the other.
-
-Top-1 is ImageNet accuracy as published; we have not trained these networks on ImageNet. Values read off Figure 2 are
-accurate to 0.2 points. The two sources disagree: at width 1.0 with 8 experts Table 1 has 73.7 and Figure 2 about 75.2,
-so 4 experts, which only the figure has, are above 8 here; for static MobileNetV1 0.25x Table 4 has 50.0.
+All are timm's networks with experts added, and need the extra `models`. Channels are rounded as in timm, to multiples
+of 8; ResNet is v1.5, which strides in the 3 × 3 convolutions. `pretrained=True` starts from
+[trained weights](weights.md#download-pretrained-weights-pretrainedtrue).
 """
 
 PLACEMENTS = """\
@@ -67,44 +50,27 @@ PLACEMENTS = """\
 
 `first_layer`, `conditional_head` and `conditional_classifier` of `create_model` change it. Layers are counted as in the
 paper: 1 is the stem, each block is one layer, a 1 × 1 convolution after the blocks (the head) is one, and the
-classifier is the last. Squeeze-and-excitation stays static.
+classifier is the last. Squeeze-and-excitation stays static. The paper has ResNet-50 and EfficientNet-B0 only; in their
+other sizes the choice of layers is ours, and for MobileNetV2 [the paper does not say](paper.md#mobilenetv2).
 
 """
 
-MOBILENET_V2 = """\
-### MobileNetV2
+COSTS = """\
+## Costs and accuracy
 
-The sources do not say which of its layers have experts; the paper prints 329M for 8 experts. The table has
-multiply-adds (as in the paper) and parameters of each choice. The default is layer 8 with head and classifier. Layers
-6, 7 and 8 all give 329M, so the figure does not decide between them:
+Multiply-adds (MADDs) are for one image of 224 × 224 pixels and 1000 classes: convolutions, linear layers (also those of
+the routing), and `E · P` for mixing E kernels of P parameters, as in `condconv.count`. [The paper](paper.md) counts
+differently: compare "as the paper" with "printed".
 
-"""
-
-TABLES = """\
-## The paper's ablations
-
-CC-MobileNetV1 0.25x with 32 experts and 1001 classes. In these rows the product of the conditional classifier is not
-counted (`batched_products=False`). This is our interpretation: TensorFlow computes it as `BatchMatMul`, for which its
-profiler had no formula when the paper was written, and it reproduces the printed digits of all rows but two.
+Top-1 is ImageNet accuracy as published; we have not trained these networks on ImageNet. Values read off Figure 2 are
+accurate to 0.2 points, and disagree with the tables: at width 1.0 with 8 experts Table 1 has 73.7 and Figure 2 about
+75.2, so 4 experts, which only the figure has, are above 8 here; for static MobileNetV1 0.25x Table 4 has 50.0.
 """
 
 TIMM = """\
-## In timm
+## Use them in timm
 
-`condconv.register_timm_models()` puts the networks into timm's registry, with the prefix `condconv_`, since timm
-has its own `resnet50` and `efficientnet_cc_b0_4e` and does not allow slashes. Number of classes, input channels,
-`features_only`, tags of weights and `timm.models.save_for_hf` work as with timm's networks, and so do the arguments of
-`condconv.create_model`. `*_b0_depth` is for images of 224 pixels, as in the paper; timm's static B1, whose weights
-`pretrained=True` loads, was trained on 240 or more. Of timm's classes for `features_only`, `feature_cls="hook"` and
-`"getter"` work besides the default. `"fx"` is refused for conditional networks, since its trace holds the static
-layers; `"list"` is timm's for ResNets only.
-
-Set the number of classes when you create the network: `reset_classifier` replaces a conditional classifier by a new
-static layer. timm's `checkpoint_path` reads files of these networks only; [`load_pretrained`](weights.md)
-also reads those of timm's own conditional networks.
-
-`torch.compile(model, dynamic=True)` takes minutes with an EfficientNet, and again at the next batch size;
-`torch._dynamo.mark_dynamic(images, 0)` before the first call leaves only the batch open and takes a third of the time.
+`condconv.register_timm_models()` adds the networks to timm's registry, with the prefix `condconv_`:
 
 ```python
 import timm
@@ -119,6 +85,44 @@ Scripts that call `timm.create_model`, such as timm's `train.py`, find them if r
 python -m condconv.models.with_timm train.py --data-dir imagenet/ --model condconv_mobilenet_v1_cc_050_8e
 torchrun --nproc_per_node 8 -m condconv.models.with_timm train.py --data-dir imagenet/ --model condconv_resnet_cc_50_8e
 ```
+
+Number of classes, input channels, `features_only`, tags of weights and `timm.models.save_for_hf` work as with timm's
+networks, and so do the arguments of `condconv.create_model`. Exceptions:
+
+- `feature_cls="fx"` is refused for conditional networks, since its trace holds the static layers; the default, `"hook"`
+  and `"getter"` work, and `"list"` is timm's for ResNets only.
+- Set the number of classes when you create the network: `reset_classifier` replaces a conditional classifier by a new
+  static layer.
+- timm's `checkpoint_path` reads files of these networks only; [`load_pretrained`](weights.md) also reads those of
+  timm's own conditional networks.
+- `*_b0_depth` is for images of 224 pixels, as in the paper; timm's static B1, whose weights `pretrained=True` loads,
+  was trained on 240 or more.
+"""
+
+PAPER = """\
+# The paper's figures, recomputed
+
+`scripts/make_zoo.py` writes this page and [The paper's networks](zoo.md), whose table compares every network. The
+paper's multiply-adds are half of what TensorFlow 1's profiler reports, which adds element-wise operations, poolings and
+biases. `scripts/tf_profiler.py` gives this count, and agrees with the profiler itself to the operation on MobileNetV1
+and EfficientNet-B0.
+"""
+
+MOBILENET_V2 = """\
+## MobileNetV2
+
+The sources do not say which of its layers have experts; the paper prints 329M for 8 experts. The table has
+multiply-adds (as in the paper) and parameters of each choice. The default is layer 8 with head and classifier. Layers
+6, 7 and 8 all give 329M, so the figure does not decide between them:
+
+"""
+
+TABLES = """\
+## The paper's ablations
+
+CC-MobileNetV1 0.25x with 32 experts and 1001 classes. In these rows the product of the conditional classifier is not
+counted (`batched_products=False`). This is our interpretation: TensorFlow computes it as `BatchMatMul`, for which its
+profiler had no formula when the paper was written, and it reproduces the printed digits of all rows but two.
 """
 
 
@@ -202,17 +206,16 @@ def misses() -> str:
     rows: list[tuple[str, str, Mapping[str, Any], PaperRow | None]]
     rows = [(name, name, {}, get_model_info(name).paper) for name in list_models()]
     rows += [(f"{each.row.source}, {each.label}", each.name, each.options, each.row) for each in (*TABLE_3, *TABLE_4)]
-    lines = []
+    found: dict[str, list[str]] = {}
     for title, name, options, row in rows:
         if row is not None and row.miss is not None:
             _, madds, profiled = measure_row(name, row, options)
             digits = 0 if row.num_classes == 1000 else 1
-            lines.append(
-                f"- **{title}**: {row.madds:.{digits}f}M printed, {madds / 1e6:.2f}M counted, "
-                f"{profiled / 1e6:.2f}M as the paper; {row.miss}."
-            )
-    text = "Rows of the paper whose multiply-adds do not come out to the last printed digit:\n\n"
-    return "## What does not come out\n\n" + text + "\n".join(lines) + "\n"
+            figures = f"{row.madds:.{digits}f}M printed, {madds / 1e6:.2f}M counted, {profiled / 1e6:.2f}M as the paper"
+            found.setdefault(row.miss, []).append(f"- **{title}**: {figures}.")
+    text = "Rows of the paper whose multiply-adds do not come out to the last printed digit:\n"
+    parts = ["\n".join((*lines, "", f"{reason[0].upper()}{reason[1:]}.\n")) for reason, lines in found.items()]
+    return "\n".join(("## What does not come out\n", text, *parts))
 
 
 def placements() -> str:
@@ -271,20 +274,15 @@ def mobilenet_v2_costs(first: int, head: bool, classifier: bool) -> tuple[int, i
 
 
 def page() -> str:
-    """Return the whole page."""
-    parts = [
-        INTRO,
-        costs(),
-        placements(),
-        mobilenet_v2_choices(),
-        TABLES,
-        ablations("routing (Table 3)", TABLE_3),
-        ablations("first layer (Table 4)", TABLE_4),
-        misses(),
-        TIMM,
-    ]
-    return "\n".join(parts)
+    """Return the page of the networks."""
+    return "\n".join((INTRO, TIMM, placements(), COSTS, costs()))
+
+
+def paper() -> str:
+    """Return the page of the paper's figures."""
+    ablated = (ablations("routing (Table 3)", TABLE_3), ablations("first layer (Table 4)", TABLE_4))
+    return "\n".join((PAPER, mobilenet_v2_choices(), TABLES, *ablated, misses()))
 
 
 if __name__ == "__main__":
-    sys.exit(write_or_check(PAGE, page))
+    sys.exit(max(write_or_check(PAGE, page), write_or_check(PAPER_PAGE, paper)))

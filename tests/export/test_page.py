@@ -1,4 +1,4 @@
-"""docs/export.md and how its tables are put in."""
+"""docs/export.md and docs/export-checks.md, and how their tables are put in."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from condconv.export import FORMATS
 from scripts.export_tables import fill
 from scripts.make_export import PAGE as EXPORT_PAGE
-from scripts.make_export import page
+from scripts.make_export import PAGES, page
 
 PAGE = "before\n<!-- one -->\n{}<!-- end -->\nbetween\n<!-- two -->\n\n| old |\n\n<!-- end -->\nafter\n"
 FILLED = PAGE.format("\n| new |\n\n")
@@ -38,6 +38,6 @@ def test_the_page_says_which_formats_have_free_sizes():
     assert said == {name: "one" if writer.WHY_ONE_SIZE else "any" for name, writer in FORMATS.items()}
 
 
-def test_the_page_has_the_tables_of_the_plan_and_the_results():
-    text = EXPORT_PAGE.read_text(encoding="utf-8")
-    assert page(text) == text, "run python scripts/make_export.py"
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_has_the_tables_of_the_plan_and_the_results(path):
+    assert page(path) == path.read_text(encoding="utf-8"), "run python scripts/make_export.py"
