@@ -14,9 +14,9 @@ from condconv.lab.bench.run import Row
 from condconv.lab.bench.targets import memory_target, time_target, verdict
 from condconv.lab.bench.timing import Spread
 from condconv.ops.native import library
+from condconv.ops.selection import RULES
 from scripts.make_performance import (
     PAGE,
-    RULES,
     SELECTION,
     SELECTION_BF16,
     TIMINGS,
