@@ -25,7 +25,7 @@ from condconv.lab.config import TrainConfig
 from condconv.lab.experiments.design import Arm, Experiment
 from condconv.lab.experiments.runner import Outcome
 from condconv.lab.experiments.runs import RunRecord, describe_machine
-from condconv.lab.experiments.tables import write
+from condconv.lab.experiments.tables import write_tables
 from condconv.lab.saved import EpochMetrics
 from condconv.lab.train import train
 
@@ -140,8 +140,8 @@ def main() -> None:
             print(f"{label}, seed {seed}: {metrics[-1].val_top1:.2%}, loss {metrics[-1].train_loss:.3f}", flush=True)
             records.append(as_record(label, config, metrics, result.images))
     command = ["python", "benchmarks/small_network.py", *sys.argv[1:]]
-    for path in write(EXPERIMENT, Outcome(tuple(records), {}), CONDITIONS, arguments.runs, command):
-        print(path)
+    _, files = write_tables(EXPERIMENT, Outcome(tuple(records), {}), CONDITIONS, arguments.runs, command)
+    print(*files, sep="\n")
 
 
 if __name__ == "__main__":

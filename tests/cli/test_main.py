@@ -185,7 +185,16 @@ def test_models_lists_cost_beside_the_paper(capsys):
         ("models resnet", 0, ""),
         *(
             (command, 2, 'condconv: error: timm is needed here and is not installed: pip install "condconv[train]"\n')
-            for command in ("train --data digits --model x", "evaluate x", "demo")
+            for command in (
+                "train --data digits --model x",
+                "train --data digits --recipe resnet_50",
+                "evaluate x",
+                "demo",
+                "experiment starts --data digits",
+                "report x",
+                "make-static x --layers y -o z",
+                "export x --format onnx -o y.onnx",
+            )
         ),
     ],
 )

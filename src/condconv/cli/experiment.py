@@ -17,8 +17,7 @@ from condconv.lab.config import TrainConfig
 from condconv.lab.rules import EXPERTS, PATH, TEXT, WIDTH, one_of, whole
 
 if TYPE_CHECKING:
-    from condconv.lab.experiments.design import Experiment
-    from condconv.lab.experiments.ladder import Size
+    from condconv.lab.experiments import Experiment
 
 _OWN = ("model", "out", "seed")  # settings of a run that the experiment decides
 _NAMES = ("experts-width", "plug-in", "begin-layer", "routing", "ensembles", "starts", "detection")
@@ -86,9 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         0, or 1 if a run failed.
     """
-    from condconv.lab.experiments.runner import list_runs, run_all
-    from condconv.lab.experiments.runs import execute
-    from condconv.lab.experiments.tables import summarise, table, write
+    from condconv.lab.experiments import execute, list_runs, run_all, write_tables
 
     settings = _settings(arguments)
     experiment = _experiment(arguments, settings)
@@ -112,8 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     out = Path(arguments.out) / experiment.name
-    files = write(experiment, outcome, _conditions(settings), out, ["condconv", *given])
-    print(f"\n{table(summarise(experiment, outcome.records), experiment.metric)}\n")
+    table, files = write_tables(experiment, outcome, _conditions(settings), out, ["condconv", *given])
+    print(f"\n{table}\n")
     for path in files:
         print(f"  {path_line(path)}")
     for name, reason in outcome.failures.items():
@@ -134,23 +131,13 @@ def _settings(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def _experiment(arguments: argparse.Namespace, settings: TrainConfig) -> Experiment:
-    from condconv.lab.experiments.catalog import create_experiment
+    from condconv.lab.experiments import create_experiment, size_of
 
     names = ("width", "num_experts", "widths", "experts", "networks", "init", "control")
     options = {name: getattr(arguments, name) for name in names}
     if arguments.name == "ensembles":  # whose networks are as wide as their cost on these images allows
-        options["size"] = _size(settings)
+        options["size"] = size_of(settings)
     return create_experiment(arguments.name, **options)
-
-
-def _size(settings: TrainConfig) -> Size:
-    from condconv.lab.data import open_data
-    from condconv.lab.experiments.ladder import Size
-    from condconv.lab.saved.network import default_options
-
-    data = open_data(settings)
-    options: dict[str, Any] = default_options(replace(settings, model="mobilenet_v1_100"), data.image_size)
-    return Size(data.image_size, options.get("output_stride", 32), len(data.class_names))
 
 
 def _conditions(settings: TrainConfig) -> str:

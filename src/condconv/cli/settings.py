@@ -47,10 +47,10 @@ def make_recipe(name: str, *arguments: str) -> TrainConfig:
     """Return the settings of a recipe.
 
     Args:
-        name: A key of `condconv.lab.experiments.recipes.RECIPES`.
+        name: A key of `condconv.lab.experiments.RECIPES`.
         *arguments: Of the recipe: the data, and a network.
     """
-    from condconv.lab.experiments.recipes import RECIPES  # needs the extra, which --help must not
+    from condconv.lab.experiments import RECIPES  # needs the extra, which --help must not
 
     return RECIPES[name](*arguments)
 

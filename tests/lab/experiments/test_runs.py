@@ -14,7 +14,7 @@ from condconv.lab.data.images import IGNORED
 from condconv.lab.experiments.design import Arm, Experiment
 from condconv.lab.experiments.runner import Outcome, _shares, list_runs, run_all
 from condconv.lab.experiments.runs import RunRecord, _Average, execute
-from condconv.lab.experiments.tables import plot, read, summarise, table, write
+from condconv.lab.experiments.tables import plot, read, summarise, table, write_tables
 from condconv.lab.saved import Reading, load_checkpoint
 from condconv.lab.saved.evaluate import evaluate_images
 from condconv.models import create_model
@@ -333,7 +333,7 @@ def test_files_of_what_is_finished(tmp_path):
     runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)
     outcome = Outcome((_record(runs[0], 0.5),), {"2 experts/0": "exit status 1: no luck"})
     command = ["condconv", "experiment", "pair", "--data", "my images"]
-    files = write(EXPERIMENT, outcome, "Under these conditions.", tmp_path / "pair", command)
+    _, files = write_tables(EXPERIMENT, outcome, "Under these conditions.", tmp_path / "pair", command)
     assert [path.name for path in files] == ["table.md", "table.csv", "records.json", "plot.png"]
     text = files[0].read_text()
     assert "Failed: 2 experts/0, exit status 1: no luck" in text
@@ -460,6 +460,6 @@ def test_weights_to_start_from_make_another_run_by_what_they_hold(tmp_path):
 
 
 def test_where_every_run_failed_there_is_no_plot(tmp_path):
-    files = write(EXPERIMENT, Outcome((), {"plain/0": "no room"}), "Digits.", tmp_path)
+    _, files = write_tables(EXPERIMENT, Outcome((), {"plain/0": "no room"}), "Digits.", tmp_path)
     assert [path.name for path in files] == ["table.md", "table.csv", "records.json"]
     assert "Failed: plain/0, no room" in (tmp_path / "table.md").read_text()

@@ -10,9 +10,30 @@ from typing import TYPE_CHECKING
 from condconv.lazy import public_names
 
 if TYPE_CHECKING:
+    from condconv.lab.experiments.catalog import create_experiment
     from condconv.lab.experiments.demo import DemoResult, run_demo
     from condconv.lab.experiments.demo_config import DemoConfig
+    from condconv.lab.experiments.design import Experiment
+    from condconv.lab.experiments.ladder import Size, size_of
+    from condconv.lab.experiments.recipes import RECIPES
+    from condconv.lab.experiments.runner import list_runs, run_all
+    from condconv.lab.experiments.runs import execute
+    from condconv.lab.experiments.tables import write_tables
 
-__all__ = ["DemoConfig", "DemoResult", "run_demo"]
+__all__ = [
+    "RECIPES",
+    "DemoConfig",
+    "DemoResult",
+    "Experiment",
+    "Size",
+    "create_experiment",
+    "execute",
+    "list_runs",
+    "run_all",
+    "run_demo",
+    "size_of",
+    "write_tables",
+]
 
-__getattr__, __dir__ = public_names(__name__, __all__, ("demo_config", "demo"), extra="train")
+_MODULES = ("demo_config", "design", "recipes", "ladder", "catalog", "runs", "runner", "tables", "demo")
+__getattr__, __dir__ = public_names(__name__, __all__, _MODULES, extra="train")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -11,8 +12,11 @@ import torch
 from torch import nn
 
 from condconv.counting import count
+from condconv.lab.config import TrainConfig
+from condconv.lab.data.image_data import open_data
 from condconv.lab.experiments.branches import BRANCHES, create_branches
 from condconv.lab.experiments.design import Arm
+from condconv.lab.saved.network import default_options
 from condconv.models import create_model
 
 
@@ -31,6 +35,17 @@ class Size(NamedTuple):
 
 
 IMAGENET = Size(224, 32, 1000)
+
+
+def size_of(settings: TrainConfig) -> Size:
+    """Return the size of the networks of a run: that of its images, and the classes of its data.
+
+    Raises:
+        UsageError: The data cannot be used.
+    """
+    data = open_data(settings)
+    options: dict[str, Any] = default_options(replace(settings, model="mobilenet_v1_100"), data.image_size)
+    return Size(data.image_size, options.get("output_stride", 32), len(data.class_names))
 
 
 def arms(network: str, number: int, size: Size = IMAGENET) -> tuple[Arm, ...]:

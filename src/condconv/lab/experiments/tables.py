@@ -160,9 +160,9 @@ def compared(rows: Sequence[Row]) -> str:
     return f"to {references.pop()!r}" if len(references) == 1 else "to the static network of each"
 
 
-def write(
+def write_tables(
     experiment: Experiment, outcome: Outcome, conditions: str, out: Path, command: Sequence[str] = ()
-) -> tuple[Path, ...]:
+) -> tuple[str, tuple[Path, ...]]:
     """Write table, numbers and plot of the finished runs.
 
     Args:
@@ -173,7 +173,7 @@ def write(
         command: What was typed, word by word; stored with the numbers.
 
     Returns:
-        The files.
+        The table as Markdown, and the files.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -181,10 +181,11 @@ def write(
     """
     make_directory(out)
     rows = summarise(experiment, outcome.records)
+    markdown = table(rows, experiment.metric)
     failed = "".join(f"\nFailed: {name}, {reason}\n" for name, reason in outcome.failures.items())
     notes = f"{conditions} {experiment.note}".strip()
     text = (
-        f"# {experiment.title}\n\n{table(rows, experiment.metric)}\n{failed}\n{notes} Mean ± standard deviation over "
+        f"# {experiment.title}\n\n{markdown}\n{failed}\n{notes} Mean ± standard deviation over "
         f"seeds, after the last epoch; differences {compared(rows)}, seed by seed. Paper: {experiment.source}, on its "
         "own data.\n"
     )
@@ -201,11 +202,11 @@ def write(
     if rows:  # not where every run failed
         paths.append(out / "plot.png")
         plot(experiment, rows, paths[-1])
-    return tuple(paths)
+    return markdown, tuple(paths)
 
 
 def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:
-    """Return the experiment and the runs that `write` put into a `records.json`.
+    """Return the experiment and the runs that `write_tables` put into a `records.json`.
 
     Raises:
         UsageError: The file cannot be read, or is none of this version.

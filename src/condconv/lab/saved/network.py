@@ -166,19 +166,23 @@ def check_output(network: nn.Module, num_classes: int, in_chans: int, image_size
         )
 
 
-def load_weights_(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+def load_weights_(
+    network: nn.Module, weights: Mapping[str, Tensor], path: str | Path, *, compared: bool = False
+) -> None:
     """Copy a checkpoint's weights into a network, in place, all or none.
 
     Args:
         network: Network to fill.
         weights: Its state dict, as read from a file.
         path: That file, for the message.
+        compared: Whether names and shapes are known to match.
 
     Raises:
         UsageError: Names or shapes do not match; the message lists the first of each.
     """
     own = network.state_dict()
-    check_shapes(shapes(own), shapes(weights), path)
+    if not compared:
+        check_shapes(shapes(own), shapes(weights), path)
     other = [
         f"{name} ({each.dtype}, not {own[name].dtype})" for name, each in weights.items() if not _suits(each, own[name])
     ]

@@ -40,9 +40,10 @@ def load_trained(path: str | Path, *, build: networks.Build = networks.build_fro
     """
     stored = open_checkpoint(path, "classifier")
     described = describe(stored)
-    check_stored(stored, planned_shapes(described, build))
+    own = planned_shapes(described, build)
+    check_stored(stored, own)
     checkpoint = with_weights(described, stored)
-    return checkpoint, _fill(checkpoint, path, build)
+    return checkpoint, _fill(checkpoint, path, build, compared=own is not None)
 
 
 def check_stored(stored: StoredCheckpoint, own: Mapping[str, tuple[int, ...]] | None) -> None:
@@ -87,7 +88,7 @@ def load_network(
     own = planned_shapes(checkpoint, build)
     if own is not None:
         networks.check_shapes(own, networks.shapes(checkpoint.weights), path)
-    return _fill(checkpoint, path, build)
+    return _fill(checkpoint, path, build, compared=own is not None)
 
 
 def planned_shapes(checkpoint: Checkpoint, build: networks.Build) -> dict[str, tuple[int, ...]] | None:
@@ -107,9 +108,9 @@ def _build(checkpoint: Checkpoint, build: networks.Build) -> nn.Module:
     return network
 
 
-def _fill(checkpoint: Checkpoint, path: str | Path, build: networks.Build) -> nn.Module:
+def _fill(checkpoint: Checkpoint, path: str | Path, build: networks.Build, *, compared: bool) -> nn.Module:
     network = _build(checkpoint, build)
-    networks.load_weights_(network, checkpoint.weights, path)
+    networks.load_weights_(network, checkpoint.weights, path, compared=compared)
     check_finite(network, path, "take a checkpoint of an earlier epoch, or train again with a lower --lr")
     return network.eval()
 
