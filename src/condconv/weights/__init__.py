@@ -1,4 +1,4 @@
-"""Weights that exist, into networks with experts, and back."""
+"""Load existing weights into networks with experts, and convert them back."""
 
 from condconv.weights.api import load_pretrained, load_state_dict
 from condconv.weights.report import LoadReport

@@ -1,4 +1,4 @@
-"""`load_pretrained`: weights that exist, whoever wrote them, into a network with experts."""
+"""`load_pretrained`: load existing weights of any origin into a network with experts."""
 
 from __future__ import annotations
 
@@ -37,38 +37,38 @@ def load_pretrained(
 ) -> LoadReport:
     """Load weights into a network, in place; all or nothing.
 
-    What a file is shows in its names and shapes:
+    The names and shapes in a file decide what it is:
 
-    - a state dict of this network, also of one wrapped for training, or a checkpoint of `condconv train`;
+    - a state dict of this network, wrapped for training or not, or a checkpoint of `condconv train`;
     - timm's `tf_efficientnet_cc_*` and the common ports, whose experts are `[E, P]` or `[E, O, I, *K]`;
     - the authors' TensorFlow checkpoints;
     - a static network, timm's, torchvision's or your own: each conditional layer starts from its kernel, with an even
       routing, so that the network computes what the static one does until it is trained further;
     - several checkpoints of one static network, one for each expert (snapshots of a run, or independent runs): expert e
       is the kernel of checkpoint e with its batch norm, all layers without experts are those of the first, and the
-      network starts with the average.
+      network starts as the average.
 
-    A state dict does not tell how its network pads, nor its batch norms' epsilon, nor by which function it routes: load
+    A state dict does not contain the padding of its network, the epsilon of batch norms, or the routing function: load
     one of `tf_efficientnet_*` into that network, not into `efficientnet_*`, where it would fit and be slightly wrong.
-    What names do tell (torchvision's, TensorFlow's, timm's routing) is checked.
+    What follows from the names (torchvision's, TensorFlow's, timm's routing) is checked.
 
     Args:
         model: A conditional network, or a static one. Its parameters stay the same objects.
-        path: A file of torch's or safetensors, whatever its suffix, the prefix or folder of a TensorFlow checkpoint, a
-            folder of the Hugging Face hub; or E files of static networks.
-        skip: A pattern of the network's names, or several, that stay as they are, such as `"classifier.*"`; what a
-            source has for them, or under such a name alone, is left out.
+        path: A torch or safetensors file with any suffix, the prefix or folder of a TensorFlow checkpoint, a folder of
+            the Hugging Face hub; or E files of static networks.
+        skip: A pattern, or several, of names whose tensors stay as they are in the network and are ignored in the
+            source, such as `"classifier.*"`.
         averaged: Take averaged weights if a file has both; the report says so. `False` takes the plain ones.
-        expert_spread: Difference between experts made from one kernel, relative to its standard deviation; it cancels.
-            Experts of several checkpoints get none.
-        example_input: For several checkpoints: a tensor or tuple of arguments the model takes, to see which norm
-            follows which layer; `None` to guess an image of the usual size.
+        expert_spread: Difference between experts made from one kernel, relative to its standard deviation; it cancels
+            in the mixture. Experts of several checkpoints get none.
+        example_input: For several checkpoints: a tensor or tuple of arguments for the model, to find which norm follows
+            which layer; `None` to use an image of the usual size.
 
     Returns:
         What was done.
 
     Raises:
-        UsageError: A file cannot be read, or does not fit: the message has names and shapes, and what it probably is.
+        UsageError: A file cannot be read, or does not fit. The message has names and shapes, and what it probably is.
         MissingExtraError: The file needs safetensors or TensorFlow, which is not installed.
 
     Source:
@@ -102,11 +102,11 @@ def load_state_dict(
     expert_spread: float = 0.5,
     source: str = "state dict",
 ) -> LoadReport:
-    """Load tensors by name into a network, in place; as `load_pretrained` with what a file holds.
+    """Load tensors by name into a network, in place, as `load_pretrained` does for a file.
 
     Args:
         model: The network.
-        state: Tensors by name, or what a checkpoint keeps them in, such as `{"state_dict": ...}`.
+        state: Tensors by name, or nested mappings that contain them, such as `{"state_dict": ...}`.
         skip: As in `load_pretrained`.
         averaged: As in `load_pretrained`.
         expert_spread: As in `load_pretrained`.
@@ -127,10 +127,10 @@ def load_state_dict(
 
 
 def read_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
-    """Return the weights of a file by its own names, averaged ones if there are both; no code of the file's is run.
+    """Return the weights of a file by its own names, averaged ones if there are both. No code in the file is run.
 
     Args:
-        model: The network that they are for, or a relative of theirs.
+        model: The network that they are for, or one with similar names.
         path: One of the files that `load_pretrained` takes.
 
     Raises:

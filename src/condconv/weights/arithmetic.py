@@ -1,4 +1,4 @@
-"""What weights do not tell of their network: how it pads, and the epsilon of its batch norms."""
+"""What weights do not show of their network: its padding, and the epsilon of its batch norms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Arithmetic:
     eps: float
 
     def __str__(self) -> str:
-        """Return the remedy for a network that computes otherwise."""
+        """Return the remedy for a network that computes differently."""
         return f"create the network {'with' if self.tf_padding else 'without'} 'tf_' before its name, bn_eps={self.eps}"
 
 
@@ -47,7 +47,7 @@ _TF_CLASSES = {*FOREIGN_PADDING, "timm.layers.conv2d_same.Conv2dSameExport"}
 
 
 def known_source(names: Iterable[str]) -> tuple[str, Arithmetic] | None:
-    """Return whose network a source's names are, and how that one computes, or `None` if they do not tell.
+    """Return whose network a source's names belong to, and how it computes, or `None` if the names do not show it.
 
     Args:
         names: Of the source's tensors, also with a prefix.
@@ -71,7 +71,7 @@ def check_arithmetic(model: nn.Module, wanted: Arithmetic, whose: str) -> None:
         whose: What that is, for the message.
 
     Raises:
-        UsageError: A layer pads otherwise, or a batch norm has another epsilon.
+        UsageError: A layer pads differently, or a batch norm has another epsilon.
     """
     for name, module in model.named_modules():
         difference = _difference(module, wanted)

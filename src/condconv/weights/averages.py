@@ -13,7 +13,7 @@ Weights are averaged if a word of their name is one of `AVERAGED`:
 | `swa_state_dict`, `swa_model` | torchcontrib and scripts with `torch.optim.swa_utils` |
 | `g_ema`, `netG_ema` | StyleGAN2's ports |
 | `teacher` next to `student` | DINO, DINOv2, iBOT: the teacher is the student's average |
-| `shadow` | classes that keep an average of parameters alone, by name; buffers are those of the network |
+| `shadow` | classes that average only parameters, by name; buffers are those of the network |
 | `callbacks` with such a name inside | callbacks of Lightning that average |
 | `ema_model.`, `teacher.`, ... before names in one state dict | modules that keep their average as a child |
 | `model_ema.` before names without dots | `LitEma` of latent diffusion |
@@ -41,8 +41,8 @@ class Entry:
     """Weights inside a file.
 
     Attributes:
-        name: Under which they stand; empty where the file is a state dict.
-        tensors: By their names there.
+        name: Their key in the file; empty if the file is a state dict.
+        tensors: By their names in the file.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Found:
 
 
 def words(name: str) -> set[str]:
-    """Return the words of a name in small letters, however they are put together."""
+    """Return the words of a name in lower case, for any way of joining them."""
     return {word.lower() for word in _WORD.findall(name)}
 
 
@@ -74,7 +74,7 @@ def told_apart(tensors: dict[str, Tensor], path: str, has: Callable[[str], bool]
 
     Args:
         tensors: By name.
-        path: Under which the state dict stands in its file.
+        path: Key of the state dict in its file.
         has: As in `condconv.weights.entries.find_weights`.
     """
     if _COUNTER in tensors and not has(_COUNTER):  # the whole is torch's AveragedModel
@@ -97,7 +97,7 @@ def told_apart(tensors: dict[str, Tensor], path: str, has: Callable[[str], bool]
 
 
 def _prefix(name: str, has: Callable[[str], bool]) -> str:
-    """Return what stands before the name of a tensor and says that it is an average, or an empty text."""
+    """Return the prefix that marks a tensor's name as an average's, or an empty text."""
     parts = name.split(".")
     for at, part in enumerate(parts[:2]):  # under the name of a wrapper too
         if at + 1 < len(parts) and words(part) & AVERAGED and not has(".".join(parts[at:])):
@@ -106,7 +106,7 @@ def _prefix(name: str, has: Callable[[str], bool]) -> str:
 
 
 def _with_dots(part: dict[str, Tensor], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return averages under the names of what they average, where these were made names of buffers, without dots."""
+    """Return averages by the names of what they average, also if they were saved as buffers, in names without dots."""
     if not plain or any("." in name for name in part):
         return part
     prefixes = {""} | {name[: name.index(".") + 1] for name in plain if "." in name}

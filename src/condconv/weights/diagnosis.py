@@ -33,7 +33,7 @@ _ANOTHER = "it is another network's: create the network that it is of"
 
 
 def diagnose(misfit: Misfit) -> str:
-    """Return a clause that says what a source probably is and what to do.
+    """Return a clause for the message: what a source probably is, and what to do.
 
     Args:
         misfit: The source and the network.
@@ -109,7 +109,7 @@ def _conditional_for_static(misfit: Misfit) -> str | None:
 
 
 def _classifier(misfit: Misfit) -> str | None:
-    """Return the name of the network's last linear layer, routing functions apart."""
+    """Return the name of the network's last linear layer that is not part of a routing function."""
     linears = [
         name
         for name, module in misfit.layers.modules.items()

@@ -22,17 +22,17 @@ def find_weights(loaded: Any, has: Callable[[str], bool]) -> Found:
     """Return the weights inside what a file holds.
 
     Args:
-        loaded: A mapping, or mappings in mappings; what else is there is left out.
-        has: Whether names of the network's tensors end so; such names are not taken for an average's.
+        loaded: A mapping, or mappings in mappings; all other entries are ignored.
+        has: Whether names of the network's tensors end in a name; such names are not taken for an average's.
 
     Raises:
-        UsageError: There are more mappings than any file of weights has, or they hold themselves.
+        UsageError: There are more mappings than any file of weights has, or they contain themselves.
     """
     return _Search(has).find(loaded, "")
 
 
 def holders(loaded: Any) -> list[str]:
-    """Return the names under which something has tensors by name."""
+    """Return the keys of an object under which it has tensors by name."""
     if not isinstance(loaded, Mapping):
         return []
     return [
@@ -52,7 +52,7 @@ class _Search:
         self._visits = 0
 
     def find(self, loaded: Any, path: str, depth: int = 0) -> Found:
-        """Return the weights inside a mapping that stands under a path."""
+        """Return the weights inside the mapping at a path."""
         if not isinstance(loaded, Mapping):
             return Found()
         self._visits += 1
@@ -78,12 +78,12 @@ class _Search:
         return Found(next(iter(plains), None), next(iter(averages), None), names)
 
     def _inside(self, value: Any, path: str, depth: int) -> Entry | None:
-        """Return the weights of an entry whose name says which they are."""
+        """Return the weights of an entry with one of the usual names."""
         found = self.find(value, path, depth + 1)
         return found.plain or found.averaged
 
     def _averages(self, loaded: Mapping[Any, Any], path: str, depth: int) -> Iterator[Entry]:
-        """Yield what stands under names of averages, also among the states of callbacks."""
+        """Yield the entries whose names are an average's, also among the states of callbacks."""
         for key, value in loaded.items():
             if not isinstance(value, Mapping):
                 continue

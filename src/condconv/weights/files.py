@@ -1,4 +1,4 @@
-"""Reading files of weights, whatever they are."""
+"""Read files of weights, of any format."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _FOREIGN = re.compile(r"GLOBAL (\S+)|allowlisted via `add_safe_globals`,? but go
 
 
 def path_shown(path: str | Path) -> str:
-    """Return a path for a message, whole unless it is absurd."""
+    """Return a path for a message, shortened only if it is absurdly long."""
     return shown(str(path), 500)
 
 
 def read_file(path: str | Path, most: int) -> Any:
-    """Read a torch or safetensors file, or a folder as the Hugging Face hub has them.
+    """Read a torch or safetensors file, or a folder in the layout of the Hugging Face hub.
 
-    Pickles are read without running code of theirs.
+    Pickles are read without running code in them.
 
     Args:
-        path: The file or folder; what a file is, its first bytes tell, not its name.
-        most: Most entries of a tensor, which bounds the memory that a file with holes can ask for.
+        path: The file or folder. The first bytes of a file decide its type, not its name.
+        most: Maximum number of entries of a tensor, which bounds the memory that a sparse file can ask for.
 
     Returns:
-        What it holds, with tensors on the CPU, in the file's order: a state dict, or mappings that hold some.
+        The content, with tensors on the CPU, in the file's order: a state dict, or mappings that contain some.
 
     Raises:
         UsageError: The file is missing, truncated, damaged or of another kind, or a tensor is too large.
@@ -75,7 +75,7 @@ def read_file(path: str | Path, most: int) -> Any:
 
 
 def check_size(name: str, shape: Sequence[int], most: int, source: str) -> None:
-    """Check that a tensor may be of use, before memory is asked for.
+    """Check the size of a tensor before memory is allocated.
 
     Raises:
         UsageError: It has too many entries.
@@ -113,7 +113,7 @@ def _read_checkpoint(file: Path, most: int) -> Mapping[str, Any]:
 
 
 def _check_unpacked(file: Path, most: int) -> None:
-    """Check that a zip archive, as torch writes, does not become much larger than it is: torch compresses nothing.
+    """Check that a zip archive of torch does not unpack to much more than its size: torch compresses nothing.
 
     Raises:
         UsageError: It does.

@@ -1,4 +1,4 @@
-"""A source's tensors in the network's shapes: as they are, as flattened experts, or one kernel for all experts."""
+"""Fit a source's tensors to the network's shapes: unchanged, as flattened experts, or one kernel for all experts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Fit:
     Attributes:
         copies: Tensors in the network's shapes, by the network's names.
         static: Names of conditional layers for which the source has one static kernel.
-        missing: Names of the network for which the source has nothing.
-        misfits: Names of the network for which the source has another shape.
+        missing: Names of the network that the source lacks.
+        misfits: Names of the network that have another shape in the source.
     """
 
     copies: dict[str, Tensor]
@@ -65,7 +65,7 @@ def fit_tensors(layers: Layers, tensors: Mapping[str, Tensor]) -> Fit:
 
 
 def _same(tensor: Tensor, target: Tensor) -> Tensor | None:
-    """Return a tensor in the shape of another, or `None`; sizes of one may be more or fewer (a 1x1 kernel's)."""
+    """Return a tensor in the shape of another, or `None`; dimensions of size one may be added or dropped."""
     if tensor.shape == target.shape:
         return tensor
     lean = [[size for size in shape if size != 1] for shape in (tensor.shape, target.shape)]
@@ -82,7 +82,7 @@ def _experts(tensor: Tensor, target: Tensor) -> Tensor | None:
 
 
 def _optional(layers: Layers, static: list[str]) -> set[str]:
-    """Return names a source may lack: counters, schedules, and the routing of layers that start from one kernel."""
+    """Return names that a source may lack: counters, schedules, and routing of layers that start from one kernel."""
     started = {layers.function(name) for name in static}
     names = {name for name in layers.tensors if name.endswith("num_batches_tracked")}
     for prefix, module in layers.modules.items():

@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes, and what to do where it holds no weights."""
+"""Find the type of a file from its first bytes, and what to do if it contains no weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_HEADER = 100_000_000  # bytes, by the format's definition
 
 
 def first_bytes(file: Path) -> bytes:
-    """Return the bytes that tell what a file is, whatever its suffix.
+    """Return the bytes that show what a file is, for any suffix.
 
     Raises:
         OSError: It cannot be opened.
@@ -35,7 +35,7 @@ def first_bytes(file: Path) -> bytes:
 
 
 def why_not_weights(file: Path, first: bytes) -> str | None:
-    """Return what a file is that is neither torch's nor safetensors, with the remedy, or `None`.
+    """Return what a file is and the remedy if it is neither torch's nor safetensors, otherwise `None`.
 
     Args:
         file: An existing file; one of the right kind may still be damaged.
@@ -59,7 +59,7 @@ def why_not_weights(file: Path, first: bytes) -> str | None:
 
 
 def is_safetensors(first: bytes) -> bool:
-    """Return whether a file begins as safetensors files do: with the length of a header, and the header."""
+    """Return whether a file begins like a safetensors file: with the length of a header, then the header."""
     return first[8:9] == b"{" and int.from_bytes(first[:8], "little") <= _MOST_HEADER
 
 

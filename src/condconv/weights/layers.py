@@ -1,4 +1,4 @@
-"""A network seen once: its names, modules, tensors and routing, for all stages of a load."""
+"""Look up a network's names, modules, tensors and routing once, for all stages of a load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from condconv.nn.conditional import conditional_layers
 
 
 class Layers:
-    """What a load asks of a network. Nothing of it changes while weights are loaded.
+    """What a load needs to know of a network. None of it changes while weights are loaded.
 
     Args:
         model: The network.
@@ -21,13 +21,13 @@ class Layers:
     Attributes:
         model: The network.
         modules: Its modules by their first names, itself included under the empty name.
-        names: The same the other way round.
-        first: The names of its tensors, each with the first name of the same tensor, as modules may share it. What a
-            state dict has besides tensors is left out.
+        names: First names by module.
+        first: The names of its tensors, each with the first name of the same tensor, since modules may share it. Other
+            entries of the state dict are left out.
         tensors: Its tensors by first name.
         conditional: Its layers with experts by name.
-        most_entries: Most entries of a tensor that may be for the network or a relative.
-        routing: For each thing that a layer holds as its `routing_fn`, the function that computes the weights.
+        most_entries: Maximum number of entries of a tensor for this network or a similar one.
+        routing: For each object that a layer holds as its `routing_fn`, the function that computes the weights.
 
     Raises:
         UsageError: It is a part of a network, without the block that routes its layers.
@@ -50,35 +50,35 @@ class Layers:
         self._ends = {end for name in self.first for end in ends(name)}
 
     def function(self, layer: str) -> nn.Module:
-        """Return what computes the routing weights of a conditional layer."""
+        """Return the function that computes the routing weights of a conditional layer."""
         return self.routing[self.conditional[layer].routing_fn]
 
     def has(self, end: str) -> bool:
-        """Return whether the network has a tensor whose name is or ends so."""
+        """Return whether a tensor of the network has this name, or a name that ends in it."""
         return end in self._ends
 
     def has_part(self, part: str) -> bool:
-        """Return whether a part of the name of one of the network's tensors, between dots, is this."""
+        """Return whether the name of a tensor of the network has this part between dots."""
         return part in self._parts
 
     def knows(self, name: str) -> bool:
-        """Return whether the network has a tensor of a name, whatever either has before it, such as `module.`."""
+        """Return whether the network has a tensor of a name, ignoring prefixes of both, such as `module.`."""
         return name in self._ends or any(end in self.first for end in ends(name))
 
     def routes(self, name: str) -> bool:
-        """Return whether a name stands inside a conditional layer or a routing function of the network."""
+        """Return whether a name is inside a conditional layer or a routing function of the network."""
         inner = (self.modules.get(name[:at]) for at, letter in enumerate(name) if letter == ".")
         functions = {*self.routing.values()}
         return any(isinstance(each, ConditionalLayer) or each in functions for each in inner if each is not None)
 
 
 def ends(name: str) -> list[str]:
-    """Return a name without none, one, two and more of its first parts."""
+    """Return a name, and the name without its first part, its first two parts, and so on."""
     parts = name.split(".")
     return [".".join(parts[first:]) for first in range(len(parts))]
 
 
 def common_parts(names: Iterable[str]) -> list[str]:
-    """Return the parts of names, between dots, that all of them begin with."""
+    """Return the parts, between dots, that all names begin with."""
     together = zip(*(name.split(".")[:-1] for name in names), strict=False)  # as far as the shortest goes
     return [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, together)]

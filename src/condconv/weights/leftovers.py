@@ -1,4 +1,4 @@
-"""What a source has besides a network's weights and may be left out: by a rule, and the report says so."""
+"""Entries of a source that are not a network's weights and may be left out, by a rule; the report lists them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OF_IMAGES = _STATISTICS | {"pixel", "image", "img", "input", "norm", "rgb"}
 
 
 def leave_out(layers: Layers, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return a source without what no network computes with, and notes that say what that was.
+    """Return a source without the entries that no network computes with, and notes that list them.
 
-    That is: profilers' counters; the mean and standard deviation of images, by which the network's own code normalises;
-    auxiliary heads and losses, which are for training only. What the network has a tensor for is kept.
+    These are: profilers' counters; the mean and standard deviation of images, by which the network's own code
+    normalises; auxiliary heads and losses, which are for training only. Entries that the network has are kept.
 
     Args:
         layers: The network.
@@ -40,7 +40,7 @@ def leave_out(layers: Layers, state: Mapping[str, Tensor]) -> tuple[dict[str, Te
 
 
 def _why_not_needed(layers: Layers, name: str, tensor: Tensor) -> str | None:
-    """Return why a network can do without a tensor of a source, in words for the report, or `None`."""
+    """Return why a network does not need a tensor of a source, in words for the report, or `None`."""
     *owners, leaf = name.split(".")
     if leaf in _COUNTERS and not layers.has(leaf):
         return "counters of a profiler"
@@ -60,9 +60,9 @@ def _is_of_images(leaf: str, tensor: Tensor) -> bool:
 def leave_out_siblings(
     layers: Layers, matched: Matched, fit: Fit, state: Mapping[str, Tensor], source: str
 ) -> tuple[Matched, list[str]]:
-    """Return what was matched without what stands next to a network that is complete, and a note.
+    """Return the matched tensors without those next to a complete network, and a note.
 
-    A file of a trainer has the network under a name, such as `model.`, and next to it what training needs.
+    A trainer's file has the network under a name, such as `model.`, and next to it what training needs.
 
     Args:
         layers: The network.

@@ -1,4 +1,4 @@
-"""What a load would do, or why it cannot be done, determined before anything is changed."""
+"""What a load will do, or why it cannot be done, determined before anything changes."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _check_memory(model: nn.Module) -> None:
 def _skip(
     layers: Layers, matched: Matched, state: Mapping[str, Tensor], skip: tuple[str, ...]
 ) -> tuple[Matched, tuple[str, ...]]:
-    """Return what was matched without what is to be skipped, and the names of the network that are."""
+    """Return the matched tensors without the skipped ones, and the skipped names of the network."""
     firsts = layers.first
     for pattern in skip:
         if not fnmatch.filter([*firsts, *state], pattern):
@@ -160,7 +160,7 @@ def _problems(layers: Layers, matched: Matched, fit: Fit) -> list[str]:
 
 
 def _check_trained_routing(layers: Layers, matched: Matched, source: str, skipped: tuple[str, ...]) -> None:
-    """Refuse a routing trained as another function than the network's, as far as names tell."""
+    """Refuse routing that was trained with another function than the network's, as far as names show it."""
     names = layers.names
     own = layers.tensors.keys() - {*matched.tensors, *skipped}
     for function in dict.fromkeys(layers.routing.values()):

@@ -1,4 +1,4 @@
-"""A load that cannot be done, as those who look for its reason see it."""
+"""A load that cannot be done, with what is needed to find the reason."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Misfit:
         return self.layers.modules.get(name)
 
     def tensor(self, name: str) -> Tensor:
-        """Return what the source has under a name of the network."""
+        """Return the source's tensor for a name of the network."""
         return self.matched.tensors[name]
 
     @property
     def is_of_other_layers(self) -> bool:
-        """Whether convolutions or linear layers are missing, left over or of other shapes, not only what is between."""
+        """Whether convolutions or linear layers, not only other layers, are missing, left over or of other shapes."""
         own = [self.layers.tensors[name] for name in (*self.fit.missing, *self.fit.misfits) if is_weight(name)]
         theirs = [self.state[name] for name in self.matched.unknown if is_weight(name)]
         return any(tensor.dim() > 1 for tensor in (*own, *theirs))

@@ -1,4 +1,4 @@
-"""From a source's names to the network's: by prefix, by the names of common ports, or by order."""
+"""Match a source's names with the network's: by prefix, by the names of common ports, or by order."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Matched:
     Attributes:
         tensors: By the network's names.
         sources: What the source calls them.
-        unknown: Names the network has nothing for.
+        unknown: Names that the network lacks.
         how: How names were matched, for the report.
-        prefix: What was left out before the source's names.
-        clashes: Names of the network for which the source has several tensors that differ, with their names there.
+        prefix: The prefix that was removed from the source's names.
+        clashes: Names of the network for which the source has several different tensors, with the source's names.
     """
 
     tensors: dict[str, Tensor]
@@ -48,10 +48,9 @@ class Matched:
 def match_names(layers: Layers, state: Mapping[str, Tensor]) -> Matched:
     """Match the names of a source with those of a network.
 
-    First by name: a prefix common to the source's names is left out, one common to all of the network's too, and what
-    ports call experts and routing is known. If hardly any convolution is found so, by order: all convolutions, all
-    norms and all linear layers of the source, kind by kind, against those of the network, if each kind has as many;
-    one of both may lack the linear layers.
+    First by name: prefixes common to the source's names and to the network's are ignored, and the names that ports give
+    experts and routing are known. If this finds hardly any convolution, by order: all convolutions, all norms and all
+    linear layers of the source against those of the network, if their numbers agree; either may lack the linear layers.
 
     Args:
         layers: The network.
@@ -68,7 +67,7 @@ def match_names(layers: Layers, state: Mapping[str, Tensor]) -> Matched:
 
 
 def _by_name(layers: Layers, state: Mapping[str, Tensor], wrapper: str) -> Matched:
-    """Match by name, where all names of the network begin with the name of a wrapper that the source does not have."""
+    """Match by name; all names of the network may begin with the name of a wrapper that the source does not have."""
     own = {_uncompiled(name.removeprefix(wrapper)): first for name, first in layers.first.items()}
     modules = {_uncompiled(name.removeprefix(wrapper)): module for name, module in layers.modules.items()}
     renamed = {prefix: _rename(modules, own, state, prefix) for prefix in sorted(_prefixes(state))}
@@ -115,7 +114,7 @@ def _rename(
 
 
 def _uncompiled(name: str) -> str:
-    """Return a name without what torch.compile puts into it for parts of a network; before all names it is a prefix."""
+    """Return a name without what torch.compile inserts for compiled parts of a network."""
     return name.replace("._orig_mod.", ".")
 
 
@@ -133,7 +132,7 @@ def _known_alias(modules: Mapping[str, nn.Module], name: str) -> str:
 
 
 def _by_order(layers: Layers, state: Mapping[str, Tensor]) -> Matched | None:
-    """Match kind by kind in order, or return `None` where the numbers or the shapes do not fit."""
+    """Match each kind of layer in order, or return `None` if the numbers or the shapes do not fit."""
     own = layers.tensors
     theirs, ours = _group(_source_layers(state)), _group(_own_layers(layers))
     for kind in {*theirs, *ours}:
@@ -165,14 +164,14 @@ def _by_order(layers: Layers, state: Mapping[str, Tensor]) -> Matched | None:
 
 
 def _could_fit(source: Tensor, own: Tensor) -> bool:
-    """Return whether a tensor has the network's shape, or is the static form of its experts, classes apart."""
+    """Return whether a tensor has the network's shape or is one kernel for its experts, for any number of classes."""
     shapes = (tuple(own.shape), tuple(own.shape[1:]))
     classifier = source.dim() <= 2 and (source.shape[1:] in [shape[1:] for shape in shapes])
     return tuple(source.shape) in shapes or classifier
 
 
 def _source_layers(state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """Yield the kind and name of each layer of a source, in its order, or a natural one where names are sorted."""
+    """Yield the kind and name of each layer of a source, in its order, or in natural order if names are sorted."""
     names = [name for name in state if name.endswith(".weight")]
     if names == sorted(names):  # as safetensors files have them
         names.sort(
@@ -184,7 +183,7 @@ def _source_layers(state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
 
 
 def _own_layers(layers: Layers) -> Iterator[tuple[str, str]]:
-    """Yield the kind and name of each layer of the network, routing functions apart, in the order of registration."""
+    """Yield the kind and name of each layer of the network, without routing functions, in order of registration."""
     inside = {id(child) for function in layers.routing.values() for child in function.modules()}
     for name, module in layers.modules.items():
         if id(module) in inside:

@@ -13,7 +13,7 @@ _OF_LAYERS = ("weight", "bias", "running_mean", "running_var")
 
 
 def parts_in_the_network_alone(misfit: Misfit) -> str | None:
-    """Tell of parts of the network, or tensors next to its layers, that a source lacks as a whole."""
+    """Describe whole parts of the network, or tensors next to its layers, that a source lacks."""
     fit, layers = misfit.fit, misfit.layers
     if not fit.missing or fit.misfits or misfit.matched.unknown or misfit.matched.clashes:
         return None
@@ -27,7 +27,7 @@ def parts_in_the_network_alone(misfit: Misfit) -> str | None:
 
 
 def parts_in_the_source_alone(misfit: Misfit) -> str | None:
-    """Tell of whole parts that the network lacks, such as a classifier, and not of parts of its layers."""
+    """Describe whole parts of the source that the network lacks, such as a classifier, but not parts of layers."""
     matched = misfit.matched
     if not _is_complete(misfit):
         return None
@@ -45,7 +45,7 @@ def parts_in_the_source_alone(misfit: Misfit) -> str | None:
 
 
 def tensors_in_the_source_alone(misfit: Misfit) -> str | None:
-    """Tell of tensors next to all layers, where everything else fits."""
+    """Describe tensors next to all layers, if everything else fits."""
     matched = misfit.matched
     inside = any(misfit.layers.routes(name.removeprefix(matched.prefix)) for name in matched.unknown)
     if not _is_complete(misfit) or misfit.is_of_other_layers or inside:
@@ -65,14 +65,14 @@ def _is_complete(misfit: Misfit) -> bool:
 
 
 def _patterns(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Return patterns for names that match no other name, or none where a part of a layer would be left out."""
+    """Return patterns that match only these names, or none if a part of a layer would be left out."""
     patterns = list(dict.fromkeys(_largest_part(name, others) for name in names))
     halves = any(not each.endswith("*") and each.rpartition(".")[2] in _OF_LAYERS for each in patterns)
     return [] if halves or len(patterns) > _MOST else patterns
 
 
 def _largest_part(name: str, others: Iterable[str]) -> str:
-    """Return a pattern of the largest part around a name in which nothing else is, or the name itself."""
+    """Return a pattern of the largest part that contains only this name, or the name itself."""
     parts = name.split(".")
     for length in range(1, len(parts)):
         part = ".".join(parts[:length]) + "."

@@ -1,6 +1,6 @@
-"""Weights that a file has in parts, computed as torch computes them: weight norm, spectral norm and pruning.
+"""Compute weights that a file has in parts as torch does: weight norm, spectral norm and pruning.
 
-Each is known in all forms in which torch saves it, for a parameter of any name:
+All forms in which torch saves them are known, for a parameter of any name:
 
 - weight norm: `weight_g` and `weight_v`, or `parametrizations.weight.original0` and `.original1`;
 - spectral norm: `weight_orig`, `weight_u` and `weight_v`, or `parametrizations.weight.original`, `.0._u` and `.0._v`;
@@ -30,10 +30,10 @@ def plain_weights(
 
     Args:
         state: Tensors by name.
-        knows: Whether the network has a tensor of a name, so that the parts themselves are meant.
+        knows: Whether the network has a tensor of a name; then the parts themselves are loaded.
 
     Returns:
-        The state dict, each weight in the place of its first part and what is not known as it was; and the names of the
+        The state dict, with each weight in the place of its first part and all else unchanged; and the names of the
         weights by how they were computed.
 
     Source:
@@ -62,11 +62,11 @@ def plain_weights(
 
 
 def unknown_parametrizations(names: Iterable[str], missing: Iterable[str]) -> dict[str, list[str]]:
-    """Return weights that a source has in parts of no kind that is known, with the parts.
+    """Return weights that a source has in unknown kinds of parts, with the parts.
 
     Args:
-        names: Of the source, for which the network has nothing.
-        missing: Names of the network, for which the source has nothing.
+        names: Names of the source that the network lacks.
+        missing: Names of the network that the source lacks.
     """
     groups: dict[str, list[str]] = {}
     lacking = {*missing}
@@ -92,7 +92,7 @@ def _compute(parts: _Parts, weight: Tensor | None) -> tuple[str, Tensor] | None:
 
 
 def _weight_norm(magnitude: Tensor, direction: Tensor) -> Tensor | None:
-    """Scale each slice of a direction to its magnitude, along the dimension that the magnitude's shape tells."""
+    """Scale each slice of a direction to its magnitude, along the dimension given by the magnitude's shape."""
     if magnitude.dim() == 0:  # one for the whole tensor
         return torch._weight_norm(direction, magnitude, -1)
     longer = [dim for dim, size in enumerate(magnitude.shape) if size != 1]
@@ -104,10 +104,10 @@ def _weight_norm(magnitude: Tensor, direction: Tensor) -> Tensor | None:
 
 
 def _spectral_norm(weight: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
-    """Divide a weight by its largest singular value, of which a file has both vectors.
+    """Divide a weight by its largest singular value, computed from both vectors in the file.
 
-    Rows are outputs, which are the second dimension of a transposed convolution: the vectors tell, by their lengths or,
-    of a kernel with as many inputs as outputs, by what they give.
+    Rows are outputs, which are the second dimension of a transposed convolution. The vectors' lengths show which it is,
+    or, if a kernel has as many inputs as outputs, the value that they give.
     """
     rows = [weight.movedim(dim, 0).flatten(1) for dim in range(min(2, weight.dim()))]
     vectors = left.dim() == right.dim() == 1
@@ -117,7 +117,7 @@ def _spectral_norm(weight: Tensor, left: Tensor, right: Tensor) -> Tensor | None
 
 
 def _spectral_norm_of_old(weight: Tensor, left: Tensor) -> Tensor | None:
-    """As `_spectral_norm` from files of the time when torch saved one of both vectors."""
+    """Do what `_spectral_norm` does for files of older torch versions, which saved only one of the vectors."""
     rows = weight.flatten(1)
     if rows.dim() != 2 or left.shape != rows.shape[:1]:
         return None

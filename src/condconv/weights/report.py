@@ -1,4 +1,4 @@
-"""What a load did."""
+"""The report of a load."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class LoadReport:
         matched: How names were matched.
         copied: Names of the network's tensors that were copied, experts and routing included.
         upcycled: Conditional layers that started from one static kernel (or one of each checkpoint).
-        skipped: Names of the network that were left as they were, as asked.
-        notes: What else to know.
+        skipped: Names of the network that `skip` left unchanged.
+        notes: Further remarks.
     """
 
     source: str

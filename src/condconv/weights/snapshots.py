@@ -1,11 +1,11 @@
-"""Several checkpoints of one static network as the experts of a conditional one.
+"""Make several checkpoints of one static network the experts of a conditional one.
 
-Batch norm stands between a kernel and what it means: kernels of two checkpoints cannot be mixed as they are, since each
-was trained with its own scale and shift after it. Both are therefore moved into the expert, relative to one norm that
-all share. With `s_k = gamma_k / sqrt(var_k + eps)` and `t_k = beta_k - s_k mean_k (+ s_k bias_k)` of checkpoint k, and
-`s`, `t` of the shared norm, expert k is `W_k s_k / s` with bias `(t_k - t) / s`, and `t` the mean of all `t_k`.
-Then the network starts as the average of the networks with their norms folded, and a routing that picks one expert
-gives that checkpoint's layer: exactly if the layer has a bias, up to the shift `t_k - t` if it has none.
+Kernels of two checkpoints cannot be mixed as they are, since each was trained with its own batch norm after it. The
+norm's scale and shift therefore move into the expert, relative to one norm that all share. With `s_k = gamma_k /
+sqrt(var_k + eps)` and `t_k = beta_k - s_k mean_k (+ s_k bias_k)` of checkpoint k, and `s`, `t` of the shared norm,
+expert k is `W_k s_k / s` with bias `(t_k - t) / s`, and `t` the mean of all `t_k`. Then the network starts as the
+average of the networks with their norms folded, and a routing that picks one expert gives that checkpoint's layer:
+exactly if the layer has a bias, up to the shift `t_k - t` if it has none.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def load_snapshots(network: Layers, sources: Sequence[Source], skip: tuple[str, 
         example: As `example_input` of `load_pretrained`.
 
     Raises:
-        UsageError: The checkpoints are not as many as the experts, or one does not fit.
+        UsageError: There are more or fewer checkpoints than experts, or one does not fit.
     """
     model, layers = network.model, network.conditional
     wrong = {name: layer.num_experts for name, layer in layers.items() if layer.num_experts != len(sources)}
@@ -109,7 +109,7 @@ def _check_alike(plan: LoadPlan, first: LoadPlan, layers: Mapping[str, Condition
 def _check_norms(
     model: nn.Module, layers: Iterable[str], norms: Mapping[str, tuple[str, _BatchNorm]], skipped: tuple[str, ...]
 ) -> None:
-    """Refuse norms that cannot hold the average, and to keep a part of what moves into experts."""
+    """Refuse norms that cannot hold the average, and `skip` patterns that keep a part of what moves into experts."""
     for layer in layers:
         norm_name, norm = norms.get(layer, (layer, None))
         held = () if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
@@ -132,7 +132,7 @@ def _check_norms(
 
 
 def _layer_tensors(tensors: Mapping[str, Tensor], layer: str, norm: str | None) -> dict[str, Tensor | None]:
-    """Return what one checkpoint has for a layer and the norm after it, in fp64."""
+    """Return one checkpoint's tensors for a layer and the norm after it, in fp64."""
     wanted = {"kernel": f"{layer}.weight", "bias": f"{layer}.bias"}
     if norm is not None:
         wanted |= {leaf: f"{norm}.{leaf}" for leaf in ("weight", "running_mean", "running_var")} | {
@@ -143,7 +143,7 @@ def _layer_tensors(tensors: Mapping[str, Tensor], layer: str, norm: str | None) 
 
 @torch.no_grad()
 def _set_layer_(layer: ConditionalLayer, norm: Any, own: list[dict[str, Any]], start: Tensor) -> bool:
-    """Set the experts of a layer and the norm after it, in place; return whether a shift had no place."""
+    """Set the experts of a layer and the norm after it, in place; return whether a shift was lost."""
     total = start.sum()
     share = start / total  # of each checkpoint in the average the network starts with
     layer.weight.copy_(torch.stack([each["kernel"].reshape(layer.weight.shape[1:]) for each in own]) / total)

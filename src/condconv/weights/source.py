@@ -1,4 +1,4 @@
-"""A source as the stages of a load see it: tensors by name, and what was done to get them."""
+"""The source of a load: tensors by name, and how they were obtained."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def find_source(loaded: Any, name: str, layers: Layers, averaged: bool) -> Sourc
     """Return the weights inside what a file holds, as plain tensors.
 
     Args:
-        loaded: A mapping, or mappings in mappings; what else is there is left out.
+        loaded: A mapping, or mappings in mappings; all other entries are ignored.
         name: What to call it in messages.
         layers: The network.
         averaged: Whether to take averaged weights if there are both.
 
     Raises:
-        UsageError: There are none, there are averaged ones alone and plain ones are asked for, or one has no values.
+        UsageError: There are none, or only averaged ones although plain ones are requested, or one has no values.
     """
     entry, name, notes = _choose(find_weights(loaded, layers.has), loaded, name, averaged)
     for each, tensor in entry.tensors.items():
@@ -67,7 +67,7 @@ def find_source(loaded: Any, name: str, layers: Layers, averaged: bool) -> Sourc
 
 
 def _why_no_values(tensor: Tensor) -> str | None:
-    """Return what a tensor has in place of values by position, or `None`."""
+    """Return why a tensor has no dense values, or `None` if it has them."""
     if tensor.is_nested:
         return "nested tensors"
     if tensor.is_quantized:

@@ -1,4 +1,4 @@
-"""Variables of the authors' TensorFlow code, mapped to the parameters of a network of this package or of timm."""
+"""Map variables of the authors' TensorFlow code to the parameters of a network of this package or of timm."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def from_tensorflow(
         variables: Name to array of any numeric dtype, from `read_tensorflow_checkpoint`.
         model: An EfficientNet as timm builds it, whose convolutions may be `condconv.CondConv2d`; left as it is. It
             must pad as TensorFlow does and have batch norms with eps 1e-3, as timm's `tf_efficientnet_...` do.
-        averaged: Whether to take the moving average of a variable where there is one.
+        averaged: Whether to take the moving average of a variable if there is one.
 
     Returns:
-        A state dict with what the checkpoint has, also static kernels for conditional layers of the model, and another
-        number of classes. Float32 on the CPU: kernels `[O, C/G, kh, kw]`, experts `[E, O, C/G, kh, kw]`, the
+        A state dict with the content of the checkpoint, which may have static kernels for conditional layers, and
+        another number of classes. Float32 on the CPU: kernels `[O, C/G, kh, kw]`, experts `[E, O, C/G, kh, kw]`, the
         classifier `[O, C]`, and the routing as `blocks.S.J.routing_fn.weight` `[E, C]` and `.bias` `[E]`. Batch norms
         come without `num_batches_tracked`, which torch does not ask for.
 
@@ -93,7 +93,7 @@ def from_tensorflow(
 
 
 def note_averages(variables: Mapping[str, NDArray[Any]], averaged: bool) -> tuple[str, ...]:
-    """Return a note for the report if there are averages, saying what is taken of them."""
+    """Return a note for the report if there are averages: whether they are taken."""
     count = sum(name.endswith(_AVERAGE) for name in variables)
     taken = "averages were taken: averaged=False takes the others" if averaged else "plain ones were taken, as asked"
     return (f"of {count} variables with a moving average the {taken}",) if count else ()
@@ -119,7 +119,7 @@ def _select(variables: Mapping[str, NDArray[Any]], averaged: bool) -> dict[str, 
 
 
 def _checkpoint_layers(variables: Mapping[str, NDArray[Any]]) -> dict[_Key, dict[int, _Leaves]]:
-    """Sort variables by layer; those of one key by their counters, of which none means 0."""
+    """Sort variables by layer, those of one key by their counters; no counter means 0."""
     found: dict[_Key, dict[int, _Leaves]] = {}
     unknown = []
     for name, values in variables.items():
@@ -182,9 +182,9 @@ def _model_layers(model: nn.Module) -> _Wanted:
 
 
 def _as_far_as_conditional(wanted: _Wanted, found: Mapping[_Key, dict[int, _Leaves]]) -> _Wanted:
-    """Return the layers as a checkpoint has them: static ones for conditional ones, and its number of classes.
+    """Return the layers as in the checkpoint: static ones for conditional ones, and its number of classes.
 
-    Whether the model can take one kernel for its experts, or other classes, is decided where it is loaded.
+    Whether the model can take one kernel for its experts, or other classes, is decided when it is loaded.
     """
     static: _Wanted = {}
     for (scope, kind), layers in wanted.items():
@@ -273,7 +273,7 @@ def _blocks(layers: Mapping[_Key, Any]) -> list[int]:
 
 
 def _describe(found: Mapping[_Key, dict[int, _Leaves]]) -> str:
-    """Say what network a checkpoint seems to be of, and what to do."""
+    """Describe what network a checkpoint probably belongs to, and what to do."""
     experts: set[int] = set()
     classes: set[int] = set()
     for (scope, kind), group in found.items():

@@ -1,4 +1,4 @@
-"""Back to timm: the state dict of its conditional EfficientNets."""
+"""Convert back to timm: the state dict of its conditional EfficientNets."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from condconv.nn.conditional import conditional_layers
 def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return a network's weights as timm's `efficientnet_cc_*` and `tf_efficientnet_cc_*` hold them.
 
-    Experts are `[E, P]` there, and a block's routing is one linear layer, `routing_fn`. The form is what is looked at:
-    networks of other sizes, other numbers of experts or other blocks with experts are written too, though timm has
-    none that would take them.
+    Experts are `[E, P]` there, and a block's routing is one linear layer, `routing_fn`. Networks of other sizes, with
+    other numbers of experts or other blocks with experts are written too, although timm has none that would load them.
 
     Args:
         model: `efficientnet_cc_*` or `tf_efficientnet_cc_*` with routing by block; not changed.
 
     Returns:
-        Tensors by timm's names, detached. They share memory with the network, but for experts in the layout
+        Tensors by timm's names, detached. They share memory with the network, except for experts in the layout
         `torch.channels_last`, which are copied.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the values of weights have to be, whatever network they are of."""
+"""Check the values of weights, of any network."""
 
 from __future__ import annotations
 

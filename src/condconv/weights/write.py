@@ -1,4 +1,4 @@
-"""The one stage of a load that changes the network."""
+"""The only stage of a load that changes the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from condconv.weights.layers import Layers
 
 
 def check_starts(layers: Layers, names: Iterable[str]) -> None:
-    """Try on copies whether the routing functions of some layers can start evenly; nothing is changed.
+    """Check on copies whether the routing functions of some layers can start evenly; nothing is changed.
 
     Args:
         layers: The network.
