@@ -1,4 +1,4 @@
-"""Layers with example-dependent kernels, and the routing functions they are given."""
+"""Layers with example-dependent kernels, and their routing functions."""
 
 from torch.nn import Module
 

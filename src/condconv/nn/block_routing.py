@@ -1,10 +1,10 @@
 """Routing shared by the layers of a block, or of several: computed once, from the block's input.
 
-The block keeps its class, its names and its attributes. It gains a child `routing_fn` and two hooks: before its forward
-the weights are computed into a slot, after it the slot is emptied. The layers hold that slot as their `routing_fn`. All
-state is in the slot, which the block and its layers own: a copy of the model has its own, two models never meet, and a
-forward that is run again (activation checkpointing) fills it again. A copy of a layer alone, whose slot no block fills,
-reads that of the original. A layer called while the slot is empty says so instead of using stale weights.
+The block keeps its class, names and attributes. It gains a child `routing_fn` and two hooks: one computes the weights
+into a slot before the block runs, the other empties the slot after it. The layers hold that slot as their `routing_fn`.
+All state is in the slot, which the block and its layers own: a copy of the model has its own, models do not interfere,
+and a forward that is run again (activation checkpointing) fills it again. A layer copied without its block reads the
+slot of the original. A layer that is called while the slot is empty raises an error instead of using stale weights.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _CHILD = "routing_fn"
 
 
 class RoutingSlot(nn.Module):
-    """Holds a block's routing weights while the block runs, and hands them to its layers.
+    """Holds a block's routing weights while the block runs, and gives them to its layers.
 
     Args:
         scope: Name of the block (or blocks), for messages.
         num_experts: E.
 
     Attributes:
-        start: `[E]`, the weights the block starts with for every input, for layers made from static ones.
-        origin: The slot this one is a copy of, as long as no block was copied with it; else `None`.
+        start: `[E]`, the weights that the block starts with for every input, for layers made from static ones.
+        origin: The slot that this one is a copy of, if no block was copied with it; otherwise `None`.
     """
 
     origin: RoutingSlot | None
@@ -48,19 +48,19 @@ class RoutingSlot(nn.Module):
         self._running = threading.local()  # two threads may run one model at a time
 
     def fill(self, weights: Tensor) -> None:
-        """Put the weights `[B, E]` of the running forward in."""
+        """Store the weights `[B, E]` of the running forward."""
         self._running.weights = weights
 
     def clear(self) -> None:
-        """Take the weights out, of the slot that is read."""
+        """Remove the weights, from the slot that is read."""
         self.filled()._running.weights = None
 
     def filled(self) -> RoutingSlot:
-        """Return the slot that a block fills: this one, or what it is a copy of."""
+        """Return the slot that a block fills: this one, or the one that it is a copy of."""
         return self if self.origin is None else self.origin.filled()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the weights `[B, E]`; x, the layer's own input, is not looked at.
+        """Return the weights `[B, E]`; x, the layer's own input, is ignored.
 
         Raises:
             UsageError: The block is not running.
@@ -90,7 +90,7 @@ class RoutingSlot(nn.Module):
         return self.start
 
     def extra_repr(self) -> str:
-        """Say in `repr` where the weights come from."""
+        """Show in `repr` where the weights come from."""
         return f"from {self.scope}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RoutingSlot:
@@ -143,7 +143,7 @@ class FillSlot:
 
 
 class ClearSlot:
-    """The forward hook: the last reader has run."""
+    """The forward hook of the last module that reads the weights."""
 
     def __init__(self, slot: RoutingSlot) -> None:
         self.slot = slot
@@ -158,9 +158,9 @@ class BlockRouting:
     """A block routed by `route_block_`.
 
     Attributes:
-        slot: What hands the weights to the layers.
+        slot: Gives the weights to the layers.
         block: The block, which owns the routing function as its child `routing_fn`.
-        handles: Of the two hooks.
+        handles: The handles of the two hooks.
     """
 
     slot: RoutingSlot
@@ -168,7 +168,7 @@ class BlockRouting:
     handles: tuple[RemovableHandle, ...]
 
     def remove(self) -> None:
-        """Take the hooks and the routing function away again; the layers keep the slot."""
+        """Remove the hooks and the routing function; the layers keep the slot."""
         for handle in self.handles:
             handle.remove()
         delattr(self.block, _CHILD)
@@ -187,21 +187,21 @@ def route_block_(
     """Route conditional layers by the input of the block they belong to, in place.
 
     Args:
-        block: The module whose first tensor argument is routed by; gains the child `routing_fn` and hooks.
-        routing_fn: Takes that tensor (and the previous weights, given `previous`) and returns `[B, E]`.
+        block: The module whose first tensor argument decides the routing; gains the child `routing_fn` and hooks.
+        routing_fn: Takes that tensor (and with `previous` the previous weights) and returns `[B, E]`.
         layers: The conditional layers; each gets the slot as its `routing_fn`.
-        slot: To use; `None` for a new one.
-        until: The last module that reads the weights, where that is outside `block`; `None` for `block` itself. If a
+        slot: The slot to use; `None` for a new one.
+        until: The last module that reads the weights, if it is outside `block`; `None` for `block` itself. If a
             forward pass ends before it, the weights stay: clear the slot then, as `convert_` does.
-        previous: The slot of the block before, whose weights `routing_fn` takes too (hierarchical routing).
-        hand_over: Keep the weights for a following block that names this slot as its `previous`.
+        previous: The slot of the previous block, whose weights `routing_fn` takes too (hierarchical routing).
+        hand_over: Keep the weights for a following block that has this slot as its `previous`.
 
     Returns:
-        The slot, and the means to undo it.
+        The slot, and what is needed to undo the change.
 
     Raises:
-        UsageError: The block has an attribute `routing_fn`, or is a container that would run it as a layer; or a part
-            is not a module.
+        UsageError: The block has an attribute `routing_fn`, or is a container that would run it as a layer; or an
+            argument is not a module.
 
     Source:
         CondConv, section 4 and the authors' code: one routing for each block, used by all its convolutions.
@@ -256,15 +256,15 @@ def route_block_(
 
 
 def routing_functions(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Return, for each thing a layer of the model holds as its `routing_fn`, the function that computes the weights.
+    """Return the function that computes the weights for each object that a layer of the model holds as `routing_fn`.
 
-    That is the block's function for a slot, and the function itself where a layer has its own.
+    For a slot this is the block's function, for a routing function the function itself.
 
     Args:
         model: Any module.
 
     Raises:
-        UsageError: It has a layer of a block, and not the block.
+        UsageError: It has a layer of a block, but not the block.
     """
     owners: dict[nn.Module, nn.Module] = {}
     for module in model.modules():

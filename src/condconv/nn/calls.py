@@ -11,17 +11,17 @@ _LONGEST = 1000  # characters: Python's parser is not safe from text that is nes
 
 
 def parse_call(text: str, argument: str) -> tuple[str, dict[str, Any]]:
-    """Take a text such as `softmax(temperature=30)` apart; nothing in it is run.
+    """Parse a text such as `softmax(temperature=30)`; nothing in it is run.
 
     Args:
         text: A name, or a name with options in parentheses whose values are Python literals.
-        argument: What the text was given for, for the message.
+        argument: The name of the argument that has the text, for the message.
 
     Returns:
         The name, and the options.
 
     Raises:
-        UsageError: The text is neither.
+        UsageError: The text has another form.
 
     Example:
         >>> parse_call("softmax(temperature=30)", "routing")

@@ -1,4 +1,4 @@
-"""From what a user writes as `routing=` to a routing function."""
+"""Make a routing function from the argument `routing`."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def make_routing(
     """Return the routing function of a layer or a block.
 
     Args:
-        routing: A name (a key of `ROUTING`), with options if need be, such as `"softmax(temperature=30)"`; a factory
-            called as `factory(in_channels, num_experts)`; or a module, returned as it is.
-        in_channels: C of the input to be routed.
+        routing: A name (a key of `ROUTING`), also with options, such as `"softmax(temperature=30)"`; a factory that is
+            called as `factory(in_channels, num_experts)`; or a module, which is returned unchanged.
+        in_channels: C of the routing function's input.
         num_experts: E.
-        device: Where its parameters are to live.
-        dtype: Of its parameters.
-        **options: Passed on to a name's class or a factory.
+        device: Device of its parameters.
+        dtype: Dtype of its parameters.
+        **options: Passed to the class of the name, or to the factory.
 
     Raises:
         UsageError: An unknown name, an option that it does not have, a module for another number of experts, or
@@ -93,7 +93,7 @@ def make_routing(
 
 
 def _options_of(make: Callable[..., nn.Module]) -> list[str]:
-    """Return the options that a routing function's class takes, its bases' included, but for device and dtype."""
+    """Return the options that a routing function's class and its bases take, without device and dtype."""
     kinds = [
         kind for kind in getattr(make, "__mro__", ()) if "__init__" in vars(kind) and issubclass(kind, RoutingFunction)
     ]
@@ -105,10 +105,10 @@ def _options_of(make: Callable[..., nn.Module]) -> list[str]:
 def start_constant_(routing_fn: nn.Module) -> Tensor:
     """Make a routing function give every input the same weights, in place, and return them, `[E]`.
 
-    On the meta device they have no values: a state dict that is loaded later brings them, and the experts with them.
+    On the meta device they have no values: a state dict that is loaded later has them, and the experts too.
 
     Raises:
-        UsageError: It has no method `start_constant_`, or its weights add up to nothing.
+        UsageError: It has no method `start_constant_`, or its weights sum to zero.
     """
     start = getattr(routing_fn, "start_constant_", None)
     if start is None:

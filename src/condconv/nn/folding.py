@@ -1,4 +1,4 @@
-"""Folding a batch norm into the experts before it."""
+"""Fold a batch norm into the experts before it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def why_not_fold(layer: ConditionalLayer, norm: _BatchNorm) -> str | None:
 
 @torch.no_grad()
 def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLayer:
-    """Return a copy of a conditional layer that also does the work of the batch norm after it, in evaluation mode.
+    """Return a copy of a conditional layer that also applies the batch norm after it, in evaluation mode.
 
     Exact for every routing: with `s = gamma / sqrt(var + eps)`,
     `BN(conv(x, sum r W) + sum r b) = conv(x, sum r (s W)) + sum r (s b) + (beta - s mean)`.
@@ -81,7 +81,7 @@ def scale_outputs(layer: ConditionalLayer, scale: Tensor) -> Tensor:
 
     Args:
         layer: A conditional layer; not changed.
-        scale: `[O]`, or `[E, O]` for another one for each expert.
+        scale: `[O]`, or `[E, O]` for a separate scale per expert.
     """
     weight = layer.weight.detach().double()
     scale = scale.double().expand(layer.num_experts, -1)

@@ -1,4 +1,4 @@
-"""Static layers of other classes than torch's own: which of them compute what torch's do."""
+"""Static layers of classes that are not torch's: which of them compute the same as torch's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pads_same(layer: nn.Module) -> bool:
 
 
 def has_own_forward(layer: nn.Module, twin: type[nn.Module]) -> bool:
-    """Whether a layer of a class derived from `twin` computes, or may compute, something else than `twin`."""
+    """Whether a layer of a class derived from `twin` computes, or may compute, something different."""
     kind: type[nn.Module] = type(layer)
     if kind is TFSameConv2d or full_name(kind) in (*FOREIGN_PADDING, *_PLAIN):
         return False

@@ -1,4 +1,4 @@
-"""Hooks that a module would lose when another takes its place."""
+"""Hooks that a module would lose when another replaces it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def why_not_hooks(module: nn.Module) -> str | None:
 def _is_left_behind(hook: Callable[..., Any]) -> bool:
     """Whether torch's weight or spectral norm made a state-dict hook: removing the norm does not remove it.
 
-    It renames the norm's tensors in old files, and no such norm is there any more: a layer that still has one is one
-    whose weight is computed.
+    The hook renames the norm's tensors in old files. Here the norm itself is gone: a layer that still has one is
+    refused because its weight is computed.
     """
     return str(getattr(hook, "__module__", "")).startswith("torch.nn.utils.")

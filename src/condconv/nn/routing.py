@@ -18,16 +18,16 @@ from condconv.ops.validation import check_tensor
 
 
 class Float32Linear(nn.Module):
-    """A linear layer that computes in fp32 (fp64 for fp64) whatever its own dtype, also under autocast.
+    """A linear layer that computes in fp32 (fp64 for fp64) for any dtype of its own, also under autocast.
 
-    Rounding a logit to bf16 moves a routing weight by up to 0.2 %; the layer is too small for that to save time. It is
-    not a `torch.nn.Linear`, so that tools which quantize, adapt or initialise those by type skip routing functions.
+    Rounding a logit to bf16 moves a routing weight by up to 0.2 %, and the layer is too small for bf16 to save time. It
+    is not a `torch.nn.Linear`, so that tools which quantize, adapt or initialise those by type skip routing functions.
 
     Args:
         in_features: C.
         out_features: O.
-        device: Where the parameters live.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Float32Linear(nn.Module):
 
 
 def global_average_pool(x: Tensor) -> Tensor:
-    """Average `[B, C, *S]` over all positions, to `[B, C]`, in fp32 (fp64 for fp64). `[B, C]` stays."""
+    """Average `[B, C, *S]` over all positions, to `[B, C]`, in fp32 (fp64 for fp64). `[B, C]` is returned unchanged."""
     wide = accumulation_dtype(x.dtype)
     return x.to(wide) if x.dim() == 2 else x.flatten(2).mean(2, dtype=wide)
 
@@ -74,8 +74,8 @@ class RoutingFunction(nn.Module):
         num_experts: E.
         expert_dropout: Probability that an expert's weight is set to zero for an example in training; the others
             are scaled by `1 / (1 - expert_dropout)`.
-        device: Where parameters live.
-        dtype: Of the parameters; the weights are fp32 (fp64 for fp64 input) all the same.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters; the weights are always fp32 (fp64 for fp64 input).
 
     Raises:
         UsageError: A count below one, or a probability outside `[0, 1)`.
@@ -134,8 +134,8 @@ class RoutingFunction(nn.Module):
     def start_constant_(self) -> Tensor:
         """Make the weights independent of the input, in place, and return them, `[E]` fp64 on the CPU or on meta.
 
-        What the converter starts from: experts scaled by these weights give the old kernel for every input. The
-        layer learns to tell inputs apart from there, since the experts differ.
+        The converter starts from these weights: experts scaled by them give the old kernel for every input. From there
+        the layer learns to distinguish inputs, since the experts differ.
         """
         linears = [module for module in self.modules() if isinstance(module, (Float32Linear, nn.Linear))]
         if linears:
@@ -156,7 +156,7 @@ class RoutingFunction(nn.Module):
 
 
 class SigmoidRouting(RoutingFunction):
-    """`sigmoid(Linear(pool(x)))`, the paper's: experts are switched on independently of one another.
+    """`sigmoid(Linear(pool(x)))`, the paper's choice: each expert is used independently of the others.
 
     Args:
         in_channels: C of the input.
@@ -164,7 +164,7 @@ class SigmoidRouting(RoutingFunction):
         **options: Of `RoutingFunction`.
 
     Source:
-        CondConv, section 3 and Table 3: the best or within 0.5 points of it.
+        CondConv, section 3 and Table 3: within 0.5 points of the best.
 
     Example:
         >>> SigmoidRouting(16, 4)(torch.randn(2, 16, 7, 7)).shape
@@ -193,7 +193,7 @@ class HiddenRouting(RoutingFunction):
         UsageError: `hidden_ratio` is not positive.
 
     Source:
-        CondConv, Table 3: with C units as good as one linear layer (62.2 to 62.0 %), with C/8 and 8C worse.
+        CondConv, Table 3: with C units as good as one linear layer (62.2 and 62.0 %), with C/8 and 8C worse.
     """
 
     def __init__(self, in_channels: int, num_experts: int, *, hidden_ratio: float = 1.0, **options: Any) -> None:
@@ -210,17 +210,17 @@ class HiddenRouting(RoutingFunction):
 
 
 class HierarchicalRouting(RoutingFunction):
-    """Sigmoid routing that also sees the weights of the routing function before it.
+    """Sigmoid routing that also takes the weights of the previous routing function as input.
 
     Args:
         in_channels: C of the input.
         num_experts: E.
-        previous_experts: Number of weights the previous routing function hands over; 0 for the first of a chain.
+        previous_experts: Number of weights of the previous routing function; 0 for the first of a chain.
         **options: Of `RoutingFunction`.
 
     Source:
-        CondConv, Table 3 ("hierarchical"). Deviation: `convert_` and the networks of this package hand weights from
-        block to block; layers outside blocks, such as the classifier, route by their own input alone.
+        CondConv, Table 3 ("hierarchical"). Deviation: `convert_` and the networks of this package pass weights from
+        block to block; layers outside blocks, such as the classifier, route only by their own input.
     """
 
     def __init__(self, in_channels: int, num_experts: int, *, previous_experts: int = 0, **options: Any) -> None:
@@ -259,12 +259,12 @@ class HierarchicalRouting(RoutingFunction):
 class TopKRouting(RoutingFunction):
     """Softmax over the k largest logits, zero for the others.
 
-    Saves no arithmetic here (all experts are mixed in one product); it bounds how many experts an example uses.
+    It bounds how many experts an example uses. It saves no arithmetic, since all experts are mixed in one product.
 
     Args:
         in_channels: C of the input.
         num_experts: E.
-        k: Experts an example uses.
+        k: Number of experts that an example uses.
         **options: Of `RoutingFunction`.
 
     Raises:
@@ -293,7 +293,7 @@ class TopKRouting(RoutingFunction):
         )
 
     def start_constant_(self) -> Tensor:
-        """As in the base, but with a small bias that falls with the index: a tie of logits picks no fixed experts."""
+        """As in the base class, with a small bias that falls with the index: equal logits have no defined order."""
         super().start_constant_()
         with torch.no_grad():
             self.fc.bias.copy_(torch.linspace(0.1, 0.0, self.num_experts))
@@ -305,12 +305,12 @@ class TopKRouting(RoutingFunction):
 
 
 class ConstantRouting(RoutingFunction):
-    """The same weights for every input, kept as a buffer: the control without input-dependence.
+    """The same weights for every input, stored as a buffer: a control without input-dependence.
 
     Args:
-        in_channels: C of the input; not used, so that all routing functions are built alike.
+        in_channels: C of the input; not used. All routing functions have this argument.
         num_experts: E.
-        weights: The E weights, or the one that all experts have; `None` for `1 / E`.
+        weights: The E weights, or one weight for all experts; `None` for `1 / E`.
         **options: Of `RoutingFunction`.
 
     Raises:
@@ -336,7 +336,7 @@ class ConstantRouting(RoutingFunction):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Put the weights in again, in place: those of a layer made on the meta device have no values."""
+        """Set the weights again, in place: those of a layer made on the meta device have no values."""
         self.weights.copy_(self._start)
 
     def weigh(self, pooled: Tensor) -> Tensor:
@@ -345,7 +345,7 @@ class ConstantRouting(RoutingFunction):
 
 
 class ExternalRouting(RoutingFunction):
-    """No routing of its own: the caller passes `routing_weights` to the layer.
+    """No routing function: the caller passes `routing_weights` to the layer.
 
     Args:
         in_channels: C of the input; not used.
@@ -354,7 +354,7 @@ class ExternalRouting(RoutingFunction):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Say that the weights are missing.
+        """Raise an error: the weights are missing.
 
         Raises:
             UsageError: Always.
@@ -365,7 +365,7 @@ class ExternalRouting(RoutingFunction):
         )
 
     def start_constant_(self) -> Tensor:
-        """Assume weights that sum to one, `1 / E` each, until the caller says otherwise."""
+        """Return weights of `1 / E` each, which the caller's are assumed to be at the start."""
         return torch.full((self.num_experts,), 1 / self.num_experts, dtype=torch.float64)
 
 
@@ -374,7 +374,7 @@ def _linear(in_features: int, out_features: int, options: dict[str, Any]) -> Flo
 
 
 def _without_device(weights: Tensor) -> Tensor:
-    """Return weights on the CPU; those on the meta device have no values, and stay."""
+    """Return weights on the CPU; those on the meta device have no values, and stay there."""
     return weights if weights.is_meta else weights.cpu()
 
 

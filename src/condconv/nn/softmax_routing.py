@@ -1,4 +1,4 @@
-"""Softmax routing and its temperature, which a checkpoint must carry."""
+"""Softmax routing and its temperature, which checkpoints contain."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _TRAINED = 10
 class SoftmaxRouting(RoutingFunction):
     """`softmax(Linear(pool(x)) / temperature)`: weights that sum to one.
 
-    A high temperature early keeps all experts in training; annealing it lets them part. The temperature and where its
-    schedule stands are buffers: a checkpoint loaded elsewhere resumes, or predicts, exactly as it would have. A loop
-    that trains has to call `anneal_`; if it does not, `eval()` warns once.
+    A high temperature early in training gives all experts a gradient; lowering it lets them diverge. The temperature
+    and the position of its schedule are buffers, so a checkpoint resumes and predicts exactly. A training loop has to
+    call `anneal_`; if it does not, `eval()` warns once.
 
     Args:
         in_channels: C of the input.
         num_experts: E.
         temperature: At the start; positive.
         final_temperature: At the end of the schedule; `None` to keep `temperature`.
-        annealing_steps: Calls of `anneal_` (one an optimizer update) over which it falls linearly.
+        annealing_steps: Calls of `anneal_` (one per optimizer update) over which it falls linearly.
         **options: Of `RoutingFunction`.
 
     Raises:
@@ -89,7 +89,7 @@ class SoftmaxRouting(RoutingFunction):
         self._watched = annealing_steps > 0
 
     def train(self, mode: bool = True) -> SoftmaxRouting:
-        """Set the mode; warn once if the weights were trained and the temperature stayed where it starts."""
+        """Set the mode; warn once if the weights were trained but the temperature is still that of the start."""
         # Seen here and not in `forward`, which is compiled and exported: an optimizer changes the weight in place.
         weight = self.fc.weight
         if not self._watched or weight.is_meta or weight.is_inference():
@@ -108,7 +108,7 @@ class SoftmaxRouting(RoutingFunction):
         return super().train(mode)
 
     def extra_repr(self) -> str:
-        """Describe the sizes and where the temperature stands in `repr`."""
+        """Describe the sizes and the present temperature in `repr`."""
         if self.temperature.is_meta or type(self.temperature) is not Tensor:  # it has no value to show
             return super().extra_repr()
         schedule = ""
@@ -120,7 +120,7 @@ class SoftmaxRouting(RoutingFunction):
         return f"{super().extra_repr()}, temperature={float(self.temperature):g}{schedule}"
 
     def reset_parameters(self) -> None:
-        """Begin the schedule again, in place; tensors that have had no values, as on the meta device, get theirs."""
+        """Restart the schedule, in place; tensors without values, as from the meta device, get theirs."""
         with torch.no_grad():
             for name, value in self._start.items():
                 getattr(self, name).fill_(value)
@@ -132,7 +132,7 @@ class SoftmaxRouting(RoutingFunction):
 
     @torch.no_grad()
     def anneal_(self, steps: int = 1) -> None:
-        """Advance the schedule in place; a no-op at its end or without one.
+        """Advance the schedule in place; does nothing at its end or without a schedule.
 
         Raises:
             UsageError: `steps` is not a whole number of at least 0.
@@ -147,7 +147,7 @@ def anneal_(model: nn.Module, steps: int = 1) -> None:
     """Advance the temperature schedule of every `SoftmaxRouting` of a model, in place.
 
     Call it once after each optimizer update; `condconv train` does, and so do timm's scripts under
-    `python -m condconv.models.with_timm`. Harmless if nothing anneals.
+    `python -m condconv.models.with_timm`. It does nothing if the model has no annealed routing.
 
     Args:
         model: Any module.

@@ -1,7 +1,7 @@
-"""Static layers that conditional ones are made of: which of them can be, and what moves along.
+"""Which static layers can become conditional ones, and which attributes move to the new layer.
 
-A conditional layer takes over the values, the arguments and the plain attributes of a static one. One that has more
-stays static, and is named with what it has: nothing of a layer is dropped without a word.
+A conditional layer takes over the values, the arguments and the plain attributes of a static one. A layer with anything
+else stays static, and the reason names what it has, so nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COMPUTED = (
 
 
 def why_not_static(layer: nn.Module, conditional: type[Any]) -> str | None:
-    """Return why no conditional layer can be made of a static one, or `None`.
+    """Return why a static layer cannot become a conditional one, or `None`.
 
     Args:
         layer: An instance of `conditional.static_type`.
@@ -63,7 +63,7 @@ def why_not_static(layer: nn.Module, conditional: type[Any]) -> str | None:
 def carry_over_(layer: nn.Module, static: nn.Module, twin: type[nn.Module]) -> None:
     """Give a conditional layer and its parameters the plain attributes of a static one, in place.
 
-    Libraries leave such marks: that a layer is initialised, that a parameter is not decayed.
+    Libraries set such marks: that a layer is initialised, that a parameter is not decayed.
     """
     for name, value in _plain_attributes(static, twin).items():
         setattr(layer, name, value)
@@ -103,7 +103,7 @@ def _weight_shape(layer: Any) -> tuple[int, ...]:
 
 
 def _carried(layer: nn.Module, twin: type[nn.Module]) -> list[str]:
-    """Return in words what a layer has that no conditional layer can take over."""
+    """Describe what a layer has that a conditional layer cannot take over."""
     found = [f"parameter {name!r}" for name in layer._parameters if name not in ("weight", "bias")]
     found += [f"buffer {name!r}" for name in layer._buffers]
     found += [f"module {name!r}" for name in layer._modules]
@@ -120,7 +120,7 @@ def _carried(layer: nn.Module, twin: type[nn.Module]) -> list[str]:
 
 
 def _attributes(layer: nn.Module, twin: type[nn.Module]) -> Iterator[tuple[str, Any]]:
-    """Yield what a layer and the classes it derives from have that the class of torch has not."""
+    """Yield the attributes that a layer and its classes have in addition to torch's class."""
     for kind in reversed(type(layer).__mro__):
         if not issubclass(twin, kind):
             for name, value in vars(kind).items():
@@ -132,13 +132,13 @@ def _attributes(layer: nn.Module, twin: type[nn.Module]) -> Iterator[tuple[str, 
 
 
 def _plain_attributes(layer: nn.Module, twin: type[nn.Module]) -> dict[str, Any]:
-    """Return the attributes of `_attributes` that can be copied, but for settings that torch's classes have too."""
+    """Return those of `_attributes` that can be copied, without settings that torch's classes have too."""
     found = {name: value for name, value in _attributes(layer, twin) if _is_plain(value)}
     return {name: value for name, value in found.items() if not hasattr(twin, name)}
 
 
 def _marks(parameter: nn.Parameter) -> Mapping[str, Any]:
-    """Return the attributes that somebody put on a parameter; the compiler's own are for that very tensor."""
+    """Return the attributes that were set on a parameter, without the compiler's, which hold for that tensor only."""
     return {name: value for name, value in vars(parameter).items() if not name.startswith("_dynamo")}
 
 

@@ -1,9 +1,9 @@
 """Make several checkpoints of one static network the experts of a conditional one.
 
 Kernels of two checkpoints cannot be mixed as they are, since each was trained with its own batch norm after it. The
-norm's scale and shift therefore move into the expert, relative to one norm that all share. With `s_k = gamma_k /
-sqrt(var_k + eps)` and `t_k = beta_k - s_k mean_k (+ s_k bias_k)` of checkpoint k, and `s`, `t` of the shared norm,
-expert k is `W_k s_k / s` with bias `(t_k - t) / s`, and `t` the mean of all `t_k`. Then the network starts as the
+norm's scale and shift therefore move into the expert, relative to one norm that all share. Checkpoint k has
+`s_k = gamma_k / sqrt(var_k + eps)` and `t_k = beta_k - s_k mean_k (+ s_k bias_k)`; `s` and `t`, the mean of all `t_k`,
+are those of the shared norm. Then expert k is `W_k s_k / s` with bias `(t_k - t) / s`. The network starts as the
 average of the networks with their norms folded, and a routing that picks one expert gives that checkpoint's layer:
 exactly if the layer has a bias, up to the shift `t_k - t` if it has none.
 """
