@@ -1,4 +1,4 @@
-"""Networks for other runtimes, each file run there and compared before it is kept."""
+"""Write networks for other runtimes; each file is run there and compared before it is kept."""
 
 from condconv.errors import ExportError
 from condconv.export.api import export

@@ -35,7 +35,7 @@ def export(
     preprocessing: Mapping[str, Any] | None = None,
     verify: bool = True,
 ) -> ExportReport:
-    """Write a network for another runtime, run the file there, and keep it if it computes what the network does.
+    """Write a network for another runtime, run the file there, and keep it if it computes the same as the network.
 
     Works on a copy: batch norms are folded into the experts, each conditional layer is written in the form that is
     fastest in that runtime, and the file is run at several batch sizes on examples that are routed differently.
@@ -43,31 +43,31 @@ def export(
     Args:
         model: Takes one fp32 tensor `[B, C, ...]` and returns one `[B, ...]`. With or without conditional layers.
             Not changed.
-        path: To write; the format's suffix is required. A file of that name is replaced, once the new one is good.
+        path: The file to write; the format's suffix is required. An existing file is replaced once the new one passes.
         format: A key of `FORMATS`: `"torch-export"`, `"aoti"`, `"onnx"`, `"openvino"`, `"executorch"`, `"litert"` or
             `"coreml"`.
-        example_input: `[B, C, ...]`, of which shape and dtype are taken; `None` to guess an image of the usual size.
-        dynamic_batch: Whether the file takes any batch size; else it takes that of `example_input`.
-        max_batch: The largest batch the file has to take; `None` for no limit, where the format has none.
-        dynamic_size: Whether the file takes images of any height and width that the network takes, where the runtime
-            can; else it takes those of `example_input` only. The file is also run at sizes other than the example's.
-        opset: Of an ONNX file; `None` for 18.
-        forms: Other forms than the usual, by pattern of layers' names: `{"blocks.0.*": "esum"}`.
-        weights: `"float32"`, or `"bfloat16"` or `"int8"` to store weights small; arithmetic stays in fp32, and routing
-            functions keep their weights.
-        class_names: To go into the file, in the order of the outputs.
-        preprocessing: To go into the file as JSON: what images must go through, for example `{"size": 224, "mean":
-            [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}`. `"crop"`, 1.0 unless given, and `"interpolation"`,
-            `"bicubic"` unless given, are the other keys; the file also gets `"channels"`.
+        example_input: `[B, C, ...]`; its shape and dtype are used. `None` for an image of the usual size.
+        dynamic_batch: Whether the file takes any batch size; otherwise only that of `example_input`.
+        max_batch: The largest batch that the file has to take; `None` for no limit, if the format has none.
+        dynamic_size: Whether the file takes images of any height and width that the network takes, if the runtime can;
+            otherwise only those of `example_input`. The file is also run at sizes other than the example's.
+        opset: Opset of an ONNX file; `None` for 18.
+        forms: Forms that replace the defaults, by pattern of layers' names: `{"blocks.0.*": "esum"}`.
+        weights: `"float32"`, or `"bfloat16"` or `"int8"` to store weights in fewer bits; arithmetic stays in fp32, and
+            routing functions keep their weights.
+        class_names: Names to write into the file, in the order of the outputs.
+        preprocessing: How images are prepared, written into the file as JSON, for example `{"size": 224, "mean":
+            [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}`. The other keys are `"crop"`, by default 1.0, and
+            `"interpolation"`, by default `"bicubic"`; the file also gets `"channels"`.
         verify: Whether to run the file before it is kept.
 
     Returns:
         What was written, in which forms, and how exact it is.
 
     Raises:
-        UsageError: Something cannot be had; the message says what and what to do.
+        UsageError: An argument cannot be satisfied; the message says why and what to do.
         MissingExtraError: A package is not installed.
-        ExportError: The exporter cannot write the network, or the file does not compute what the network does. It is
+        ExportError: The exporter cannot write the network, or the file does not compute the same as the network. It is
             not kept.
 
     Example:
@@ -119,7 +119,7 @@ def export(
 
 
 def _write(writer: Format, rewritten: nn.Module, path: Path, request: Request) -> tuple[str, ...] | None:
-    """Write the file; an exporter raises errors of any kind for what it does not know.
+    """Write the file; an exporter may raise any kind of error for a network that it cannot write.
 
     Raises:
         ExportError: It cannot write the network.
@@ -137,7 +137,7 @@ def _write(writer: Format, rewritten: nn.Module, path: Path, request: Request) -
 
 
 def _check_file(inspection: Inspection, request: Request) -> None:
-    """Compare what the file says of itself with what was asked for.
+    """Compare the file's own metadata with the request.
 
     Raises:
         ExportError: They differ.

@@ -1,4 +1,4 @@
-"""What can be wrong with the arguments of an export, whatever the format is."""
+"""Check the arguments of an export, for all formats."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def check_path(path: Path, format: str, suffix: str) -> None:
     """Refuse a path that cannot become a file of a format.
 
     Args:
-        path: To write.
-        format: Its name, for messages.
-        suffix: Of its files, with the point.
+        path: The file to write.
+        format: The format's name, for messages.
+        suffix: The suffix of its files, with the dot.
 
     Raises:
         UsageError: Another suffix, no directory to write into, a directory in the file's place, or an impossible name.
@@ -82,7 +82,7 @@ def check_model(model: Any) -> None:
 
 
 def check_example(example_input: Tensor) -> None:
-    """Check that it is a batch of fp32 examples.
+    """Check that the example is a batch of fp32 examples.
 
     Raises:
         UsageError: With the reason and the remedy.
@@ -100,7 +100,7 @@ def check_example(example_input: Tensor) -> None:
 
 
 def check_batch(batch: Any) -> None:
-    """Refuse what is not a number of examples, or `None` for any.
+    """Check that a batch size is a positive number, or `None` for any.
 
     Raises:
         UsageError: With the reason and the remedy.
@@ -130,7 +130,7 @@ def check_options(dynamic_batch: Any, max_batch: Any, dynamic_size: Any, opset: 
 
 
 def check_class_names(names: Any) -> None:
-    """Check that it is a sequence of texts.
+    """Check that class names are a sequence of texts.
 
     Raises:
         UsageError: With the reason and the remedy.
@@ -147,7 +147,7 @@ def check_outputs(model: nn.Module, example_input: Tensor, class_names: Sequence
     """Run the network once on the example.
 
     Raises:
-        UsageError: It cannot take it, gives something else than one tensor `[B, ...]`, or has another number of outputs
+        UsageError: It cannot take the example, does not return one tensor `[B, ...]`, or has another number of outputs
             than there are names.
     """
     try:

@@ -1,4 +1,4 @@
-"""Which form each layer takes in which runtime: one table per runtime, and what a form cannot do."""
+"""Choose the form of each layer: one table per runtime, and the limits of each form."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ExportRule:
     """A row of a runtime's table; the first that fits a layer is taken.
 
     Attributes:
-        kind: Of layers, as `kind_of` names them.
+        kind: The kind of layers, as in `kind_of`.
         form: A key of `FORMS`.
-        why: In a few words, for the report.
+        why: The reason in a few words, for the report.
         when: A further condition.
     """
 
@@ -40,11 +40,11 @@ class Choice:
 
     Attributes:
         layer: Its name in the model.
-        kind: As `kind_of` names it.
-        form: A key of `FORMS`, or `"static"` where the routing weights are the same for every input.
+        kind: The kind of layer, as in `kind_of`.
+        form: A key of `FORMS`, or `"static"` if the routing weights are the same for every input.
         why: The reason, in a few words.
-        unfolded: Why a batch norm after it is not folded into its experts, after the name of the module where the
-            reason lies; `None` if there is no such norm.
+        unfolded: Why a batch norm after it is not folded into its experts, after the name of the module with the
+            reason; `None` if there is no such norm.
     """
 
     layer: str
@@ -156,7 +156,7 @@ def choose(
         model: In evaluation mode.
         format: A key of `TABLES`.
         batch: The fixed batch size of the file, or `None` where it is dynamic.
-        overrides: Forms by pattern of the layers' names (`fnmatch`); the last that fits is taken.
+        overrides: Forms by pattern of the layers' names (`fnmatch`); the last match decides.
 
     Raises:
         UsageError: `overrides` is not a mapping, a pattern matches no layer, a form is unknown, or the layer cannot be

@@ -1,8 +1,8 @@
 """Forms of a conditional layer: ways to write it in the operators that a runtime has.
 
-A form is made from one layer in evaluation mode and called as `form(x, routing_weights)`. It computes what the layer
-does, for given weights, and holds its experts as the static weights of ordinary `torch.nn` layers, in the order in
-which the graph reads them: some runtimes take no other, and none has to rearrange them when a file is loaded.
+A form is made from one layer in evaluation mode and called as `form(x, routing_weights)`. It computes the same as the
+layer for given weights, and holds its experts as static weights of ordinary `torch.nn` layers, in the order in which
+the graph reads them: some runtimes require this, and none has to rearrange them when a file is loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Mixer(nn.Linear):
 
 
 class MixedBias(nn.Module):
-    """What a layer adds to its output `[B, O]`: the mixed biases of its experts, and the shift of a folded norm."""
+    """The sum that a layer adds to its output `[B, O]`: the mixed biases of its experts, and a folded norm's shift."""
 
     def __init__(self, layer: ConditionalLayer) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Convolution(nn.Module):
 
 
 class Bmm(Convolution):
-    """A 1 x 1 convolution as a product of matrices, one an example."""
+    """A 1 x 1 convolution as a product of matrices, one per example."""
 
     def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
         """See the base."""
@@ -97,7 +97,7 @@ class Bmm(Convolution):
 
 
 class Unfold(Convolution):
-    """Patches as columns, then a product of matrices, one an example."""
+    """Patches as columns, then a product of matrices, one per example."""
 
     def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
         """See the base."""
@@ -108,7 +108,7 @@ class Unfold(Convolution):
 
 
 class Shift(Convolution):
-    """One product per tap of the kernel, with the input shifted to meet it; their sum."""
+    """The sum of one product per tap of the kernel, each with the input shifted accordingly."""
 
     def make_mixer(self, experts: Tensor) -> Mixer:
         """Return a mixer with the taps outermost."""
@@ -186,7 +186,7 @@ class Esum(nn.Module):
 
 
 class BmmLinear(nn.Module):
-    """A conditional linear layer as a product of matrices, one an example."""
+    """A conditional linear layer as a product of matrices, one per example."""
 
     def __init__(self, layer: CondLinear) -> None:
         super().__init__()

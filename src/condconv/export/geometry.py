@@ -1,4 +1,4 @@
-"""What the forms of a two-dimensional layer know of it: sizes, and how its input is padded."""
+"""Geometry of a two-dimensional layer for its forms: sizes, and how its input is padded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Geometry:
 
     @classmethod
     def of(cls, layer: CondConv2d) -> Geometry:
-        """Return that of a layer."""
+        """Return the geometry of a layer."""
         return cls(**{name: getattr(layer, name) for name in cls.__dataclass_fields__})
 
     @property
@@ -38,7 +38,7 @@ class Geometry:
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether each output channel sees one input channel, and each of these is seen by one."""
+        """Whether each output channel reads one input channel, and each input channel is read once."""
         return is_depthwise(self.groups, self.in_channels) and not has_multiplier(self.in_channels, self.out_channels)
 
     def amounts(self, x: Tensor) -> list[tuple[int, int]]:
@@ -46,7 +46,7 @@ class Geometry:
         return resolve_padding(self.padding, x.shape[2:], self.kernel_size, self.stride, self.dilation)
 
     def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Return x padded by what a convolution cannot, and the symmetric zeros left to the convolution."""
+        """Return x with the padding that a convolution cannot do, and the symmetric zeros left for the convolution."""
         return pad_input(x, self.amounts(x), self.padding_mode)
 
     def pad_fully(self, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class Geometry:
         return height, width
 
     def slices(self, padded: Tensor) -> list[Tensor]:
-        """Return the pixels `[B, C, H', W']` that each tap of the kernel meets, row by row."""
+        """Return the pixels `[B, C, H', W']` that each tap of the kernel reads, row by row."""
         height, width = self.output_size(padded)
         (step_y, step_x), (apart_y, apart_x) = self.stride, self.dilation
         rows = [i * apart_y for i in range(self.kernel_size[0])]

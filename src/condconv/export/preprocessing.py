@@ -1,4 +1,4 @@
-"""What images must go through before an exported network sees them: the facts that travel in its file."""
+"""How images are prepared for an exported network: the settings that its file contains."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ KEYS = (*REQUIRED, "channels", *DEFAULTS)
 
 
 def complete_preprocessing(given: Mapping[str, Any], example_input: Tensor) -> dict[str, Any]:
-    """Return all the facts of preprocessing, so that who reads a file has nothing to guess.
+    """Return all settings of preprocessing, so that a reader of the file has nothing to guess.
 
     The shorter side of a picture is scaled to `size / crop` pixels, the middle `size` x `size` pixels are cut out, and
     values from 0 to 1 have `mean` subtracted and are divided by `std`.
 
     Args:
-        given: `size` in pixels, and `mean` and `std` with a number for each channel, must be there. `channels` is their
-            number. `crop`, from above 0 to 1, is 1 where it is left out, and `interpolation` is `"bicubic"`.
-        example_input: `[B, C, S, S]`: what the network takes.
+        given: Must have `size` in pixels, and `mean` and `std` with a number for each channel. May have `channels`,
+            their number, `crop`, above 0 and at most 1 (default: 1), and `interpolation` (default: `"bicubic"`).
+        example_input: `[B, C, S, S]`, an input of the network.
 
     Raises:
-        UsageError: A fact is missing, unknown, or not what the network takes.
+        UsageError: A setting is missing, unknown, or does not fit the network.
     """
     if not isinstance(given, Mapping):
         raise _error(f"be a dictionary with {', '.join(REQUIRED)}", f"a {type(given).__name__}", "give one")

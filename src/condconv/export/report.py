@@ -1,4 +1,4 @@
-"""What an export did, and how well the file was seen to compute what the network does."""
+"""The report of an export: what was written, and how exactly the file computes the same as the network."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class ExportReport:
 
     Attributes:
         path: The file, or the directory that is the file in some formats.
-        format: As asked.
-        shape: What the file takes, `[B, C, *S]`; `None` for each axis that is free.
+        format: The requested format.
+        shape: Shape that the file takes, `[B, C, *S]`; `None` for each axis that is free.
         max_batch: The largest batch, or `None` for no limit.
-        versions: Of the packages that wrote and ran the file.
-        opset: Of an ONNX file, read from it; `None` elsewhere.
+        versions: Versions of the packages that wrote and ran the file.
+        opset: Opset of an ONNX file, read from it; `None` for other formats.
         layers: The form of each conditional layer, and why.
         weights: How weights are stored.
-        weights_error: Error of the network with such weights against the network as it was, worst example, norm of
-            the difference over the norm of the output; `None` for `"float32"`.
+        weights_error: Error of the network with these weights against the original, for the worst example: norm of the
+            difference over the norm of the output; `None` for `"float32"`.
         bytes: Of all files together.
         errors: For each batch size that was run, the error of the worst example, measured in the same way, against
             the network in fp64 (with the weights as stored).
-        errors_by_size: The same for sizes of images other than the example's, where they are free: the worst error.
+        errors_by_size: The worst error at image sizes other than the example's, if sizes are free.
         allowed: The largest error that passes: ten times that of the network itself in fp32, or 256 roundings.
         verified: Whether the file was run and passed.
-        notes: What a reader has to know: why it is not verified, what the check cannot see.
-        outside_delegate: Operators that the runtime runs in its slow, portable form; `None` where it does not tell.
+        notes: Remarks: why it is not verified, what the check cannot detect.
+        outside_delegate: Operators that the runtime runs in its slow, portable form; `None` if it does not report them.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class ExportReport:
         return self.shape[0]
 
     def __str__(self) -> str:
-        """Return the facts, a line each, and a table of the layers."""
+        """Return the attributes, one per line, and a table of the layers."""
         facts = {
             "file": f"{shown_name(self.path, 10_000)} ({self.bytes / 1e6:.3g} MB)",
             "format": f"{self.format}, {', '.join(f'{name} {version}' for name, version in self.versions.items())}",

@@ -36,7 +36,7 @@ class Formed(nn.Module):
         routing_weights: Tensor | Sequence[int] | None = None,
         output_size: Sequence[int] | None = None,
     ) -> Tensor:
-        """Compute what the layer does, arguments as the layer's; sizes are for transposed convolutions."""
+        """Compute the same as the layer, with its arguments; sizes are for transposed convolutions."""
         if isinstance(routing_weights, (tuple, list)):
             routing_weights, output_size = None, routing_weights
         if routing_weights is None:
@@ -55,25 +55,25 @@ def rewrite(
     batch: int | None = None,
     forms: Mapping[str, str] | None = None,
 ) -> tuple[nn.Module, tuple[Choice, ...]]:
-    """Return a copy of a network that computes the same with operators a runtime is good at.
+    """Return a copy of a network that computes the same with operators that suit a runtime.
 
-    The copy is on the CPU, in evaluation mode and without gradients; the network is left as it was. Batch norms after
-    conditional layers are folded into their experts, and each conditional layer is exchanged for a form of it. A norm
-    that cannot be folded stays where it is, and the choice of its layer says why.
+    The copy is on the CPU, in evaluation mode and without gradients; the network does not change. Batch norms after
+    conditional layers are folded into their experts, and each conditional layer is replaced by a form of it. A norm
+    that cannot be folded stays where it is, and the choice of its layer has the reason.
 
     Args:
-        model: With conditional layers, or without any.
-        format: A key of `condconv.export.FORMATS`; its table names the form of each kind of layer.
-        example_input: `[B, C, H, W]`, a batch the network takes, on the CPU.
-        batch: The batch size the copy is for; `None` for any.
-        forms: Other forms than the table's, by pattern of layers' names.
+        model: A network with or without conditional layers.
+        format: A key of `condconv.export.FORMATS`; its table has the form of each kind of layer.
+        example_input: `[B, C, H, W]`, a batch for the network, on the CPU.
+        batch: The batch size of the copy; `None` for any.
+        forms: Forms that replace the table's, by pattern of layers' names.
 
     Returns:
         The copy, and the form of each layer in the order of the model's modules.
 
     Raises:
         UsageError: `forms` does not fit the network, or another argument is wrong.
-        RuntimeError: The copy with folded norms does not compute what the network does.
+        RuntimeError: The copy with folded norms does not compute the same as the network.
 
     Example:
         >>> net = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3, num_experts=4), torch.nn.BatchNorm2d(8))

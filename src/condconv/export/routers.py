@@ -1,4 +1,4 @@
-"""Routing functions in four dimensions, as delegates on phones want them."""
+"""Routing functions in four dimensions, which delegates on phones need."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _ALONG_CHANNELS = (SigmoidRouting, SoftmaxRouting, HiddenRouting)
 class Router4d(nn.Module):
     """A routing function whose pooled input keeps height and width, 1 x 1, and whose linear layers are convolutions.
 
-    A delegate that knows images takes the mean over height and width and the convolution, but not the two-dimensional
-    mean, which would split its graph. Top-k routing gets such a mean only.
+    Delegates for images support the mean over height and width and the convolution, but not the two-dimensional mean,
+    which would split the graph. For top-k routing only the mean is changed.
     """
 
     def __init__(self, routing_fn: Any) -> None:
@@ -42,7 +42,7 @@ class Router4d(nn.Module):
 
 
 def _weigh_top_k(routing_fn: TopKRouting, pooled: Tensor) -> Tensor:
-    """Return the weights `[B, E]` that `routing_fn.weigh` does, without a scatter: CoreML's converter knows none."""
+    """Return the weights `[B, E]` of `routing_fn.weigh` without a scatter, which CoreML's converter does not have."""
     top = routing_fn.fc(pooled).topk(routing_fn.k, dim=1)
     chosen = top.indices[..., None] == torch.arange(routing_fn.num_experts)
     return (chosen * top.values.softmax(1)[..., None]).sum(1)
@@ -56,7 +56,7 @@ def _as_convolution(linear: Float32Linear) -> nn.Conv2d:
 
 
 def use_4d_routers_(model: nn.Module) -> None:
-    """Exchange the routing functions that can be for `Router4d`, in place; the others stay."""
+    """Replace routing functions by `Router4d` where possible, in place; the others stay."""
     for routing_fn in set(routing_functions(model).values()):
         if type(routing_fn) in (*_ALONG_CHANNELS, TopKRouting):
             replace(model, routing_fn, Router4d(routing_fn))

@@ -1,7 +1,7 @@
-"""Weights stored in few bits and widened in the graph, so that the arithmetic stays in fp32.
+"""Store weights in few bits and widen them in the graph, so that the arithmetic stays in fp32.
 
-The graph holds `(stored * scale).reshape(shape)` where it held a weight. A runtime computes that once when it loads
-the file, or keeps the weight narrow in memory and widens it as it reads it.
+The graph has `(stored * scale).reshape(shape)` in place of a weight. A runtime computes it once when it loads the file,
+or keeps the weight narrow in memory and widens it when it is read.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Stored(nn.Module):
     """A layer whose weight is stored in few bits.
 
     Args:
-        layer: Of `torch.nn`, with a weight; loses it.
-        stored: The weight, `[R, N / R]` with a scale, of its own shape without.
+        layer: A layer of `torch.nn` with a weight, which is removed from it.
+        stored: The weight, `[R, N / R]` with a scale, in its own shape without.
         scale: `[R, 1]`, or `None` for 1.
     """
 
@@ -48,7 +48,7 @@ class Stored(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The layer's; attention takes weight and bias of its last layer without calling it."""
+        """The layer's bias; attention reads weight and bias of its last layer without calling it."""
         bias: Tensor | None = self.layer.bias
         return bias
 

@@ -1,4 +1,4 @@
-"""What a file is tried on: several batch sizes, and images of other sizes than the traced one where they are free."""
+"""Inputs on which a file is tried: several batch sizes and, if sizes are free, other image sizes than the traced one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Trial:
     Attributes:
         size: Height and width, or as many sizes as the input has after its channels.
         batches: Batch sizes to run, one after the other.
-        reference: What has to come out.
+        reference: The expected output.
     """
 
     size: tuple[int, ...]
@@ -38,12 +38,13 @@ def make_trials(model: nn.Module, rewritten: nn.Module, request: Request) -> tup
 
     Args:
         model: The network; not changed.
-        rewritten: From it, and compared with it here. Where weights are to be stored small, it is changed in place.
-        request: What the file is to be.
+        rewritten: The rewritten network, which is compared with it here. It is changed in place if weights are to be
+            stored in fewer bits.
+        request: What to write.
 
     Raises:
-        UsageError: The network cannot be compared, or takes one size where all are asked for.
-        ExportError: The rewritten network computes something else.
+        UsageError: The network cannot be compared, or takes only one size although all are requested.
+        ExportError: The rewritten network does not compute the same.
     """
     original = copy.deepcopy(model).cpu().eval()
     batches = _batches(request)
@@ -112,7 +113,7 @@ def _other_sizes(model: nn.Module, request: Request) -> list[tuple[int, ...]]:
     """Return sizes other than the traced one that a network takes.
 
     Raises:
-        UsageError: It takes none of those that are tried.
+        UsageError: It takes none of the sizes that are tried.
     """
     channels, *traced = request.example_input.shape[1:]
     found, reasons = [], {}

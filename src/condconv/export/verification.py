@@ -1,4 +1,4 @@
-"""Running a written file, and comparing it with the network it was made from."""
+"""Run a written file, and compare it with its network."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Reference:
     """What a file has to compute.
 
     Attributes:
-        inputs: `[N, ...]`, all the examples that are tried; they differ in contrast and brightness, so that routing
-            tells them apart.
+        inputs: `[N, ...]`, all examples that are tried; they differ in contrast and brightness, so that they are routed
+            differently.
         outputs: `[N, ...]`, of the network in fp64.
         allowed: The largest error of an example, norm of the difference over norm of the output: ten times that of
             the network in fp32, or 256 roundings.
-        blind: Why a wrong routing would pass, or `None` where it would not.
+        blind: Why wrong routing would pass, or `None` if it would not.
     """
 
     inputs: Tensor
@@ -45,7 +45,7 @@ class Reference:
 
 
 def worst_error(found: Tensor, exact: Tensor) -> float:
-    """Return the largest error of an example, or infinity where a value is not finite.
+    """Return the largest error of an example, or infinity if a value is not finite.
 
     Args:
         found: `[B, ...]`.
@@ -61,10 +61,10 @@ def _errors(found: Tensor, exact: Tensor) -> Tensor:
 
 
 def varied_inputs(example: Tensor, count: int) -> Tensor:
-    """Return `[count, ...]`: noise, each example with a contrast, a brightness and a colour of its own.
+    """Return `[count, ...]`: noise; each example has its own contrast, brightness and colour.
 
     Args:
-        example: `[B, ...]`; its shape without the batch, and its dtype, are taken.
+        example: `[B, ...]`; its shape without the batch, and its dtype, are used.
         count: Number of examples.
     """
     generator = torch.Generator().manual_seed(0)
@@ -78,7 +78,7 @@ def varied_inputs(example: Tensor, count: int) -> Tensor:
 
 
 def check_output(output: Any, batch: int) -> None:
-    """Refuse what a network gives if it is not one tensor `[B, ...]`.
+    """Check that a network returns one tensor `[B, ...]`.
 
     Raises:
         UsageError: With the remedy.
@@ -92,10 +92,10 @@ def check_output(output: Any, batch: int) -> None:
 
 @torch.no_grad()
 def make_reference(model: nn.Module, inputs: Tensor) -> Reference:
-    """Run a network in fp32 and fp64, and with its routing averaged to see whether that would be noticed.
+    """Run a network in fp32 and fp64, and with averaged routing to see whether the check would notice.
 
     Args:
-        model: In evaluation mode, fp32, on the CPU; left as it is.
+        model: In evaluation mode, fp32, on the CPU; does not change.
         inputs: `[N, ...]`.
 
     Raises:
@@ -128,7 +128,7 @@ def _why_blind(model: nn.Module, inputs: Tensor, exact: Tensor, allowed: float) 
 
 
 def with_routing(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Run:
-    """Return a function that runs a model with its routing weights `[B, E]` changed; the model is left as it is."""
+    """Return a function that runs a model with changed routing weights `[B, E]`; the model does not change."""
 
     @torch.no_grad()
     def run(x: Tensor) -> Tensor:
@@ -146,8 +146,8 @@ def verify(run: Run, reference: Reference, batches: Sequence[int], what: str) ->
 
     Args:
         run: From `[B, ...]` to `[B, ...]`, fp32 on the CPU.
-        reference: Has as many examples as the largest batch, at least.
-        batches: Sizes to run; each starts where the one before ended, so that all examples are used.
+        reference: Has at least as many examples as the largest batch.
+        batches: Sizes to run; each starts where the previous one ended, so that all examples are used.
         what: For messages, such as "the file in ONNX Runtime".
 
     Returns:

@@ -29,7 +29,7 @@ def format_named(name: str) -> Format:
 
 
 def check_format(format: Format, request: Request) -> None:
-    """Refuse what a format cannot be, and say so before its packages are needed.
+    """Refuse a request that a format cannot meet, before its packages are needed.
 
     Raises:
         UsageError: With the reason and the remedy.

@@ -31,7 +31,7 @@ def write(model: nn.Module, path: Path, request: Request) -> None:
 
 
 def inspect(path: Path) -> Inspection:
-    """Read the metadata, which holds what shape was asked for: that it is so, only running the package shows."""
+    """Read the metadata, which has the requested shape; only running the package shows the real one."""
     metadata: Any = torch._inductor.aoti_load_package(str(path)).get_metadata()
     return Inspection(tuple(json.loads(metadata["shape"])), None, json.loads(metadata[_METADATA]))
 

@@ -1,4 +1,4 @@
-"""CoreML's `.mlpackage`, from an exported program: from a trace it would hold the example's batch size."""
+"""CoreML's `.mlpackage`, made from an exported program: made from a trace it would fix the example's batch size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHY_ONE_SIZE = "its ranges of sizes have an end, which cannot be given here"
 
 
 def why_not(request: Request) -> str | None:
-    """Return why small weights or no limit of the batch cannot be had, or `None`."""
+    """Return why weights in fewer bits or a batch without limit are not possible, or `None`."""
     if request.weights != "float32":
         return (
             f'`weights` must be "float32" for CoreML, got {request.weights!r}: use '

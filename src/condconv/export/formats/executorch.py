@@ -21,7 +21,7 @@ _DELEGATED = {"executorch_call_delegate", "getitem"}
 
 
 def why_not(request: Request) -> str | None:
-    """Return why memory cannot be planned, or weights cannot be stored so; or `None`."""
+    """Return why memory cannot be planned or weights cannot be stored in fewer bits, or `None`."""
     if request.batch is None and request.max_batch is None:
         return (
             "`max_batch` must be given for ExecuTorch, got None: it plans its memory ahead; say how large a batch gets"
@@ -56,7 +56,7 @@ def write(model: nn.Module, path: Path, request: Request) -> tuple[str, ...]:
 
 
 def inspect(path: Path) -> Inspection:
-    """Read the metadata, which holds what shape was asked for: that it is so, only running the program shows."""
+    """Read the metadata, which has the requested shape; only running the program shows the real one."""
     (text,) = _method(path, _METADATA).execute([])
     facts = json.loads(text)
     return Inspection(tuple(facts["shape"]), None, facts["metadata"])

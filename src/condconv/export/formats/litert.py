@@ -1,4 +1,4 @@
-"""LiteRT's `.tflite`, for one batch size: its runtime can resize the input and computes wrong values then."""
+"""LiteRT's `.tflite`, for one batch size: its runtime can resize the input, but then computes wrong values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHY_ONE_SIZE = "a resized file gives wrong values"
 
 
 def why_not(request: Request) -> str | None:
-    """Return why a dynamic batch or small weights cannot be had, or `None`."""
+    """Return why a dynamic batch or weights in fewer bits are not possible, or `None`."""
     if request.batch is None:
         return (
             "`dynamic_batch` must be False for LiteRT, got True: a resized file gives wrong values; "
@@ -35,7 +35,7 @@ def why_not_run() -> str | None:
 
 
 def write(model: nn.Module, path: Path, request: Request) -> None:
-    """Write the file. The format has no plain place for metadata: it is left out."""
+    """Write the file, without metadata: the format has no simple place for it."""
     litert: Any = require_extra("litert_torch", "litert")
     litert.convert(model, (request.example_input,)).export(str(path))
 

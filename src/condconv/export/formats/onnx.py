@@ -21,7 +21,7 @@ _ERRORS_ONLY = 3
 
 
 def why_not(request: Request) -> str | None:
-    """Return `None`: there is nothing that it cannot be asked for."""
+    """Return `None`: all requests can be met."""
 
 
 def why_not_run() -> str | None:
@@ -56,7 +56,7 @@ def write(model: nn.Module, path: Path, request: Request) -> None:
 
 
 def _name_axes(graph: Any) -> None:
-    """Call the symbolic axes of images "batch", "height" and "width", where the exporter numbers them."""
+    """Rename the symbolic axes of images to "batch", "height" and "width"; the exporter numbers them."""
     axes = graph.input[0].type.tensor_type.shape.dim
     named = [(axes[0], "batch"), *zip(reversed(axes[2:]), ("width", "height", "depth"), strict=False)]
     symbols = {axis.dim_param: name for axis, name in named if axis.dim_param}
@@ -68,7 +68,7 @@ def _name_axes(graph: Any) -> None:
 
 
 def _forget_origin(graph: Any) -> None:
-    """Drop what the exporter notes of each node: lines and paths of the source, many times the size of the graph."""
+    """Drop the exporter's notes on each node: lines and paths of the source, many times the size of the graph."""
     for each in (graph, *graph.node, *graph.value_info, *graph.initializer):
         del each.metadata_props[:]
         each.doc_string = ""
@@ -79,7 +79,7 @@ def _forget_origin(graph: Any) -> None:
 
 
 def _drop_unused(graph: Any) -> None:
-    """Drop constants of a loop's body that the exporter also leaves outside: ONNX Runtime warns of each."""
+    """Drop constants that the exporter writes both inside and outside a loop: ONNX Runtime warns about each."""
     used = _names_used(graph)
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name not in used:
@@ -87,7 +87,7 @@ def _drop_unused(graph: Any) -> None:
 
 
 def _names_used(graph: Any) -> set[str]:
-    """Return the names that the nodes of a graph read, and those of the graphs in them, and its outputs."""
+    """Return the names that the nodes of a graph and of the graphs inside them read, and its outputs."""
     names = {each.name for each in graph.output}
     for node in graph.node:
         names.update(node.input)

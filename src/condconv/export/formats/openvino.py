@@ -1,4 +1,4 @@
-"""OpenVINO's `.xml` and `.bin`, made from an ONNX file: of the two ways there, it alone keeps loops over the batch."""
+"""OpenVINO's `.xml` and `.bin`, made from an ONNX file: of the two ways, only this one keeps loops over the batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEY = "condconv"
 
 
 def why_not(request: Request) -> str | None:
-    """Return why weights cannot be stored so, or `None`."""
+    """Return why weights cannot be stored in the requested type, or `None`."""
     if request.weights != "bfloat16":
         return None
     return '`weights` must be "float32" or "int8" for OpenVINO, got "bfloat16": it widens them as it saves; take "int8"'

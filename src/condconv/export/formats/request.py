@@ -1,4 +1,4 @@
-"""What the formats are asked for, and what each of them is."""
+"""What a format is asked to write, and the functions that every format has."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Request:
     """What to write.
 
     Attributes:
-        example_input: `[B, C, H, W]`, fp32: of the fixed batch size, or of at least two for a dynamic one, since
-            exporters take a batch of one for a constant.
+        example_input: `[B, C, H, W]`, fp32: of the fixed batch size, or at least two for a dynamic one, since exporters
+            treat a batch of one as a constant.
         batch: The fixed batch size, or `None` for a dynamic one.
         max_batch: The largest dynamic batch, or `None` for no limit.
         dynamic_size: Whether height and width are free.
-        opset: Of an ONNX file; `None` for the exporter's own.
+        opset: Opset of an ONNX file; `None` for the exporter's own.
         weights: How weights are stored.
-        metadata: To go into the file, where it has a place.
+        metadata: Texts to write into the file, if the format has a place for them.
     """
 
     example_input: Tensor
@@ -48,19 +48,19 @@ class Request:
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """What the file has to take, `[B, C, *S]`; `None` for each axis that is free."""
+        """Shape that the file has to take, `[B, C, *S]`; `None` for each axis that is free."""
         channels, *size = self.example_input.shape[1:]
         return (self.batch, channels, *((None,) * len(size) if self.dynamic_size else size))
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a written file says of itself.
+    """What was read back from a written file.
 
     Attributes:
-        shape: Of its input, `[B, C, *S]`; `None` for each axis that is symbolic.
-        opset: Of an ONNX file.
-        metadata: As in the request; empty where the format has no place for it.
+        shape: Shape of its input, `[B, C, *S]`; `None` for each axis that is symbolic.
+        opset: Opset of an ONNX file.
+        metadata: As in the request; empty if the format has no place for it.
     """
 
     shape: tuple[int | None, ...]
@@ -96,7 +96,7 @@ class Format(Protocol):
         """Why a file takes images of one size only; `None` where height and width can be free."""
 
     def why_not(self, request: Request) -> str | None:
-        """Return why a request cannot be met for reasons that its constants do not tell, with the remedy, or `None`."""
+        """Return why a request cannot be met although the constants allow it, with the remedy, or `None`."""
 
     def why_not_run(self) -> str | None:
         """Return why a file cannot be run here, or `None`."""
@@ -105,7 +105,7 @@ class Format(Protocol):
         """Write a rewritten model; return the operators outside a delegate, or `None` where there is no such thing."""
 
     def inspect(self, path: Path) -> Inspection:
-        """Read back what a file says of itself."""
+        """Read back the shape, opset and metadata of a file."""
 
     def load(self, path: Path) -> Run:
         """Return a function that runs a file, `[B, C, H, W]` to `[B, ...]`, fp32 on the CPU."""
@@ -122,7 +122,7 @@ def make_request(
     class_names: Sequence[str] | None,
     preprocessing: Mapping[str, Any] | None,
 ) -> Request:
-    """Return what `condconv.export.export` was asked for; arguments as its own.
+    """Return the request for a call of `condconv.export.export`; it has the same arguments.
 
     Raises:
         UsageError: An argument is out of range.
@@ -156,7 +156,7 @@ def make_request(
 
 
 def export_program(model: nn.Module, request: Request) -> ExportedProgram:
-    """Return the graph of a rewritten model, with the axes symbolic that are to be free."""
+    """Return the graph of a rewritten model, in which free axes are symbolic."""
     axes: dict[int, Any] = {} if request.batch is not None else {0: Dim("batch", max=request.max_batch)}
     # Not named: torch may find the smallest size that the layers take.
     axes |= {axis: Dim.DYNAMIC for axis in range(2, len(request.shape)) if request.dynamic_size}

@@ -17,7 +17,7 @@ _METADATA = "condconv.json"
 
 
 def why_not(request: Request) -> str | None:
-    """Return `None`: there is nothing that it cannot be asked for."""
+    """Return `None`: all requests can be met."""
 
 
 def why_not_run() -> str | None:
