@@ -31,7 +31,9 @@ from condconv.lab.bench import contender
 from condconv.lab.bench.timing import keep_freed_memory
 from condconv.ops import cond_conv2d
 from condconv.ops.geometry import Geometry
-from condconv.ops.selection import RULES, describe
+from condconv.ops.implementations import NATIVE
+from condconv.ops.problem import describe
+from condconv.ops.rules import RULES
 
 NUM_EXPERTS = 8
 # mix_outputs only where there is one pixel: with 49 pixels or more it took 4 to 100 times the static convolution.
@@ -87,7 +89,7 @@ def find_rules(layer: Layer, conditional: tuple[Tensor, Tensor, Tensor], trainin
     geometry = Geometry((1, 1), (layer.kernel // 2,) * 2, (1, 1), layer.in_channels if layer.depthwise else 1)
     problem = describe(x.requires_grad_(training), experts, routing, None, geometry, layer.size**2)
     holding = [rule for rule in RULES if rule.holds(problem)]
-    return {"rule": holding[0].where, "otherwise": next(rule.where for rule in holding if rule.impl != "native")}
+    return {"rule": holding[0].where, "otherwise": next(rule.where for rule in holding if rule.takes is not NATIVE)}
 
 
 def make_calls(

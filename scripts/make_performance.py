@@ -17,7 +17,8 @@ from typing import Any
 from condconv.lab.bench.call import CallCost
 from condconv.lab.bench.report import format_ratio, row_from_record, verdicts_of
 from condconv.lab.bench.run import Row
-from condconv.ops.selection import MEASURED, RULES, WHY_NOT, ImplRule
+from condconv.ops.implementations import NATIVE, TABLE
+from condconv.ops.rules import MEASURED, RULES, ImplRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 from scripts.page import write_or_check
@@ -216,10 +217,10 @@ def rules() -> str:
     header = ("where", "takes", "fp32", "best of the others", "bf16", "best of the others", "why")
     lines: list[tuple[str, ...]] = [header, ("---",) * len(header)]
     fp32, bf16 = ([read(file) for file in files] for files in (SELECTION, SELECTION_BF16))
-    beside = set(WHY_NOT)
+    beside = set(TABLE)
     for rule in RULES:
-        if rule.impl == "native":
-            beside.discard("native")
+        if rule.takes is NATIVE:
+            beside.discard(NATIVE.name)
         taken, cells = [], []
         for dtype, records in (("fp32", fp32), ("bf16", bf16)):
             own, others = _times(rule, records, beside)
@@ -227,7 +228,7 @@ def rules() -> str:
             cells += [_range(own), _range(others)]
         why = ", ".join(taken) if rule.because == MEASURED else rule.because
         if why:
-            lines.append((rule.where, f"`{rule.impl}`", *cells, why))
+            lines.append((rule.where, f"`{rule.takes.name}`", *cells, why))
     sources = dict.fromkeys(_measured(record) for record in (*fp32, *bf16))
     measured = "Measured with batch 1, 8 and 32, in inference and training, and both layouts of x:\n"
     return "\n".join((AUTO, *(f"| {' | '.join(line)} |" for line in lines), "", measured, *sources, ""))
@@ -238,8 +239,9 @@ def _times(rule: ImplRule, records: Sequence[Any], beside: set[str]) -> tuple[li
     case = itemgetter("layer", "batch", "channels_last", "training")
     rows = {case(row): row for record in records for row in record["rows"]}
     governed = [row for row in rows.values() if rule.where in (row["rule"], row["otherwise"])]
-    own = [row[rule.impl]["median"] for row in governed]
-    return own, [min(row[name]["median"] for name in beside & row.keys() - {rule.impl}) for row in governed]
+    name = rule.takes.name
+    own = [row[name]["median"] for row in governed]
+    return own, [min(row[other]["median"] for other in beside & row.keys() - {name}) for row in governed]
 
 
 def _measured(record: dict[str, Any]) -> str:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from condconv import ops
 from condconv.errors import UsageError
+from condconv.ops.implementations import TABLE
 from condconv.ops.padding import PADDING_MODES
-from condconv.ops.selection import WHY_NOT
 from tests.messages import why_not_four_parts
 from tests.ops.plain_loops import expected
 
@@ -52,7 +52,7 @@ def draw(op: str, chance: random.Random) -> Call:
     """Draw a valid call."""
     arguments = _linear(chance) if op == "cond_linear" else _convolution(op, chance)
     dtype = chance.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16))
-    impls = ("auto", "auto", "auto", *(impl for impl in WHY_NOT if impl != "triton"))
+    impls = ("auto", "auto", "auto", *(impl for impl in TABLE if impl != "triton"))
     tensors = {name: _tensor(shape, dtype, chance) for name, shape in arguments.pop("shapes").items()}
     tensors["routing_weights"] = tensors["routing_weights"].to(chance.choice((dtype, torch.float32, torch.float64)))
     if chance.random() < 0.2:

@@ -1,7 +1,5 @@
 """Plans are looked up: what a call depends on must be in the key, and what watches must still see the operator."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from condconv.errors import UsageError
-from condconv.ops import api, call_plan, cond_conv2d, recompute
+from condconv.ops import call_plan, cond_conv2d
+from condconv.ops.implementation import Implementation
 from condconv.ops.native import library
 
 NATIVE = pytest.mark.skipif(library.LOADED is None, reason="built without a C compiler")
@@ -99,7 +98,7 @@ def test_no_grad_autocast_dtypes_scales_and_the_library_are_told_apart(made, mon
     monkeypatch.setattr(library, "WHY_NOT", "left out by this test")
     cond_conv2d(X, W.to(torch.int8), R, weight_scale=torch.ones(3, 6))
     assert len(made) == before + 1
-    assert made[-1].impl != "native"
+    assert made[-1].implementation.name != "native"
 
 
 def test_what_is_equal_is_not_taken_for_the_same(made):
@@ -125,19 +124,21 @@ def test_plans_do_not_fill_the_memory(monkeypatch, made):
 def directly(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The implementations that run without the registered operator."""
     found: list[str] = []
+    bind = Implementation.bind
 
-    def recorded(*arguments):
-        found.append(arguments[-1])
-        return recompute.run(*arguments)
+    def recorded_bind(self, x, weight, *rest):
+        runner = bind(self, x, weight, *rest)
+        if self.backward is None:  # it has no operator
+            return runner
+        name = self.name if weight.is_floating_point() else f"quantized {self.name}"
 
-    def recorded_quantized(*arguments):
-        found.append(f"quantized {arguments[-1]}")
-        return recompute.run_quantized(*arguments)
+        def recorded(*tensors):
+            found.append(name)
+            return runner(*tensors)
 
-    # The operator calls its own.
-    monkeypatch.setattr(
-        api, "recompute", SimpleNamespace(forward=recompute.forward, run=recorded, run_quantized=recorded_quantized)
-    )
+        return recorded
+
+    monkeypatch.setattr(Implementation, "bind", recorded_bind)
     return found
 
 
@@ -282,7 +283,7 @@ def test_bytes_that_a_number_consists_of_are_not_that_number():
 @pytest.mark.parametrize("groups", [4, np.int64(4)])
 def test_groups_of_any_integer_type_reach_the_compiled_kernels(groups, monkeypatch):
     monkeypatch.setattr(call_plan, "_plans", {})
-    library._sizes.cache_clear()  # else what ran before decides
+    library.convolution.cache_clear()  # else what ran before decides
     x, weight = X.to(memory_format=torch.channels_last), W[:, :4, :1]
     expected = cond_conv2d(x, weight, R, groups=4, impl="reference")
     torch.testing.assert_close(cond_conv2d(x, weight, R, groups=groups), expected)

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from condconv.errors import UsageError
-from condconv.ops import cond_conv2d, selection
+from condconv.ops import cond_conv2d
 from condconv.ops.geometry import Geometry
-from condconv.ops.selection import Problem
+from condconv.ops.implementations import GROUPED, MATMUL, TRITON
+from condconv.ops.problem import Problem, describe
+from condconv.ops.rules import choose, resolve
 from condconv.ops.triton import limits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,13 +34,13 @@ def problem(x: tuple[int, ...] = (2, 4, 5, 5), weight: tuple[int, ...] = (3, 6, 
     tensors = torch.empty(x, device="meta"), torch.empty(weight, device="meta"), torch.empty(x[0], 3, device="meta")
     geometry = Geometry((1, 1), (1, 1), (1, 1), 1)
     pixels = torch.Size(geometry.output_size(x[2:], weight[3:])).numel()
-    return selection.describe(*tensors, None, geometry, pixels)._replace(**{"device": "cuda", **changes})
+    return describe(*tensors, None, geometry, pixels)._replace(**{"device": "cuda", **changes})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_it_takes(dtype: torch.dtype) -> None:
-    assert selection.why_not_triton(problem(dtypes=(dtype, torch.float32))) is None
-    assert selection.resolve("triton", problem()) == "triton"
+    assert TRITON.why_not(problem(dtypes=(dtype, torch.float32))) is None
+    assert resolve("triton", problem()) is TRITON
 
 
 @pytest.mark.parametrize(
@@ -56,30 +58,30 @@ def test_what_it_takes(dtype: torch.dtype) -> None:
 )
 def test_what_it_cannot_do_is_said(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=f"`impl` must be able to run this call, got 'triton': .*{reason}"):
-        selection.resolve("triton", problem(**changes))
+        resolve("triton", problem(**changes))
 
 
 def test_offsets_inside_an_example_or_an_expert_fit_32_bits() -> None:
     """Those of an example in the batch, and of an expert among all, are 64-bit: their number does not matter."""
     side = 2**15
-    assert selection.why_not_triton(problem((4, 1, side, side), (3, 1, 1, 1, 1), output_numel=1)) is None
+    assert TRITON.why_not(problem((4, 1, side, side), (3, 1, 1, 1, 1), output_numel=1)) is None
     for x, weight in (
         ((1, 1, side, side + 1), (3, 1, 1, 3, 3)),
         ((1, 1, side // 2, side), (3, 3, 1, 3, 3)),  # the output
         ((1, side + 1, 3, 3), (3, side, side + 1, 1, 1)),
     ):
-        assert "an expert has at most 1073741824 numbers" in selection.why_not_triton(problem(x, weight))
+        assert "an expert has at most 1073741824 numbers" in TRITON.why_not(problem(x, weight))
 
 
 def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "INSTALLED", False)
-    assert "triton is not installed" in selection.why_not_triton(problem())
+    assert "triton is not installed" in TRITON.why_not(problem())
 
 
 def test_the_interpreter_computes_on_the_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "INTERPRETED", True)
-    assert selection.why_not_triton(problem(device="cpu")) is None
-    assert selection.why_not_triton(problem()) == "Triton's interpreter computes on the CPU, x is on cuda"
+    assert TRITON.why_not(problem(device="cpu")) is None
+    assert TRITON.why_not(problem()) == "Triton's interpreter computes on the CPU, x is on cuda"
 
 
 def test_a_call_on_the_cpu_is_refused() -> None:
@@ -88,8 +90,8 @@ def test_a_call_on_the_cpu_is_refused() -> None:
 
 
 def test_auto_does_not_take_it_before_it_is_measured() -> None:
-    assert selection.choose(problem()).impl == "grouped"
-    assert selection.choose(problem(weight=(3, 6, 4, 1, 1))).impl == "matmul"
+    assert choose(problem()).takes is GROUPED
+    assert choose(problem(weight=(3, 6, 4, 1, 1))).takes is MATMUL
 
 
 def test_no_kernel_is_defined_before_it_runs() -> None:

@@ -73,7 +73,7 @@ def main(capability: int) -> None:
                 weight = torch.empty(experts, groups * outputs, channels, kernel, kernel, device="meta")
                 arguments = (x, weight.to(experts_dtype), torch.empty(batch, experts, device="meta"))
                 geometry = Geometry((stride, stride), (kernel // 2, kernel // 2), (1, 1), groups)
-                y = forward(*arguments, geometry)
+                y = forward(*arguments, None, geometry)
                 backward(torch.empty_like(y), *arguments, geometry, (True, True, True))
 
 

@@ -138,11 +138,11 @@ def _tasks(arguments: argparse.Namespace) -> list[Any]:
 def _check(arguments: argparse.Namespace) -> None:
     import torch
 
-    from condconv.ops.selection import WHY_NOT
+    from condconv.ops.implementations import TABLE
 
-    if arguments.impl not in (None, "auto", *WHY_NOT):
+    if arguments.impl not in (None, "auto", *TABLE):
         raise UsageError(
-            f"`--impl` must be auto or one of {', '.join(WHY_NOT)}, got {shown(arguments.impl)}: choose another"
+            f"`--impl` must be auto or one of {', '.join(TABLE)}, got {shown(arguments.impl)}: choose another"
         )
     chosen = [name for name in ("layers", "networks", "batch", "mode") if getattr(arguments, name) is not None]
     if arguments.quick and chosen:

@@ -17,9 +17,9 @@ from condconv.nn.experts import in_layout_of, init_experts_, is_expert_spread, s
 from condconv.nn.factory import Routing, make_routing, start_constant_
 from condconv.nn.foreign import full_name
 from condconv.nn.static import carry_over_, why_not_static
+from condconv.ops.implementations import check_impl
 from condconv.ops.quantized import quantize, widen
 from condconv.ops.scalars import check_device, check_dtype, flag, positive
-from condconv.ops.selection import check_impl
 from condconv.ops.validation import check_tensor
 
 _Layer = TypeVar("_Layer", bound="ConditionalLayer")

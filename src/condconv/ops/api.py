@@ -1,29 +1,15 @@
-"""The public operations: check, choose an implementation, call it. No maths."""
+"""The public operations: their arguments, and no maths."""
 
 from __future__ import annotations
 
-import logging
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import profiler
 
-from condconv.ops import recompute, validation
+from condconv.ops import validation
 from condconv.ops.arguments import How, Size
-from condconv.ops.autocast import autocast_disabled
-from condconv.ops.call_plan import CallPlan, find_plan
-from condconv.ops.geometry import laid_out_as
-from condconv.ops.impl import mix_outputs, reference
-from condconv.ops.mixing import accumulation_dtype
-from condconv.ops.padding import Padding, pad
-from condconv.ops.quantized import widen
+from condconv.ops.call import compute
+from condconv.ops.padding import Padding
 from condconv.ops.recording import plain_shape
-from condconv.ops.registration import mixed_conv, quantized_conv
-
-_logger = logging.getLogger(__name__)
-_PLAIN = {"reference": reference.forward, "mix_outputs": mix_outputs.forward}
-_ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def cond_conv1d(
@@ -58,8 +44,8 @@ def cond_conv1d(
     Returns:
         `[B, O, L']`.
     """
-    how = How(1, impl, stride, padding, dilation, groups, padding_mode)
-    return _call(x, weight, routing_weights, bias, weight_scale, how)
+    how = (1, impl, stride, padding, dilation, groups, padding_mode, False, 0)
+    return compute(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_conv2d(
@@ -117,8 +103,8 @@ def cond_conv2d(
         >>> cond_conv2d(x, experts, r, padding=1).shape
         torch.Size([2, 6, 8, 8])
     """
-    how = How(2, impl, stride, padding, dilation, groups, padding_mode)
-    return _call(x, weight, routing_weights, bias, weight_scale, how)
+    how = (2, impl, stride, padding, dilation, groups, padding_mode, False, 0)
+    return compute(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_conv3d(
@@ -153,8 +139,8 @@ def cond_conv3d(
     Returns:
         `[B, O, D', H', W']`, channels_last_3d where x is.
     """
-    how = How(3, impl, stride, padding, dilation, groups, padding_mode)
-    return _call(x, weight, routing_weights, bias, weight_scale, how)
+    how = (3, impl, stride, padding, dilation, groups, padding_mode, False, 0)
+    return compute(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_conv_transpose1d(
@@ -189,8 +175,8 @@ def cond_conv_transpose1d(
     Returns:
         `[B, O, L']`.
     """
-    how = How(1, impl, stride, padding, dilation, groups, "zeros", True, output_padding)
-    return _call(x, weight, routing_weights, bias, weight_scale, how)
+    how = (1, impl, stride, padding, dilation, groups, "zeros", True, output_padding)
+    return compute(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_conv_transpose2d(
@@ -228,8 +214,8 @@ def cond_conv_transpose2d(
     Raises:
         UsageError: As in `cond_conv2d`.
     """
-    how = How(2, impl, stride, padding, dilation, groups, "zeros", True, output_padding)
-    return _call(x, weight, routing_weights, bias, weight_scale, how)
+    how = (2, impl, stride, padding, dilation, groups, "zeros", True, output_padding)
+    return compute(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_conv_transpose3d(
@@ -264,8 +250,8 @@ def cond_conv_transpose3d(
     Returns:
         `[B, O, D', H', W']`, channels_last_3d where x is.
     """
-    how = How(3, impl, stride, padding, dilation, groups, "zeros", True, output_padding)
-    return _call(x, weight, routing_weights, bias, weight_scale, how)
+    how = (3, impl, stride, padding, dilation, groups, "zeros", True, output_padding)
+    return compute(x, weight, routing_weights, bias, weight_scale, how)
 
 
 def cond_linear(
@@ -304,68 +290,7 @@ def cond_linear(
         rows = F.pad(rows, (0, 0, 0, 1))  # one row, dropped again: all is checked, and all gradients are zeros
     # Two dimensions, as the compiled kernels have; channels are innermost, as they like it.
     columns, kernels = rows.transpose(-2, -1)[..., None], weight[..., None, None]
-    y = (
-        _call(columns, kernels, routing_weights, bias, weight_scale, How(2, impl))
-        .flatten(2)
-        .transpose(-2, -1)
-        .contiguous()
-    )
+    how = tuple(How(2, impl))
+    y = compute(columns, kernels, routing_weights, bias, weight_scale, how).flatten(2).transpose(-2, -1).contiguous()
     y = y[:, :0] if empty else y
     return y.unflatten(1, x.shape[1:-1]) if x.dim() > 2 else y[:, 0]
-
-
-def _call(
-    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, weight_scale: Tensor | None, how: How
-) -> Tensor:
-    plan = find_plan(x, weight, routing_weights, bias, weight_scale, how)
-    if plan.outside:
-        x = pad(x, plan.outside, how.padding_mode)
-    if plan.cast is not None:
-        x = x.to(plan.cast)  # experts stay as they are: mixed first, then rounded
-    if not torch.compiler.is_compiling() and _logger.isEnabledFor(logging.DEBUG):
-        how_read = f", {weight.dtype} and widened first" if plan.quantized and plan.impl != "native" else ""
-        _logger.debug("%s for x %s, experts %s%s", plan.impl, tuple(x.shape), tuple(weight.shape), how_read)
-    if not plan.autocasting:
-        return _run(plan, x, weight, routing_weights, bias, weight_scale)
-    with autocast_disabled(x.device):
-        return _run(plan, x, weight, routing_weights, bias, weight_scale)
-
-
-def _run(
-    plan: CallPlan,
-    x: Tensor,
-    weight: Tensor,
-    routing_weights: Tensor,
-    bias: Tensor | None,
-    weight_scale: Tensor | None,
-) -> Tensor:
-    """Compute what is planned, in the dtype of x."""
-    geometry, impl = plan.geometry, plan.impl
-    direct = plan.silent and not _watched(x, weight, routing_weights, bias, weight_scale)
-    if plan.quantized and impl == "native":
-        read = recompute.run_quantized if direct else quantized_conv
-        return read(x, weight, routing_weights, bias, weight_scale, geometry, impl)
-    if plan.quantized:
-        weight = widen(weight, weight_scale, geometry.groups, geometry.transposed, accumulation_dtype(x.dtype))
-    if impl in _PLAIN:
-        return laid_out_as(_PLAIN[impl](x, weight, routing_weights, bias, geometry), x)
-    run = recompute.forward if plan.plain else recompute.run if direct else mixed_conv
-    return run(x, weight, routing_weights, bias, geometry, impl)
-
-
-def _watched(*tensors: Tensor | None) -> bool:
-    """Return whether something wants to see the registered operator, and not only what it returns.
-
-    That is a mode, a tracer, a profiler, or a kind of tensor that PyTorch resolves on the way to an operator
-    (subclasses, and views whose negation is pending). Otherwise a call without gradients runs at once: the way to an
-    operator written in Python takes longer than many a small layer. Only an `ExecutionTraceObserver` without a profiler
-    goes unnoticed.
-    """
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._profiler_enabled()
-        or profiler._is_profiler_enabled  # of other threads too
-        or any(t is not None and (type(t) not in _ORDINARY or t.is_neg() or t._is_zerotensor()) for t in tensors)
-    )

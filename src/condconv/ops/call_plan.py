@@ -7,46 +7,59 @@ shapes each time would take longer than many small layers.
 from __future__ import annotations
 
 import marshal
+from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from condconv.ops import arguments, selection, validation
+from condconv.ops import arguments, problem, rules, validation
 from condconv.ops.arguments import How, to_tuple
 from condconv.ops.autocast import autocast_dtype
 from condconv.ops.geometry import Geometry
+from condconv.ops.implementation import Implementation, Runner
+from condconv.ops.implementations import check_impl
 from condconv.ops.native import library
 from condconv.ops.padding import resolve_padding, split_padding
+from condconv.ops.problem import transforming
 from condconv.ops.quantized import check_quantized
 from condconv.ops.recording import tracing, untraced
 
 _MOST_PLANS = 4096  # a plan is one or two kilobytes; bounds memory when input sizes keep changing
 
 
-class CallPlan(NamedTuple):
+@dataclass
+class CallPlan:
     """What a call does.
 
     Attributes:
         geometry: The convolution, with the zeros it pads by itself.
         outside: What `torch.nn.functional.pad` adds before; empty for nothing.
+        padding_mode: How.
         cast: The dtype that autocast wants x in; `None` for its own.
         autocasting: Whether autocast is on.
-        impl: The implementation that runs.
-        quantized: Whether the experts are quantized.
+        implementation: What runs.
+        quantized: Whether the experts are quantized, and read as they are.
+        widens: Whether they are quantized, and widened first.
+        as_given: Whether nothing is done with the arguments first.
         plain: Whether it runs as plain torch functions and not as the registered operator.
         silent: Whether the operator has nothing to do but to run: no gradient, no graph, and the batch not empty.
+        runner: What computes silent calls; `None` until there was one.
     """
 
     geometry: Geometry
     outside: tuple[int, ...]
+    padding_mode: str
     cast: torch.dtype | None
     autocasting: bool
-    impl: str
+    implementation: Implementation
     quantized: bool
+    widens: bool
+    as_given: bool
     plain: bool
     silent: bool
+    runner: Runner | None = None
 
 
 _plans: dict[Any, CallPlan] = {}
@@ -54,7 +67,12 @@ _NO_KEY = (AttributeError, TypeError, ValueError, RuntimeError)  # of what is no
 
 
 def find_plan(
-    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, weight_scale: Tensor | None, how: How
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None,
+    weight_scale: Tensor | None,
+    how: tuple[Any, ...],
 ) -> CallPlan:
     """Return the plan of a call.
 
@@ -64,59 +82,74 @@ def find_plan(
         routing_weights: `[B, E]`.
         bias: `[E, O]`, or `None`.
         weight_scale: `[E, O]` for int8 experts, or `None`.
-        how: The other arguments.
+        how: The fields of `How`.
 
     Raises:
         UsageError: As in `cond_conv2d`.
     """
-    tensors = (x, weight, routing_weights, bias, weight_scale)
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return _make_plan(*tensors, _plain(how))
+    if torch.compiler.is_compiling():  # or exporting
+        return _make_plan(x, weight, routing_weights, bias, weight_scale, _plain(how))
     if tracing():
         with untraced():
-            return _make_plan(*tensors, _plain(how), True)
+            return _make_plan(x, weight, routing_weights, bias, weight_scale, _plain(how), True)
     try:
-        plan = _plans.get(_key(*tensors, how))
+        plan = _plans.get(_key(x, weight, routing_weights, bias, weight_scale, how))
     except _NO_KEY:
         plan = None
-    return _find_or_make(*tensors, how) if plan is None else plan
+    return _find_or_make(x, weight, routing_weights, bias, weight_scale, how) if plan is None else plan
 
 
 def _key(
-    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, weight_scale: Tensor | None, how: How
+    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, scale: Tensor | None, how: tuple[Any, ...]
 ) -> Any:
-    """Return all that the checks and the choice look at; raises one of `_NO_KEY` if that cannot be told."""
-    tensors, scale = (x, weight, routing_weights, bias, weight_scale), weight_scale
+    """Return all that the checks, the choice and the runner look at; raises one of `_NO_KEY` if that cannot be told.
+
+    What has strides is dense.
+    """
+    needs_grad = torch.is_grad_enabled() and (
+        x.requires_grad
+        or weight.requires_grad
+        or routing_weights.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (scale is not None and scale.requires_grad)
+    )
+    # fmt: off
     return (
-        marshal.dumps(tuple(how), 2),  # type: ignore[arg-type] # the bytes, since 1, 1.0 and True are equal
-        x.stride(),
-        *(x.shape, x.dtype, x.device, x.layout),
-        *(weight.shape, weight.dtype, weight.device, weight.layout),
-        *(routing_weights.shape, routing_weights.dtype, routing_weights.device, routing_weights.layout),
-        None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout),
-        None if scale is None else (scale.shape, scale.dtype, scale.device, scale.layout),
-        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
-        autocast_dtype(x.device),
-        selection.transforming(),
+        marshal.dumps(how, 2),  # the bytes, since 1, 1.0 and True are equal
+        x.shape, x.stride(), x.dtype, x.device,
+        weight.shape, weight.stride(), weight.dtype, weight.device,
+        routing_weights.shape, routing_weights.stride(), routing_weights.dtype, routing_weights.device,
+        None if bias is None else (bias.shape, bias.stride(), bias.dtype, bias.device),
+        None if scale is None else (scale.shape, scale.stride(), scale.dtype, scale.device),
+        needs_grad,
+        autocast_dtype(x.device) if torch._C._is_any_autocast_enabled() else None,
+        transforming(),
         library.WHY_NOT,
     )
+    # fmt: on
 
 
-def _plain(how: How) -> How:
-    return arguments.normalised(how)._replace(impl=selection.check_impl(how.impl))
+def _plain(how: tuple[Any, ...]) -> How:
+    checked = arguments.normalised(How(*how))
+    return checked._replace(impl=check_impl(checked.impl))
 
 
 def _find_or_make(
-    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, weight_scale: Tensor | None, how: How
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None,
+    weight_scale: Tensor | None,
+    given: tuple[Any, ...],
 ) -> CallPlan:
     """Return the plan of a call whose arguments have not been seen as they are.
 
     Plans are kept by plain arguments alone: to `marshal`, a number of numpy's is the bytes it consists of, which other
     arguments may consist of too.
     """
-    tensors, how = (x, weight, routing_weights, bias, weight_scale), _plain(how)
+    tensors, how = (x, weight, routing_weights, bias, weight_scale), _plain(given)
     try:
-        key = _key(*tensors, how)
+        key = _key(*tensors, tuple(how))
         plan = _plans.get(key)
     except _NO_KEY:
         return _make_plan(*tensors, how)
@@ -148,17 +181,31 @@ def _make_plan(
     quantized = check_quantized(x, weight, routing_weights, bias, weight_scale, channels)
     autocasting = autocast_dtype(x.device)
     cast = None if x.dtype == torch.float64 else autocasting  # as torch's own convolutions do
-    problem = selection.describe(
+    call = problem.describe(
         *(x, weight, routing_weights, bias, geometry, prod(size)),
         quantized=quantized,
         input_size=inside,
         dtype=cast,
         traced=traced,
     )
-    impl = selection.resolve(how.impl, problem)
-    plain = selection.must_be_plain(problem, impl)
-    silent = not problem.needs_grad and not problem.compiling and problem.batch != 0
-    return CallPlan(geometry, outside, cast, autocasting is not None, impl, quantized, plain, silent)
+    implementation = rules.resolve(how.impl, call)
+    plain = implementation.must_be_plain(call)
+    silent = not (call.needs_grad or call.compiling or plain or call.batch == 0)
+    widens = quantized and not implementation.reads_quantized
+    as_given = len(outside) == 0 and not widens and autocasting is None
+    return CallPlan(
+        geometry=geometry,
+        outside=outside,
+        padding_mode=how.padding_mode,
+        cast=cast,
+        autocasting=autocasting is not None,
+        implementation=implementation,
+        quantized=quantized and not widens,
+        widens=widens,
+        as_given=as_given,
+        plain=plain,
+        silent=silent,
+    )
 
 
 def _resolve(x: Tensor, weight: Tensor, how: How) -> tuple[Geometry, tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,36 +55,21 @@ class Geometry(NamedTuple):
         """Return whether a group of stacked kernels has one input channel, or one output channel if transposed."""
         return is_depthwise(self.groups, self.groups * plain_shape(weight)[2])
 
+    def arguments(self, fold: int) -> tuple[Any, ...]:
+        """Return the arguments of torch's convolution after the bias; `fold` as in `convolve`."""
+        output_padding = self.output_padding or (0,) * len(self.stride)
+        return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups * fold
+
     def convolve(self, x: Tensor, kernel: Tensor, *, fold: int = 1) -> Tensor:
         """Apply torch's convolution. `fold` examples lie side by side in the channels (and the groups)."""
-        return torch.convolution(
-            x,
-            kernel,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding or (0,) * len(self.stride),
-            self.groups * fold,
-        )
+        return torch.convolution(x, kernel, None, *self.arguments(fold))
 
     def convolve_backward(
         self, grad_output: Tensor, x: Tensor, kernel: Tensor, *, fold: int, needs: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of `convolve` with respect to x and kernel, `None` if not needed."""
         grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
-            grad_output,
-            x,
-            kernel,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding or (0,) * len(self.stride),
-            self.groups * fold,
-            [*needs, False],
+            grad_output, x, kernel, None, *self.arguments(fold), [*needs, False]
         )
         return grad_x, grad_kernel
 
@@ -113,6 +98,16 @@ def laid_out_as(y: Tensor, x: Tensor) -> Tensor:
     return y.movedim(1, -1).contiguous().movedim(-1, 1)  # `torch.vmap` knows no other memory format
 
 
+def dense_strides(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
+    """Return the strides of a new tensor in a layout."""
+    order = (1, *range(len(shape) - 1, 1, -1), 0) if channels_last else range(len(shape) - 1, -1, -1)
+    strides, step = [0] * len(shape), 1
+    for dim in order:
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return tuple(strides)
+
+
 def strided_as(y: Tensor, x: Tensor) -> Tensor:
     """Return y, laid out as x asks of an output, with the very strides of a new tensor in that layout.
 
@@ -121,10 +116,32 @@ def strided_as(y: Tensor, x: Tensor) -> Tensor:
     """
     if 1 not in y.shape:
         return y
-    last = output_memory_format(x) != torch.contiguous_format
-    order = (1, *range(y.dim() - 1, 1, -1), 0) if last else range(y.dim() - 1, -1, -1)
-    strides, step = [0] * y.dim(), 1
-    for dim in order:
-        strides[dim] = step
-        step *= max(y.shape[dim], 1)
-    return y if y.stride() == tuple(strides) else y.as_strided(y.shape, strides)
+    strides = dense_strides(y.shape, output_memory_format(x) != torch.contiguous_format)
+    return y if y.stride() == strides else y.as_strided(y.shape, strides)
+
+
+class Output(NamedTuple):
+    """Shape, strides and layout of an output: known before anything is computed."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    layout: torch.memory_format
+
+    @classmethod
+    def of(cls, x: Tensor, weight: Tensor, geometry: Geometry) -> Output:
+        """Return those of the convolution of x with stacked experts."""
+        size, layout = geometry.output_size(x.shape[2:], weight.shape[3:]), output_memory_format(x)
+        shape = (x.shape[0], geometry.out_channels(weight), *size)
+        return cls(shape, dense_strides(shape, layout != torch.contiguous_format), layout)
+
+    def form(self, y: Tensor) -> Tensor:
+        """Return y laid out so, with these very strides, as `strided_as` does."""
+        y = y.contiguous(memory_format=self.layout)
+        return owned(y if y.stride() == self.strides else y.as_strided(self.shape, self.strides))
+
+
+def owned(y: Tensor) -> Tensor:
+    """Return the same numbers as a tensor of its own: autograd refuses to change a view from an operator in place."""
+    if not y._is_view():
+        return y
+    return y.new_empty(0).set_(y.untyped_storage(), y.storage_offset(), y.size(), y.stride())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,19 @@ def mix_kernels(experts: Tensor, routing_weights: Tensor, dtype: torch.dtype) ->
     return mixed.permute(inverse)
 
 
+def bind_mix(experts: Tensor, routing_weights: Tensor, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what mixes experts and weights that look like these without gradients, to `[B * O, ...]`.
+
+    That is `mix_kernels`, with the examples side by side in the output channels.
+    """
+    wide = accumulation_dtype(experts.dtype)
+    if not experts.is_contiguous() or {experts.dtype, routing_weights.dtype, dtype} != {wide}:
+        return lambda experts, routing_weights: mix_kernels(experts, routing_weights, dtype).flatten(0, 1)
+    num_experts, outputs, *kernel = experts.shape
+    shape = (len(routing_weights) * outputs, *kernel)
+    return lambda experts, routing_weights: torch.mm(routing_weights, experts.view(num_experts, -1)).view(shape)
+
+
 def mix_kernels_backward(grad_kernels: Tensor, experts: Tensor, routing_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of `mix_kernels` for the experts and the routing weights, in the accumulation dtype."""
     order = _storage_order(experts)
@@ -49,3 +64,15 @@ def mix_kernels_backward(grad_kernels: Tensor, experts: Tensor, routing_weights:
 def mix_bias(bias: Tensor, routing_weights: Tensor, dtype: torch.dtype, spatial_dims: int) -> Tensor:
     """Return the mixed bias `[B, O, 1, ...]` of per-expert biases `[E, O]`, summed like `mix_kernels`."""
     return mix_kernels(bias, routing_weights, dtype)[(..., *(None,) * spatial_dims)]
+
+
+def add_bias_(output: Tensor, bias: Tensor | None, routing_weights: Tensor) -> Tensor:
+    """Add the mixed bias to an output `[B, O, *S]` in place, without gradients."""
+    if bias is None:
+        return output
+    wide = accumulation_dtype(bias.dtype)
+    # Even a conversion that changes nothing takes half as long as the product.
+    weights = routing_weights if routing_weights.dtype == wide else routing_weights.to(wide)
+    shift = weights @ (bias if bias.dtype == wide else bias.to(wide))
+    shift = shift if output.dtype == wide else shift.to(output.dtype)
+    return output.add_(shift.view(*shift.shape, *(1,) * (output.dim() - 2)))

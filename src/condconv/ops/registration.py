@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from condconv.errors import UsageError, shown
-from condconv.ops import recompute
 from condconv.ops.autocast import autocast_disabled
 from condconv.ops.geometry import Geometry, output_memory_format
+from condconv.ops.gradients import empty_grads, gradients
+from condconv.ops.implementation import Implementation
+from condconv.ops.implementations import MATMUL, TABLE
 
 _GEOMETRY = (
     "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, bool transposed, SymInt[] output_padding"
@@ -46,7 +48,7 @@ _NUM_GEOMETRY = len(Geometry._fields)
 def mixed_conv(
     x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry, impl: str
 ) -> Tensor:
-    """Call the registered operator; arguments as in `recompute.forward`."""
+    """Call the registered operator; arguments as in `Implementation.forward`, and its name."""
     output: Tensor = torch.ops.condconv.mixed_conv(x, weight, routing_weights, bias, *geometry, impl)
     return output
 
@@ -60,14 +62,15 @@ def quantized_conv(
     geometry: Geometry,
     impl: str,
 ) -> Tensor:
-    """Call the registered operator for quantized experts, which has no gradient; `impl` is "native"."""
+    """Call the registered operator for quantized experts, which has no gradient; `impl` reads them."""
     output: Tensor = torch.ops.condconv.quantized_conv(x, weight, routing_weights, bias, weight_scale, *geometry, impl)
     return output
 
 
-def _unpack(arguments: Sequence[Any]) -> tuple[Geometry, str]:
+def _unpack(arguments: Sequence[Any]) -> tuple[Geometry, Implementation]:
     stride, padding, dilation, groups, transposed, output_padding, impl = arguments[: _NUM_GEOMETRY + 1]
-    return Geometry(tuple(stride), tuple(padding), tuple(dilation), groups, transposed, tuple(output_padding)), impl
+    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups, transposed, tuple(output_padding))
+    return geometry, TABLE[impl]
 
 
 def _empty_output(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -78,11 +81,11 @@ def _empty_output(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 
 @torch.library.impl("condconv::mixed_conv", "CompositeExplicitAutograd")
 def _forward(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    geometry, impl = _unpack(rest)
+    geometry, implementation = _unpack(rest)
     if x.shape[0] == 0:
         return _empty_output(x, weight, geometry)
     with autocast_disabled(x.device):
-        return recompute.run(x, weight, routing_weights, bias, geometry, impl)
+        return implementation.run(x, weight, routing_weights, bias, None, geometry)
 
 
 @torch.library.register_fake("condconv::mixed_conv")
@@ -99,11 +102,11 @@ def _quantized(
     weight_scale: Tensor | None,
     *rest: Any,
 ) -> Tensor:
-    geometry, impl = _unpack(rest)
+    geometry, implementation = _unpack(rest)
     if x.shape[0] == 0:
         return _empty_output(x, weight, geometry)
     with autocast_disabled(x.device):
-        return recompute.run_quantized(x, weight, routing_weights, bias, weight_scale, geometry, impl)
+        return implementation.run(x, weight, routing_weights, bias, weight_scale, geometry)
 
 
 @torch.library.register_fake("condconv::quantized_conv")
@@ -116,16 +119,16 @@ def _backward(grad_output: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     x, weight, routing_weights, bias = rest[:_NUM_TENSORS]
     if x.shape[0] == 0:
         return tuple(grad.zero_() for grad in _backward_fake(grad_output, *rest))
-    geometry, impl = _unpack(rest[_NUM_TENSORS:])
+    geometry, implementation = _unpack(rest[_NUM_TENSORS:])
+    backward: Any = implementation.backward  # others never come here
     with autocast_disabled(x.device):
-        tensors = (x, weight, routing_weights, bias)
-        return tuple(recompute.backward(grad_output, tensors, geometry, impl, rest[-1]))
+        return tuple(gradients(backward, grad_output, (x, weight, routing_weights, bias), geometry, rest[-1]))
 
 
 @torch.library.register_fake("condconv::mixed_conv_backward")
 def _backward_fake(grad_output: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     tensors, needs = rest[:_NUM_TENSORS], rest[-1]
-    grads = recompute.empty_grads(tensors[0])
+    grads = empty_grads(tensors[0])
     for index, (tensor, needed) in enumerate(zip(tensors, needs, strict=True)):
         if needed:
             layout = output_memory_format(tensor) if index == 0 else torch.preserve_format
@@ -151,16 +154,17 @@ def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 
 def _differentiate_twice(ctx: Any, *grads_of_grads: Tensor) -> tuple[Any, ...]:
     """Differentiate the gradients through the plain form: rare, so short rather than fast."""
-    geometry, impl = _unpack(ctx.rest)
+    geometry, implementation = _unpack(ctx.rest)
     if torch.is_grad_enabled():
+        plain = " or ".join(repr(each.name) for each in TABLE.values() if each.backward is None)
         raise UsageError(
-            f"`impl` must be 'reference' or 'mix_outputs' for third derivatives, got {shown(impl)}: name one of them"
+            f"`impl` must be {plain} for third derivatives, got {shown(implementation.name)}: name one of them"
         )
     needs = ctx.rest[-1]
     with torch.enable_grad():
         leaves = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
         grad_output, x, weight, routing_weights, bias = leaves
-        output = recompute.forward(x, weight, routing_weights, bias, geometry, "matmul")  # type: ignore[arg-type]
+        output = MATMUL.forward(x, weight, routing_weights, bias, geometry)
         wanted = [leaf for leaf, needed in zip(leaves[1:], needs, strict=True) if needed]
         grads = torch.autograd.grad(output, wanted, grad_output, create_graph=True)  # type: ignore[arg-type]
         given = [grad for grad, needed in zip(grads_of_grads, needs, strict=True) if needed]

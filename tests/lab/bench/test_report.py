@@ -14,7 +14,7 @@ from condconv.lab.bench.run import Row
 from condconv.lab.bench.targets import memory_target, time_target, verdict
 from condconv.lab.bench.timing import Spread
 from condconv.ops.native import library
-from condconv.ops.selection import RULES
+from condconv.ops.rules import RULES
 from scripts.make_performance import (
     PAGE,
     SELECTION,

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from condconv.ops.geometry import Geometry, output_memory_format
+from condconv.ops.implementation import Implementation
 from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.patches import extract_patches, fold_patches, tap_views, zero_pad
+from condconv.ops.problem import Problem
+from condconv.ops.recompute import MixedKernels
 from condconv.ops.recording import plain_shape
 
 
@@ -115,3 +118,12 @@ def _apply_depthwise_backward(
         taps = [(grad * view).flatten(2).sum(2) for view in views]
         grad_kernels = torch.stack(taps, dim=2).reshape(kernels.shape).to(kernels.dtype)
     return grad_x, grad_kernels
+
+
+def why_not(problem: Problem) -> str | None:
+    """Return `None`: matrix products run anywhere."""
+    return None
+
+
+_ALL = MixedKernels(apply, apply_backward)
+MATMUL = Implementation("matmul", why_not, _ALL.forward, _ALL.backward, fusible=True)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from condconv.ops.geometry import Geometry
+from condconv.ops.implementation import Implementation
 from condconv.ops.mixing import accumulation_dtype
+from condconv.ops.problem import Problem
 
 
 def forward(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -36,3 +38,11 @@ def forward(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | N
             output = output + shift[(..., *(None,) * len(geometry.stride))]
         outputs.append(output)
     return torch.cat(outputs).to(x.dtype)
+
+
+def why_not(problem: Problem) -> str | None:
+    """Return why it cannot run, or `None`."""
+    return "its loop over the examples would fix the graph to one batch size" if problem.compiling else None
+
+
+REFERENCE = Implementation("reference", why_not, forward)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from condconv.ops.geometry import Geometry, output_memory_format
-from condconv.ops.mixing import mix_kernels
-from condconv.ops.triton import tiles
+from condconv.ops.implementation import Implementation
+from condconv.ops.mixing import add_bias_, mix_kernels
+from condconv.ops.problem import Problem, why_not_two_dimensions
+from condconv.ops.triton import limits, tiles
 from condconv.ops.triton.passes import Pass, forward_pass, gradient_passes
 
 
@@ -36,13 +38,14 @@ class _Experts(NamedTuple):
         return mix_kernels(self.stored, routing_weights, dtype).permute(self.back)
 
 
-def forward(x: Tensor, weight: Tensor, routing_weights: Tensor, geometry: Geometry) -> Tensor:
+def forward(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve example b of x `[B, C, H, W]` with `sum_e routing_weights[b, e] * weight[e]`.
 
     Args:
         x: fp32, bf16 or fp16, not empty; contiguous or channels_last, else it is copied.
         weight: `[E, O, C/G, KH, KW]`, fp32, bf16 or fp16; mixed in fp32, and rounded to the dtype of x.
         routing_weights: `[B, E]`, any dtype; used in fp32.
+        bias: `[E, O]`, or `None`.
         geometry: Not transposed.
 
     Returns:
@@ -58,7 +61,7 @@ def forward(x: Tensor, weight: Tensor, routing_weights: Tensor, geometry: Geomet
 
     with _device(x):
         _convolve(passes, weight, routing_weights, geometry, output)
-    return output
+    return add_bias_(output, bias, routing_weights)
 
 
 def backward(
@@ -149,3 +152,23 @@ def _stored(weight: Tensor, geometry: Geometry) -> _Experts:
 def _device(x: Tensor) -> AbstractContextManager[Any]:
     """Make the device of x the current one: Triton launches there."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def why_not(problem: Problem) -> str | None:
+    """Return why the kernels for the GPU cannot run, or `None`."""
+    if (reason := limits.why_not(problem.device)) is not None:
+        return reason
+    computes = "in fp32, bf16 and fp16"
+    if (reason := why_not_two_dimensions(problem, computes, limits.DTYPES, limits.MOST_TAPS)) is not None:
+        return reason
+    if problem.num_experts > limits.MOST_EXPERTS:
+        return f"it mixes at most {limits.MOST_EXPERTS} experts, got {problem.num_experts}"
+    if problem.exporting or problem.transforming:
+        return "an exported graph and torch.func transforms need plain torch functions"
+    largest = max(problem.kernel_numel, problem.input_numel, problem.output_numel)
+    if largest > limits.MOST_NUMBERS:
+        return f"an example or an expert has at most {limits.MOST_NUMBERS} numbers, got {largest}"
+    return None
+
+
+TRITON = Implementation("triton", why_not, forward, backward)

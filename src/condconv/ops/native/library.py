@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from ctypes import byref
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from condconv.ops.geometry import Geometry, has_multiplier, is_depthwise
+from condconv.ops.geometry import Geometry, dense_strides, has_multiplier, is_depthwise
 from condconv.ops.native.build import LIBRARY, digest_of_sources
 
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
@@ -78,96 +78,92 @@ def _parallel_for() -> int | None:
     return None
 
 
-class Sizes(NamedTuple):
-    """What a call needs to know of its tensors, except their addresses."""
-
-    problem: bytes
-    depthwise: bool
-    output_shape: tuple[int, ...]
-    output_strides: tuple[int, ...]
-
-
-@functools.lru_cache(maxsize=4096)
-def _sizes(
-    x: tuple[int, ...],
-    weight: tuple[int, ...],
-    taps_outside: bool,
-    kind: int,
-    routing_strides: tuple[int, ...],
-    geometry: Geometry,
-    threads: int,
-) -> Sizes:
-    """Return the sizes of a call, which takes about as long as a small convolution."""
-    experts, outputs, channels, *kernel = weight
-    out_size = geometry.output_size(x[2:], kernel)
-    sizes = (
-        *(x[0], experts, geometry.groups, channels, outputs // geometry.groups),
-        *x[2:],
-        *out_size,
-        *kernel,
-        *geometry.stride,
-        *geometry.padding,
-        *geometry.dilation,
-        *(outputs * channels * prod(kernel), threads, taps_outside, kind),
-        *(*routing_strides, 0)[:3],
-    )
-    depthwise = is_depthwise(geometry.groups, x[1]) and not has_multiplier(x[1], outputs)
-    height, width = out_size
-    strides = (outputs * height * width, 1, outputs * width, outputs)
-    return Sizes(bytes(Problem(*sizes)), depthwise, (x[0], outputs, height, width), strides)
-
-
-class Call:
-    """One convolution, and the functions of the library for it.
+class Convolution:
+    """A convolution of tensors of certain shapes, and the functions of the library for it.
 
     All tensors are on the CPU, and fp32 but for the experts. Those with pixels have channels innermost in memory;
-    experts are dense, each contiguous or with channels innermost.
+    experts are dense, each contiguous or with channels innermost. To compute its sizes takes about as long as
+    a small convolution: `convolution` keeps them.
 
     Args:
-        x: `[B, C, H, W]`.
-        weight: `[E, O, C/G, KH, KW]`, one of `EXPERT_DTYPES`; fp32 for gradients.
-        routing_weights: `[B, E]`, or `[B, E, O]` where each output channel has weights of its own, not for gradients.
+        x: Shape `[B, C, H, W]`.
+        weight: Shape `[E, O, C/G, KH, KW]`.
+        dtype: Of the experts, one of `EXPERT_DTYPES`; fp32 for gradients.
+        taps_outside: Whether an expert's channels are innermost.
+        routing_strides: Of `[B, E]`, or of `[B, E, O]` if each output channel has its own weights, not for gradients.
         geometry: Not transposed.
     """
 
-    def __init__(self, x: Tensor, weight: Tensor, routing_weights: Tensor, geometry: Geometry) -> None:
-        kind = EXPERT_DTYPES.index(weight.dtype)
-        outside = not weight.is_contiguous()
-        strides, threads = routing_weights.stride(), torch.get_num_threads()
-        self._sizes = _sizes(x.shape, weight.shape, outside, kind, strides, geometry, threads)
-        self._problem = Problem.from_buffer_copy(self._sizes.problem)
-        self._problem.x = x.data_ptr()
-        self._problem.weight = weight.data_ptr()
-        self._problem.routing = routing_weights.data_ptr()
-        self._kept = (x, weight, routing_weights)  # as long as their addresses are in use
+    def __init__(
+        self,
+        x: tuple[int, ...],
+        weight: tuple[int, ...],
+        dtype: torch.dtype,
+        taps_outside: bool,
+        routing_strides: tuple[int, ...],
+        geometry: Geometry,
+    ) -> None:
+        experts, outputs, channels, *kernel = weight
+        out_size = geometry.output_size(x[2:], kernel)
+        sizes = (
+            *(x[0], experts, geometry.groups, channels, outputs // geometry.groups),
+            *(*x[2:], *out_size, *kernel, *geometry.stride, *geometry.padding, *geometry.dilation),
+            *(outputs * channels * prod(kernel), 0, taps_outside, EXPERT_DTYPES.index(dtype)),
+            *(*routing_strides, 0)[:3],
+        )
+        self._sizes = bytes(Problem(*sizes))
+        self._shape = (x[0], outputs, *out_size)
+        self._strides = dense_strides(self._shape, channels_last=True)
+        self._depthwise = is_depthwise(geometry.groups, x[1]) and not has_multiplier(x[1], outputs)
+        self._library = _loaded()
+        self._forward = self._library.condconv_forward
 
-    def forward(self) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, routing_weights: Tensor) -> Tensor:
         """Return the convolution, `[B, O, H', W']`, channels_last."""
+        problem = self._problem(x, weight, routing_weights)
         # Quicker than torch.empty, and whatever torch's default dtype and device are.
-        y = torch.empty_strided(self._sizes.output_shape, self._sizes.output_strides, dtype=torch.float32, device="cpu")
-        self._run("condconv_forward", y=y)
+        y = x.new_empty_strided(self._shape, self._strides)
+        problem.y = y.data_ptr()
+        _check(self._forward(byref(problem), self._depthwise, _parallel_for()))
         return y
 
-    def input_gradient(self, grad_output: Tensor, grad_x: Tensor) -> None:
+    def input_gradient(
+        self, x: Tensor, weight: Tensor, routing_weights: Tensor, grad_output: Tensor, grad_x: Tensor
+    ) -> None:
         """Fill `grad_x` as x; of a dense kernel with taps the experts' channels must be innermost."""
-        self._run("condconv_input_gradient", grad_output=grad_output, grad_x=grad_x)
+        problem = self._problem(x, weight, routing_weights)
+        problem.grad_output, problem.grad_x = grad_output.data_ptr(), grad_x.data_ptr()
+        _check(self._library.condconv_input_gradient(byref(problem), self._depthwise, _parallel_for()))
 
-    def weight_gradient(self, grad_output: Tensor, grad_weight: Tensor) -> Tensor:
+    def weight_gradient(
+        self, x: Tensor, weight: Tensor, routing_weights: Tensor, grad_output: Tensor, grad_weight: Tensor
+    ) -> Tensor:
         """Fill `grad_weight`, laid out as the experts, and return the gradient of the routing weights, `[B, E]`.
 
         As for `input_gradient`, channels must be innermost where there are taps.
         """
-        library = _loaded()
-        tasks = library.condconv_weight_tasks(ctypes.byref(self._problem), self._sizes.depthwise)
-        partial = torch.empty(tasks, self._problem.batch, self._problem.experts, dtype=torch.float32, device="cpu")
-        self._run("condconv_weight_gradient", grad_output=grad_output, grad_weight=grad_weight, partial=partial)
+        problem = self._problem(x, weight, routing_weights)
+        tasks = self._library.condconv_weight_tasks(byref(problem), self._depthwise)
+        partial = x.new_empty(tasks, *routing_weights.shape)
+        problem.grad_output, problem.grad_weight = grad_output.data_ptr(), grad_weight.data_ptr()
+        problem.partial = partial.data_ptr()
+        _check(self._library.condconv_weight_gradient(byref(problem), self._depthwise, _parallel_for()))
         return partial.sum(0)
 
-    def _run(self, function: str, **tensors: Tensor) -> None:
-        for name, tensor in tensors.items():
-            setattr(self._problem, name, tensor.data_ptr())
-        if getattr(_loaded(), function)(ctypes.byref(self._problem), self._sizes.depthwise, _parallel_for()):
-            raise MemoryError("the native kernels could not get a buffer of a few megabytes")
+    def _problem(self, x: Tensor, weight: Tensor, routing_weights: Tensor) -> Problem:
+        """Return the argument of the library for a call: a new one for each, since threads may call at once."""
+        problem = Problem.from_buffer_copy(self._sizes)
+        problem.threads = torch.get_num_threads()
+        problem.x, problem.weight, problem.routing = x.data_ptr(), weight.data_ptr(), routing_weights.data_ptr()
+        return problem
+
+
+convolution = functools.lru_cache(maxsize=4096)(Convolution)
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise MemoryError("the native kernels could not get a buffer of a few megabytes")
 
 
 def _loaded() -> ctypes.CDLL:
