@@ -112,7 +112,7 @@ def test_train_then_evaluate(tmp_path, capsys):
     assert main(train_arguments(root, out)) == 0
     said = capsys.readouterr().out
     assert f"saved in {out / 'best.safetensors'}" in said
-    assert main(["evaluate", str(out / "best.safetensors"), "--device", "cpu"]) == 0
+    assert main(["evaluate", str(out / "best.safetensors"), "--data", str(root), "--device", "cpu"]) == 0
     scores = capsys.readouterr().out
     assert "images   6\n" in scores
     assert "top-5" not in scores  # with two classes it would say nothing

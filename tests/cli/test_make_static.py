@@ -21,9 +21,9 @@ from tests.cli.test_report import fails, report
 from tests.lab.samples import make_folder
 
 
-def make_static(checkpoint, out, layers, *more) -> int:
+def make_static(checkpoint, out, layers, *more, data=None) -> int:
     arguments = [str(checkpoint), "-o", str(out), "--layers", layers, "--device", "cpu", "--quiet", *map(str, more)]
-    return main(["make-static", *arguments])
+    return main(["make-static", *arguments, *(("--data", str(data)) if data else ())])
 
 
 @functools.cache  # each file is written once, and building a network takes a second
@@ -36,7 +36,7 @@ def test_the_static_network_is_that_of_the_mean_weights(untrained, tmp_path, cap
     path, data = untrained
     out = tmp_path / "static.safetensors"
     last = conditional(path)[-3:]  # the last block and the classifier
-    assert make_static(path, out, ",".join(last)) == 0
+    assert make_static(path, out, ",".join(last), data=data) == 0
     said = capsys.readouterr().out
     assert "mean over    18 images" in said  # the training images: six of each of three classes
     assert re.search(r"top-1 +\d+\.\d\d % -> \d+\.\d\d % \([+-]\d+\.\d\d points, 9 images\)", said)
@@ -70,26 +70,26 @@ def test_class_folders_may_be_called_as_splits_are(tmp_path):
 
 @pytest.mark.slow
 def test_a_static_checkpoint_is_evaluated_reported_and_made_static_further(untrained, tmp_path, capsys):
-    path, _ = untrained
+    path, data = untrained
     once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
     names = conditional(path)
-    assert make_static(path, once, names[0], "--no-evaluate", "--max-images", 5) == 0
+    assert make_static(path, once, names[0], "--no-evaluate", "--max-images", 5, data=data) == 0
     said = capsys.readouterr().out
     assert "top-1" not in said
     assert "mean over    5 images" in said
-    assert main(["evaluate", str(once), "--device", "cpu", "--quiet"]) == 0
-    assert report(once, tmp_path / "a.json") == 0
-    assert make_static(once, twice, "*", "--no-evaluate") == 0
+    assert main(["evaluate", str(once), "--data", str(data), "--device", "cpu", "--quiet"]) == 0
+    assert report((once, data), tmp_path / "a.json") == 0
+    assert make_static(once, twice, "*", "--no-evaluate", data=data) == 0
     assert conditional(twice) == []
     assert set(load_checkpoint(twice).static_layers) == set(names)
-    argv = ["report", twice, "-o", tmp_path / "b.html", "--device", "cpu", "--quiet"]
+    argv = ["report", twice, "--data", data, "-o", tmp_path / "b.html", "--device", "cpu", "--quiet"]
     assert "`network` must have a conditional layer" in fails(capsys, argv)
 
 
 def test_images_without_classes_give_a_mean_and_no_accuracy(untrained, tmp_path, capsys):
     path, data = untrained
     loose = data / "val" / "cat"  # three images, and no folder inside
-    assert make_static(path, tmp_path / "a.safetensors", "classifier", "--data", loose) == 0
+    assert make_static(path, tmp_path / "a.safetensors", "classifier", data=loose) == 0
     said = capsys.readouterr().out
     assert "mean over    3 images" in said
     assert "top-1        not measured: the images have no classes" in said
@@ -111,8 +111,11 @@ def test_data_with_a_name_gives_its_training_images(untrained, tmp_path, capsys)
 
 
 def test_wrong_layers_and_outputs_are_refused(untrained, tmp_path, capsys):
-    path, _ = untrained
-    start, end = ["make-static", path, "--layers"], ["-o", tmp_path / "a.safetensors", "--device", "cpu", "--quiet"]
+    path, data = untrained
+    start, end = (
+        ["make-static", path, "--data", data, "--layers"],
+        ["-o", tmp_path / "a.safetensors", "--device", "cpu", "--quiet"],
+    )
     assert "`layers` must match conditional layers of the network, got 'x*': there are " in fails(
         capsys, [*start, "classifier,x*", *end]
     )
@@ -150,7 +153,7 @@ def test_the_output_is_checked_before_any_work(untrained, tmp_path, capsys, monk
 def test_an_existing_file_is_replaced_by_force(untrained, tmp_path):
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"not needed any more")
-    assert make_static(untrained[0], other, "classifier", "--no-evaluate", "--force") == 0
+    assert make_static(untrained[0], other, "classifier", "--no-evaluate", "--force", data=untrained[1]) == 0
     assert load_checkpoint(other).static_layers == ("classifier",)
 
 

@@ -13,8 +13,10 @@ from tests.cli.conftest import CLASSES
 from tests.lab.samples import make_folder
 
 
-def report(checkpoint, out, *more) -> int:
-    return main(["report", str(checkpoint), "-o", str(out), "--device", "cpu", "--quiet", *map(str, more)])
+def report(untrained, out, *more, data=None) -> int:
+    checkpoint, own = untrained
+    arguments = [str(checkpoint), "-o", str(out), "--data", str(data or own), "--device", "cpu", "--quiet"]
+    return main(["report", *arguments, *map(str, more)])
 
 
 def fails(capsys, argv) -> str:
@@ -29,8 +31,8 @@ def content(path: Path):
     return json.loads(re.search(r'id="report-data">(.*?)</script>', page, re.DOTALL)[1])
 
 
-def test_a_page_of_the_runs_own_validation_images(untrained, tmp_path, capsys):
-    assert report(untrained[0], tmp_path / "a.html") == 0
+def test_a_page_of_the_validation_images(untrained, tmp_path, capsys):
+    assert report(untrained, tmp_path / "a.html") == 0
     said = capsys.readouterr().out
     assert re.search(r"^learned +\d+\.\d\d%$", said, re.MULTILINE)
     assert f"report: {tmp_path / 'a.html'}" in said
@@ -55,7 +57,7 @@ def test_pictures_belong_to_the_numbers_of_the_report(untrained, tmp_path):
     from condconv.lab.saved import load_checkpoint, load_network
     from condconv.lab.saved.reading import open_images
 
-    assert report(untrained[0], tmp_path / "a.html") == 0
+    assert report(untrained, tmp_path / "a.html") == 0
     layer = content(tmp_path / "a.html")["layers"][-1]
     checkpoint = load_checkpoint(untrained[0])
     network = load_network(checkpoint, untrained[0])
@@ -75,14 +77,14 @@ def test_pictures_belong_to_the_numbers_of_the_report(untrained, tmp_path):
 
 
 def test_at_most_so_many_images_and_a_json_file(untrained, tmp_path):
-    assert report(untrained[0], tmp_path / "a.json", "--max-images", 4, "--layer-images", 2, "--batch-size", 3) == 0
+    assert report(untrained, tmp_path / "a.json", "--max-images", 4, "--layer-images", 2, "--batch-size", 3) == 0
     read = RoutingReport.load(tmp_path / "a.json")
     assert {int(record.examples) for record in read.routings} == {4}
     whole = {each.name: each.images for each in read.interventions if not each.routings}
     assert whole.pop("shuffled") == 3  # the last image is alone in its batch
     assert set(whole.values()) == {4}
     assert {each.images for each in read.interventions if len(each.routings) == 1} <= {2, 4}
-    assert report(untrained[0], tmp_path / "b.json", "--max-images", 4, "--layer-images", 2, "--batch-size", 2) == 0
+    assert report(untrained, tmp_path / "b.json", "--max-images", 4, "--layer-images", 2, "--batch-size", 2) == 0
     # The choice of images does not depend on the batches.
     again = RoutingReport.load(tmp_path / "b.json")
     assert torch.allclose(read.routings[-1].class_sums, again.routings[-1].class_sums, atol=1e-5)
@@ -93,7 +95,7 @@ def test_images_without_classes(untrained, tmp_path, capsys):
     loose.mkdir()
     for index, path in enumerate(sorted((untrained[1] / "val").rglob("*.png"))):
         (loose / f"{index}.png").write_bytes(path.read_bytes())
-    assert report(untrained[0], tmp_path / "a.html", "--data", loose) == 0
+    assert report(untrained, tmp_path / "a.html", data=loose) == 0
     assert "100.00 % predicted as before" in capsys.readouterr().out
     found = content(tmp_path / "a.html")
     assert (found["images"], found["classes"]) == (9, None)
@@ -106,7 +108,7 @@ def test_an_unreadable_image_is_fatal_or_left_out(untrained, tmp_path, capsys):
     argv = ["report", untrained[0], "--data", data, "-o", tmp_path / "a.html", "--device", "cpu", "--quiet"]
     assert "`data` must hold readable images" in fails(capsys, argv)
     assert not (tmp_path / "a.html").exists()
-    assert report(untrained[0], tmp_path / "a.html", "--data", data, "--on-bad-image", "skip") == 0
+    assert report(untrained, tmp_path / "a.html", "--on-bad-image", "skip", data=data) == 0
     found = content(tmp_path / "a.html")
     assert found["images"] == 8
     assert "cat: 0.png" not in {caption for _, caption in found["pictures"].values()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from condconv.errors import UsageError
-from condconv.files.atomic import remove_leftovers, write_atomic, written_beside
+from condconv.files.atomic import remove_leftovers, write_atomic, write_own, written_beside
 
 
 def test_writes_and_replaces(tmp_path):
@@ -122,6 +122,23 @@ def test_a_link_stays_a_link_and_a_mode_stays(tmp_path):
     write_atomic(link, "new")
     assert link.is_symlink()
     assert (target.read_text(), target.stat().st_mode & 0o777) == ("new", 0o600)
+
+
+@pytest.mark.parametrize("target", ["theirs", "nothing", "/dev/null"])
+def test_what_a_command_keeps_is_not_written_through_a_link(tmp_path, target):
+    theirs, link = tmp_path / "theirs", tmp_path / "metrics.csv"
+    theirs.write_text("old")
+    link.symlink_to(target)
+    with pytest.raises(UsageError, match=r"`out` must not have other things .*, got .*/metrics.csv, a link: remove it"):
+        write_own(link, "new")
+    assert link.is_symlink()
+    assert theirs.read_text() == "old"
+    assert not (tmp_path / "nothing").exists()
+    link.unlink()
+    write_own(link, "new")
+    write_own(link, "newer")
+    assert link.read_text() == "newer"
+    assert {*tmp_path.iterdir()} == {theirs, link}
 
 
 def test_a_device_is_written_to_and_not_replaced():

@@ -13,6 +13,7 @@ from torch import Tensor
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.statistics import BINS
 from condconv.errors import few, shown
+from condconv.files.paths import read_text
 
 FORMAT = 1
 """Version of the JSON file's layout."""
@@ -59,9 +60,9 @@ def read_lists(path: Path) -> dict[str, Any]:
         ValueError: It cannot be read, or is not a report of this version; the text continues after "which".
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from error
+        raise ValueError(f"cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise ValueError("is not text (a pickle or a checkpoint?)") from error
     except RecursionError as error:

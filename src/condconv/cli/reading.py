@@ -17,7 +17,7 @@ def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = F
     if unlabelled:
         kinds = "as for 'condconv evaluate', or a directory of images without class folders"
     for flag, rule, default, text in (
-        ("--data", PATH, None, f"{kinds} (default: the run's)"),
+        ("--data", PATH, None, f"{kinds} (not needed for a network trained on 'digits')"),
         ("--data-dir", PATH, None, "where the files of torch/NAME are, or the cache of hfds/NAME"),
         ("--batch-size", whole(1), 64, "images per forward pass (default: %(default)s)"),
         ("--workers", whole(0, 1024), 0, "processes that read images (default: %(default)s)"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from condconv.convert.scope import Group
 from condconv.errors import UsageError, first_line, shown, shown_name
+from condconv.files.paths import read_text
 from condconv.nn.factory import Routing
 
 _FORMAT = "condconv conversion 1"
@@ -85,9 +86,9 @@ def read_conversion(path: str | Path) -> Any:
     """
     named = shown_name(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(Path(path)))
     except OSError as error:
-        raise UsageError(f"`report` must be a file, got {named} ({error.strerror}): {_REMEDY}") from error
+        raise UsageError(f"`report` must be a file, got {named} ({error.strerror or error}): {_REMEDY}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"`report` must be a JSON file, got {named} ({first_line(error)}): {_REMEDY}") from error
 

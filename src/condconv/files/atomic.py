@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from condconv.errors import UsageError, shown_name
-from condconv.files.paths import check_path, is_special
+from condconv.files.paths import check_own, check_path, is_special
 
 _SUFFIX = ".tmp"
 
@@ -37,14 +37,39 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             file is intact.
     """
     check_path(path)
-    payload = content.encode() if isinstance(content, str) else content
+    if is_special(path):  # renaming would put a file in its place
+        with _explained(path, "out", len(content)):
+            path.write_bytes(_encoded(content))
+        return
+    _check_no_directory(path)
+    with _explained(path, "out"):
+        whole = path.resolve()  # or a link would become a file
+    _write(whole, _encoded(content))
+
+
+def write_own(path: Path, content: bytes | str) -> None:
+    """Write a file that a command keeps below a directory, as `write_atomic` does, but never through a link.
+
+    Raises:
+        UsageError: A link, a pipe or a device is there, or the file cannot be written.
+    """
+    check_path(path)
+    check_own(path)
+    _check_no_directory(path)
+    _write(path, _encoded(content))
+
+
+def _encoded(content: bytes | str) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+def _check_no_directory(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"`out` must be a file, got {shown_name(path)}, which is a directory: name a file in it")
+
+
+def _write(path: Path, payload: bytes) -> None:
     with _explained(path, "out", len(payload)):
-        if is_special(path):  # renaming would put a file in its place
-            path.write_bytes(payload)
-            return
-        path = path.resolve()  # or a link would become a file
         temporary = path.with_name(f"{_prefix(path.name)}{secrets.token_hex(8)}{_SUFFIX}")
         file = temporary.open("xb")  # never one that is there, nor through a link
         try:

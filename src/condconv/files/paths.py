@@ -84,3 +84,33 @@ def make_directory(path: Path) -> None:
 def is_special(path: Path) -> bool:
     """Return whether there is a pipe or a device."""
     return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def check_own(*paths: Path) -> None:
+    """Check places where a command keeps its own files below a directory: a file or a directory is there, or nothing.
+
+    A downloaded directory may hold anything: a link would let the command write to another place, and a pipe or a
+    device might never end.
+
+    Raises:
+        UsageError: A link, a pipe or a device is there.
+    """
+    for path in paths:
+        kind = "a link" if path.is_symlink() else "a pipe or a device" if is_special(path) else None
+        if kind is not None:
+            raise UsageError(
+                f"`out` must not have other things in the place of a run's files, got {shown_name(path)}, {kind}: "
+                "remove it, or give another --out"
+            )
+
+
+def read_text(path: Path, most: int = 2**30, encoding: str = "utf-8") -> str:
+    """Return the text of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: It is larger, of another kind, or cannot be read.
+        ValueError: It is not of this encoding.
+    """
+    if path.exists() and (is_special(path) or path.stat().st_size > most):
+        raise OSError(f"not a regular file of at most {most / 2**20:.0f} MiB")
+    return path.read_text(encoding=encoding)

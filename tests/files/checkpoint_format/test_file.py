@@ -94,7 +94,7 @@ def test_what_cannot_be_read_again_is_not_written():
         {"kind": "other"},
     ]
     for wrong in wrongs:
-        with pytest.raises(UsageError, match="a checkpoint must hold plain values within the format's bounds: "):
+        with pytest.raises(UsageError, match="`header` must hold plain values within the format's bounds, got"):
             to_bytes(header(**wrong), tensors())
 
 

@@ -58,12 +58,13 @@ def test_a_worker_that_is_killed_is_one_sentence_and_the_next_run_resumes(tmp_pa
 
 
 def test_a_worker_that_is_killed_while_a_checkpoint_is_scored(tmp_path, monkeypatch):
-    best = train(small(tmp_path, epochs=1, workers=0), build=build).best
+    config = small(tmp_path, epochs=1, workers=0)
+    best = train(config, build=build).best
     monkeypatch.setattr(Images, "read", lambda self, index: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(
         ShortageError, match=r"ended before its time \((Killed|exited)\), mostly for lack of memory: free some"
     ):
-        evaluate_checkpoint(best, build=build, reading=Reading(workers=1, device="cpu", progress=False))
+        evaluate_checkpoint(best, config.data, build=build, reading=Reading(workers=1, device="cpu", progress=False))
 
 
 def test_too_few_handles_for_the_workers_are_said_before_they_start(tmp_path, few_handles):

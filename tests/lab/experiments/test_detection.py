@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 
@@ -336,3 +337,27 @@ def test_a_checkpoint_that_is_cut_off_is_named(coco, tmp_path):
 def test_a_directory_that_another_run_holds(coco, tmp_path):
     with only_here(tmp_path), pytest.raises(UsageError, match="no other run is using"):
         train_detector(_config(coco, tmp_path), progress=False)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_link_or_a_pipe_where_a_run_writes_is_refused_before_it_begins(coco, tmp_path, kind):
+    path = tmp_path / "out" / "metrics.csv"
+    path.parent.mkdir()
+    (tmp_path / "theirs").write_text("theirs")
+    if kind == "link":
+        path.symlink_to(tmp_path / "theirs")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(UsageError, match=rf"`out` must not have other things .*metrics.csv, a {kind}"):
+        train_detector(_config(coco, tmp_path / "out"), progress=False)
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def test_annotations_without_an_end_are_refused(coco, tmp_path):
+    root = tmp_path / "coco"
+    shutil.copytree(coco, root)
+    path = root / "annotations" / "instances_train2017.json"
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match="`data` must have annotations in COCO's format, got .*not a regular file"):
+        CocoImages(root, "train", augment=False)

@@ -2,6 +2,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -199,6 +200,20 @@ def test_records_of_other_settings_stay(tmp_path):
     _save(short, 0.25)
     _save(long, 0.75)
     assert [run.record().score for run in (short, long)] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("place", ["experiment", "record", "log", "trained", "training"])
+def test_a_link_below_the_directory_of_experiments_is_refused(tmp_path, place):
+    run = list_runs(EXPERIMENT, SETTINGS, tmp_path / "out", 1)[0]
+    training = Path(run.configs()[0].out)
+    places = {"experiment": run.path.parent, "record": run.path, "log": run.log}
+    path = (places | {"trained": training.parent, "training": training})[place]
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path)
+    with pytest.raises(
+        UsageError, match="`out` must not have other things in the place of a run's files, got .* a link"
+    ):
+        run.record()
 
 
 def test_a_record_that_is_none_is_named(tmp_path):

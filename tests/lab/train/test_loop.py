@@ -20,7 +20,7 @@ from condconv.lab.processes import only_here
 from condconv.lab.saved import Reading, evaluate_checkpoint, load_checkpoint
 from condconv.lab.saved.checkpoint import save_checkpoint
 from condconv.lab.saved.metrics import EpochMetrics, as_csv
-from condconv.lab.train import loop, train
+from condconv.lab.train import loop, tracking, train
 from condconv.nn import CondConv2d, SoftmaxRouting
 from tests.files.checkpoint_format.samples import forge
 from tests.lab.samples import (
@@ -482,3 +482,25 @@ def test_a_pipe_where_a_run_writes_is_refused_before_it_begins(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(UsageError, match=rf"`out` must not have other things .* got .*/{name}, a pipe or a device: "):
         train(settings(tmp_path, epochs=1), build=build)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "last.safetensors", "condconv", "wandb-id", ".lock"])
+def test_a_link_where_a_run_writes_is_refused_before_it_begins(tmp_path, name):
+    """As of a stranger's directory, in which it would lead to any file of the user's."""
+    theirs, out = tmp_path / "theirs", tmp_path / "run"
+    theirs.write_text("theirs")
+    out.mkdir()
+    (out / name).symlink_to(theirs)
+    with pytest.raises(UsageError, match=rf"`out` must .*{name}"):
+        train(settings(out, epochs=1), build=build)
+    assert theirs.read_text() == "theirs"
+
+
+def test_an_identity_that_no_run_wrote_is_not_sent(tmp_path):
+    for text in ("a secret", "", "0" * 10**6):
+        (tmp_path / "wandb-id").write_text(text)
+        with pytest.raises(UsageError, match="`out` must hold a wandb-id as this run wrote it, 16 hexadecimal digits"):
+            tracking.identity(tmp_path / "wandb-id")
+    (tmp_path / "wandb-id").unlink()
+    drawn = tracking.identity(tmp_path / "wandb-id")
+    assert tracking.identity(tmp_path / "wandb-id") == drawn

@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 
 from condconv.errors import UsageError, shown, shown_name
-from condconv.files.paths import check_path
+from condconv.files.paths import check_path, read_text
 from condconv.lab.data.contents import ODD, log_left_out, read_part
 from condconv.lab.data.tars import files
 
@@ -98,9 +98,7 @@ def _find(root: Path, split: str, left_out: Counter[str]) -> list[Path]:
 
 def _read_names(path: Path) -> tuple[str, ...]:
     try:
-        if not path.is_file() or path.stat().st_size > _LONGEST_LIST:
-            raise OSError(f"not a regular file of at most {_LONGEST_LIST / 2**20:.0f} MiB")
-        text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark before the first name
+        text = read_text(path, _LONGEST_LIST, "utf-8-sig")  # Windows' editors put a mark before the first name
     except (OSError, ValueError) as error:
         raise UsageError(
             f"`data` must have a classes.txt of text in UTF-8, got {shown_name(path)} ({shown_name(error)}): save it so"

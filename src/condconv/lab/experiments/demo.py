@@ -12,6 +12,7 @@ from torch import nn
 
 from condconv.analysis import RoutingRecord
 from condconv.counting import count
+from condconv.files.paths import check_own
 from condconv.lab.bench.timing import time_by_turns
 from condconv.lab.data.image_data import ImageData, open_data
 from condconv.lab.data.loading import create_loader
@@ -85,6 +86,7 @@ def _run(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> D
 
 def _train_all(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> dict[str, list[TrainResult]]:
     runs: dict[str, list[TrainResult]] = {config.static: [], config.conditional: []}
+    check_own(*(Path(config.run(name, seed).out) for seed in range(config.seeds) for name in runs))
     for seed in range(config.seeds):
         for name, results in runs.items():
             title = f"{name}, seed {seed + 1} of {config.seeds}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from condconv.analysis import RoutingRecord
-from condconv.files.atomic import write_atomic
+from condconv.files.atomic import write_own
 from condconv.lab.data.image_data import ImageData
 from condconv.lab.experiments.comparison import NetworkNumbers
 from condconv.lab.experiments.demo_config import DemoConfig
@@ -34,8 +34,8 @@ def write_numbers(
         f"turns with {config.batch_size} images. MADDs: multiply-adds for one image (convolutions, routing, mixing "
         "of kernels)."
     )
-    write_atomic(out / "table.md", f"{table}\n\n{verdict}\n\n{note}\n")
-    write_atomic(out / "results.json", json.dumps(record, indent=2) + "\n")
+    write_own(out / "table.md", f"{table}\n\n{verdict}\n\n{note}\n")
+    write_own(out / "results.json", json.dumps(record, indent=2) + "\n")
     return out / "table.md", out / "results.json"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from condconv.errors import UsageError, check_type, require_extra, shown
-from condconv.files.atomic import write_atomic
+from condconv.files.atomic import write_own
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
 _DPI = 150
@@ -123,7 +123,7 @@ def save_figure(figure: Any, path: Path) -> None:
         text.set_parse_math(False)
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
-    write_atomic(path, content.getvalue())
+    write_own(path, content.getvalue())
 
 
 def _new_figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:

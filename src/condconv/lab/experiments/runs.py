@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from condconv.counting import count
 from condconv.errors import UsageError, first_line, shown, shown_name
-from condconv.files.atomic import write_atomic
-from condconv.files.paths import make_directory
+from condconv.files.atomic import write_own
+from condconv.files.paths import check_own, make_directory, read_text
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.image_data import open_data
 from condconv.lab.experiments.branches import build
@@ -150,9 +150,15 @@ class Run:
         return json.dumps({"members": members, "chained": self.arm.chained}, sort_keys=True)
 
     def record(self) -> RunRecord | None:
-        """Return the record of the run, or `None` if it is not finished."""
+        """Return the record of the run, or `None` if it is not finished.
+
+        Raises:
+            UsageError: It is not a record, or a link is in the place of a file or a directory of this run.
+        """
+        trained = [Path(each.out) for each in self.configs()]
+        check_own(self.path.parent, self.path, self.log, self.out / _TRAINED, *trained)
         try:
-            return from_plain(RunRecord, json.loads(self.path.read_text(encoding="utf-8")))
+            return from_plain(RunRecord, json.loads(read_text(self.path)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
@@ -183,7 +189,11 @@ def _what(config: TrainConfig, *, follows: bool) -> dict[str, Any]:
 @cache
 def _digest(path: Path, changed: int) -> str:
     """Return a digest of a file's bytes, read once for all runs as long as it was last changed at the same time."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**24):  # not all at once: it may be larger than the memory
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def check_data(run: Run) -> None:
@@ -224,7 +234,7 @@ def execute(run: Run, *, progress: bool = True) -> RunRecord:
         machine=describe_machine(),
     )
     make_directory(run.path.parent)
-    write_atomic(run.path, json.dumps(asdict(record), indent=2) + "\n")
+    write_own(run.path, json.dumps(asdict(record), indent=2) + "\n")
     return record
 
 

@@ -10,8 +10,8 @@ from statistics import mean, median
 from typing import Any
 
 from condconv.errors import UsageError, command_line, first_line, require_extra, shown_name
-from condconv.files.atomic import write_atomic
-from condconv.files.paths import make_directory
+from condconv.files.atomic import write_own
+from condconv.files.paths import make_directory, read_text
 from condconv.lab.experiments.comparison import as_markdown, spread
 from condconv.lab.experiments.design import Arm, Experiment
 from condconv.lab.experiments.plain import from_plain
@@ -198,7 +198,7 @@ def write_tables(
     files = {"table.md": text, "table.csv": as_csv(rows, Row), "records.json": json.dumps(numbers, indent=1) + "\n"}
     paths = [out / name for name in files]
     for path, content in zip(paths, files.values(), strict=True):
-        write_atomic(path, content)
+        write_own(path, content)
     if rows:  # not where every run failed
         paths.append(out / "plot.png")
         plot(experiment, rows, paths[-1])
@@ -212,7 +212,7 @@ def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:
         UsageError: The file cannot be read, or is none of this version.
     """
     try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
+        numbers = json.loads(read_text(path))
         arms = tuple(from_plain(Arm, each) for each in numbers["experiment"]["arms"])
         experiment = from_plain(Experiment, {**numbers["experiment"], "arms": ()})
         records = tuple(from_plain(RunRecord, each) for each in numbers["records"])

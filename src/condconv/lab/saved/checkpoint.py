@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from condconv.errors import UsageError, shown_name
-from condconv.files.atomic import write_atomic
+from condconv.files.atomic import write_own
 from condconv.files.checkpoint_format import (
     StoredCheckpoint,
     below,
@@ -102,7 +102,7 @@ def _versions() -> dict[str, str]:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically.
+    """Write a checkpoint atomically, not through a link.
 
     Raises:
         UsageError: The file cannot be written; a previous one of the same name is intact.
@@ -124,7 +124,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.optimizer is not None:
         header["optimizer"], optimizer_tensors = split_optimizer(checkpoint.optimizer)
         tensors |= optimizer_tensors
-    write_atomic(path, to_bytes(header, tensors))
+    write_own(path, to_bytes(header, tensors))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -136,7 +136,7 @@ def evaluate_checkpoint(
     Args:
         path: A `best.safetensors` or `last.safetensors`.
         data: A directory with `val/` or the class folders themselves, a tar file, or a named dataset; see
-            `TrainConfig`. `None` for the run's own, unless that is a named dataset. Where it is the run's own, its
+            `TrainConfig`. `None` for the digits, if the network was trained on them. Where it is the run's own, its
             `data_options` are used too.
         data_dir: Where the files of `torch/NAME` are, or the cache of `hfds/NAME`.
         reading: How images are read; None for all of them, on the GPU if there is one.

@@ -101,7 +101,8 @@ def inspect_checkpoint(
 
     Args:
         path: A checkpoint of `train` or of `make_checkpoint_static`.
-        data: As for `evaluate_checkpoint`, or a directory of images without class folders; None for the run's own.
+        data: As for `evaluate_checkpoint`, or a directory of images without class folders; None for the digits,
+            if the network was trained on them.
         data_dir: Where the files of a named dataset are.
         layer_images: Most images for the measurement of each single layer.
         reading: How images are read; None for all of them, on the GPU if there is one.

@@ -70,7 +70,8 @@ def make_checkpoint_static(
         out: File to write; never the checkpoint itself, whose experts would be lost.
         patterns: Names of layers, or shell-style patterns such as `"blocks.3.*"`.
         data: Images to average over: the training images of a directory that has them apart, else all that are
-            there, with classes or without; None for the run's own.
+            there, with classes or without; None for the digits,
+            if the network was trained on them.
         data_dir: Where the files of a named dataset are.
         reading: How images are read; None for all of them, on the GPU if there is one.
         force: Whether a file of the name `out` is replaced; else it is an error, said before the work begins.
@@ -106,7 +107,7 @@ def make_checkpoint_static(
     make_static_(network, {name: report.routing(name).mean for name in chosen})
     static = (*checkpoint.static_layers, *chosen)
     save_checkpoint(
-        Path(out),
+        Path(out).resolve(),  # a link that whoever runs this has named
         replace(checkpoint, model=network.state_dict(), ema=None, optimizer=None, scaler=None, static_layers=static),
     )
     return StaticCheckpoint(

@@ -87,22 +87,24 @@ class Reading:
 
 
 def own_data(checkpoint: Checkpoint, split: str) -> str:
-    """Return where the images of a checkpoint's run were, if a file may decide to open them.
+    """Return the data of a checkpoint's run, if a file may decide to open it: the digits, which are embedded.
 
-    That is a directory, a tar file, or the digits, which are embedded. A named dataset may be fetched, or opened by
-    code of its own: whoever runs a command has to name it.
+    A stranger's file can name any directory of this machine, a dataset that is fetched, or one with code of its own.
+    What lies next to the file proves nothing, since a whole directory may be a stranger's.
 
     Raises:
-        UsageError: It is a named dataset.
+        UsageError: The run has other data, which whoever runs a command has to name.
     """
     data = checkpoint.config.data_of(split)
-    if data == "digits" or not is_named(data):
+    if data == "digits":
         return data
-    typed = data if re.fullmatch(r"[\w./-]{1,100}", data, re.ASCII) else f"{data.partition('/')[0]}/NAME"
+    typed = "DIRECTORY"
+    if is_named(data):
+        typed = data if re.fullmatch(r"[\w./-]{1,100}", data, re.ASCII) else f"{data.partition('/')[0]}/NAME"
     more = " --data-dir DIRECTORY" if typed.startswith("torch/") else ""
     raise UsageError(
-        f"`data` must be given for a network that was trained on {shown(data)}, got None: a file cannot decide to "
-        f"open a named dataset; add --data {typed}{more}"
+        f"`data` must be given for a network that was trained on {shown(data)}, got None: a file cannot decide which "
+        f"images are read; add --data {typed}{more}"
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from condconv.errors import TrainingError, TrainingInterrupted
-from condconv.files.atomic import remove_leftovers, write_atomic
+from condconv.files.atomic import remove_leftovers, write_own
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.images import IGNORED
 from condconv.lab.data.loading import batches
@@ -88,7 +88,7 @@ def _write_settings(run: Run) -> None:
     if not run.accelerator.is_main_process:
         return
     remove_leftovers(*(run.out / name for name in FILES))
-    write_atomic(run.out / "config.json", run.config.to_json() + "\n")
+    write_own(run.out / "config.json", run.config.to_json() + "\n")
 
 
 def _what_is_saved(run: Run) -> str:

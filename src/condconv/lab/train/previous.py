@@ -7,31 +7,28 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from condconv.errors import UsageError, shown_name
+from condconv.errors import UsageError
 from condconv.files.checkpoint_format import open_checkpoint
-from condconv.files.paths import is_special
+from condconv.files.paths import check_own
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.image_data import ImageData
 from condconv.lab.saved import network as networks
 from condconv.lab.saved.checkpoint import Checkpoint, describe, load_checkpoint
 from condconv.lab.saved.rebuild import check_finite, check_stored, planned_shapes
 
+LOGS = "condconv"
+"""The folder of TensorBoard's files."""
 FILES = ("config.json", "metrics.csv", "metrics.jsonl", "best.safetensors", "last.safetensors", "wandb-id")
 """What a run writes into its directory; no other process may write them while the run holds it."""
 
 
 def check_files(out: Path) -> None:
-    """Check that a run can write its files into a directory.
+    """Check that a run, and what logs it, can write into a directory.
 
     Raises:
-        UsageError: There is a pipe or a device with the name of one, where a write might never end.
+        UsageError: A link, a pipe or a device has the name of one of its files or folders.
     """
-    for path in (out / name for name in FILES):
-        if is_special(path):
-            raise UsageError(
-                f"`out` must not have other things in the place of a run's files, got {shown_name(path)}, a pipe or a "
-                "device: remove it, or give another --out"
-            )
+    check_own(*(out / name for name in (*FILES, LOGS, "wandb")))
 
 
 def last_path(out: str | Path) -> Path:

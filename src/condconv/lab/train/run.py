@@ -16,7 +16,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from condconv.errors import UsageError
-from condconv.files.atomic import write_atomic
+from condconv.files.atomic import write_own
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.image_data import ImageData, open_data
 from condconv.lab.data.loading import EpochSampler, create_loader
@@ -194,8 +194,8 @@ def save(run: Run, epoch: EpochMetrics) -> None:
     metrics = (*run.metrics, epoch)
     checkpoint = _checkpoint(run, metrics)  # every process helps to put tensors together; one writes
     if run.accelerator.is_main_process:
-        write_atomic(run.out / "metrics.csv", as_csv(metrics, EpochMetrics))
-        write_atomic(run.out / "metrics.jsonl", as_json_lines(metrics))
+        write_own(run.out / "metrics.csv", as_csv(metrics, EpochMetrics))
+        write_own(run.out / "metrics.jsonl", as_json_lines(metrics))
         if best_epoch(metrics) is epoch:
             in_use = replace(checkpoint, model=checkpoint.weights, ema=None, optimizer=None, scaler=None)
             save_checkpoint(run.out / "best.safetensors", in_use)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import asdict
 from pathlib import Path
 
-from condconv.files.atomic import write_atomic
+from condconv.errors import UsageError, first_line, shown, shown_name
+from condconv.files.atomic import write_own
+from condconv.files.paths import read_text
 from condconv.lab.saved.metrics import EpochMetrics
+from condconv.lab.train.previous import LOGS
 from condconv.lab.train.run import Run
 
 
@@ -16,15 +20,28 @@ def start_logs(run: Run) -> None:
     if run.config.log_with is not None:
         options = {"name": run.out.name, "dir": str(run.out), "resume": "allow"}
         if run.config.log_with == "wandb" and run.accelerator.is_main_process:
-            options["id"] = _identity(run.out / "wandb-id")
-        run.accelerator.init_trackers("condconv", init_kwargs={"wandb": options})
+            options["id"] = identity(run.out / "wandb-id")
+        run.accelerator.init_trackers(LOGS, init_kwargs={"wandb": options})
 
 
-def _identity(path: Path) -> str:
-    """Return an identifier of the run, drawn once and kept: a resumed run is the same run there."""
+def identity(path: Path) -> str:
+    """Return an identifier of the run, drawn once and kept: a resumed run is the same run there.
+
+    Raises:
+        UsageError: The file holds something else, which is not sent anywhere.
+    """
     if not path.exists():
-        write_atomic(path, uuid.uuid4().hex[:16])
-    return path.read_text(encoding="utf-8")
+        write_own(path, uuid.uuid4().hex[:16])
+    try:
+        drawn = read_text(path, 2**10)
+    except (OSError, ValueError) as error:
+        drawn = first_line(error)
+    if re.fullmatch(r"[0-9a-f]{16}", drawn) is None:
+        raise UsageError(
+            f"`out` must hold a wandb-id as this run wrote it, 16 hexadecimal digits, got {shown_name(path)} with "
+            f"{shown(drawn)}: remove the file, for a new run there"
+        )
+    return drawn
 
 
 def log_epoch(run: Run, metrics: EpochMetrics) -> None:

@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from condconv.errors import UsageError, first_line, require_extra, shown, shown_name
+from condconv.files.paths import read_text
 from condconv.lab.data.contents import UNREADABLE, open_image
 
 Target = dict[str, Any]
@@ -41,14 +42,14 @@ class CocoImages(Dataset[tuple[Tensor, Target]]):
         self.annotations = _only(root / "annotations", f"instances_{split}*.json")
         self.images = _only(root, f"{split}*/")
         try:
-            content = json.loads(self.annotations.read_text(encoding="utf-8"))
+            content = json.loads(read_text(self.annotations))
             names = _by_id(content["categories"], "name")
             self._labels = {identity: index for index, identity in enumerate(sorted(names), start=1)}
             self.class_names = tuple(names[identity] for identity in self._labels)
             self._boxes = _boxes_by_image(content["annotations"], self._labels)
             files = _by_id(content["images"], "file_name").items()
             self._files = [each for each in files if split != "train" or each[0] in self._boxes]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
             raise UsageError(
                 f"`data` must have annotations in COCO's format, got {self.annotations} ({reason}): check the file"

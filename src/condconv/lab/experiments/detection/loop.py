@@ -27,6 +27,7 @@ from condconv.lab.experiments.detection.saved import DetectionMetrics
 from condconv.lab.processes import create_accelerator, micro_batch, only_here, prepare, seed_everything
 from condconv.lab.saved.network import cannot_be_built
 from condconv.lab.train.optimization import create_optimizer, create_scheduler
+from condconv.lab.train.previous import check_files
 from condconv.models import create_model
 from condconv.nn import anneal_
 from condconv.weights import load_pretrained
@@ -104,6 +105,7 @@ def train_detector(
     """
     _check_apply(config)
     with only_here(Path(config.out), wait=wait):
+        check_files(Path(config.out))
         run = _set_up(config)
         try:
             for epoch in range(len(run.metrics) + 1, config.epochs + 1):

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from condconv.errors import UsageError
-from condconv.files.atomic import write_atomic
+from condconv.files.atomic import write_own
 from condconv.files.checkpoint_format import below, join_optimizer, open_checkpoint, prefixed, split_optimizer, to_bytes
 from condconv.lab.config import TrainConfig
 from condconv.lab.saved.checkpoint import read_config
@@ -79,9 +79,9 @@ def save(
     }
     content = to_bytes(header, {**prefixed("model", detector.state_dict()), **tensors})
     out = Path(config.out)
-    write_atomic(out / "metrics.csv", as_csv(metrics, DetectionMetrics))
-    write_atomic(out / "metrics.jsonl", as_json_lines(metrics))
-    write_atomic(_path(config), content)
+    write_own(out / "metrics.csv", as_csv(metrics, DetectionMetrics))
+    write_own(out / "metrics.jsonl", as_json_lines(metrics))
+    write_own(_path(config), content)
 
 
 def restore_(
