@@ -1,4 +1,4 @@
-"""What runs in a model, on which shapes, and what it costs."""
+"""Find which modules of a model run, on which shapes, and what they cost."""
 
 from condconv.counting.cost import CostReport, LayerCost, count, count_trace, format_table
 

@@ -19,15 +19,16 @@ from condconv.nn.routing import Float32Linear
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs for one example.
+    """The cost of one layer for one example.
 
     Attributes:
-        name: In the model; "(other)" for the parameters of all layers that have no multiply-adds, "total" for the sum.
+        name: Its name in the model; "(other)" for the parameters of all layers without multiply-adds, "total" for the
+            sum.
         kind: Class of the layer.
-        params: Parameters of its own.
+        params: Number of its own parameters.
         madds: Multiply-adds: the convolution or product, and for a conditional layer the mixing of its experts.
         expert_bytes: Bytes of the experts, their biases and scales; 0 for a static layer.
-        kernel_bytes: Bytes of one example's mixed kernel, where an implementation stores it; 0 for a static layer.
+        kernel_bytes: Bytes of one example's mixed kernel, if an implementation stores it; 0 for a static layer.
     """
 
     name: str
@@ -45,7 +46,7 @@ class CostReport:
     Attributes:
         layers: Layers with multiply-adds in the order in which they run, then "(other)".
         total: Their sum.
-        example_shape: Of the input that the multiply-adds are for, without the batch; empty where there is no tensor.
+        example_shape: Shape of the input that was counted, without the batch; empty if it has no tensor.
     """
 
     layers: tuple[LayerCost, ...]
@@ -53,7 +54,7 @@ class CostReport:
     example_shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        """Return a table with one line per layer, and what input it is for."""
+        """Return a table with one line per layer, and the input that it is for."""
         rows = [
             (c.name, c.kind, f"{c.params:,}", f"{c.madds:,}", f"{c.expert_bytes:,}", f"{c.kernel_bytes:,}")
             for c in (*self.layers, self.total)
@@ -63,7 +64,7 @@ class CostReport:
 
     @property
     def input_note(self) -> str:
-        """What input the multiply-adds are for, in words: who gives none gets those of a guess."""
+        """The input that the multiply-adds are for, in words; it may have been guessed."""
         sizes = " x ".join(map(str, self.example_shape))
         return f"MADDs are for one example of {sizes}" if sizes else "MADDs are for one example"
 
@@ -73,11 +74,11 @@ def count(model: nn.Module, example_input: Any = None) -> CostReport:
 
     MADDs are the convolutions, linear layers (those of the routing too) and `E * P` for mixing E experts of P
     parameters; biases of static layers, normalisation, activations, pooling, attention and layers of other libraries
-    are left out. Twice the MADDs is what `torch.utils.flop_counter.FlopCounterMode` reports for a convolutional network
+    are not counted. `torch.utils.flop_counter.FlopCounterMode` reports twice the MADDs for a convolutional network
     whose conditional layers mix kernels.
 
     Args:
-        model: Any module; left as it was. It is run once in evaluation mode without gradients.
+        model: Any module; does not change. It is run once in evaluation mode without gradients.
         example_input: A tensor `[B, ...]`, or a tuple of arguments; `None` for
             `condconv.counting.tracing.default_example`.
             MADDs and kernel bytes are per example.
@@ -101,7 +102,7 @@ def count(model: nn.Module, example_input: Any = None) -> CostReport:
 
 
 def count_trace(model: nn.Module, watched: Trace) -> CostReport:
-    """Return what `count` does, of a forward pass of the model that has been watched already."""
+    """Return the same as `count`, from a forward pass of the model that was traced already."""
     costs: dict[nn.Module, LayerCost] = {}
     calls = watched.calls
     batch, *example_shape = next((call.input_shape for call in calls if call.input_shape), (1,))
@@ -125,7 +126,7 @@ def count_trace(model: nn.Module, watched: Trace) -> CostReport:
 
 
 def _add(cost: LayerCost, before: LayerCost) -> LayerCost:
-    """Add the multiply-adds of a module's second call: its parameters and bytes are there once."""
+    """Add the multiply-adds of another call of a module; its parameters and bytes count once."""
     return LayerCost(cost.name, cost.kind, cost.params, cost.madds + before.madds, cost.expert_bytes, cost.kernel_bytes)
 
 
@@ -153,7 +154,7 @@ def _layer_cost(call: Call, batch: int) -> LayerCost | None:
 def _applications(module: Any, call: Call, batch: int) -> int:
     """Return how often each kernel parameter is multiplied for one example of the model's input.
 
-    A model may fold windows or frames into the batch of a layer: all of them belong to the example.
+    A model may fold windows or frames into the batch of a layer; all of them belong to the example.
     """
     inputs, outputs = call.input_shape or (), call.output_shape or ()
     if isinstance(module, (_ConvNd, CondConvNd)):

@@ -1,4 +1,4 @@
-"""Inputs on which a file is tried: several batch sizes and, if sizes are free, other image sizes than the traced one."""
+"""Inputs on which a file is tried: several batch sizes and, if sizes are free, other sizes than the traced one."""
 
 from __future__ import annotations
 

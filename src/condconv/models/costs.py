@@ -1,6 +1,6 @@
-"""What the listed networks cost, as data: counting all of them takes half a minute.
+"""Costs of the listed networks, as data: counting all of them takes half a minute.
 
-For one image of 224 pixels, 3 channels and 1000 classes. A slow test counts each of them again.
+They are for one image of 224 pixels, 3 channels and 1000 classes. A slow test counts each network again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """What a network costs.
+    """The cost of a network.
 
     Attributes:
         params: Number of parameters.

@@ -1,8 +1,8 @@
-"""The families of networks: for each a static base and where the paper puts its experts.
+"""The families of networks: the static base of each, and where the paper puts experts.
 
-The layers of a network are counted as the paper counts them, in the order in which they run: layer 1 is the stem, each
-block (separable, inverted residual, bottleneck) is one layer, so is a 1x1 convolution after the blocks, and the
-classifier is the last.
+The layers of a network are counted as in the paper, in the order in which they run: layer 1 is the stem, each block
+(separable, inverted residual, bottleneck) is one layer, a 1x1 convolution after the blocks is one, and the classifier
+is the last.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ class Family:
 
     Attributes:
         name: First part of its networks' names.
-        sizes: Pattern of the sizes a name may have.
+        sizes: Pattern of the sizes that a name may have.
         build: Makes timm's network of a size, without trained weights; further arguments are timm's.
-        name_in_timm: From a size to the name that timm has, or would have.
+        name_in_timm: Returns the name that timm has, or would have, for a size.
         stem: Name of layer 1.
         blocks: Pattern of the names of the blocks.
-        head: Name of the 1x1 convolution after the blocks; `None` where there is none.
+        head: Name of the 1x1 convolution after the blocks; `None` if there is none.
         classifier: Name of the last layer.
         first_block: Name of the first block with experts.
         conditional_head: Whether the head has experts.
         conditional_classifier: Whether the classifier has experts.
-        source: Of the placement.
-        listed: Sizes and numbers of experts that `list_models` names.
-        output_strides: Ratios of the sizes of image and last feature map that the base can be built with.
-        classes_widen: Whether timm starts the classifier between ±1 / sqrt(classes), the wider the fewer there are.
+        source: Source of the placement.
+        listed: Sizes and numbers of experts that `list_models` returns.
+        output_strides: Possible ratios of the image's size to that of the last feature map.
+        classes_widen: Whether timm starts the classifier between ±1 / sqrt(classes), which is wider for fewer classes.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Family:
         return name if require_extra("timm", "models").is_model(name) else None
 
     def network(self, model: nn.Module) -> nn.Module:
-        """Return a network of the family: the model, or the one inside if timm wraps it to take out its features."""
+        """Return a network of the family: the model, or the one inside if timm wraps it to return features."""
         return next((each for each in model.children() if hasattr(each, self.stem)), model)
 
     def layers(self, model: nn.Module) -> list[str]:
@@ -86,7 +86,7 @@ def _by_name(name_in_timm: Callable[[str], str]) -> dict[str, Any]:
 
 
 def _by_width(prefix: str, generator: str) -> dict[str, Any]:
-    """Take a network at any width in percent: timm has names for a few, all made by a generator that has none."""
+    """Return a network at any width in percent: timm has names for a few; its generator makes all."""
 
     def build(size: str, **options: Any) -> nn.Module:
         generate = getattr(require_extra("timm.models.efficientnet", "models"), generator)
@@ -97,7 +97,7 @@ def _by_width(prefix: str, generator: str) -> dict[str, Any]:
 
 
 def _leave_out_halvings_(network: nn.Module, surplus: int) -> None:
-    """Leave out the earliest halvings, in place, so that the last feature map is larger by a factor."""
+    """Remove the earliest halvings, in place, so that the last feature map is larger by a factor."""
     output_stride = 32 // surplus
     feature_info: Any = network.feature_info
     for each in getattr(feature_info, "info", feature_info):

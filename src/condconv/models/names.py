@@ -12,11 +12,11 @@ from condconv.models.families import FAMILIES, Family
 
 @dataclass(frozen=True)
 class Name:
-    """A name taken apart.
+    """A parsed name.
 
     Attributes:
-        family: Of networks it belongs to.
-        size: Width in percent, or what the family calls its sizes.
+        family: Family of the network.
+        size: Width in percent, or the family's name of the size.
         num_experts: E; `None` for a static network.
     """
 
@@ -32,7 +32,7 @@ class Name:
 
 
 def list_models() -> list[str]:
-    """Return the names of the networks of the paper; other numbers of experts and sizes can be created too."""
+    """Return the names of the paper's networks; other numbers of experts and sizes can be created too."""
     return [
         str(Name(family, size, experts))
         for family in FAMILIES.values()
@@ -42,14 +42,14 @@ def list_models() -> list[str]:
 
 
 def parse_name(name: str, argument: str = "name") -> Name:
-    """Take a name apart.
+    """Parse a name.
 
     Args:
-        name: Of a network.
-        argument: What it was given for, for the message.
+        name: Name of a network.
+        argument: The argument that has the name, for the message.
 
     Raises:
-        UsageError: No network can be made of the name; the message has names that are near.
+        UsageError: There is no network of this name; the message has similar names.
     """
     if not isinstance(name, str):
         raise UsageError(f"`{argument}` must be a text, got {shown(name)}: condconv.list_models() has the names")

@@ -1,7 +1,7 @@
 """The paper's figures of its networks, as data.
 
 Multiply-adds are in millions, as printed; top-1 is ImageNet accuracy in percent. The paper counts as TensorFlow 1's
-profiler does, see `scripts/tf_profiler.py`: every row comes out so but those with a `miss`.
+profiler does, see `scripts/tf_profiler.py`: this reproduces every row except those with a `miss`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ class PaperRow:
     """One printed row.
 
     Attributes:
-        source: Where it stands.
+        source: Table or figure of the row.
         top1: ImageNet top-1 accuracy in percent.
-        madds: Multiply-adds in millions at 224 px, as printed; `None` where none are.
-        params: Parameters in millions, as printed; `None` where none are.
+        madds: Multiply-adds in millions at 224 px, as printed; `None` if not printed.
+        params: Parameters in millions, as printed; `None` if not printed.
         num_classes: Outputs of the classifier in the count.
         batched_products: The convention of the count, see `scripts/tf_profiler.py`.
-        miss: Why the row's multiply-adds do not come out; `None` where they do, to the last printed digit.
+        miss: Why the row's multiply-adds are not reproduced; `None` if they are, to the last printed digit.
     """
 
     source: str
@@ -38,7 +38,7 @@ class Ablation:
     """One row of an ablation of CC-MobileNetV1 0.25x with 32 experts.
 
     Attributes:
-        label: What the paper calls it.
+        label: The paper's name of the row.
         row: The figures.
         name: Network to create.
         options: Arguments of `create_model` apart from the number of classes.
@@ -112,7 +112,7 @@ def _ablation(
 
 
 TABLE_3 = (
-    _ablation("Table 3", "FC + sigmoid, one a block", 55.7, 62.0),
+    _ablation("Table 3", "FC + sigmoid, one per block", 55.7, 62.0),
     _ablation("Table 3", "single, at layer 7", 55.5, 56.5, scope="network"),
     _ablation("Table 3", "partially shared, one for two blocks", 55.6, 62.5, scope="block(every=2)"),
     _ablation("Table 3", "hidden, C/8", 55.6, 57.7, routing="hidden(hidden_ratio=0.125)"),

@@ -1,4 +1,4 @@
-"""Trained weights: where timm keeps them, and how they are loaded into a network that already has experts."""
+"""Trained weights: where timm has them, and how they are loaded into a network that already has experts."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ _IMAGES_OF_B0 |= dict.fromkeys(("test_input_size", "test_crop_pct"))
 
 
 def source_in_timm(name: Name) -> str | None:
-    """Return timm's name of the network whose weights fit a network best: conditional, static, or `None` for none."""
+    """Return timm's name of the network, conditional or static, whose weights fit best, or `None` if there is none."""
     return CONDITIONAL.get(str(name)) or name.family.timm_name(name.size)
 
 
 def describe_weights(
     name: Name, pretrained_cfg: Any = None, pretrained_cfg_overlay: Mapping[str, Any] | None = None
 ) -> Any:
-    """Return timm's `PretrainedCfg` of a network: its weights, and the images it takes.
+    """Return timm's `PretrainedCfg` of a network: its weights, and the images that it takes.
 
     Args:
-        name: Of the network.
-        pretrained_cfg: As in `timm.create_model`: a tag, or a description of its own; `None` for timm's default.
-        pretrained_cfg_overlay: What is to be another.
+        name: Name of the network.
+        pretrained_cfg: As in `timm.create_model`: a tag, or a whole description; `None` for timm's default.
+        pretrained_cfg_overlay: Entries that replace those of the description.
 
     Raises:
-        UsageError: A tag for a network of which timm has no weights.
+        UsageError: A tag is given, but timm has no weights of this network.
     """
     source = source_in_timm(name)
     if source is None and isinstance(pretrained_cfg, str) and pretrained_cfg:
@@ -72,10 +72,10 @@ def describe_weights(
 
 
 def check_weights(name: Name, cfg: Any, recipe: Recipe) -> None:
-    """Check that there are weights, and that no option would lose or falsify them.
+    """Check that there are weights, and that no option would lose or change them.
 
     Raises:
-        UsageError: There are none, or the recipe is for others.
+        UsageError: There are none, or the recipe does not fit them.
     """
     own = cfg.file or cfg.state_dict or cfg.source
     if not (own or cfg.has_weights):
@@ -106,11 +106,11 @@ def load_weights_(
 
     Args:
         model: The network, conditional or static, whole or for features.
-        name: Of the network.
-        cfg: From `describe_weights`.
-        start: State dict of its static base: what layers begin with that are for other channels or classes.
+        name: Name of the network.
+        cfg: The result of `describe_weights`.
+        start: State dict of its static base: the initial values of layers for other channels or classes.
         expert_spread: Difference between experts made from one kernel, as in `condconv.load_pretrained`.
-        cache_dir: Where timm keeps downloads; `None` for its usual place.
+        cache_dir: Directory of timm's downloads; `None` for its default.
 
     Raises:
         UsageError: The weights do not fit, or a file cannot be read.
@@ -130,7 +130,7 @@ def load_weights_(
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """A network as timm's `load_pretrained` sees one, filled by `condconv.weights`, which knows experts."""
+    """A network for timm's `load_pretrained` whose weights `condconv.weights` loads, since it knows experts."""
 
     model: nn.Module
     family: Family
@@ -147,7 +147,7 @@ class _Target:
         return name.partition(".")[0] if block is None else block[0]
 
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool) -> SimpleNamespace:
-        """Load what timm adapted; where that is not strict, it dropped layers for other channels or classes."""
+        """Load the weights that timm adapted; if not strict, timm dropped layers for other channels or classes."""
         layers = (self.family.stem, self.family.classifier)
         dropped = tuple(f"{layer}." for layer in layers if not strict and f"{layer}.weight" not in state)
         kept = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}

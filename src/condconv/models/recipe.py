@@ -32,7 +32,7 @@ class Recipe:
     expert_spread: float = 0.5
 
     def check(self, name: Name) -> None:
-        """Check all that can be checked before there is a network.
+        """Check everything that can be checked before the network exists.
 
         Raises:
             UsageError: An argument is of a wrong type, or given for a static network.
@@ -75,7 +75,8 @@ class Recipe:
         """Give a static network experts, in place; convolutions of squeeze-and-excitation stay static.
 
         Raises:
-            UsageError: The network lacks a layer that is to have experts, one cannot have any, or a block not route.
+            UsageError: The network lacks a layer that should have experts, or a layer cannot have any, or a block
+                cannot route.
         """
         layers = name.family.layers(model)
         chosen = self._choose(name.family, layers)

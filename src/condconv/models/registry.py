@@ -21,17 +21,17 @@ _IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a network.
+    """Facts about a network.
 
     Attributes:
-        name: Of the network.
-        family: Of networks it belongs to.
-        size: Width in percent, or what the family calls its sizes.
+        name: Name of the network.
+        family: Family of the network.
+        size: Width in percent, or the family's name of the size.
         num_experts: E of its conditional layers; `None` for a static network.
-        timm_name: What timm calls its static network; `None` where timm has none.
-        placement: Source of which layers are conditional.
+        timm_name: timm's name of its static network; `None` if timm has none.
+        placement: Source for which layers are conditional.
         output_strides: Values that the option `output_stride` may have.
-        paper: What the paper prints of it; `None` where it prints nothing.
+        paper: The paper's figures; `None` if it prints none.
     """
 
     name: str
@@ -45,10 +45,10 @@ class ModelInfo:
 
 
 def get_model_info(name: str) -> ModelInfo:
-    """Return what is known of a network.
+    """Return the facts about a network.
 
     Raises:
-        UsageError: No network can be made of the name.
+        UsageError: There is no network of this name.
         MissingExtraError: timm is not installed.
     """
     parsed = parse_name(name)
@@ -88,44 +88,44 @@ def create_model(
             and any width in percent where the size is a width.
         num_classes: Outputs of the classifier; 0 for none.
         in_chans: Channels of the input.
-        pretrained: Start from timm's ImageNet weights (downloaded by timm): of the static network, which the
-            conditional one then computes until it is trained further, or the authors' conditional ones of
-            `tf_efficientnet_cc_*`. timm's arguments `pretrained_cfg`, `pretrained_cfg_overlay` and `cache_dir` say
-            which or where. For other files see `condconv.load_pretrained`.
-        features_only: Return a network that gives a list of feature maps, as timm's do; takes timm's `out_indices`, and
-            its `feature_cls` apart from `"fx"`.
-        routing: Of conditional networks; see `condconv.convert_`.
-        scope: Of conditional networks; the paper's is one routing per block.
-        first_layer: First layer with experts, as the paper counts: 1 is the stem, each block is one layer, so is a 1x1
-            convolution after the blocks, and the classifier is the last. `None` for the paper's choice; MobileNetV2's
-            is ours, since the paper does not settle it.
+        pretrained: Start from timm's ImageNet weights (downloaded by timm): those of the static network, whose output
+            the conditional one then has until it is trained further, or the authors' conditional ones of
+            `tf_efficientnet_cc_*`. timm's arguments `pretrained_cfg`, `pretrained_cfg_overlay` and `cache_dir` choose
+            which, and where they are stored. For other files see `condconv.load_pretrained`.
+        features_only: Return a network that returns a list of feature maps, as timm's do; takes timm's `out_indices`,
+            and its `feature_cls` except `"fx"`.
+        routing: Routing of conditional networks; see `condconv.convert_`.
+        scope: Scope of conditional networks; the paper's is one routing per block.
+        first_layer: First layer with experts, counted as in the paper: 1 is the stem, each block is one layer, a 1x1
+            convolution after the blocks is one, and the classifier is the last. `None` for the paper's choice;
+            MobileNetV2's is ours, since the paper does not state it.
         conditional_head: Whether the 1x1 convolution after the blocks has experts; `None` as for `first_layer`.
         conditional_classifier: Whether the classifier has experts; `None` as for `first_layer`.
-        init: Of conditional networks: `"random"` draws each expert on its own, as the paper does; `"same_output"`
+        init: Start of conditional networks: `"random"` draws each expert separately, as the paper does; `"same_output"`
             starts as the static network of the same seed, with experts that differ a little, as `pretrained` does.
-            `None` for the first.
+            `None` for `"random"`.
         expert_spread: With `init="same_output"`, how far experts are apart, relative to the spread of the kernel's
             entries; it cancels in the mixture that all images start with.
-        **options: Of timm's network: `drop_rate`, `drop_path_rate`, `bn_eps` and so on. `output_stride` is the size of
-            the image over that of the last feature map, 32 as in the paper or less (`ModelInfo.output_strides`): timm
-            then replaces late halvings by dilation; of MobileNetV1 the earliest halvings are left out instead, which
-            serves small images, at more cost.
+        **options: Options of timm's network: `drop_rate`, `drop_path_rate`, `bn_eps` and so on. `output_stride` is the
+            size of the image over that of the last feature map, 32 as in the paper or less
+            (`ModelInfo.output_strides`): timm then replaces late halvings by dilation; MobileNetV1 omits its earliest
+            halvings instead, which suits small images and costs more.
 
     Returns:
         The network, in training mode. A static network and its conditional form made with the same seed share the
         initial parameters of all layers that are static in both.
 
     Raises:
-        UsageError: No network can be made of the name, an argument is out of range, of a wrong type or not for this
+        UsageError: There is no network of this name, an argument is out of range, of a wrong type or not for this
             network, or weights do not fit.
-        TypeError: An option the network does not have.
+        TypeError: The network does not have an option.
         MissingExtraError: timm is not installed.
 
     Source:
-        CondConv, section 4. Deviation: MobileNetV1 and V2, MnasNet, ResNet and `efficientnet_*` pad as torch, where
-        TensorFlow pads as SAME; timm rounds channels to multiples of 8 and to 8 at least, where TF-Slim cuts
-        MobileNetV1's off to an int of 8 at least: the same at the paper's widths. Classifiers for fewer than 1000
-        classes start as wide as one for 1000, where timm's and the authors' start the wider the fewer there are.
+        CondConv, section 4. Deviations: MobileNetV1 and V2, MnasNet, ResNet and `efficientnet_*` pad as torch, not as
+        TensorFlow (SAME). timm rounds channels to multiples of 8, at least 8; TF-Slim truncates MobileNetV1's to an
+        int, at least 8, which is the same at the paper's widths. Classifiers for fewer than 1000 classes start as wide
+        as one for 1000; timm's and the authors' start wider for fewer classes.
 
     Example:
         >>> model = create_model("mobilenet_v1_cc_025_4e", num_classes=10, output_stride=8)
@@ -165,10 +165,10 @@ def _check_not_traced(network: nn.Module, options: Mapping[str, Any]) -> None:
 
 
 def _narrow_classifier_(classifier: nn.Module, num_classes: int) -> None:
-    """Let a classifier start as wide as one for ImageNet does, in place.
+    """Let a classifier start as wide as one for ImageNet, in place.
 
-    It has no norm after it. Between ±1 / sqrt(10) the first loss is 2.9 to 5 where equal guesses have 2.3, and with
-    experts, whose sum is wider still, a network may not recover (`docs/results.md`).
+    It has no norm after it. Between ±1 / sqrt(10) the first loss is 2.9 to 5, while equal guesses have 2.3, and with
+    experts, whose sum is wider still, a network may not recover (`docs/notebook/early-trials.md`).
     """
     with torch.no_grad():
         classifier.weight.mul_((num_classes / _IMAGENET_CLASSES) ** 0.5)  # type: ignore[operator]

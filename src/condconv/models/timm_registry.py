@@ -1,4 +1,4 @@
-"""The networks under names of timm's registry, so that timm's functions and scripts find them."""
+"""Register the networks in timm, so that timm's functions and scripts find them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ default_cfgs: dict[str, Any] = {}
 def register_timm_models() -> list[str]:
     """Make `timm.create_model("condconv_mobilenet_v1_cc_050_8e")` find the networks; calling it again changes nothing.
 
-    What `condconv.create_model` takes can be given too: `routing`, `first_layer` and so on. For scripts, see
+    Arguments of `condconv.create_model` work too: `routing`, `first_layer` and so on. For scripts, see
     `condconv.models.with_timm`.
 
     Returns:
@@ -53,7 +53,7 @@ def register_timm_models() -> list[str]:
 
 
 def _default_cfg(name: str) -> Any:
-    """Return what timm keeps: the weights of the network that `pretrained` starts from, by their tags."""
+    """Return timm's entry: the weights of the network that `pretrained` starts from, by their tags."""
     models = require_extra("timm.models", "models")
     parsed = parse_name(name)
     source = source_in_timm(parsed)

@@ -1,8 +1,8 @@
 """Run a script with the networks in timm's registry.
 
 `python -m condconv.models.with_timm train.py --model condconv_mobilenet_v1_cc_050_8e ...`; with several processes,
-`torchrun --nproc_per_node 8 -m condconv.models.with_timm train.py ...`. What timm's scripts do not know is done
-for them: after each step of an optimizer, the temperatures of the softmax routings that it trains are annealed.
+`torchrun --nproc_per_node 8 -m condconv.models.with_timm train.py ...`. It also does what timm's scripts do not: after
+each step of an optimizer, it anneals the temperatures of the softmax routings that the optimizer trains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from condconv.nn import SoftmaxRouting
 
 
 def anneal_trained(optimizer: Optimizer, args: Any = (), kwargs: Any = None) -> None:
-    """Anneal the softmax routings, of networks that timm was given, whose weights an optimizer has changed."""
+    """Anneal the softmax routings of registered networks whose weights an optimizer has changed."""
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for network in created:
         for module in network.modules():

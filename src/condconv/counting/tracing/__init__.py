@@ -1,4 +1,4 @@
-"""One forward pass, watched: which modules ran, in which order, on which shapes."""
+"""Trace one forward pass: which modules ran, in which order, on which shapes."""
 
 from condconv.counting.tracing.example import arguments_of, default_example
 from condconv.counting.tracing.running import evaluating, is_on_meta, undisturbed

@@ -1,4 +1,4 @@
-"""What a model is run on: the example that is given, or a guess."""
+"""The input that a model is run on: the given example, or a guess."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _FIRST_SIZES = {nn.Conv1d: (1024,), nn.Conv2d: (224, 224), nn.Conv3d: (16, 112, 
 
 
 def default_example(model: nn.Module) -> Tensor:
-    """Return noise of the shape an image model takes, batch 1, on its device and in its dtype, always the same.
+    """Return noise in the shape that an image model takes, batch 1, in its device and dtype; always the same values.
 
     The size is that in the model's `pretrained_cfg` (timm), or 224 x 224 for a model whose first convolution is
     two-dimensional, 1024 samples for one-dimensional, 16 x 112 x 112 for three-dimensional ones.
 
     Raises:
-        UsageError: The model has no convolution to tell the shape from.
+        UsageError: The model has no convolution that would show the shape.
     """
     config = getattr(model, "pretrained_cfg", None) or {}
     parameter = next(model.parameters(), None)
@@ -58,8 +58,8 @@ def arguments_of(model: nn.Module, example_input: Any) -> Iterator[tuple[Any, ..
         example_input: A tensor, or a tuple of positional arguments; `None` for `default_example`.
 
     Raises:
-        UsageError: None is given, and none can be guessed, or the block fails on the guess. What it raises on an
-            example that is given is raised as it is.
+        UsageError: None is given, and none can be guessed, or the block fails on the guess. With a given example, the
+            block's own error is raised.
     """
     given = default_example(model) if example_input is None else example_input
     try:

@@ -1,4 +1,4 @@
-"""Running a model without changing it."""
+"""Run a model without changing it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a model to look at it: in evaluation mode, without gradients, and as if it had not run.
+    """Run a model in evaluation mode, without gradients and without lasting changes.
 
-    Buffers that the run changes (a count of runs) are as before afterwards, and so are the random generators, which
-    start alike for each run: two runs of a model that draws numbers draw the same. What was compiled runs as written,
+    Afterwards buffers that the run changes (such as a count of runs) and random generators are restored. Generators
+    have the same state in each run, so a model that draws numbers draws the same ones. Compiled parts run uncompiled,
     since compiled code does not call the hooks of the modules inside, and a full graph cannot be compiled under a mode.
     """
     devices = {each.device for each in (*model.parameters(), *model.buffers()) if each.device.type == "cuda"}
@@ -48,7 +48,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore buffers that have other values afterwards; a cache that had another shape or none before is kept."""
+    """Restore buffers whose values changed; a cache that is new or has a new shape is kept."""
     kept = [
         (module, name, buffer, buffer._version, buffer.clone())
         for module in model.modules()
@@ -68,13 +68,13 @@ def _keeping_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def is_on_meta(model: nn.Module) -> bool:
-    """Return whether the parameters of a model are on the meta device; its buffers may have been made elsewhere."""
+    """Return whether the parameters of a model are on the meta device; its buffers may be on another one."""
     return next(model.parameters(), torch.empty(0)).is_meta and all(each.is_meta for each in model.parameters())
 
 
 @contextmanager
 def _buffers_on_meta(model: nn.Module) -> Iterator[None]:
-    """Put the buffers of a model on the meta device there as well, which some libraries make with values."""
+    """Move the buffers of a model on the meta device there too, since some libraries create them with values."""
     moved = [
         (module, name, buffer)
         for module in (model.modules() if is_on_meta(model) else ())

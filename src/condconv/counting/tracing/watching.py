@@ -1,4 +1,4 @@
-"""Watching a forward pass: the record of which modules ran, in which order, on which shapes."""
+"""Record which modules ran in a forward pass, in which order, on which shapes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Call:
     """One call of a module.
 
     Attributes:
-        name: Of the module in the model; the first one where it has several.
+        name: Name of the module in the model; the first one if it has several.
         module: The module.
-        input_shape: Of its first argument that is a tensor, or `None`; lists of tensors are not looked into.
-        output_shape: Of its first tensor output, or `None`.
-        keywords: Of the arguments that are given by keyword.
+        input_shape: Shape of its first tensor argument, or `None`; tensors inside lists do not count.
+        output_shape: Shape of its first tensor output, or `None`.
+        keywords: Names of the arguments that are given by keyword.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a forward pass did: the one place that says which modules run, and in which order.
+    """A forward pass: the only place that decides which modules run, and in which order.
 
     Attributes:
-        calls: In the order in which modules were entered; a module that is called twice is in it twice.
-        output: Of the model.
-        example: The arguments of the model: those given, or the guess.
+        calls: The calls in the order in which modules were entered; a module that is called twice is in it twice.
+        output: Output of the model.
+        example: The arguments of the model, given or guessed.
     """
 
     calls: tuple[Call, ...]
@@ -82,15 +82,15 @@ def trace(model: nn.Module, example_input: Any = None) -> Trace:
     """Run a model once, without gradients, in evaluation mode, and record every module's calls.
 
     Args:
-        model: Left as it was, its buffers too. One whose parameters are on the meta device runs there.
+        model: Does not change, including its buffers. It runs on the meta device if its parameters are there.
         example_input: A tensor, or a tuple of positional arguments; `None` for `default_example`.
 
     Returns:
         The calls and the output.
 
     Raises:
-        UsageError: None is given, and none can be guessed, or the model fails on the guess. What it raises on an
-            example that is given is raised as it is.
+        UsageError: None is given, and none can be guessed, or the model fails on the guess. With a given example, the
+            model's own error is raised.
     """
     entered: list[Call] = []
     shapes: dict[int, tuple[int, ...] | None] = {}
