@@ -130,4 +130,4 @@ def test_sizes_of_volumes_and_signals_are_told_with_all_their_axes():
     network, example = layer_case("one-dimensional")
     request = Request(example, 2, None, True, None, "float32", {})
     assert request.shape == (2, 6, None)
-    assert [each.size for each in trials.make_trials(network, network, request)[0]] == [(11,), (43,), (12,), (9,)]
+    assert [each.size for each in trials.make_trials(network, request)] == [(11,), (43,), (12,), (9,)]

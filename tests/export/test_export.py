@@ -324,3 +324,22 @@ def test_what_the_network_cannot_take_or_give(tmp_path, arguments, message):
         )
     assert message in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_an_export_copies_the_network_once(tmp_path, monkeypatch, weights):
+    network, example = small_network()
+    before = {name: each.clone() for name, each in network.state_dict().items()}
+    copies, deepcopy = [], copy.deepcopy
+
+    def counted(value, memo=None):
+        if isinstance(value, nn.Module) and len([*value.modules()]) > len([*network.modules()]) / 2:
+            copies.append(type(value).__name__)
+        return deepcopy(value, memo)
+
+    monkeypatch.setattr(copy, "deepcopy", counted)
+    options = {"dynamic_size": True, "weights": weights}
+    export(network, tmp_path / "n.pt2", format="torch-export", example_input=example, **options)
+    assert copies == [type(network).__name__]
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    assert all(each.requires_grad for each in network.parameters())

@@ -6,6 +6,7 @@ import condconv
 from condconv.errors import UsageError
 from condconv.export import FORMATS, export, rewrite
 from condconv.export.storage import Stored, store_weights_, widened
+from condconv.export.verification import make_reference
 from tests.export.cases import sharpen_
 
 # Relative error of one rounding, at most: half of 2^-7 (8 bits of significand), and half of 1/127 of the largest value.
@@ -76,10 +77,13 @@ def test_widened_weights_compute_the_same():
     network, example = large_network()
     rewritten, _ = rewrite(network, "onnx", example)
     store_weights_(rewritten, "int8")
-    plain = widened(rewritten)
-    assert not [each for each in plain.modules() if isinstance(each, Stored)]
-    torch.testing.assert_close(plain(example), rewritten(example))
-    assert plain.double()(example.double()).dtype == torch.float64
+    stored, state = rewritten(example), {name: each.clone() for name, each in rewritten.state_dict().items()}
+    with widened(rewritten):
+        assert not [each for each in rewritten.modules() if isinstance(each, Stored)]
+        torch.testing.assert_close(rewritten(example), stored)
+        make_reference(rewritten, example)  # in fp64 too
+    assert torch.equal(rewritten(example), stored)
+    torch.testing.assert_close(rewritten.state_dict(), state, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from condconv.errors import ExportError, MissingExtraError, UsageError, check_type, one_line
 from condconv.export.arguments import check_outputs, check_path
+from condconv.export.choose import choose
 from condconv.export.formats import check_format, format_named
 from condconv.export.formats.request import Format, Inspection, Request, make_request
 from condconv.export.report import ExportReport
-from condconv.export.rewrite import rewrite
-from condconv.export.trials import make_trials, run_trials
+from condconv.export.rewrite import copy_of, rewrite_
+from condconv.export.trials import make_trials, run_trials, store_
 from condconv.files.atomic import written_beside
 
 
@@ -88,9 +90,13 @@ def export(
         model, example_input, dynamic_batch, max_batch, dynamic_size, opset, weights, class_names, preprocessing
     )
     check_format(writer, request)
-    check_outputs(model, request.example_input, class_names)
-    rewritten, choices = rewrite(model, format, request.example_input, batch=request.batch, forms=forms)
-    trials, weights_error = make_trials(model, rewritten, request)
+    copied = copy_of(model)  # once: it is run first, and then rewritten in place
+    check_outputs(copied, request.example_input, class_names)
+    chosen = choose(copied, format, request.batch, forms)
+    trials = make_trials(copied, request)
+    rewritten, choices = rewrite_(copied, format, request.example_input, chosen)
+    run_trials(torch.no_grad()(rewritten), trials, "the rewritten network")
+    trials, weights_error = store_(rewritten, request, trials)
     unverified = "not verified: verify=False" if not verify else writer.why_not_run()
     with written_beside(path, "path") as temporary:
         outside = _write(writer, rewritten, temporary, request)

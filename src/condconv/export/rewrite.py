@@ -85,28 +85,47 @@ def rewrite(
     format_named(format)
     check_example(example_input)
     check_batch(batch)
+    copied = copy_of(model)
+    return rewrite_(copied, format, example_input, choose(copied, format, batch, forms))
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy for `rewrite_`, on the CPU and in evaluation mode; a layer alone is in a module that holds it."""
+    copied = copy.deepcopy(model).cpu().eval()
+    return nn.Sequential(copied) if isinstance(copied, ConditionalLayer) else copied
+
+
+@torch.no_grad()
+def rewrite_(
+    model: nn.Module, format: str, example_input: Tensor, choices: Mapping[str, Choice]
+) -> tuple[nn.Module, tuple[Choice, ...]]:
+    """Rewrite a network in place; arguments and results as those of `rewrite`.
+
+    Args:
+        model: As `copy_of` returned it.
+        format: As in `rewrite`.
+        example_input: As in `rewrite`.
+        choices: The form of each layer, from `choose`.
+    """
     # Folded in fp64, and rounded once: with random weights a network can make much of the rounding of a fold.
-    copied = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
-    if isinstance(copied, ConditionalLayer):
-        copied = nn.Sequential(copied)  # a layer is exchanged in the module that holds it
-    choices = choose(copied, format, batch, forms)
-    with torch.no_grad():
-        _, unfolded = fold_those_that_can_(copied, example_input.double())
-        copied.float()
-        for name, norm in unfolded.items():
-            if name in choices:
-                choices[name] = dataclasses.replace(choices[name], unfolded=norm)
-        routings = routing_functions(copied)
-        for name, choice in choices.items():
-            layer: Any = copied.get_submodule(name)
-            if choice.form == "static":
-                constant: Any = routings[layer.routing_fn]
-                replace(copied, layer, _Static(layer.to_static(constant.weights)))
-            else:
-                replace(copied, layer, Formed(layer, FORMS[choice.form](layer)))
-        if format in ROUTED_IN_4D:
-            use_4d_routers_(copied)
-    return copied.eval().requires_grad_(False), tuple(choices.values())
+    model.double().requires_grad_(False)
+    _, unfolded = fold_those_that_can_(model, example_input.double())
+    model.float()
+    made = {
+        name: dataclasses.replace(choice, unfolded=unfolded[name]) if name in unfolded else choice
+        for name, choice in choices.items()
+    }
+    routings = routing_functions(model)
+    for name, choice in made.items():
+        layer: Any = model.get_submodule(name)
+        if choice.form == "static":
+            constant: Any = routings[layer.routing_fn]
+            replace(model, layer, _Static(layer.to_static(constant.weights)))
+        else:
+            replace(model, layer, Formed(layer, FORMS[choice.form](layer)))
+    if format in ROUTED_IN_4D:
+        use_4d_routers_(model)
+    return model.eval().requires_grad_(False), tuple(made.values())
 
 
 class _Static(nn.Module):

@@ -6,8 +6,8 @@ or keeps the weight narrow in memory and widens it when it is read.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -76,14 +76,16 @@ def store_weights_(model: nn.Module, weights: str) -> None:
         replace(model, layer, Stored(layer, stored[0], scale[0, :, None]))
 
 
-def widened(model: nn.Module) -> nn.Module:
-    """Return a copy of a model whose stored weights are plain fp32 parameters again."""
-    model = copy.deepcopy(model)
-    for module in [*model.modules()]:
-        if isinstance(module, Stored):
-            module.layer.weight = nn.Parameter(module.weight, requires_grad=False)
-            replace(model, module, module.layer)
-    return model
+@contextmanager
+def widened(model: nn.Module) -> Iterator[None]:
+    """Make the stored weights of a model plain fp32 parameters again, inside the block only."""
+    with ExitStack() as undo:
+        for module in [*model.modules()]:
+            if isinstance(module, Stored):
+                module.layer.weight = nn.Parameter(module.weight, requires_grad=False)
+                undo.callback(delattr, module.layer, "weight")
+                undo.callback(replace(model, module, module.layer))
+        yield
 
 
 def _layers_to_store(model: nn.Module) -> Iterator[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,31 +32,43 @@ class Trial:
     reference: Reference
 
 
-def make_trials(model: nn.Module, rewritten: nn.Module, request: Request) -> tuple[tuple[Trial, ...], float | None]:
-    """Return what the file has to compute, first at the traced size, and what storing its weights costs.
+def make_trials(model: nn.Module, request: Request) -> tuple[Trial, ...]:
+    """Return what the file has to compute, first at the traced size.
 
     Args:
-        model: The network; not changed.
-        rewritten: The rewritten network, which is compared with it here. It is changed in place if weights are to be
-            stored in fewer bits.
+        model: The network, in evaluation mode on the CPU; left as it is.
         request: What to write.
 
     Raises:
         UsageError: The network cannot be compared, or takes only one size although all are requested.
-        ExportError: The rewritten network does not compute the same.
     """
-    original = copy.deepcopy(model).cpu().eval()
     batches = _batches(request)
     # Few at other sizes: what depends on the batch was seen at the first.
     few = (1, 2) if request.batch is None else (request.batch,)
     traced: tuple[int, ...] = tuple(request.example_input.shape[2:])
-    plans = {traced: batches} | dict.fromkeys(_other_sizes(original, request) if request.dynamic_size else (), few)
-    trials = _trials(original, request, plans)
-    run_trials(torch.no_grad()(rewritten), trials, "the rewritten network")
+    plans = {traced: batches} | dict.fromkeys(_other_sizes(model, request) if request.dynamic_size else (), few)
+    return _trials(model, request, plans)
+
+
+def store_(rewritten: nn.Module, request: Request, trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], float | None]:
+    """Store the weights of a rewritten network as they are to be in the file, in place.
+
+    Args:
+        rewritten: As `trials` were passed by it.
+        request: What to write.
+        trials: From `make_trials`.
+
+    Returns:
+        What the file has to compute with these weights, and their error; None for weights in fp32.
+
+    Raises:
+        UsageError: The network cannot be compared.
+    """
     if request.weights == "float32":
-        return trials, None
+        return tuple(trials), None
     store_weights_(rewritten, request.weights)
-    stored = _trials(widened(rewritten), request, plans)
+    with widened(rewritten):
+        stored = _trials(rewritten, request, {trial.size: trial.batches for trial in trials})
     return stored, verification.worst_error(stored[0].reference.outputs, trials[0].reference.outputs)
 
 
@@ -74,7 +85,7 @@ def run_trials(run: Run, trials: Sequence[Trial], what: str) -> tuple[Mapping[in
     """
     errors: list[Mapping[int, float]] = []
     for trial in trials:
-        where = f", at {times(trial.size)}," if errors else ""
+        where = f", at {times(trial.size)}" if errors else ""
         errors.append(verification.verify(run, trial.reference, trial.batches, f"{what}{where}"))
     return tuple(errors)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,11 +102,24 @@ def make_reference(model: nn.Module, inputs: Tensor) -> Reference:
     """
     rounded = model(inputs)
     check_output(rounded, len(inputs))
-    exact = copy.deepcopy(model).double()(inputs.double())
+    with _in_fp64(model):
+        exact = model(inputs.double())
     if not exact.isfinite().all():
         raise UsageError("`model` must give finite outputs, got inf or nan for noise: check its weights")
     allowed = max(_TIMES_EAGER * worst_error(rounded, exact), _LEAST_ALLOWED)
     return Reference(inputs, exact, allowed, _why_blind(model, inputs, exact, allowed))
+
+
+@contextmanager
+def _in_fp64(model: nn.Module) -> Iterator[None]:
+    """Let a model compute in fp64 inside the block; then its tensors have their dtypes again, and the same values."""
+    dtypes = [tensor.dtype for tensor in (*model.parameters(), *model.buffers())]
+    model.double()
+    try:
+        yield
+    finally:
+        for tensor, dtype in zip((*model.parameters(), *model.buffers()), dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)
 
 
 def _why_blind(model: nn.Module, inputs: Tensor, exact: Tensor, allowed: float) -> str | None:
