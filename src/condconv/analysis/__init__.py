@@ -1,4 +1,4 @@
-"""Looking at what the routing learned: recording, statistics, what it is worth, pictures and a page."""
+"""Show what the routing learned: recording, statistics, what it is worth, pictures and a page."""
 
 from condconv.analysis.advice import Verdict, make_static_command, verdicts
 from condconv.analysis.interventions import changed_routing, keep_top, measure_interventions, measure_static

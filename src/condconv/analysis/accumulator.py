@@ -1,4 +1,4 @@
-"""The running sums that the recorder keeps for one routing function: their size does not grow with the examples."""
+"""The running sums that the recorder keeps for one routing function; their size does not grow with the examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Accumulator:
         top_examples: How many of the examples with the highest weights are remembered for each expert.
 
     Attributes:
-        sums: What is summed, by the names of the fields of `RoutingRecord`.
+        sums: The sums, by the names of the fields of `RoutingRecord`.
     """
 
     def __init__(self, num_classes: int, num_experts: int, top_examples: int) -> None:

@@ -32,10 +32,10 @@ class Verdict:
     Attributes:
         routing: Its name.
         layers: The layers that it routes.
-        kind: `"static"` (make its layers static), `"spare"` (it distinguishes classes, but this routing alone is not
-            missed), `"needed"`, `"few"` (too few images to judge), or `"unknown"` (the cost was not measured).
+        kind: `"static"` (make its layers static), `"spare"` (it distinguishes classes, but without it alone accuracy is
+            the same), `"needed"`, `"few"` (too few images to judge), or `"unknown"` (the cost was not measured).
         text: The reason.
-        images_needed: With `"few"`, about how many images would do; else None.
+        images_needed: With `"few"`, about how many images are needed; otherwise None.
     """
 
     routing: str
@@ -48,16 +48,15 @@ class Verdict:
 def verdicts(report: RoutingReport) -> tuple[Verdict, ...]:
     """Judge each routing function by two figures: its between-class share, and what its mean weights cost.
 
-    Its layers are advised to be static if the share, less what chance would give, is below 0.1 and the mean weights
-    cost at most 0.1 points of accuracy. Without classes the share is unknown and taken as low, and the percentage of
-    predictions that change is the cost.
+    Its layers should be static if the share, minus what chance would give, is below 0.1 and the mean weights cost at
+    most 0.1 points of accuracy. Without classes the share counts as low, and the cost is the percentage of predictions
+    that change.
 
-    Nothing is advised on too few images: the cost needs 1000, and as many more as bring its standard error down to 0.1
-    points; the share needs ten images per class, with which chance alone gives 0.1. A cost that lies more than two
-    standard errors away from 0.1 points is plain enough on fewer.
+    The cost needs at least 1000 images, and enough for a standard error of at most 0.1 points, or to lie more than two
+    standard errors away from 0.1 points. The share needs ten images per class, with which chance alone gives 0.1.
 
     Args:
-        report: With interventions, else every verdict is `"unknown"`.
+        report: With interventions; otherwise every verdict is `"unknown"`.
     """
     check_type("report", report, RoutingReport, "be a RoutingReport", "give what RoutingRecorder.report() returns")
     return tuple(_judge(record, report.static_cost(record)) for record in report.routings)
@@ -76,7 +75,7 @@ def _judge(record: RoutingRecord, cost: Intervention | None) -> Verdict:
 
 
 def _images_needed(record: RoutingRecord, cost: Intervention) -> int | None:
-    """Return how many images a verdict would take; None if there are enough."""
+    """Return how many images a verdict needs; None if there are enough."""
     plain = cost.cost_error > 0 and abs(cost.cost - FREE_COST) > 2 * cost.cost_error
     if plain and cost.cost > FREE_COST:
         return None
@@ -90,7 +89,7 @@ def _images_needed(record: RoutingRecord, cost: Intervention) -> int | None:
 
 
 def _round_up(number: int) -> int:
-    """Return a number rounded up to two digits: it is an estimate, and more digits would say otherwise."""
+    """Return a number rounded up to two digits, since it is an estimate."""
     unit = 10 ** max(0, len(str(number)) - 2)
     return math.ceil(number / unit) * unit
 
@@ -110,8 +109,8 @@ def make_static_command(
     Args:
         report: With interventions.
         checkpoint: Path of the network's checkpoint.
-        data: Path of other images than the network's own training images; None for those.
-        data_dir: Where the files of a named dataset are; None where it was in training.
+        data: Path of other images than the network's training images; None for these.
+        data_dir: Directory of the files of a named dataset; None for that of the training.
     """
     check_type("checkpoint", checkpoint, str, "be the path of a checkpoint", "give a text")
     advised = [verdict for verdict in verdicts(report) if verdict.kind == "static"]
@@ -125,7 +124,7 @@ def make_static_command(
 
 
 def _pattern(layers: tuple[str, ...], every: list[str]) -> str:
-    """Return a pattern that matches these layers alone, short where they are all those of one block."""
+    """Return a pattern that matches only these layers, a short one if they are all layers of a block."""
     block = layers[0].rpartition(".")[0]
     inside = tuple(name for name in every if name.startswith(f"{block}."))
     return f"{block}.*" if len(layers) > 1 and inside == layers else ",".join(layers)

@@ -1,6 +1,6 @@
 """The charts of one routing function, as plotly figures in plain dictionaries; the page adds colours, light or dark.
 
-Names are escaped here: plotly reads a part of HTML in every text.
+Names are escaped here, since plotly interprets some HTML in texts.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def layer(record: RoutingRecord, class_names: tuple[str, ...] | None) -> dict[st
 
 
 def class_order(class_mean: Tensor) -> list[int]:
-    """Return the classes so that those with similar weights are next to each other; unseen classes come last.
+    """Return the classes in an order with similar weights next to each other; unseen classes come last.
 
     Args:
         class_mean: `[K, E]`, NaN in the row of a class that was not seen.
@@ -147,7 +147,7 @@ def _expert_bars(record: RoutingRecord, values: list[float], name: str, hover: s
 
 
 def highest_mean(record: RoutingRecord) -> float:
-    """Return the highest mean weight of a class on an expert: the end of colours and bars; 1 without classes."""
+    """Return the highest mean weight of a class on an expert, the end of scales and bars; 1 without classes."""
     return float(record.class_mean.nan_to_num(0.0).max()) if len(record.class_examples) else 1.0
 
 
@@ -156,7 +156,7 @@ def _experts(record: RoutingRecord) -> list[str]:
 
 
 def _wrapped(name: str) -> str:
-    """Return a name in lines that fit on a phone: the text next to the pointer does not wrap by itself."""
+    """Return a name in lines that fit on a phone, since the text next to the pointer does not wrap by itself."""
     lines = textwrap.wrap(name, _LONGEST_LINE, expand_tabs=False, replace_whitespace=False, drop_whitespace=False)
     return "<br>".join(html.escape(line, quote=False) for line in lines)
 

@@ -1,6 +1,6 @@
 """The charts over the depth of the network: one value for each routing function.
 
-Names are escaped here: plotly reads a part of HTML in every text.
+Names are escaped here, since plotly interprets some HTML in texts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How alike the experts of a layer are."""
+"""How similar the experts of a layer are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What input-dependence is worth: the network's accuracy with other routing weights than its own."""
+"""What input-dependence is worth: the network's accuracy with changed routing weights."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Change = Callable[[str, Tensor], Tensor]
 
 @contextmanager
 def changed_routing(network: nn.Module, change: Change, routings: Iterable[str] | None = None) -> Iterator[None]:
-    """Change what routing functions return, through hooks that exist inside the `with` block only.
+    """Change what routing functions return, through hooks that exist only inside the `with` block.
 
-    All compiled code of the process runs eagerly inside it: what was compiled before does not see a hook.
+    All compiled code of the process runs eagerly inside it, since compiled code does not call new hooks.
 
     Args:
         network: Network with conditional layers.
-        change: Gets the name of the routing function and its weights `[B, E]`, and returns others of that shape.
+        change: Takes the name of the routing function and its weights `[B, E]`, and returns new ones of that shape.
         routings: Names of the routing functions; None for all.
 
     Raises:
@@ -65,14 +65,14 @@ def _changed(modules: Mapping[str, nn.Module], change: Change) -> Iterator[None]
 
 
 def keep_top(weights: Tensor, k: int) -> Tensor:
-    """Keep each example's k largest weights, scaled so that they sum to what all did; the others become 0.
+    """Keep each example's k largest weights, scaled to the sum of all its weights; the others become 0.
 
-    The sum is kept because only the choice of experts is tested: sigmoid weights of eight experts sum to about four,
-    and a kernel of a fourth of the usual size would fail for any expert.
+    The sum stays because only the choice of experts is tested: sigmoid weights of eight experts sum to about four, and
+    a kernel of a fourth of the usual size would fail for any expert.
 
     Args:
         weights: `[B, E]`.
-        k: Weights to keep.
+        k: Number of weights to keep.
 
     Example:
         >>> keep_top(torch.tensor([[0.5, 0.25, 0.25]]), 1)
@@ -91,7 +91,7 @@ def keep_top(weights: Tensor, k: int) -> Tensor:
 
 @dataclass
 class _Variant:
-    """One intervention and its counts so far; without a change the network is left as it is."""
+    """One intervention and its counts so far; without a change the network runs as it is."""
 
     name: str
     routings: tuple[str, ...]
@@ -128,18 +128,18 @@ def measure_interventions(
 
     - `"learned"`: nothing is changed.
     - `"mean"`: every image gets the mean weights of the report, so the network is static.
-    - `"shuffled"`: every image gets the weights of the image before it in its batch (the first, those of the last);
-      a batch of one image is left out, and the intervention where there is no other.
+    - `"shuffled"`: every image gets the weights of the previous image in its batch (the first, those of the last).
+      Batches of one image are left out, and if there are no others, the intervention.
     - `"top-1"`, `"top-2"`, `"top-4"`: only the largest weights are kept (`keep_top`), as far as there are more experts.
     - `"mean"` again for each routing function alone, on the first `layer_images` images.
 
     Args:
         network: The network that was recorded, in evaluation mode.
         batches: Images `[B, C, S, S]` and classes `[B]`, in an order that mixes the classes: with images sorted by
-            class, shuffling would hand on the weights of the same class. Negative classes (images that could not be
+            class, shuffling would pass on the weights of the same class. Negative classes (images that could not be
             read) do not count. Without class names in the report only the sign of the classes matters.
-        report: What was recorded of the network.
-        layer_images: Most images for the interventions on one routing function.
+        report: The recording of the network.
+        layer_images: Maximum number of images for the interventions on one routing function.
 
     Returns:
         The interventions on all routing functions, then those on each.
@@ -189,7 +189,7 @@ def measure_static(
 
 
 def _names_among(known: Collection[str], names: Iterable[str]) -> tuple[str, ...]:
-    """Return names of routing functions that the caller gave, if all are known."""
+    """Return the given names of routing functions, if all are known."""
     rule, remedy = "name routing functions", f"there are {few(known, most=8)}"
     check_type("routings", names, Iterable, rule, remedy)
     given = tuple(names)
@@ -205,7 +205,7 @@ def _check(network: Any, report: Any) -> None:
 
 
 def _predicted(logits: Tensor) -> Tensor:
-    """Return the classes `[B]` that a classifier's outputs `[B, classes]` say.
+    """Return the classes `[B]` that a classifier's outputs `[B, classes]` predict.
 
     Raises:
         UsageError: They have another shape.

@@ -1,4 +1,4 @@
-"""Records as the lists and numbers of a JSON file, and back; what is read is checked like any input."""
+"""Convert records to the lists and numbers of a JSON file, and back; files are checked like any input."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def record_from_lists(given: Any, num_classes: int) -> RoutingRecord:
     """Return the record whose fields, as `record_to_lists` gives them, were read from JSON.
 
     Raises:
-        ValueError: A field is missing, unknown, or of another kind or shape.
+        ValueError: A field is missing, unknown, or of a wrong type or shape.
     """
     names = {"name", "layers", "kind", *_SHAPES}
     where = _check_names(given, names, "a routing function")
@@ -115,7 +115,7 @@ def intervention_from_lists(given: Any) -> Intervention:
     """Return the intervention whose fields were read from JSON.
 
     Raises:
-        ValueError: A field is missing, unknown, or of another kind.
+        ValueError: A field is missing, unknown, or of a wrong type.
     """
     where = _check_names(given, _INTERVENTION, "an intervention")
     texts([given["name"]], f"'name' of {where}")

@@ -19,10 +19,10 @@ def outputs(
     Args:
         network: In evaluation mode.
         batches: Images `[B, C, S, S]` and classes `[B]`; negative classes mark images that could not be read.
-        device: Where the network takes its input; None for where its parameters are.
+        device: Device of the network's input; None for that of its parameters.
 
     Yields:
-        Images and classes on that device, and what the network returned.
+        Images and classes on that device, and the network's output.
     """
     check_type("batches", batches, Iterable, "hold pairs of images and classes", "give a data loader")
     device = device or next(network.parameters()).device

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no server, no network, no other file."""
+"""The report as one HTML page that needs no server, no network and no other file."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def render_page(
 ) -> str:
     """Return the page as HTML text.
 
-    Names of classes, files and layers may hold anything: they are escaped, and the page forbids itself every request.
+    Names of classes, files and layers may contain anything: they are escaped, and the page's policy forbids requests.
 
     Args:
-        report: What to show.
+        report: The report to show.
         title: Heading.
         subtitle: The line below, such as the data.
-        pictures: By the numbers that the report has for its examples; None for a page without pictures.
+        pictures: Pictures by the report's numbers of its examples; None for a page without pictures.
         command: Shell command that makes the advised layers static, if there are any.
 
     Raises:
@@ -63,12 +63,12 @@ def render_page(
 
 
 def save_page(report: RoutingReport, path: str | Path, **options: Any) -> None:
-    """Write the report as a page to look at in a browser.
+    """Write the report as a page for a browser.
 
     Args:
-        report: What to show.
+        report: The report to show.
         path: A `.html` file.
-        **options: Of `render_page`.
+        **options: Options of `render_page`.
 
     Raises:
         UsageError: Another suffix, or the file cannot be written.
@@ -81,7 +81,7 @@ def save_page(report: RoutingReport, path: str | Path, **options: Any) -> None:
 
 
 def _json_for_script(value: Any) -> str:
-    """Return JSON that cannot end the script element it stands in, nor begin a comment there."""
+    """Return JSON that cannot end the script element around it, nor begin a comment there."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -125,7 +125,7 @@ def _intervention(each: Intervention) -> dict[str, Any]:
 
 
 def _together(report: RoutingReport, verdicts: tuple[advice.Verdict, ...]) -> dict[str, Any] | None:
-    """Return the measurement of all advised routings together, the last that was made of them."""
+    """Return the latest measurement of all advised routings together."""
     advised = tuple(verdict.routing for verdict in verdicts if verdict.kind == "static")
     found = [each for each in report.interventions if each.routings and each.routings == advised]
     return _intervention(found[-1]) if found else None

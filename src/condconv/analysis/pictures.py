@@ -1,4 +1,4 @@
-"""The pictures of the page: which images, how many, and as small files inside it."""
+"""The pictures of the page: choose images, and write them as small files inside it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Picture:
 
     Attributes:
         source: Data URI of a JPEG file.
-        caption: What it is called, and its class.
+        caption: Its name and its class.
     """
 
     source: str
@@ -39,8 +39,8 @@ def choose_pictures(report: RoutingReport, most: int = MOST_PICTURES) -> list[in
     first, until there are enough.
 
     Args:
-        report: With the examples of the highest weights.
-        most: How many at most.
+        report: The report, with the examples of the highest weights.
+        most: Maximum number.
     """
     check_type("report", report, RoutingReport, "be a RoutingReport", "give what RoutingRecorder.report() returns")
     if type(most) is not int or most < 0:
@@ -57,8 +57,8 @@ def make_picture(image: Any, caption: str) -> Picture:
     """Return a picture of a PIL image, at most 64 pixels high and wide.
 
     Args:
-        image: Any mode; not changed.
-        caption: What to call it.
+        image: An image in any mode; not changed.
+        caption: Its name.
     """
     if not hasattr(image, "convert"):
         raise UsageError(f"`image` must be an image of Pillow's, got {shown_value(image)}: open it with PIL.Image.open")

@@ -1,4 +1,4 @@
-"""Recording routing weights while a network runs."""
+"""Record routing weights while a network runs."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def layers_by_routing(network: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 class RoutingRecorder:
-    """Records what the routing functions of a network return, as sums; memory does not grow with examples.
+    """Records what the routing functions of a network return, as sums; memory does not grow with the examples.
 
-    A context manager that owns its hooks: they are there inside the `with` block only. The network is not changed.
-    A routing function that several layers share is recorded once. One that runs several times in a forward pass
-    counts each time as an example. Inside the block all compiled code of the process runs eagerly: what was compiled
-    before does not see a hook.
+    A context manager whose hooks exist only inside the `with` block; the network does not change. A routing function
+    that several layers share is recorded once. If it runs several times in a forward pass, each time counts as an
+    example. Inside the block all compiled code of the process runs eagerly, since compiled code does not call new
+    hooks.
 
     Args:
         network: Network with conditional layers, routed by their own input or by that of a block.
@@ -136,13 +136,13 @@ class RoutingRecorder:
         self._pending[name].append(output.detach())
 
     def update(self, targets: Tensor | None = None, ids: Tensor | None = None) -> None:
-        """Add the examples of the forward pass just made.
+        """Add the examples of the last forward pass.
 
         Args:
-            targets: Class of each example, `[B]` integers. Negative ones (an image that could not be read) are left
-                out. Without class names it may be None, and only the sign matters.
-            ids: Numbers `[B]` by which the report names the examples with the highest weights; None to number the
-                examples in the order in which they come, from 0.
+            targets: Class of each example, `[B]` integers. Negative ones (images that could not be read) are left out.
+                Without class names it may be None, and only the sign matters.
+            ids: Numbers `[B]` that the report gives the examples with the highest weights; None to number the examples
+                from 0 in their order.
 
         Raises:
             UsageError: There was not one forward pass since the last update, or it had another number of examples or

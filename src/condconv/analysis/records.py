@@ -1,4 +1,4 @@
-"""What was recorded and measured: frozen records of sums and counts, with what follows from them as properties."""
+"""Frozen records of sums and counts, with the statistics that follow from them as properties."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from condconv.analysis.experts import duplicate_experts
 
 @dataclass(frozen=True, eq=False)
 class RoutingRecord:
-    """What one routing function gave over the examples seen, and the layers it serves.
+    """The weights that one routing function returned for all examples, as sums, and the layers that it routes.
 
     Sums are fp64, counts int64, all on the CPU. K is the number of classes, 0 without classes; E that of experts.
 
     Attributes:
-        name: Of the routing function in the network.
+        name: Name of the routing function in the network.
         layers: Names of the layers that it routes.
         kind: Class of the routing function, such as `SigmoidRouting`.
         examples: Number of weight vectors seen, `[]`.
@@ -33,8 +33,8 @@ class RoutingRecord:
         class_squares: Sum of their squares by class, `[K, E]`.
         class_share_sums: Sum of the shares by class, `[K, E]`.
         highest_shares: The highest share that any example gives each expert, `[E]`.
-        top_weights: The highest weights of each expert, falling, `[E, N]`.
-        top_ids: Numbers of the examples that have them, `[E, N]`.
+        top_weights: The highest weights of each expert, in descending order, `[E, N]`.
+        top_ids: Numbers of their examples, `[E, N]`.
         similarity: Cosine similarity of the experts' kernels, the lowest over the layers, `[E, E]`.
     """
 
@@ -64,7 +64,7 @@ class RoutingRecord:
 
     @property
     def mean(self) -> Tensor:
-        """Mean weight of each expert, `[E]`: what a static layer would be given."""
+        """Mean weight of each expert, `[E]`, which a static layer would have."""
         return self.weight_sums / self.examples
 
     @property
@@ -136,13 +136,13 @@ class RoutingRecord:
 
 @dataclass(frozen=True)
 class Intervention:
-    """How a network did with other routing weights than its own.
+    """The accuracy of a network with changed routing weights.
 
     Attributes:
-        name: What was done, such as `"mean"`.
-        routings: Names of the routing functions it was done to; empty for all of them.
-        images: Images it was done on.
-        agree: Images whose predicted class stayed as it was.
+        name: The change, such as `"mean"`.
+        routings: Names of the changed routing functions; empty for all of them.
+        images: Number of images.
+        agree: Images whose predicted class is the same.
         right: Images classified right; None without classes.
         gained: Images right now and wrong before; None without classes.
         lost: Images wrong now and right before; None without classes.
@@ -163,7 +163,7 @@ class Intervention:
 
     @property
     def agreement(self) -> float:
-        """Share of images whose predicted class stayed as it was, 0 to 1."""
+        """Share of images whose predicted class is the same, 0 to 1."""
         return self.agree / self.images
 
     @property
@@ -174,6 +174,6 @@ class Intervention:
 
     @property
     def cost_error(self) -> float:
-        """Standard error of `cost`, in points: `sqrt(changed) / images`, of the images that changed sides."""
+        """Standard error of `cost`, in points: `sqrt(changed) / images`, for images that became right or wrong."""
         changed = self.images - self.agree if self.gained is None or self.lost is None else self.lost + self.gained
         return 100 * math.sqrt(changed) / self.images

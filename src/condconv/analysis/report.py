@@ -1,4 +1,4 @@
-"""The report of a recording: a frozen result that saves itself."""
+"""The report of a recording: a frozen result that can be saved."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from condconv.files.atomic import write_atomic
 
 @dataclass(frozen=True)
 class RoutingReport:
-    """What the routing of a network did over the examples seen.
+    """What the routing of a network did for the recorded examples.
 
     Attributes:
         routings: One record for each routing function, in the network's order.
-        class_names: In the order of the classes; None for examples without classes.
-        interventions: What other routing weights would cost, if it was measured.
+        class_names: Names in the order of the classes; None for examples without classes.
+        interventions: What changed routing weights would cost, if it was measured.
     """
 
     routings: tuple[RoutingRecord, ...]
@@ -36,10 +36,10 @@ class RoutingReport:
     interventions: tuple[Intervention, ...] = ()
 
     def routing(self, name: str) -> RoutingRecord:
-        """Return the record of a routing function, or of the one that serves a layer, by name.
+        """Return the record of a routing function, by its name or that of a layer.
 
         Raises:
-            UsageError: There is none of this name.
+            UsageError: There is no record of this name.
         """
         for record in self.routings:
             if name == record.name or name in record.layers:
@@ -50,14 +50,14 @@ class RoutingReport:
         )
 
     def static_cost(self, record: RoutingRecord) -> Intervention | None:
-        """Return what giving only this routing its mean weights did; None if it was not measured."""
+        """Return the intervention that gives only this routing its mean weights; None if it was not measured."""
         return next((each for each in self.interventions if each.routings == (record.name,)), None)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat row for each routing function, for `pandas.DataFrame(report.rows())` or a CSV writer.
 
-        Entropy and mutual information are in bits, costs in points of accuracy; None where classes or measurements
-        are missing.
+        Entropy and mutual information are in bits, costs in points of accuracy; None if classes or measurements are
+        missing.
         """
         return [self._row(record) for record in self.routings]
 
@@ -82,7 +82,7 @@ class RoutingReport:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the report as JSON, which `load` reads; `condconv.analysis.save_page` writes a page to look at.
+        """Write the report as JSON, which `load` reads; `condconv.analysis.save_page` writes a page for a browser.
 
         Args:
             path: A `.json` file.
@@ -107,7 +107,7 @@ class RoutingReport:
 
     @classmethod
     def load(cls, path: str | Path) -> RoutingReport:
-        """Read what `save` wrote to a `.json` file.
+        """Read a `.json` file that `save` wrote.
 
         Raises:
             UsageError: The file is missing, cut off, or no report of this version.

@@ -1,4 +1,4 @@
-"""What sums over examples say about a routing function: pure functions of tensors, in fp64."""
+"""Statistics of a routing function from sums over examples: pure functions of tensors, in fp64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROUNDING = 1e-12
 def shares(weights: Tensor) -> Tensor:
     """Return each expert's share of the mixture, `|r| / sum |r|`, `[B, E]` of weights `[B, E]`.
 
-    An example whose weights are all zero mixes nothing; its shares are taken as equal.
+    An example whose weights are all zero has equal shares.
     """
     sizes = weights.abs()
     total = sizes.sum(1, keepdim=True)
@@ -26,7 +26,7 @@ def shares(weights: Tensor) -> Tensor:
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Return the entropy along the last dimension, in bits; NaN where the probabilities are.
+    """Return the entropy along the last dimension, in bits; NaN if the probabilities are NaN.
 
     Example:
         >>> entropy(torch.tensor([0.5, 0.25, 0.25]))
@@ -46,7 +46,7 @@ def histogram(weights: Tensor) -> Tensor:
 
 
 def variances(examples: Tensor, sums: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Split the variance of each expert's weight into that between the classes' means and that within classes.
+    """Split the variance of each expert's weight into the variances between classes and within classes.
 
     Args:
         examples: Examples of each class, `[K]`.

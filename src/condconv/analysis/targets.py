@@ -1,4 +1,4 @@
-"""The classes that the recorder is given with each batch, checked."""
+"""Check the classes that the recorder takes with each batch."""
 
 from __future__ import annotations
 
