@@ -1,4 +1,4 @@
-"""Giving an existing network experts, in place, without changing what it computes."""
+"""Give an existing network experts, in place, without changing its output."""
 
 from condconv.convert import select
 from condconv.convert.again import convert_like_

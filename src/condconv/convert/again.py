@@ -1,4 +1,4 @@
-"""Doing a conversion again, on another copy of the network: to load a converted state dict into it."""
+"""Repeat a conversion on another copy of the network, to load a converted state dict into it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def convert_like_(
 ) -> ConversionReport:
     """Convert a network as another copy of it was converted, in place, so that it has the same state dict.
 
-    What libraries that rebuild a static network need: convert what they built, then load the converted state dict. The
-    model is not run, so that it may be on the meta device, or too large to run. All or nothing, as `convert_` is.
+    For libraries that rebuild a static network: convert what they built, then load the converted state dict. The model
+    is not run, so it may be on the meta device, or too large to run. All or nothing, as `convert_`.
 
     Args:
-        model: A network with the layers that were converted, by their names then.
-        report: What `convert_` returned; its `to_dict()`, as part of a configuration; or the file that its `save`
+        model: A network with the same names for the layers that were converted.
+        report: The result of `convert_`; its `to_dict()`, as part of a configuration; or the file that its `save`
             wrote. If `convert_` was called several times, call this as often, in the same order.
-        routing: Where that of the report was a class, a function or a module, the same again; `None` for the report's.
+        routing: If the report's was a class, a function or a module, the same again; `None` for the report's.
         example_input: A tensor or a tuple of arguments, to compare the outputs before and after as `convert_` does;
-            `None` not to run the model.
+            `None` to not run the model.
         optimizer: As in `convert_`.
 
     Returns:
@@ -47,7 +47,7 @@ def convert_like_(
 
     Raises:
         UsageError: The report cannot be read, or the model has other layers than it names.
-        UsageError: The converted model did not compute what it did before; it has been restored.
+        UsageError: The converted model's output was not the same; it has been restored.
 
     Example:
         >>> make = lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
@@ -75,7 +75,7 @@ def _find_layers(model: nn.Module, conversion: Conversion) -> dict[str, nn.Modul
     """Return the static layers that a conversion names.
 
     Raises:
-        UsageError: One is not there, or cannot be converted.
+        UsageError: A layer is missing, or cannot be converted.
     """
     modules = dict(model.named_modules())
     names = [name for group in conversion.groups for name in group.layers]

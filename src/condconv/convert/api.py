@@ -1,4 +1,4 @@
-"""`convert_`: give a network's layers experts, in place, without changing what it computes."""
+"""`convert_`: give a network's layers experts, in place, without changing its output."""
 
 from __future__ import annotations
 
@@ -35,45 +35,44 @@ def convert_(
     impl: str = "auto",
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
 ) -> ConversionReport:
-    """Replace convolutions of a network by conditional ones, in place; its output stays what it was.
+    """Replace convolutions of a network by conditional ones, in place; its output stays the same.
 
-    Experts start as copies of the trained kernel, scaled so that the initial routing gives it back, plus
-    differences that cancel; batch norm statistics therefore stay valid. The conversion is all or nothing: on an error
-    the model is as before. With an example input the equality is checked before returning. The routing of frozen
-    layers is frozen too.
+    Experts start as copies of the trained kernel, scaled so that the initial mixture is this kernel, plus differences
+    that cancel; batch norm statistics therefore stay valid. The conversion is all or nothing: after an error the model
+    is unchanged. The output is checked on the example. The routing of frozen layers is frozen too.
 
     Args:
         model: Any module; changed in place.
         num_experts: E.
-        where: Which layers, from `condconv.select`; `None` for all convolutions that run on the example and give
-            more than one pixel (so neither squeeze-and-excitation nor heads that serve training alone).
+        where: Which layers, from `condconv.select`; `None` for all convolutions that run on the example and have more
+            than one output pixel (so neither squeeze-and-excitation nor heads for training only).
         routing: A name, also with options as in `"softmax(temperature=30)"`, a factory called with
             `(in_channels, num_experts)`, or (scope `"network"` only) a module.
         scope: `"layer"`, `"block"`, `"block(every=2)"`, `"network"` or a `Scope`.
-        classifier: Also convert the last linear layer to run, whatever `where` says; it routes by its own input
-            unless the scope is `"network"`.
-        example_input: A tensor or a tuple of arguments the model takes; `None` to guess an image of the usual size.
-            Tells the order of the layers, the channels of blocks and the costs.
-        init: `"same_output"`, or `"random"` to train from scratch as the paper does: experts drawn one by one, the
-            routing at random, so that the output is a new network's; each expert's bias is the old layer's.
+        classifier: Also convert the last linear layer that runs, for any `where`; it routes by its own input unless the
+            scope is `"network"`.
+        example_input: A tensor or a tuple of arguments for the model; `None` to use an image of the usual size. Its run
+            shows the order of the layers, the channels of blocks and the costs.
+        init: `"same_output"`, or `"random"` to train from scratch as the paper does: experts are drawn separately and
+            the routing at random, so the output is a new network's; each expert's bias is the old layer's.
         expert_spread: Difference between experts, relative to the standard deviation of the kernel.
         impl: As in `condconv.ops.cond_conv2d`.
-        optimizer: One that holds the model's parameters, or several. New parameters take the places of the old ones in
-            their groups, and those of a routing join the group of its layer; their state is reset. `None` if there
-            is none yet: one that was built before and is not given keeps training parameters the model no longer has.
+        optimizer: An optimizer of the model's parameters, or several. New parameters replace the old ones in their
+            groups, and those of a routing function join the group of its layer; their state is reset. `None` if there
+            is none yet: an older one that is not given would keep training parameters that the model no longer has.
 
     Returns:
         The report; `print` it for a table.
 
     Raises:
-        UsageError: Nothing is selected or nothing of it can be converted (the message repeats the selector), the
-            model is wrapped, scripted or compiled, calls layers other than those it has registered, inference mode is
-            on, or scope, routing or optimizer do not fit the model. Or the converted model did not compute what it did
-            before; it has been restored. Each message has the remedy.
+        UsageError: Nothing is selected or none of it can be converted (the message repeats the selector), the model is
+            wrapped, scripted or compiled, or calls layers that it has not registered, inference mode is on, or scope,
+            routing or optimizer do not fit the model. Or the converted model's output was not the same; it has been
+            restored. Each message has the remedy.
 
     Source:
         CondConv, sections 3 and 4. Deviation: the authors train from random experts with a random router; starting
-        from one trained kernel and an even routing is ours.
+        from one trained kernel and even routing is ours.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
@@ -96,7 +95,7 @@ def convert_(
 
 
 def _check_arguments(model: nn.Module, where: select.Selector | None, routing: Routing, scope: str | Scope) -> Scope:
-    """Check what can be checked without a run, and return the scope."""
+    """Check everything that needs no run, and return the scope."""
     reason = refusals.why_not_model(model)
     if reason is not None:
         raise UsageError(reason)

@@ -1,4 +1,4 @@
-"""Finding the candidates of a model and the blocks they belong to."""
+"""Find the candidates of a model and their blocks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BlockTest = Callable[[str, nn.Module], bool]
 class Blocks:
     """The blocks of a model: the modules whose input routes the layers inside them.
 
-    The block of a layer is the innermost module around it that stands in a stage and holds two layers or more, not
-    counting those with a single output pixel (squeeze-and-excitation); where there is none, the outermost module below
-    the root that holds two or more. A stage is a container (Sequential, ModuleList, ModuleDict) or a module of blocks
-    of one class; a container is not a block itself.
+    The block of a layer is the innermost module around it that is in a stage and has two layers or more, not counting
+    those with a single output pixel (squeeze-and-excitation); if there is none, the outermost module below the root
+    that has two or more. A stage is a container (Sequential, ModuleList, ModuleDict) or a module of blocks of one
+    class; a container is not a block itself.
 
     Args:
         model: The model.
@@ -44,7 +44,7 @@ class Blocks:
         }
 
     def of(self, name: str) -> str | None:
-        """Return the name of the block of a layer, or `None` if it stands outside any."""
+        """Return the name of the block of a layer, or `None` if it is outside any block."""
         path = name.split(".")
         around = [".".join(path[:length]) for length in range(len(path) - 1, 0, -1)]  # innermost first
         modules = {"": self.model} | {ancestor: self.model.get_submodule(ancestor) for ancestor in around}
@@ -107,8 +107,8 @@ class Blocks:
 def find_candidates(blocks: Blocks) -> list[Candidate]:
     """Return the convolutions and linear layers of a model in the order in which they run.
 
-    Layers that do not run on the example come last, without a position. Layers inside routing functions are left out.
-    Without a trace the order is that of registration.
+    Layers that do not run on the example come last, without a position. Layers inside routing functions are not
+    candidates. Without a trace the order is that of registration.
     """
     watched = blocks.watched
     layers = list(_static_layers(blocks.model))

@@ -1,4 +1,4 @@
-"""Making the conditional layers of a model, and routing its blocks."""
+"""Make the conditional layers of a model, and route its blocks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def build_layers(
     """Return a conditional layer for each old one, by name, with the blocks of the groups routed.
 
     Args:
-        model: The model the layers are in; its blocks gain routing functions and hooks.
-        conversion: How, and which layers share a routing.
+        model: The model of the layers; its blocks gain routing functions and hooks.
+        conversion: How layers become conditional, and which share a routing function.
         old_layers: The static layers by name.
-        undo: Gets a callback for each block routed.
+        undo: A list that gets a callback for each routed block.
 
     Raises:
         UsageError: A routing module for several groups.
@@ -79,7 +79,7 @@ def build_layers(
 
 
 def frozen_notes(groups: Sequence[Group], old_layers: Mapping[str, nn.Module]) -> list[str]:
-    """Return what becomes of frozen layers, for the report: their routing is frozen, unless others learn with it.
+    """Return notes on frozen layers for the report: their routing is frozen, unless layers that learn share it.
 
     Args:
         groups: Which layers share a routing.
@@ -108,14 +108,14 @@ def _learns(layer: nn.Module) -> bool:
 def _make_routing(
     routing: Routing, channels: int, num_experts: int, like: Any, previous: RoutingSlot | None
 ) -> nn.Module:
-    """Return the routing function of a block, placed like a weight; one of a chain knows the weights before it.
+    """Return the routing function of a block, on the device of a weight; in a chain it takes the previous weights.
 
     Args:
         routing: As in `convert_`.
         channels: C of the block's input.
         num_experts: E.
         like: The weight.
-        previous: Slot of the block before; `None` for the first.
+        previous: Slot of the previous block; `None` for the first.
     """
     options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
     routing_fn = make_routing(routing, channels, num_experts, **options)

@@ -1,4 +1,4 @@
-"""Exchanging the layers of a model for conditional ones: all of them, or on an error none."""
+"""Replace layers of a model by conditional ones: all of them, or none if there is an error."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def exchange_layers_(
     notes: Sequence[str],
     optimizers: Sequence[Optimizer],
 ) -> ConversionReport:
-    """Make layers of a model conditional, in place, and check that it computes what it did.
+    """Make layers of a model conditional, in place, and check that its output is the same.
 
     Args:
-        model: The model; as before on an error.
-        conversion: How, and which layers share a routing.
+        model: The model; unchanged after an error.
+        conversion: How layers become conditional, and which share a routing function.
         old_layers: The static layers of the conversion's groups by name.
-        watched: A run of the model; `None` not to check it.
+        watched: A run of the model; `None` to skip the check.
         refused: For the report.
         notes: For the report.
-        optimizers: Get the new parameters.
+        optimizers: Optimizers that get the new parameters.
 
     Raises:
-        UsageError: The routing does not fit, or the model calls other layers than those it has registered.
-        UsageError: The converted model did not compute what it did before.
+        UsageError: The routing does not fit, or the model calls layers that it has not registered.
+        UsageError: The converted model's output was not the same.
     """
     before = None if watched is None else count_trace(model, watched)
     params_before = sum(parameter.numel() for parameter in model.parameters())
@@ -72,7 +72,7 @@ def _check(
     new_layers: Mapping[str, ConditionalLayer],
     init: str,
 ) -> tuple[CostReport | None, list[str]]:
-    """Run the converted model: return its costs, and what could not be checked."""
+    """Run the converted model; return its costs, and notes on what could not be checked."""
     if watched is None:
         return None, []
     if any(isinstance(layer.routing_fn, ExternalRouting) for layer in new_layers.values()):

@@ -1,4 +1,4 @@
-"""Folding every batch norm that follows a conditional layer into its experts."""
+"""Fold every batch norm that follows a conditional layer into its experts."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from condconv.nn.hooks import why_not_hooks
 def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple[str, str]]:
     """Fold each batch norm right after a conditional layer into the layer's experts, in place, for inference.
 
-    Which norm follows which layer is seen in one forward pass: the norm must get the very tensor the layer returned,
-    and both must run once. In the norm's place stands a `torch.nn.Identity`, or what timm's norms do after normalising.
-    The output is checked on the example, and the model is left in evaluation mode.
+    One forward pass shows which norm follows which layer: the norm must get the very tensor that the layer returned,
+    and both must run once. The norm is replaced by a `torch.nn.Identity`, or by what timm's norms do after normalising.
+    The output is checked on the example, and the model stays in evaluation mode.
 
     Args:
         model: A network with conditional layers.
-        example_input: A tensor or a tuple of arguments; `None` to guess an image of the usual size.
+        example_input: A tensor or a tuple of arguments; `None` to use an image of the usual size.
 
     Returns:
         Names of the folded pairs, layer and norm, in the order in which they run.
 
     Raises:
-        UsageError: A layer or norm has backward or state-dict hooks, or a norm has a forward of its own or no running
+        UsageError: A layer or norm has backward or state-dict hooks, or a norm has its own forward or no running
             statistics. Nothing has been changed.
         ValueError: No example is given, and none can be guessed or the model fails on the guess; or the output holds no
             tensors.
-        UsageError: The folded model does not compute what it did (something else uses an output that is folded away);
-            it has been restored.
+        UsageError: The folded model's output was not the same (something else uses an output that is folded away); it
+            has been restored.
 
     Example:
         >>> net = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
@@ -57,19 +57,19 @@ def fold_batch_norms_(model: nn.Module, example_input: Any = None) -> list[tuple
 def fold_those_that_can_(
     model: nn.Module, example_input: Any = None, *, all_or_none: bool = False
 ) -> tuple[list[tuple[str, str]], dict[str, tuple[str, str]]]:
-    """Do what `fold_batch_norms_` does, but leave the pairs that cannot be folded as they are.
+    """Do the same as `fold_batch_norms_`, but leave pairs that cannot be folded unchanged.
 
     Args:
-        model: As there.
-        example_input: As there.
-        all_or_none: Whether to change nothing if a pair is left.
+        model: As in `fold_batch_norms_`.
+        example_input: As in `fold_batch_norms_`.
+        all_or_none: Whether to change nothing if a pair cannot be folded.
 
     Returns:
-        Names of the folded pairs; and for each layer that is left, the reason, after the name of the module it lies in.
+        Names of the folded pairs; and for each other layer the reason, after the name of the module that has it.
 
     Raises:
-        ValueError: As there.
-        UsageError: As there.
+        ValueError: As in `fold_batch_norms_`.
+        UsageError: As in `fold_batch_norms_`.
     """
     check_type("model", model, nn.Module, "be a torch.nn.Module", "give the network itself")
     with arguments_of(model, example_input) as example:
@@ -97,14 +97,14 @@ def fold_those_that_can_(
 
 
 def _why_not(layer: ConditionalLayer, norm: _BatchNorm, names: Mapping[nn.Module, str]) -> tuple[str, str] | None:
-    """Return why a pair cannot be folded, after the name of the module it lies in, or `None`."""
+    """Return why a pair cannot be folded, after the name of the module with the reason, or `None`."""
     plain: Any = _split(norm)[0]
     reasons = ((layer, why_not_hooks(layer)), (norm, why_not_hooks(norm) or why_not_fold(layer, plain)))
     return next(((names[module], reason) for module, reason in reasons if reason is not None), None)
 
 
 def _split(norm: Any) -> tuple[nn.Module, nn.Module]:
-    """Return the normalisation alone, and what a module of timm's does after it."""
+    """Return the normalisation itself, and what a timm module does after it."""
     if full_name(type(norm)) != "timm.layers.norm_act.BatchNormAct2d":
         return norm, nn.Identity()
     options = {"affine": norm.affine, "track_running_stats": norm.track_running_stats}
@@ -118,8 +118,8 @@ def find_norms(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[tuple
     """Return conditional layers with the batch norms that take their outputs, and the model's output.
 
     Args:
-        model: Run once in evaluation mode; left as it was.
-        arguments: Of that run.
+        model: Run once in evaluation mode; does not change.
+        arguments: Arguments of that run.
     """
     outputs: list[tuple[ConditionalLayer, Tensor]] = []  # kept alive, so that no id is used twice
     inputs: list[tuple[_BatchNorm, Tensor]] = []

@@ -1,4 +1,4 @@
-"""Making conditional layers ordinary ones: each gets the kernel that constant routing weights mix."""
+"""Make conditional layers ordinary ones: each gets the kernel that constant routing weights mix."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from condconv.nn.hooks import why_not_hooks
 
 
 def make_static_(model: nn.Module, routing_weights: Mapping[str, Tensor | None], *, example_input: Any = None) -> None:
-    """Replace conditional layers by the ordinary layers that constant routing weights make of them, in place.
+    """Replace conditional layers by ordinary ones with the kernel that constant routing weights mix, in place.
 
-    A layer gives what it gave with these weights, to rounding, without its experts, routing or mixing. Routing
-    functions of blocks that no layer and no other routing function uses any more are removed.
+    A layer's output is the same as with these weights, to rounding, without experts, routing or mixing. Routing
+    functions of blocks are removed if no layer and no other routing function uses them any more.
 
     Args:
         model: Network with conditional layers. Nothing is changed if an error is raised.
-        routing_weights: For each layer's name its weights `[E]`, floats on any device, for example their mean over a
-            data set; None for `1 / E` each, where other weights are loaded into the layer anyway.
-        example_input: A tensor or a tuple of arguments the model takes, on which the new model is compared with the
-            one whose layers are given these weights; `None` not to run it.
+        routing_weights: Weights `[E]` by the layer's name, floats on any device, for example their mean over a data
+            set; None for `1 / E` each, if other weights are loaded into the layer later.
+        example_input: A tensor or a tuple of arguments for the model, on which the new model is compared with the old
+            one under these weights; `None` to not run it.
 
     Raises:
         UsageError: There is no conditional layer of that name, it has backward or state-dict hooks, or weights are not
             finite floats `[E]`.
         ValueError: Torch has no such ordinary layer.
-        UsageError: The new model does not compute what constant weights gave, since something uses the experts of
-            a layer directly, for example; it has been restored.
+        UsageError: The new model's output is not that of constant weights, for example since something uses the experts
+            of a layer directly; it has been restored.
 
     Example:
         >>> network = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3, num_experts=4))
@@ -85,7 +85,7 @@ class _Given(nn.Module):
 
 
 def _run_with(model: nn.Module, constant: Mapping[ConditionalLayer, Tensor], example_input: Any) -> Trace:
-    """Run a model with constant routing weights `[E]` for some layers, those they are to be made static with."""
+    """Run a model with constant routing weights `[E]` for the layers that are to become static."""
     routings = {layer: layer.routing_fn for layer in constant}
     try:
         for layer, weights in constant.items():
@@ -117,7 +117,7 @@ def _checked(name: str, weights: Tensor, num_experts: int) -> Tensor:
 
 
 def _remove_idle_routing_(model: nn.Module) -> bool:
-    """Remove the routing functions of blocks whose weights nothing takes; return whether there were any."""
+    """Remove the routing functions of blocks whose weights are not used; return whether there were any."""
     fillers = [
         (block, key, hook)
         for block in model.modules()

@@ -1,4 +1,4 @@
-"""Handing the parameters of converted layers to an optimizer that is built already."""
+"""Give the parameters of converted layers to an existing optimizer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def check_optimizers(given: Optimizer | Sequence[Optimizer] | None, model: nn.Mo
     """Return the optimizers of a model.
 
     Args:
-        given: One, several, or `None`.
-        model: Before its conversion.
+        given: One optimizer, several, or `None`.
+        model: The model before its conversion.
 
     Raises:
-        UsageError: One is not an optimizer, keeps a state that is not of single parameters, or holds none of the
-            model's.
+        UsageError: One is not an optimizer, has state that does not belong to single parameters, or has none of the
+            model's parameters.
     """
     optimizers = () if given is None else (given,) if isinstance(given, Optimizer) else given
     if not isinstance(optimizers, (tuple, list)) or not all(isinstance(each, Optimizer) for each in optimizers):
@@ -56,10 +56,10 @@ def exchange_parameters_(
     The state of an old parameter is dropped, since it has another shape; all other state stays.
 
     Args:
-        optimizers: Changed in place, groups too, so that schedules and wrappers that hold these see it.
-        model: Converted.
-        old_layers: By name.
-        new_layers: By name.
+        optimizers: Changed in place, groups too, so that schedules and wrappers that hold these see the change.
+        model: The converted model.
+        old_layers: The static layers by name.
+        new_layers: The conditional layers by name.
 
     Returns:
         A note for the report, if there are optimizers.
@@ -88,7 +88,7 @@ def exchange_parameters_(
 def _replaced(
     model: nn.Module, old_layers: Mapping[str, nn.Module], new_layers: Mapping[str, ConditionalLayer]
 ) -> dict[int, tuple[nn.Parameter, list[nn.Parameter]]]:
-    """Return by `id` of an old parameter the new one, and with a kernel the parameters of its routing."""
+    """Return new parameters by the `id` of the old one; with a kernel also the parameters of its routing."""
     functions = routing_functions(model)
     replaced = {}
     for name, old in old_layers.items():

@@ -1,4 +1,4 @@
-"""Storing the experts of a trained network in one or two bytes per number, for inference."""
+"""Store the experts of a trained network in one or two bytes per number, for inference."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class QuantizedLayer:
     """One layer before and after.
 
     Attributes:
-        name: In the model.
-        bytes_before: Of its experts in fp32.
-        bytes_after: Of its quantized experts, scales included.
-        error: Norm of what rounding changed over the norm of the experts; 0 for experts of zeros.
+        name: Its name in the model.
+        bytes_before: Bytes of its experts in fp32.
+        bytes_after: Bytes of its quantized experts, scales included.
+        error: Norm of the rounding error over the norm of the experts; 0 for experts of zeros.
     """
 
     name: str
@@ -46,10 +46,10 @@ class QuantizationReport:
 
     Attributes:
         dtype: `"int8"` or `"bfloat16"`.
-        layers: The layers that are quantized now, in the order in which the model holds them.
-        output_error: Norm of what changed in the output on the example over the norm of the output; `None` if the model
-            was not run.
-        notes: What else to know.
+        layers: The quantized layers, in the model's order.
+        output_error: Norm of the output's change on the example over the norm of the output; `None` if the model was
+            not run.
+        notes: Further remarks.
     """
 
     dtype: str
@@ -88,32 +88,33 @@ def quantize_experts_(
 ) -> QuantizationReport:
     """Store the experts of conditional layers in int8 or bfloat16, in place, for inference.
 
-    Experts are what such a network reads most of at a small batch. On the CPU compiled kernels read them as they are;
-    everything else widens them at each call, which saves memory and no time. Routing functions and biases stay as they
-    are, and so do all other layers. Quantized experts keep their dtype when the model changes its own, and have no
-    gradients: call the model under `torch.no_grad()`. The model is run before and after: it must still run, give its
-    layers inputs of the same dtypes, and outputs of the same shapes and dtypes that are finite. How far values move is
-    reported and not judged, since no bound is known.
+    At a small batch experts are most of what a network reads. On the CPU compiled kernels read quantized experts
+    directly; everything else widens them at each call, which saves memory but no time. Routing functions, biases and
+    all other layers do not change. Quantized experts keep their dtype when the model changes its own, and have no
+    gradients: call the model under `torch.no_grad()`. The model is run before and after: its layers must get inputs of
+    the same dtypes, and its outputs must have the same shapes and dtypes and be finite. How far values move is
+    reported, not judged, since no bound is known.
 
     To load a quantized network, create it, call this with the same arguments, then `load_state_dict`.
 
     Args:
         model: A network with trained conditional layers, in fp32; or one such layer.
-        dtype: `"int8"`: a quarter of the bytes; each expert's output channel has a scale, the largest of its numbers
-            over 127, and no number is off by more than half of it. `"bfloat16"`: half the bytes; a number is off by at
-            most 1/256 of itself.
+        dtype: `"int8"`: a quarter of the bytes; each output channel of each expert has a scale, its largest number over
+            127, and the error of a number is at most half the scale. `"bfloat16"`: half the bytes; the error is at most
+            1/256 of the number.
         where: A pattern of the layers' names, or several, such as `"blocks.1*"`; `None` for all.
-        example_input: A tensor or a tuple of arguments the model takes; `None` to guess an image of the usual size. If
-            the model fails on the guess, it is not checked, and the report notes it; nor is a single layer on a guess.
+        example_input: A tensor or a tuple of arguments for the model; `None` to use an image of the usual size. If the
+            model fails on that image, it is not checked, and the report notes it. A single layer without an example is
+            not checked either.
 
     Returns:
         The report; `print` it for a table.
 
     Raises:
-        UsageError: There is no such layer or dtype, or a layer cannot be quantized: it is already, is not in fp32, is
-            not finite, or shares its experts. Nothing is changed then.
-        UsageError: The model does not run as it did, since it looks at the dtype of `layer.weight`, for example; it
-            has been restored.
+        UsageError: There is no such layer or dtype, or a layer cannot be quantized: it is quantized already, is not in
+            fp32, is not finite, or shares its experts. Nothing is changed then.
+        UsageError: The model does not run as before, for example since it reads the dtype of `layer.weight`; it has
+            been restored.
 
     Example:
         >>> net = torch.nn.Sequential(condconv.CondConv2d(16, 32, 3, num_experts=4))
@@ -169,7 +170,7 @@ def _restore(layer: ConditionalLayer, experts: nn.Parameter) -> None:
 
 
 def _choose(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, ConditionalLayer]:
-    """Return the layers that the patterns name."""
+    """Return the layers that match the patterns."""
     layers = conditional_layers(model)
     if not layers:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What was converted, and how: what it takes to do a conversion again, as data that a file can hold."""
+"""A conversion as data that a file can hold: what was converted and how, so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Conversion:
         init: As in `convert_`.
         expert_spread: As in `convert_`.
         impl: As in `convert_`.
-        groups: Which layers share a routing, in the order in which they run.
+        groups: Which layers share a routing function, in the order in which they run.
     """
 
     num_experts: int
@@ -48,7 +48,7 @@ class Conversion:
     groups: tuple[Group, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as numbers and text in dicts and lists; a routing that is not text is `None` there."""
+        """Return the conversion as numbers and text in dicts and lists; routing that is not text becomes `None`."""
         values = {name: getattr(self, name) for name in _CONVERSION}
         values["routing"] = self.routing if isinstance(self.routing, str) else None
         values["groups"] = [{**asdict(group), "layers": list(group.layers)} for group in self.groups]
@@ -56,11 +56,11 @@ class Conversion:
 
     @classmethod
     def from_dict(cls, data: Any, routing: Routing | None = None) -> Conversion:
-        """Return what `to_dict` made a dict of.
+        """Return the conversion that `to_dict` made a dict of.
 
         Args:
             data: The dict; nothing in it is trusted or run.
-            routing: In place of the one in it.
+            routing: Replaces the one in the dict.
 
         Raises:
             UsageError: It is something else, or it has no routing and none is given.
@@ -103,7 +103,7 @@ def _group(data: Any) -> Group:
 
 
 def _checked(data: Any, kinds: _Kinds) -> dict[str, Any]:
-    """Return the values that a dict must have, each of its kind; what else is in it is left out."""
+    """Return the values that a dict must have, with their types checked; other entries are ignored."""
     values = data if isinstance(data, Mapping) else {}
     for name, kind in kinds.items():
         if name not in values or not isinstance(values[name], kind) or isinstance(values[name], bool):

@@ -1,4 +1,4 @@
-"""What cannot be converted, and why: models as a whole, and single layers."""
+"""Why a model or a layer cannot be converted."""
 
 from __future__ import annotations
 

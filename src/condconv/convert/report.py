@@ -1,4 +1,4 @@
-"""What a conversion did."""
+"""The report of a conversion."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ConvertedLayer:
     """One layer before and after.
 
     Attributes:
-        name: In the model.
-        old: The layer it was, as `repr` shows it.
-        new: The layer it is.
+        name: Its name in the model.
+        old: The old layer, as in `repr`.
+        new: The new layer.
         routing: Where its routing weights come from.
         old_params: Parameters before.
         new_params: Parameters after, routing not included.
@@ -46,13 +46,13 @@ class ConversionReport:
 
     Attributes:
         layers: Layers converted, in the order in which they run.
-        refused: Selected layers left as they were: name to reason.
-        notes: What else to know.
+        refused: Selected layers that stayed static: reasons by name.
+        notes: Further remarks.
         before: Costs of the model before; `None` if they could not be counted.
         after: Costs of the model after.
         params_before: Parameters of the model before.
         params_after: Parameters of the model after, routing functions included.
-        conversion: What it takes to do it again, with `convert_like_`.
+        conversion: The data that `convert_like_` repeats.
     """
 
     layers: tuple[ConvertedLayer, ...]

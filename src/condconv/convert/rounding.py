@@ -1,7 +1,7 @@
-"""Checking a model whose weights were rounded: it still runs, in the same dtypes, and its outputs stay finite.
+"""Check a model whose weights were rounded: it still runs, in the same dtypes, and its outputs stay finite.
 
-How far rounded weights may move an output is not known, so that values are not judged: their change is reported. What
-is judged tells of a model that looks at the dtype of a weight, to bring its input to it.
+How far rounded weights may move an output is not known, so their change is reported, not judged. The check finds models
+that convert their input to the dtype of a weight.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from condconv.errors import UsageError, few
 def run_watched(
     run: Callable[[], Trace], layers: Mapping[str, nn.Module], expected: Mapping[str, Set[torch.dtype]] | None = None
 ) -> tuple[Trace, dict[str, set[torch.dtype]]]:
-    """Run a model, and watch the dtypes that some of its layers are given.
+    """Run a model, and record the input dtypes of some of its layers.
 
     Args:
         run: Runs the model.
@@ -32,7 +32,7 @@ def run_watched(
         The run, and the dtypes by the layers' names.
 
     Raises:
-        RuntimeError: A layer is given another dtype than before; raised inside the run.
+        RuntimeError: A layer gets another dtype than before; raised inside the run.
     """
     dtypes: dict[str, set[torch.dtype]] = {}
 

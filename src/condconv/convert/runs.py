@@ -1,4 +1,4 @@
-"""What the runs of a model before and after its conversion say about its layers."""
+"""What the runs of a model before and after its conversion show about its layers."""
 
 from __future__ import annotations
 

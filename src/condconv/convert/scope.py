@@ -48,7 +48,7 @@ class Scope:
 
     @classmethod
     def parse(cls, text: str) -> Scope:
-        """Return the scope a text stands for: its kind, with options if need be, such as `"block(every=2)"`.
+        """Return the scope for a text: its kind, also with options, such as `"block(every=2)"`.
 
         Raises:
             UsageError: There is no such scope.
@@ -62,7 +62,7 @@ class Scope:
         """Check that a routing function can be shared in this way.
 
         Raises:
-            UsageError: Hierarchical routing, which hands weights from block to block, without blocks.
+            UsageError: Hierarchical routing, which passes weights from block to block, is used without blocks.
         """
         made_by = getattr(routing, "func", routing)  # the class inside a functools.partial
         name = parse_call(routing, "routing")[0] if isinstance(routing, str) else None
@@ -81,7 +81,7 @@ class Group:
     """Layers that share one routing.
 
     Attributes:
-        leader: Name of the block whose input is routed by; `None` for one layer that routes by itself.
+        leader: Name of the block whose input decides the routing; `None` for one layer that routes by itself.
         layers: Names of the layers, in the order in which they run.
         last: Name of the module (block or layer) after which the weights are no longer needed.
         channels: C of the leader's input; `None` without a leader.

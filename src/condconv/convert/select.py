@@ -15,10 +15,10 @@ from condconv.ops.geometry import is_depthwise
 
 @dataclass(frozen=True)
 class Candidate:
-    """A convolution or linear layer of a model, and where it stands.
+    """A convolution or linear layer of a model, and its place in it.
 
     Attributes:
-        name: In the model.
+        name: Its name in the model.
         module: The layer.
         position: From 0 (the first layer to run) to 1 (the last), among the candidates that run on the example, or,
             without an example that could be run, in the order of registration; `None` if it does not run.
@@ -43,12 +43,12 @@ class Candidate:
 
 @dataclass(frozen=True, repr=False)
 class Selector:
-    """A predicate over candidates that can say what it selects.
+    """A predicate over candidates, with a text that describes it.
 
     Attributes:
         matches: The predicate.
-        text: What `repr` shows; messages repeat it.
-        types: Layer types named on purpose: a linear layer is considered only if it is among them.
+        text: The text of `repr`; messages repeat it.
+        types: Layer types that were named: a linear layer is considered only if it is among them.
     """
 
     matches: Callable[[Candidate], bool]
@@ -110,7 +110,7 @@ def channels(minimum: int = 1, maximum: int | None = None) -> Selector:
 
 
 def depth(start: float, stop: float = 1.0) -> Selector:
-    """Select layers by where they run: `depth(0.5)` is the second half of those that run.
+    """Select layers by their position among those that run: `depth(0.5)` is the second half.
 
     Args:
         start: From 0 (the first layer) to 1 (the last).

@@ -1,4 +1,4 @@
-"""Exchanging a layer for its conditional twin, everywhere it stands, and back again."""
+"""Replace a layer by its conditional twin wherever it is registered, and back again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HOOKS = (
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> Callable[[], None]:
     """Put `new` wherever `old` is registered in the model; return a function that puts `old` back.
 
-    Forward hooks move along: the dictionaries themselves, so that handles the user holds still remove them.
+    Forward hooks move too: the dictionaries themselves, so that the user's handles still remove them.
     """
     places = [
         (parent, attribute)

@@ -1,4 +1,4 @@
-"""Checking that a changed model computes what it did."""
+"""Check that a changed model computes the same as before."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _ROUNDINGS = 4
 
 
 def check_same_output(model: nn.Module, example: Any, expected: Any, tolerance: float | None = None) -> Trace | None:
-    """Run a changed model in evaluation mode and compare with what it gave before. The caller undoes the change.
+    """Run a changed model in evaluation mode and compare its output with that before. The caller undoes the change.
 
     Args:
-        model: The changed model; left as it is.
+        model: The changed model; does not change here.
         example: A tensor or a tuple of arguments.
         expected: The output before: a tensor, or tensors in tuples, lists, dicts and dataclasses.
         tolerance: Largest deviation, relative to the largest value of an output; `None` for the square root of the
-            dtype's epsilon: far more than rounding does, far less than a wrong kernel.
+            dtype's epsilon: far more than rounding, far less than the effect of a wrong kernel.
 
     Returns:
         The run, or `None` if there was nothing to compare.
 
     Raises:
-        UsageError: It fails to run, or an output differs; the message says so too if the model enlarges rounding,
-            so that no change of it could be compared.
+        UsageError: It fails to run, or an output differs. If the model itself amplifies rounding, so that no change of
+            it could be compared, the message says so.
     """
     run = run_changed(model, example)
     return run if check_output(model, example, expected, run.output, tolerance) else None
 
 
 def run_changed(model: nn.Module, example: Any) -> Trace:
-    """Watch a changed model run.
+    """Run a changed model and trace it.
 
     Args:
-        model: Left as it is.
+        model: Does not change.
         example: A tensor or a tuple of arguments.
 
     Raises:
@@ -59,10 +59,10 @@ def run_changed(model: nn.Module, example: Any) -> Trace:
 
 
 def check_output(model: nn.Module, example: Any, expected: Any, output: Any, tolerance: float | None = None) -> bool:
-    """Compare what a changed model gave with what it gave before.
+    """Compare the output of a changed model with that before.
 
     Args:
-        model: The changed model, which is run again if the outputs differ, to see whether it enlarges rounding.
+        model: The changed model, which is run again if the outputs differ, to see whether it amplifies rounding.
         example: A tensor or a tuple of arguments.
         expected: The output before.
         output: The output now.
@@ -137,9 +137,9 @@ def _nudged(values: Any, generator: torch.Generator) -> Any:
 
 
 def output_tensors(values: Any) -> Iterator[Tensor]:
-    """Yield the floating point and complex tensors in what a model gave: in tuples, lists, dicts and dataclasses.
+    """Yield the floating point and complex tensors in an output, also in tuples, lists, dicts and dataclasses.
 
-    Those on the meta device have no values, and are left out.
+    Those on the meta device have no values, and are skipped.
     """
     if isinstance(values, Tensor):
         if (values.is_floating_point() or values.is_complex()) and not values.is_meta:
