@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from condconv.errors import UsageError
+from condconv.files.checkpoint_format import MOST_PIXELS
 from condconv.lab.config import TrainConfig
 from tests.lab.samples import settings
 
@@ -71,3 +72,9 @@ def test_a_slash_behind_a_folder_makes_no_other_run(tmp_path, given, kept):
 def test_what_json_changes_is_no_difference(tmp_path):
     config = settings(tmp_path, optimizer_options={"betas": (0.9, 0.99)})
     config.check_same(TrainConfig(**json.loads(config.to_json())))
+
+
+def test_an_image_may_be_as_large_as_a_checkpoint_allows():
+    TrainConfig(data="digits", model="m", out="o", image_size=MOST_PIXELS)
+    with pytest.raises(UsageError, match="`image_size` must be a whole number from 1 to 2,048, or None, got 2049"):
+        TrainConfig(data="digits", model="m", out="o", image_size=MOST_PIXELS + 1)

@@ -7,6 +7,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import pickle
 import tarfile
 import zipfile
@@ -312,3 +313,19 @@ def test_a_damaged_checkpoint_of_ours_is_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").write_bytes(content)
     with pytest.raises(UsageError, match="`path` must be as it was written, got .*damaged in its tensors"):
         load_pretrained(small(), tmp_path / "best.safetensors")
+
+
+def test_a_pickle_with_holes_is_not_read(tmp_path, monkeypatch):
+    """Of each kind: a terabyte that takes a few bytes of the disk."""
+    network = torch.nn.Linear(2, 2)
+    for name, options in (("a.pth", {}), ("b.pth", {"_use_new_zipfile_serialization": False})):
+        torch.save(network.state_dict(), tmp_path / name, **options)
+        try:
+            os.truncate(tmp_path / name, 2**40)
+        except OSError:
+            pytest.skip("the file system has no files as large")
+        if (tmp_path / name).stat().st_blocks * 512 > 2**30:
+            pytest.skip("the file system has no holes")
+        monkeypatch.setattr(torch, "load", None)
+        with pytest.raises(UsageError, match="of 1,048,576 MiB, of which the disk holds 0.0: take another"):
+            load_pretrained(network, tmp_path / name)

@@ -85,3 +85,8 @@ def test_without_tensorflow(copy, monkeypatch) -> None:
     with pytest.raises(MissingExtraError, match=r'pip install "condconv\[tensorflow\]"'):
         read_tensorflow_checkpoint(copy)
     assert "TF_CPP_MIN_LOG_LEVEL" not in os.environ
+
+
+def test_a_variable_that_is_larger_than_the_network_is_not_read(checkpoint) -> None:
+    with pytest.raises(UsageError, match=r"with 'a/kernel' of shape \(2, 3\), larger than the whole network: give"):
+        read_tensorflow_checkpoint(checkpoint, 5)

@@ -76,7 +76,10 @@ class TrainConfig:
         DATA, "option of a named dataset's reader, e.g. input_key=img", DATA_OPTIONS
     )
     image_size: int | None = _option(
-        None, DATA, "side of the square input in pixels (default: 224, digits 8)", or_none(whole(1, 16_384))
+        None,
+        DATA,
+        "side of the square input in pixels (default: 224, digits 8)",
+        or_none(whole(1, 2_048)),  # the most that a checkpoint takes
     )
     in_chans: int | None = _option(None, DATA, "image channels, 1 or 3 (default: 3, digits 1)", or_none(one_of(1, 3)))
     normalization: str | None = _option(

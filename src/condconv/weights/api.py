@@ -193,7 +193,7 @@ def _read(layers: Layers, path: str | Path, averaged: bool) -> Source:
     name = path_shown(path)
     try:
         if is_tensorflow_checkpoint(path):
-            variables = read_tensorflow_checkpoint(path)
+            variables = read_tensorflow_checkpoint(path, layers.most_entries)
             state = from_tensorflow(variables, layers.model, averaged=averaged)
             return Source(name, state, note_averages(variables, averaged))
         return find_source(read_file(path, layers.most_entries), name, layers, averaged)

@@ -70,6 +70,7 @@ def read_file(path: str | Path, most: int) -> Any:
         raise UsageError(f"`path` must be a file of torch's or safetensors, got {path_shown(file)}: it is {reason}")
     if is_safetensors(first):
         return _read_safetensors(file, most)
+    _check_holes(file, most)
     _check_unpacked(file, most)
     return _read_pickle(file)
 
@@ -110,6 +111,23 @@ def _read_checkpoint(file: Path, most: int) -> Mapping[str, Any]:
         check_size(name, shape, most, path_shown(file))
     tensors = stored.read("model", "ema")
     return {"state_dict": below("model", tensors), "ema": below("ema", tensors)}
+
+
+def _check_holes(file: Path, most: int) -> None:
+    """Check that a file is not larger than weights of this network can be, unless the disk holds all of it.
+
+    A file with holes takes hardly any of the disk, and as much memory as its size.
+
+    Raises:
+        UsageError: It is.
+    """
+    status = file.stat()
+    held = 512 * getattr(status, "st_blocks", status.st_size)  # Windows does not count
+    if status.st_size > max(held, _BYTES * most):
+        raise UsageError(
+            f"`path` must be a file of weights of this network or one like it, got {path_shown(file)} of "
+            f"{status.st_size / 2**20:,.0f} MiB, of which the disk holds {held / 2**20:,.1f}: take another copy"
+        )
 
 
 def _check_unpacked(file: Path, most: int) -> None:

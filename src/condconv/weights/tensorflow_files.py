@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condconv.errors import UsageError, few, require_extra
+from condconv.weights.files import check_size
 
 _FILE = re.compile(r"\.(?:index|data-[0-9]{5}-of-[0-9]{5})$")
 _LATEST = re.compile(r'^model_checkpoint_path:\s*"(.*)"', re.MULTILINE)
@@ -34,18 +35,20 @@ def is_tensorflow_checkpoint(path: str | os.PathLike[str]) -> bool:
     return Path(f"{path}.index").is_file() or (path.is_file() and _FILE.search(path.name) is not None)
 
 
-def read_tensorflow_checkpoint(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+def read_tensorflow_checkpoint(path: str | os.PathLike[str], most: int = 2**40) -> dict[str, NDArray[Any]]:
     """Read all numeric variables of a TensorFlow checkpoint.
 
     Args:
         path: As in `is_tensorflow_checkpoint`. Of a folder with several checkpoints the one that its `checkpoint` file
             names is read, whatever folder that file gives.
+        most: Most entries of a variable.
 
     Returns:
         Name to array, sorted by name, of the shapes and dtypes stored. Strings are left out.
 
     Raises:
-        UsageError: There is no checkpoint, it is damaged, or the folder has several and does not say which.
+        UsageError: There is no checkpoint, it is damaged, a variable is too large, or the folder has several and does
+            not say which.
         MissingExtraError: TensorFlow is not installed.
     """
     prefix = _find_prefix(Path(path))
@@ -54,7 +57,11 @@ def read_tensorflow_checkpoint(path: str | os.PathLike[str]) -> dict[str, NDArra
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         dtypes = reader.get_variable_to_dtype_map()
+        for name, shape in reader.get_variable_to_shape_map().items():
+            check_size(name, shape, most, repr(str(prefix)))
         return {name: np.asarray(reader.get_tensor(name)) for name in sorted(dtypes) if dtypes[name] != tf.string}
+    except UsageError:
+        raise
     except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"`path` must be a whole TensorFlow checkpoint, got {str(prefix)!r} ({error}): copy its .index and "

@@ -100,8 +100,8 @@ def test_fields_that_are_missing_or_too_many(kind, path):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("preprocessing.size", 10**9, "`preprocessing.size` must be a whole number from 1 to 16384, got 1000000000"),
-        ("preprocessing.size", "abc", "`preprocessing.size` must be a whole number from 1 to 16384, got 'abc'"),
+        ("preprocessing.size", 10**9, "`preprocessing.size` must be a whole number from 1 to 2048, got 1000000000"),
+        ("preprocessing.size", "abc", "`preprocessing.size` must be a whole number from 1 to 2048, got 'abc'"),
         ("preprocessing.size", None, "`preprocessing.size` must be a whole number"),
         ("preprocessing.mean", [0.1, 0.2, 0.3], "`preprocessing.mean` must be a list of 1 numbers, one per channel"),
         ("preprocessing.std", [0], "`preprocessing.std[0]` must be a number from 1e-6 to 1e6, got 0"),

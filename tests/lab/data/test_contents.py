@@ -499,3 +499,47 @@ def test_naming_many_images_of_a_tar_reads_its_headers_once(tmp_path, monkeypatc
     monkeypatch.setattr("condconv.lab.data.folder.images", counted)
     assert [reader.filename(index) for index in (7, 0)] == [f"{path}/bee/3.png", f"{path}/ant/0.png"]
     assert len(read) == 1
+
+
+HIDDEN_PLACES = (".hidden/1.png", ".git/deep/1.png", "ant/.ipynb_checkpoints/1.png", "bee/deep/.cache/deep/1.png")
+
+
+def test_hidden_folders_are_left_out_of_directories_and_tar_files_alike(root, tmp_path, caplog):
+    for name in HIDDEN_PLACES:
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_bytes(picture())
+    packed = [member(f"./data/{path.relative_to(root)}", path.read_bytes()) for path in sorted(root.rglob("*.png"))]
+    make_tar(tmp_path / "val.tar", *packed)
+    with caplog.at_level(logging.WARNING):
+        readers = FolderReader(root), TarReader(tmp_path / "val.tar")
+    for reader in readers:
+        assert reader.class_names == ("ant", "bee")
+        assert sorted("/".join(reader.filename(index).split("/")[-2:]) for index in range(len(reader))) == [
+            "ant/1.png", "ant/2.png", "bee/1.png", "bee/2.png"
+        ]  # fmt: skip
+    assert [message.partition(": ")[2] for message in caplog.messages] == ["hidden folders (4)"] * 2
+
+
+def test_names_of_classes_are_the_same_in_both_codings_of_unicode(tmp_path):
+    """As of a folder that macOS wrote and a tar file of another system."""
+    composed, parted = "caf\u00e9", "cafe\u0301"
+    for split, name in (("train", composed), ("val", parted)):
+        for each in (name, "bee"):
+            (tmp_path / "data" / split / each).mkdir(parents=True)
+            (tmp_path / "data" / split / each / "1.png").write_bytes(picture())
+    data = open_data(settings(tmp_path / "run", data=str(tmp_path / "data"), batch_size=2))
+    assert data.class_names == data.val.class_names == ("bee", composed)
+    assert [data.val.read(index)[1] for index in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_classes_whose_names_differ_in_their_coding_only_are_refused(tmp_path, kind):
+    names = ("caf\u00e9", "cafe\u0301")
+    if kind == "tar":
+        make_tar(tmp_path / "t.tar", *(member(f"{name}/1.png", picture()) for name in names))
+    else:
+        for name in names:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "1.png").write_bytes(picture())
+    with pytest.raises(UsageError, match="`data` must have classes with different names, got caf\u00e9 more than once"):
+        FolderReader(tmp_path) if kind == "folder" else TarReader(tmp_path / "t.tar")

@@ -9,8 +9,8 @@ from typing import Any
 
 from condconv.errors import shown
 
-MOST_PIXELS = 16_384
-"""Largest side of an image."""
+MOST_PIXELS = 2_048
+"""Largest side of an image: a batch of 64 takes 3 GB, and a network's maps several times as much."""
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 """Ways to scale an image, by Pillow's names."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -36,6 +37,7 @@ MOST_SCALED = 2**27
 
 LINKS, NOWHERE = "links to folders above or already read", "links that lead nowhere"
 ODD, REPLACED = "pipes, sockets or devices", "files replaced by later ones of the same name"
+HIDDEN = "hidden folders"
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +46,11 @@ def is_image(name: str) -> bool:
     """Return whether a file is an image by its name; macOS leaves files ._NAME next to those it copies elsewhere."""
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith("._")
+
+
+def is_hidden(folder: str) -> bool:
+    """Return whether a folder is hidden by its name: programs keep copies and other things of their own there."""
+    return folder.startswith(".")
 
 
 def open_image(stored: IO[bytes] | Path) -> Image.Image:
@@ -89,8 +96,10 @@ def read_part(path: Path, offset: int, size: int) -> IO[bytes]:
 def check_class_names(names: Sequence[str], place: str | Path) -> tuple[str, ...]:
     """Return names of classes that can be written into checkpoints and tables, and read from them.
 
+    Unicode has two codings of many letters, and a system may change one to the other: names are returned in NFC.
+
     Raises:
-        UsageError: One is empty, too long or not UTF-8.
+        UsageError: One is empty, too long or not UTF-8, or two are the same.
     """
     rules = (
         ("in UTF-8", lambda name: re.search("[\ud800-\udfff]", name) is None),  # so Python has other bytes
@@ -103,7 +112,14 @@ def check_class_names(names: Sequence[str], place: str | Path) -> tuple[str, ...
                 f"`data` must have classes with names {rule}, got {few(wrong)} in {shown_name(place)}: rename the "
                 "folders, or what else names the classes"
             )
-    return tuple(names)
+    same = [unicodedata.normalize("NFC", name) for name in names]
+    twins = [name for name, count in Counter(same).items() if count > 1]
+    if twins:
+        raise UsageError(
+            f"`data` must have classes with different names, got {few(twins)} more than once in {shown_name(place)}, "
+            "perhaps in two codings of Unicode: merge the folders, or rename one"
+        )
+    return tuple(same)
 
 
 def log_left_out(left_out: Counter[str], place: Path) -> None:

@@ -37,14 +37,15 @@ class FolderReader:
 
     def __init__(self, root: Path) -> None:
         left_out: Counter[str] = Counter()
-        self.class_names = class_folders(root, left_out)
-        if not self.class_names:
+        folders = class_folders(root, left_out)
+        self.class_names = check_class_names(folders, root)
+        if not folders:
             raise UsageError(
                 f"`data` must hold a folder for each class, got {shown_name(root)} without any: put the images of each "
                 "class into a folder of its own, or give the directory above"
             )
         self._samples: list[tuple[str, int]] = []
-        for target, name in enumerate(self.class_names):
+        for target, name in enumerate(folders):
             paths = images_below(root / name, left_out)
             if not paths:
                 raise UsageError(

@@ -148,7 +148,7 @@ def _open_reader(data: str, split: str, *, alone: bool, data_dir: str | None, op
         one = "the directory of the shards" if kind == "wds" else "cifar10 for one"
         raise UsageError(f"`data` must have a name after {kind}/, got {shown(data)}: {one}; a folder is ./{kind}")
     reader = _reader_of(data, split, alone=alone, data_dir=data_dir, options=options)
-    check_class_names(reader.class_names, data)
+    reader.class_names = check_class_names(reader.class_names, data)
     return reader
 
 

@@ -24,12 +24,13 @@ _log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
-    """Images of one split as they are stored."""
+    """Images of one split as they are stored.
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names in the order of the classes that `reader[index]` gives."""
-        ...
+    Attributes:
+        class_names: Names in the order of the classes that `reader[index]` gives.
+    """
+
+    class_names: tuple[str, ...]
 
     def __len__(self) -> int: ...
 

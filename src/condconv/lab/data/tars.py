@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from condconv.errors import shown_name
-from condconv.lab.data.contents import ODD, is_image
+from condconv.lab.data.contents import HIDDEN, ODD, is_hidden, is_image
 
 _BLOCK = 512
 _LARGEST_HEADER = 2**20  # bytes: names and the like, which tarfile reads at once, however long they say they are
@@ -91,12 +91,30 @@ def files(path: Path, left_out: Counter[str], start: int = 0) -> Iterator[tarfil
 def images(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, int, int]]:
     """Yield name, offset and size of each image in a tar file, and in the tar files that are members of it.
 
-    Names are as they would be once unpacked: relative, and never above the folder unpacked into.
+    Hidden folders are left out, as in directories, and counted. Names are as they would be once unpacked: relative, and
+    never above the folder unpacked into.
 
     Raises:
         tarfile.TarError: One of them is damaged or incomplete.
         OSError: One of them cannot be read.
     """
+    hidden: set[str] = set()
+    for name, offset, size in _all_images(path, left_out):
+        folder = _hidden_folder(name)
+        if folder is None:
+            yield name, offset, size
+        elif folder not in hidden:
+            hidden.add(folder)
+            left_out[HIDDEN] += 1
+
+
+def _hidden_folder(name: str) -> str | None:
+    """Return the first hidden folder that an image is in, or None."""
+    folders = PurePosixPath(name).parts[:-1]
+    return next(("/".join(folders[: index + 1]) for index, each in enumerate(folders) if is_hidden(each)), None)
+
+
+def _all_images(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, int, int]]:
     for member in files(path, left_out):
         if not member.name.lower().endswith(".tar"):
             if is_image(member.name):

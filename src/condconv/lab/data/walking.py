@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from condconv.errors import UsageError, shown_name
-from condconv.lab.data.contents import LINKS, NOWHERE, ODD, check_class_names, is_image, natural_order
+from condconv.lab.data.contents import HIDDEN, LINKS, NOWHERE, ODD, is_hidden, is_image, natural_order
 
 
 def class_folders(root: Path, left_out: Counter[str]) -> tuple[str, ...]:
@@ -21,22 +21,24 @@ def class_folders(root: Path, left_out: Counter[str]) -> tuple[str, ...]:
         left_out: Counts what is left out.
 
     Raises:
-        UsageError: It cannot be read, or a name is not UTF-8.
+        UsageError: It cannot be read.
     """
     above = {*_above(root), _identity(root)}
     found = []
     for entry in _entries(root):
-        if entry.name.startswith(".") or _kind(entry, left_out) != "folder":
+        if _kind(entry, left_out) != "folder":
             continue
-        if _identity(Path(entry.path)) in above:
+        if is_hidden(entry.name):
+            left_out[HIDDEN] += 1
+        elif _identity(Path(entry.path)) in above:
             left_out[LINKS] += 1
         else:
             found.append(entry.name)
-    return check_class_names(sorted(found, key=natural_order), root)
+    return tuple(sorted(found, key=natural_order))
 
 
 def images_below(root: Path, left_out: Counter[str]) -> list[str]:
-    """Return the paths of all images below a directory, at any depth, in the order of their names.
+    """Return the paths of all images below a directory, at any depth, in the order of their names; no hidden folders.
 
     A link to a file is that file. A link to a directory is followed, unless that is above the link or was read already.
 
@@ -59,7 +61,9 @@ def images_below(root: Path, left_out: Counter[str]) -> list[str]:
         seen.add(identity)
         for entry in _entries(folder):
             kind = _kind(entry, left_out)
-            if kind == "folder":
+            if kind == "folder" and is_hidden(entry.name):
+                left_out[HIDDEN] += 1
+            elif kind == "folder":
                 (links if entry.is_symlink() else folders).append(Path(entry.path))
             elif kind == "file" and is_image(entry.name):
                 found.append(entry.path)
