@@ -42,8 +42,9 @@ condconv bench --layers "1x1 672" --batch 8 --mode training
 condconv bench --networks mobilenet --dtype bf16 --compile -o mine.json
 ```
 
-[Run it fast](running.md) has the settings that matter. `scripts/make_performance.py` writes this page and
-[Timings](timings.md) from measurements of `condconv bench`, and a test keeps them up to date.
+[Run it fast](running.md) has the settings that matter, [Timings](timings.md) every case, the method and the rules by
+which an implementation is chosen. `scripts/make_performance.py` writes both pages from measurements, and a test keeps
+them up to date.
 """
 
 MISSES = """\
@@ -104,11 +105,10 @@ on another machine.
 """
 
 TIMINGS_INTRO = """\
-# Timings of every case
+# Timings, method and rules
 
-`scripts/make_performance.py` writes this page. [Performance](performance.md) has the summary, what is measured and how,
-the targets, and why some are missed. "1x1 672->112 @14" has 672 input and 112 output channels, and 14 x 14 output
-pixels.
+`scripts/make_performance.py` writes this page; [Performance](performance.md) is the summary. "1x1 672->112 @14" has 672
+input and 112 output channels, and 14 x 14 output pixels.
 """
 
 NOTES = {
@@ -259,12 +259,12 @@ def _range(values: Sequence[float]) -> str:
 
 def page() -> str:
     """Return the page of the summary."""
-    return "\n".join((INTRO, summary(), MISSES, METHOD, rules(), GPU))
+    return "\n".join((INTRO, summary(), MISSES, GPU))
 
 
 def timings() -> str:
     """Return the page of all rows."""
-    return "\n".join((TIMINGS_INTRO, *(section(source) for source in sources())))
+    return "\n".join((TIMINGS_INTRO, METHOD, rules(), *(section(source) for source in sources())))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

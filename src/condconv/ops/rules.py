@@ -36,7 +36,7 @@ class ImplRule(NamedTuple):
         takes: The implementation.
         where: What calls it is for, in words.
         holds: The same as a predicate; it is asked only where no rule before it holds.
-        because: The reason, or what measured it; `docs/performance.md` has the figures.
+        because: The reason, or what measured it; `docs/timings.md` has the figures.
     """
 
     takes: Implementation
