@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from condconv.convert.scope import Group
 from condconv.errors import UsageError, first_line, shown, shown_name
 from condconv.files.paths import read_text
+from condconv.files.schema import FINITE, TEXT, SchemaError, none_or, record, sequence, whole
 from condconv.nn.factory import Routing
 
 _FORMAT = "condconv conversion 1"
 _REMEDY = "give a ConversionReport, what its to_dict returned, or the file that its save wrote"
-_Kinds = Mapping[str, type | tuple[type, ...]]
-_CONVERSION: _Kinds = {
-    "num_experts": int,
-    "routing": (str, type(None)),
-    "init": str,
-    "expert_spread": (int, float),
-    "impl": str,
-    "groups": list,
+_GROUP = record(
+    {"leader": none_or(TEXT), "layers": sequence(TEXT, 1), "last": TEXT, "channels": none_or(whole(1))}, exact=False
+)
+_CONVERSION = {
+    "num_experts": whole(1),
+    "routing": none_or(TEXT),
+    "init": TEXT,
+    "expert_spread": FINITE,
+    "impl": TEXT,
+    "groups": sequence(_GROUP),
 }
-_GROUP: _Kinds = {"leader": (str, type(None)), "layers": list, "last": str, "channels": (int, type(None))}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,13 @@ class Conversion:
         """
         if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
             raise UsageError(f"`report` must be a conversion, {_FORMAT!r}, got {shown(data)}: {_REMEDY}")
-        values = _checked(data, _CONVERSION)
+        try:
+            record(_CONVERSION, exact=False)("", data)
+        except SchemaError as error:
+            raise UsageError(
+                f"`report` must be a conversion as condconv writes it, got one in which {error}: {_REMEDY}"
+            ) from error
+        values = {name: data[name] for name in _CONVERSION}
         groups = tuple(_group(each) for each in values["groups"])
         chosen = values["routing"] if routing is None else routing
         if chosen is None:
@@ -93,20 +101,10 @@ def read_conversion(path: str | Path) -> Any:
         raise UsageError(f"`report` must be a JSON file, got {named} ({first_line(error)}): {_REMEDY}") from error
 
 
-def _group(data: Any) -> Group:
-    values = _checked(data, _GROUP)
-    layers = values["layers"]
-    fits = layers and all(isinstance(name, str) for name in layers)
-    if not fits or (values["leader"] is None) != (values["channels"] is None):
-        raise UsageError(f"`report` must name the layers of each group, got {shown(data)}: {_REMEDY}")
-    return Group(**{**values, "layers": tuple(layers)})
-
-
-def _checked(data: Any, kinds: _Kinds) -> dict[str, Any]:
-    """Return the values that a dict must have, with their types checked; other entries are ignored."""
-    values = data if isinstance(data, Mapping) else {}
-    for name, kind in kinds.items():
-        if name not in values or not isinstance(values[name], kind) or isinstance(values[name], bool):
-            got = shown(values[name]) if name in values else "none"
-            raise UsageError(f"`report` must have a {name!r} as conversions do, got {got}: {_REMEDY}")
-    return {name: values[name] for name in kinds}
+def _group(values: Mapping[str, Any]) -> Group:
+    if (values["leader"] is None) != (values["channels"] is None):
+        raise UsageError(
+            f"`report` must have a leader with channels or neither in each group, got {shown(values)}: {_REMEDY}"
+        )
+    named = {field.name: values[field.name] for field in fields(Group)}
+    return Group(**{**named, "layers": tuple(values["layers"])})

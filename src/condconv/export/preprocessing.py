@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from condconv.errors import UsageError, shown
 from condconv.files.checkpoint_format import INTERPOLATIONS
+from condconv.files.schema import is_finite_number
 
 REQUIRED = ("size", "mean", "std")
 DEFAULTS = {"crop": 1.0, "interpolation": "bicubic"}
@@ -46,7 +46,7 @@ def complete_preprocessing(given: Mapping[str, Any], example_input: Tensor) -> d
             raise _error(f"have the example's {key}, {expected}", shown(facts[key]), "change one of them")
     for key in ("mean", "std"):
         facts[key] = _numbers(key, facts[key], channels)
-    if not _is_number(facts["crop"]) or not 0 < facts["crop"] <= 1:
+    if not is_finite_number(facts["crop"]) or not 0 < facts["crop"] <= 1:
         raise _error("have a crop above 0 and up to 1", shown(facts["crop"]), "1 keeps the whole shorter side")
     if facts["interpolation"] not in INTERPOLATIONS:
         allowed = f"have an interpolation of {', '.join(INTERPOLATIONS)}"
@@ -58,15 +58,11 @@ def _numbers(key: str, values: Any, count: int) -> list[float]:
     if (
         not isinstance(values, Sequence)
         or len(values) != count
-        or not all(_is_number(each) and (key == "mean" or each > 0) for each in values)
+        or not all(is_finite_number(each) and (key == "mean" or each > 0) for each in values)
     ):
         kind = "numbers" if key == "mean" else "positive numbers"
         raise _error(f"have a {key} of {count} {kind}, one per channel", shown(values), "give a list of them")
     return [float(each) for each in values]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _error(rule: str, got: str, remedy: str) -> UsageError:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from condconv.files.schema import is_finite_number
 from condconv.lab.rules import Rule
 
 _MOST, _MOST_TEXT, _MOST_LIST, _LARGEST = 64, 200, 64, 1e12  # of options; none needs as many, as long or as large
@@ -36,7 +37,7 @@ def _is_plain(value: Any) -> bool:
     """Return whether a value is None, True, False, a finite number or a short text."""
     if isinstance(value, str):
         return len(value) <= _MOST_TEXT
-    return value is None or isinstance(value, bool) or (type(value) in (int, float) and abs(value) <= _LARGEST)
+    return value is None or isinstance(value, bool) or (is_finite_number(value) and abs(value) <= _LARGEST)
 
 
 def _are_of_a_reader(options: Any) -> bool:

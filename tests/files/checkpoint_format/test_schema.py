@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from condconv.files.checkpoint_format.schema import SchemaError, check_header
+from condconv.files.checkpoint_format.schema import check_header
+from condconv.files.schema import SchemaError
 from tests.files.checkpoint_format.samples import header
 
 DETECTOR = {

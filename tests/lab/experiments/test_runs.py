@@ -229,16 +229,16 @@ def test_a_record_that_is_none_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"score": "high"}, "score is 'high'"),
-        ({"score": float("nan")}, "score is nan"),
-        ({"params": 2.5}, "params is 2.5"),
-        ({"madds": True}, "madds is True"),
-        ({"label": 7}, "label is 7"),
-        ({"member_scores": 0.5}, "member_scores is 0.5"),
-        ({"curve": [[]]}, "curve is []"),
-        ({"loss_curve": [["low"]]}, "loss_curve is 'low'"),
-        ({"machine": []}, "machine is []"),
-        ({"colour": "red"}, "'colour'"),
+        ({"score": "high"}, "`score` must be a finite number, got 'high'"),
+        ({"score": float("nan")}, "`score` must be a finite number, got nan"),
+        ({"params": 2.5}, "`params` must be a whole number from"),
+        ({"madds": True}, "`madds` must be a whole number from"),
+        ({"label": 7}, "`label` must be a text, got 7"),
+        ({"member_scores": 0.5}, "`member_scores` must be a list of"),
+        ({"curve": [[]]}, "`curve[0]` must be a list of"),
+        ({"loss_curve": [["low"]]}, "`loss_curve[0][0]` must be a finite number, got 'low'"),
+        ({"machine": []}, "`machine` must be a mapping, got []"),
+        ({"colour": "red"}, "it must be a mapping of curve, experiment,"),
     ],
 )
 def test_a_record_with_a_value_of_another_type_is_named_with_it(tmp_path, changes, said):
@@ -247,7 +247,7 @@ def test_a_record_with_a_value_of_another_type_is_named_with_it(tmp_path, change
     run.path.write_text(json.dumps({**asdict(_record(run, 0.5)), **changes}))
     with pytest.raises(UsageError, match="`out` must hold records of this version, got ") as caught:
         run.record()
-    assert f"({said}): remove it" in str(caught.value)
+    assert f"which is not one ({said}" in str(caught.value)
 
 
 def test_a_record_that_is_nested_without_end_is_refused(tmp_path):

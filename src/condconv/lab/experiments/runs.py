@@ -18,11 +18,11 @@ from condconv.counting import count
 from condconv.errors import UsageError, first_line, shown, shown_name
 from condconv.files.atomic import write_own
 from condconv.files.paths import check_own, make_directory, read_text
+from condconv.files.schema import read_record
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.image_data import open_data
 from condconv.lab.experiments.branches import build
 from condconv.lab.experiments.design import Arm, Experiment
-from condconv.lab.experiments.plain import from_plain
 from condconv.lab.saved.evaluate import evaluate_images
 from condconv.lab.saved.reading import Reading
 from condconv.lab.saved.rebuild import load_trained
@@ -158,10 +158,10 @@ class Run:
         trained = [Path(each.out) for each in self.configs()]
         check_own(self.path.parent, self.path, self.log, self.out / _TRAINED, *trained)
         try:
-            return from_plain(RunRecord, json.loads(read_text(self.path)))
+            return read_record(RunRecord, json.loads(read_text(self.path)))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(
                 f"`out` must hold records of this version, got {shown_name(self.path)}, which is not one "
                 f"({first_line(error)}): remove it"

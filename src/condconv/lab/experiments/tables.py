@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 from condconv.errors import UsageError, command_line, first_line, require_extra, shown_name
 from condconv.files.atomic import write_own
 from condconv.files.paths import make_directory, read_text
+from condconv.files.schema import read_record
 from condconv.lab.experiments.comparison import as_markdown, spread
 from condconv.lab.experiments.design import Arm, Experiment
-from condconv.lab.experiments.plain import from_plain
 from condconv.lab.experiments.plots import save_figure
 from condconv.lab.experiments.runner import Outcome
 from condconv.lab.experiments.runs import RunRecord
@@ -213,15 +213,14 @@ def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:
     """
     try:
         numbers = json.loads(read_text(path))
-        arms = tuple(from_plain(Arm, each) for each in numbers["experiment"]["arms"])
-        experiment = from_plain(Experiment, {**numbers["experiment"], "arms": ()})
-        records = tuple(from_plain(RunRecord, each) for each in numbers["records"])
+        experiment = read_record(Experiment, numbers["experiment"])
+        records = tuple(read_record(RunRecord, each) for each in numbers["records"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UsageError(
             f"`path` must be a records.json of this version, got {shown_name(path)} ({first_line(error)}): run "
             "the experiment's command again, which keeps what is trained"
         ) from error
-    return replace(experiment, arms=arms), records
+    return experiment, records
 
 
 def plot(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from condconv.errors import UsageError, few, first_line, shown, shown_name
+from condconv.files.schema import is_finite_number
 from condconv.lab.train.sharding import share_out_optimizer
 
 _STEPS = 10
@@ -188,7 +188,7 @@ def _has_form_of(value: Any, own: Any) -> bool:
         return isinstance(value, (tuple, list)) and len(value) == len(own) and all(map(_has_form_of, value, own))
     if isinstance(own, bool) or not isinstance(own, (int, float)):
         return isinstance(value, type(own))
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_finite_number(value)
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
