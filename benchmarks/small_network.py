@@ -74,7 +74,7 @@ def build(config: TrainConfig, num_classes: int, in_chans: int) -> nn.Module:
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes))
     if options:
         example = torch.zeros(2, in_chans, SIZE, SIZE)
-        condconv.convert_(network, where=condconv.select.convs(), example_input=example, **options)
+        condconv.convert_(network, layers=condconv.select.convs(), example_input=example, **options)
     return network
 
 

@@ -38,8 +38,8 @@ What experts cost, compared with the same layer or network without them. On your
 
 ```bash
 condconv bench --quick            # under five minutes on two cores
-condconv bench --layers "1x1 672" --batch 8 --mode training
-condconv bench --networks mobilenet --dtype bf16 --compile -o mine.json
+condconv bench --layers "1x1 672*" --batch 8 --mode training
+condconv bench --networks "mobilenet*" --dtype bf16 --compile -o mine.json
 ```
 
 [Run it fast](running.md) has the settings that matter, [Timings](timings.md) every case, the method and the rules by

@@ -13,7 +13,6 @@ from condconv.lab.data.preprocessing import Preprocessing
 from condconv.lab.saved import load_checkpoint, load_network, making_static
 from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
 from condconv.lab.saved.inspection import record
-from condconv.lab.saved.making_static import match_layers
 from condconv.lab.saved.reading import Reading, open_images
 from condconv.models import create_model
 from condconv.nn import ConditionalLayer
@@ -116,10 +115,10 @@ def test_wrong_layers_and_outputs_are_refused(untrained, tmp_path, capsys):
         ["make-static", path, "--data", data, "--layers"],
         ["-o", tmp_path / "a.safetensors", "--device", "cpu", "--quiet"],
     )
-    assert "`layers` must match conditional layers of the network, got 'x*': there are " in fails(
+    assert "`layers` must match conditional layers of the network, got 'x*' for none: near names are " in fails(
         capsys, [*start, "classifier,x*", *end]
     )
-    assert "`layers` must name at least one layer" in fails(capsys, [*start, ",", *end])
+    assert "`layers` must be a pattern of names, several, or a function" in fails(capsys, [*start, ",", *end])
     assert not (tmp_path / "a.safetensors").exists()
 
 
@@ -157,11 +156,11 @@ def test_an_existing_file_is_replaced_by_force(untrained, tmp_path):
     assert load_checkpoint(other).static_layers == ("classifier",)
 
 
-def test_patterns_match_in_the_networks_order(untrained):
-    network = load_network(load_checkpoint(untrained[0]), untrained[0])
-    names = conditional(untrained[0])
-    assert match_layers(network, ["classifier", names[0]]) == (names[0], "classifier")
-    assert match_layers(network, ["*"]) == tuple(names)
+def test_layers_that_are_skipped_stay_conditional(untrained, tmp_path):
+    out, names = tmp_path / "static.safetensors", conditional(untrained[0])
+    assert make_static(untrained[0], out, "classifier,*", "--skip", f"{names[0]}, {names[1]}", "--no-evaluate") == 0
+    assert conditional(out) == names[:2]
+    assert load_checkpoint(out).static_layers == tuple(names[2:])
 
 
 def test_a_folder_of_a_datasets_name_is_not_the_dataset(tmp_path, monkeypatch, capsys):

@@ -54,7 +54,7 @@ def trained(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("form", ["report", "dict", "file"])
 def test_a_rebuilt_network_takes_the_converted_state_dict(scope: Any, form: str, tmp_path) -> None:
     model = Network()
-    report = convert_(model, 3, where=WHERE, scope=scope, classifier=True, example_input=X)
+    report = convert_(model, 3, layers=WHERE, scope=scope, classifier=True, example_input=X)
     trained(model)
     report.save(tmp_path / "conversion.json")
     given: Any = {
@@ -75,7 +75,7 @@ def test_a_rebuilt_network_takes_the_converted_state_dict(scope: Any, form: str,
 def test_each_kind_of_routing_comes_back(routing: str) -> None:
     model = Network()
     text = {"top_k": "top_k(k=1)", "softmax": "softmax(temperature=5)"}.get(routing, routing)
-    report = convert_(model, 3, where=WHERE, routing=text, scope="block", example_input=X)
+    report = convert_(model, 3, layers=WHERE, routing=text, scope="block", example_input=X)
     rebuilt = Network().eval()
     convert_like_(rebuilt, report.to_dict())
     rebuilt.load_state_dict(trained(model).state_dict())
@@ -84,7 +84,7 @@ def test_each_kind_of_routing_comes_back(routing: str) -> None:
 
 def test_a_chain_comes_back_on_the_meta_device() -> None:
     model = Network()
-    report = convert_(model, 3, where=WHERE, routing="hierarchical", scope="block", example_input=X)
+    report = convert_(model, 3, layers=WHERE, routing="hierarchical", scope="block", example_input=X)
     with torch.device("meta"):
         rebuilt = Network().eval()
         convert_like_(rebuilt, report)
@@ -96,10 +96,10 @@ def test_a_chain_comes_back_on_the_meta_device() -> None:
 @pytest.mark.parametrize("init", ["same_output", "random"])
 def test_values_of_a_model_converted_on_the_meta_device_are_loaded(scope: Any, init: str) -> None:
     model = Network()
-    convert_(model, 3, where=WHERE, scope=scope, init=init, example_input=X)
+    convert_(model, 3, layers=WHERE, scope=scope, init=init, example_input=X)
     with torch.device("meta"):
         empty = Network().eval()
-        report = convert_(empty, 3, where=WHERE, scope=scope, init=init)  # guesses an example
+        report = convert_(empty, 3, layers=WHERE, scope=scope, init=init)  # guesses an example
     assert all(parameter.is_meta for parameter in empty.parameters())
     assert report.notes == ("no values yet, on the meta device: load the state dict of a converted network",)
     empty.load_state_dict(trained(model).state_dict(), assign=True)
@@ -110,18 +110,18 @@ def test_values_of_a_model_converted_on_the_meta_device_are_loaded(scope: Any, i
 def test_buffers_may_have_values_where_parameters_have_none(example: Tensor | None) -> None:
     """As in accelerate's `init_empty_weights`."""
     model, empty = Network(), Network().eval()
-    convert_(model, 3, where=WHERE, scope="block", example_input=X)
+    convert_(model, 3, layers=WHERE, scope="block", example_input=X)
     for module in empty.modules():
         for name, parameter in module._parameters.items():
             module._parameters[name] = parameter if parameter is None else nn.Parameter(parameter.to("meta"))
-    convert_(empty, 3, where=WHERE, scope="block", example_input=example)
+    convert_(empty, 3, layers=WHERE, scope="block", example_input=example)
     assert not any(buffer.is_meta for buffer in empty.buffers())
     empty.load_state_dict(trained(model).state_dict(), assign=True)
     assert torch.equal(empty(X), model(X))
 
 
 def test_the_conversion_is_checked_on_an_example_and_takes_an_optimizer() -> None:
-    model, report = Network().eval(), convert_(Network(), 3, where=WHERE, example_input=X)
+    model, report = Network().eval(), convert_(Network(), 3, layers=WHERE, example_input=X)
     expected = model(X)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     again = convert_like_(model, report, example_input=X, optimizer=optimizer)
@@ -133,8 +133,8 @@ def test_the_conversion_is_checked_on_an_example_and_takes_an_optimizer() -> Non
 
 def test_conversions_one_after_the_other_are_done_again_in_that_order() -> None:
     model, rebuilt = Network(), Network()
-    first = convert_(model, 2, where=select.name("units.0.*"), scope="block", example_input=X)
-    second = convert_(model, 5, where=select.name("units.3.pointwise"), example_input=X)
+    first = convert_(model, 2, layers="units.0.*", scope="block", example_input=X)
+    second = convert_(model, 5, layers="units.3.pointwise", example_input=X)
     for report in (first, second):
         convert_like_(rebuilt, report)
     rebuilt.load_state_dict(model.state_dict())
@@ -144,7 +144,7 @@ def test_conversions_one_after_the_other_are_done_again_in_that_order() -> None:
 def test_a_routing_that_is_not_text_has_to_be_given_again() -> None:
     make = functools.partial(SigmoidRouting, expert_dropout=0.25)
     model = Network()
-    report = convert_(model, 2, where=WHERE, routing=make, scope="block", example_input=X)
+    report = convert_(model, 2, layers=WHERE, routing=make, scope="block", example_input=X)
     assert report.to_dict()["routing"] is None
     rebuilt = Network()
     with pytest.raises(UsageError, match="`routing` must be given where that of the report was a class, .* got None"):
@@ -180,7 +180,7 @@ def other(network: nn.Module, name: str, module: nn.Module) -> nn.Module:
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
 def test_another_network_is_refused_and_left_as_it_was(make, message: str) -> None:
-    report = convert_(Network(), 2, where=WHERE, scope="block", example_input=X)
+    report = convert_(Network(), 2, layers=WHERE, scope="block", example_input=X)
     model = make()
     names = list(model.state_dict())
     with pytest.raises(UsageError, match=message):
@@ -189,7 +189,7 @@ def test_another_network_is_refused_and_left_as_it_was(make, message: str) -> No
 
 
 def changed(**values: Any) -> dict[str, Any]:
-    return {**convert_(Network(), 2, where=WHERE, scope="block", example_input=X).to_dict(), **values}
+    return {**convert_(Network(), 2, layers=WHERE, scope="block", example_input=X).to_dict(), **values}
 
 
 @pytest.mark.parametrize(

@@ -62,15 +62,14 @@ def outputs(model: nn.Module) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 def test_the_output_stays_in_both_modes(scope, routing: str) -> None:
     model = Net().double()
     before = outputs(model)
-    where = select.name("blocks.*")
-    convert_(model, 4, where=where, routing=routing, scope=scope, classifier=True, example_input=EXAMPLE.double())
+    convert_(model, 4, layers="blocks.*", routing=routing, scope=scope, classifier=True, example_input=EXAMPLE.double())
     torch.testing.assert_close(outputs(model), before)
     experts = model.blocks[1].conv2.weight
     assert (experts.std(0) > 0).all()
 
 
 def test_report() -> None:
-    report = convert_(Net(), 4, where=select.last_blocks(1), scope="block", example_input=EXAMPLE)
+    report = convert_(Net(), 4, layers=select.last_blocks(1), scope="block", example_input=EXAMPLE)
     assert [layer.name for layer in report.layers] == ["blocks.2.conv1", "blocks.2.conv2"]
     first = report.layers[0]
     # 8 x 16 parameters on 8 x 8 pixels; then mixing 4 x 128
@@ -93,64 +92,80 @@ def test_default_is_every_convolution_of_more_than_one_pixel() -> None:
 
 def test_classifier_on_demand() -> None:
     model = Net(1)
-    convert_(model, 2, where=select.name("stem"), classifier=True, example_input=EXAMPLE)
+    convert_(model, 2, layers="stem", classifier=True, example_input=EXAMPLE)
     assert isinstance(model.head, CondLinear)
     with pytest.raises(ValueError, match="`classifier` must be False for a model without a linear layer"):
         convert_(nn.Sequential(nn.Conv2d(3, 3, 3)), 2, classifier=True)
 
 
 @pytest.mark.parametrize(
-    ("where", "expected"),
+    ("layers", "expected"),
     [
-        (select.name("*.conv1", "stem"), ["stem", "blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1"]),
-        (select.name("blocks.*") & ~select.pointwise(), ["blocks.0.conv2", "blocks.1.conv2", "blocks.2.conv2"]),
-        (select.name("stem") | select.types(nn.Linear), ["stem", "head"]),
-        (select.types(nn.Conv2d) & select.name("s*"), ["stem", "squeeze"]),
+        ("*.conv1,stem", ["stem", "blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1"]),
+        (["*.conv1", "stem"], ["stem", "blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1"]),
+        ("blocks.*" & ~select.pointwise(), ["blocks.0.conv2", "blocks.1.conv2", "blocks.2.conv2"]),
+        ("stem,head", ["stem", "head"]),
+        ("*e*", ["stem", "squeeze"]),
+        (lambda name, module: name in ("stem", "head"), ["stem", "head"]),
+        (["stem"] | select.depth(0.9) | (lambda name, module: isinstance(module, nn.Linear)), ["stem", "head"]),
+        (select.convs() & "s*", ["stem", "squeeze"]),
         (select.channels(16), ["blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1"]),
-        (select.channels(1, 8) & select.name("s*"), ["stem", "squeeze"]),
+        (select.channels(1, 8) & ["s*"], ["stem", "squeeze"]),
         (select.depth(0.6), ["blocks.2.conv1", "blocks.2.conv2", "squeeze"]),
         (select.last_blocks(1), ["blocks.2.conv1", "blocks.2.conv2"]),
         (select.single_pixel(), ["squeeze"]),
     ],
     ids=str,
 )
-def test_selectors(where: select.Selector, expected: list[str]) -> None:
-    report = convert_(Net(), 2, where=where, example_input=EXAMPLE)
+def test_choices(layers: Any, expected: list[str]) -> None:
+    report = convert_(Net(), 2, layers=layers, example_input=EXAMPLE)
     assert [layer.name for layer in report.layers] == expected
 
 
-def test_complement_keeps_the_types_it_names() -> None:
-    report = convert_(Net(1), 2, where=~select.types(nn.Conv2d) | select.types(nn.Linear), example_input=EXAMPLE)
+def test_what_is_skipped_stays_static() -> None:
+    report = convert_(Net(1), 2, skip="stem", example_input=EXAMPLE)
+    assert [layer.name for layer in report.layers] == ["blocks.0.conv1", "blocks.0.conv2"]
+    report = convert_(Net(1), 2, layers="*", skip=select.depth(0.3) | ["stem"], classifier=True, example_input=EXAMPLE)
+    assert [layer.name for layer in report.layers] == ["blocks.0.conv1", "head"]
+
+
+def test_complement_has_no_linear_layers() -> None:
+    linear = lambda name, module: isinstance(module, nn.Linear)  # noqa: E731
+    report = convert_(Net(1), 2, layers=~select.convs() | linear, example_input=EXAMPLE)
     assert [layer.name for layer in report.layers] == ["head"]
+    with pytest.raises(UsageError, match=r"`layers` must select a layer, got ~convs\(\), which selects none:"):
+        convert_(Net(1), 2, layers=~select.convs(), example_input=EXAMPLE)
 
 
 def test_routers_are_never_converted() -> None:
     model = Net(1)
-    convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
-    report = convert_(model, 2, where=select.types(nn.Linear), example_input=EXAMPLE)
+    convert_(model, 2, layers="stem", example_input=EXAMPLE)
+    report = convert_(model, 2, layers=lambda name, module: isinstance(module, nn.Linear), example_input=EXAMPLE)
     assert [layer.name for layer in report.layers] == ["head"]
 
 
 def test_depthwise_selector() -> None:
     model = condconv.create_model("mobilenet_v1_025", output_stride=8)
     report = convert_(
-        model, 2, where=select.depthwise() & select.last_blocks(2), example_input=torch.zeros(1, 3, 16, 16)
+        model, 2, layers=select.depthwise() & select.last_blocks(2), example_input=torch.zeros(1, 3, 16, 16)
     )
     assert [layer.name for layer in report.layers] == ["blocks.4.0.conv_dw", "blocks.4.1.conv_dw"]
 
 
 def test_nothing_matched_repeats_the_selector() -> None:
-    with pytest.raises(
-        ValueError, match=r"`where` must select a layer, got \(name\('nope'\) & ~pointwise\(\)\), which selects none"
-    ):
-        convert_(Net(), 2, where=select.name("nope") & ~select.pointwise(), example_input=EXAMPLE)
+    with pytest.raises(UsageError, match=r"got \('blocks.\*' & depth\(0, 0.1\)\), which selects none: there are stem"):
+        convert_(Net(), 2, layers="blocks.*" & select.depth(0, 0.1), example_input=EXAMPLE)
+    with pytest.raises(UsageError, match="`layers` must match layers of the model, got 'block.2' for none: near"):
+        convert_(Net(), 2, layers="block.2" & ~select.pointwise(), example_input=EXAMPLE)
+    with pytest.raises(UsageError, match="`skip` must match layers of the model, got 'block.2' for none: near"):
+        convert_(Net(), 2, skip="block.2", example_input=EXAMPLE)
     with pytest.raises(ValueError, match="which selects none: the model has none"):
         convert_(nn.Sequential(nn.ReLU()), 2, example_input=EXAMPLE)
 
 
 def test_one_routing_a_block() -> None:
     model = Net()
-    convert_(model, 2, where=select.name("blocks.*"), scope="block", example_input=EXAMPLE)
+    convert_(model, 2, layers="blocks.*", scope="block", example_input=EXAMPLE)
     slots = [{block.conv1.routing_fn, block.conv2.routing_fn} for block in model.blocks]
     assert all(len(slot) == 1 for slot in slots)
     assert len(set.union(*slots)) == 3
@@ -160,10 +175,10 @@ def test_one_routing_a_block() -> None:
 
 def test_partially_shared_and_single() -> None:
     model = Net()
-    convert_(model, 2, where=select.name("blocks.*"), scope=Scope("block", every=2), example_input=EXAMPLE)
+    convert_(model, 2, layers="blocks.*", scope=Scope("block", every=2), example_input=EXAMPLE)
     assert [hasattr(block, "routing_fn") for block in model.blocks] == [True, False, True]
     single = Net()
-    convert_(single, 2, where=select.name("blocks.*"), scope="network", classifier=True, example_input=EXAMPLE)
+    convert_(single, 2, layers="blocks.*", scope="network", classifier=True, example_input=EXAMPLE)
     assert [hasattr(block, "routing_fn") for block in single.blocks] == [True, False, False]
     assert single.head.routing_fn is single.blocks[0].conv1.routing_fn
     assert isinstance(single.head.routing_fn, RoutingSlot)
@@ -172,7 +187,7 @@ def test_partially_shared_and_single() -> None:
 @pytest.mark.parametrize("scope", ["network", Scope("block", every=2)], ids=str)
 def test_no_weights_are_left_behind(scope) -> None:
     model = Net()
-    convert_(model, 2, where=select.name("blocks.*"), scope=scope, classifier=True, example_input=EXAMPLE)
+    convert_(model, 2, layers="blocks.*", scope=scope, classifier=True, example_input=EXAMPLE)
     slots = [module for module in model.modules() if isinstance(module, RoutingSlot)]
     assert slots
     model(EXAMPLE)
@@ -192,9 +207,7 @@ def check_empty(slots: list[RoutingSlot]) -> None:
 def test_hierarchical_routing_is_chained() -> None:
     model = Net().double()
     before = outputs(model)
-    convert_(
-        model, 3, where=select.name("blocks.*"), scope="block", routing="hierarchical", example_input=EXAMPLE.double()
-    )
+    convert_(model, 3, layers="blocks.*", scope="block", routing="hierarchical", example_input=EXAMPLE.double())
     torch.testing.assert_close(outputs(model), before)
     assert [block.routing_fn.previous_experts for block in model.blocks] == [0, 3, 3]
     model(X).sum().backward()
@@ -211,7 +224,7 @@ def test_factory_and_module_as_routing() -> None:
     convert_(
         model,
         2,
-        where=select.name("blocks.*"),
+        layers="blocks.*",
         routing=functools.partial(SoftmaxRouting, temperature=9.0),
         example_input=EXAMPLE,
     )
@@ -219,18 +232,18 @@ def test_factory_and_module_as_routing() -> None:
     with pytest.raises(
         ValueError, match="`routing` must be a name or a factory for 2 routing functions, got one module"
     ):
-        convert_(Net(1), 2, where=select.name("blocks.*"), routing=SigmoidRouting(8, 2), example_input=EXAMPLE)
+        convert_(Net(1), 2, layers="blocks.*", routing=SigmoidRouting(8, 2), example_input=EXAMPLE)
 
 
 def test_external_routing_is_noted_as_unchecked() -> None:
-    report = convert_(Net(), 2, where=select.name("stem"), routing="external", example_input=EXAMPLE)
+    report = convert_(Net(), 2, layers="stem", routing="external", example_input=EXAMPLE)
     assert "output not checked" in report.notes[0]
 
 
-def test_is_block_decides_what_a_block_is() -> None:
+def test_blocks_can_be_chosen() -> None:
     model = Net()
-    scope = Scope("block", is_block=lambda name, module: name == "blocks.1")
-    convert_(model, 2, where=select.name("blocks.*"), scope=scope, example_input=EXAMPLE)
+    scope = Scope("block", blocks="*s.1")
+    convert_(model, 2, layers="blocks.*", scope=scope, example_input=EXAMPLE)
     assert [hasattr(block, "routing_fn") for block in model.blocks] == [False, True, False]
     assert isinstance(model.blocks[0].conv1.routing_fn, SigmoidRouting)
 
@@ -246,7 +259,7 @@ def test_a_shared_module_stays_shared() -> None:
 def test_a_module_shared_by_two_blocks_is_refused_for_block_scope() -> None:
     model = Net(2)
     model.blocks[1].conv2 = model.blocks[0].conv2
-    report = convert_(model, 2, where=select.name("blocks.*"), scope="block", example_input=EXAMPLE)
+    report = convert_(model, 2, layers="blocks.*", scope="block", example_input=EXAMPLE)
     assert "blocks.0.conv2" in report.refused
     assert "several blocks" in report.refused["blocks.0.conv2"]
 
@@ -254,7 +267,7 @@ def test_a_module_shared_by_two_blocks_is_refused_for_block_scope() -> None:
 def test_tied_parameters_are_refused() -> None:
     model = Net(2)
     model.blocks[1].conv1.weight = model.blocks[0].conv1.weight
-    report = convert_(model, 2, where=select.name("blocks.*"), example_input=EXAMPLE)
+    report = convert_(model, 2, layers="blocks.*", example_input=EXAMPLE)
     assert report.refused["blocks.0.conv1"] == "it shares a parameter with 'blocks.1.conv1': untie them first"
     assert "not converted: blocks.1.conv1: it shares a parameter" in str(report)
 
@@ -263,7 +276,7 @@ def test_hooks_move_along_and_handles_still_remove_them() -> None:
     model, calls = Net(1), []
     handle = model.stem.register_forward_hook(lambda module, args, output: calls.append(type(module)))
     model.stem.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True)
-    convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+    convert_(model, 2, layers="stem", example_input=EXAMPLE)
     calls.clear()
     model(EXAMPLE)
     assert calls == [CondConv2d]
@@ -275,7 +288,7 @@ def test_hooks_move_along_and_handles_still_remove_them() -> None:
 def test_hooks_that_are_always_called_still_are() -> None:
     model, calls = Net(1), []
     model.stem.register_forward_hook(lambda *arguments: calls.append("always"), always_call=True)
-    convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+    convert_(model, 2, layers="stem", example_input=EXAMPLE)
     model.stem.register_forward_pre_hook(lambda *arguments: 1 / 0)
     calls.clear()
     with pytest.raises(ZeroDivisionError):
@@ -287,21 +300,21 @@ def test_state_dict_and_parameter_hooks_are_refused() -> None:
     model = Net(1)
     model.stem.register_state_dict_post_hook(lambda *arguments: None)
     with pytest.raises(ValueError, match="stem: it has state-dict hooks"):
-        convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+        convert_(model, 2, layers="stem", example_input=EXAMPLE)
     model = Net(1)
     model.stem.weight.register_hook(lambda grad: grad)
     with pytest.raises(ValueError, match="stem: its parameters have hooks"):
-        convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+        convert_(model, 2, layers="stem", example_input=EXAMPLE)
 
 
 def test_methods_put_on_an_instance_and_attention_are_refused() -> None:
     model = Net(1)
     model.stem.forward = lambda x: nn.Conv2d.forward(model.stem, x)
     with pytest.raises(ValueError, match="a torch.nn.modules.conv.Conv2d with a forward of its own"):
-        convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+        convert_(model, 2, layers="stem", example_input=EXAMPLE)
     attention = nn.Sequential(nn.Conv2d(3, 3, 1), nn.MultiheadAttention(4, 2))
     with pytest.raises(ValueError, match="uses its weight without calling it"):
-        convert_(attention, 2, where=select.types(nn.Linear))
+        convert_(attention, 2, layers=lambda name, module: isinstance(module, nn.Linear))
 
 
 def test_a_conv_forward_of_its_own_is_refused() -> None:
@@ -312,13 +325,13 @@ def test_a_conv_forward_of_its_own_is_refused() -> None:
     model = Net(1)
     model.stem = Padded(3, 8, 3, 2, 1)
     with pytest.raises(ValueError, match="Padded with a forward of its own"):
-        convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+        convert_(model, 2, layers="stem", example_input=EXAMPLE)
 
 
 def test_the_classifier_is_one_that_runs() -> None:
     model = Net(1)
     model.auxiliary = nn.Linear(8, 5)
-    report = convert_(model, 2, where=select.name("stem"), classifier=True, example_input=EXAMPLE)
+    report = convert_(model, 2, layers="stem", classifier=True, example_input=EXAMPLE)
     assert [layer.name for layer in report.layers] == ["stem", "head"]
 
 
@@ -349,21 +362,19 @@ def test_a_model_that_would_return_nan_is_restored() -> None:
 
 
 def test_wrong_types() -> None:
-    with pytest.raises(UsageError, match="`where` must be a selector, got 'blocks"):
-        convert_(Net(1), 2, where="blocks.*")
+    with pytest.raises(UsageError, match="`layers` must be a pattern of names, several, or a function .*, got 5: such"):
+        convert_(Net(1), 2, layers=5)
     with pytest.raises(UsageError, match="`scope` must be .* got None"):
         convert_(Net(1), 2, scope=None)
-    with pytest.raises(UsageError, match="`patterns` must be strings"):
-        select.name(["a", "b"])
-    with pytest.raises(UsageError, match="`kinds` must be classes of layers"):
-        select.types("Conv2d")
+    with pytest.raises(UsageError, match="`blocks` must be a pattern of names, several, or a function"):
+        Scope("block", blocks=True)
 
 
 def test_backward_hooks_are_refused() -> None:
     model = Net(1)
     model.stem.register_full_backward_hook(lambda *arguments: None)
     with pytest.raises(ValueError, match="it has backward hooks, which the new layer would not call"):
-        convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+        convert_(model, 2, layers="stem", example_input=EXAMPLE)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +390,7 @@ def test_computed_weights_are_refused(compute) -> None:
     model = Net(1)
     compute(model.stem)
     with pytest.raises(ValueError, match="stem: its weight is computed from other tensors"):
-        convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+        convert_(model, 2, layers="stem", example_input=EXAMPLE)
     with pytest.raises(
         ValueError, match="`static` must be a layer that experts can be made of, .*: its weight is comp"
     ):
@@ -394,14 +405,14 @@ def test_a_forward_of_its_own_is_refused() -> None:
     model = Net(1)
     model.stem = Scaled(3, 8, 3, 2, 1)
     with pytest.raises(ValueError, match=r"Scaled with a forward of its own"):
-        convert_(model, 2, where=select.name("stem"), example_input=EXAMPLE)
+        convert_(model, 2, layers="stem", example_input=EXAMPLE)
 
 
 def test_lazy_layers_exist_once_the_model_has_run_on_the_example() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyConv2d(4, 3))
     assert len(convert_(model, 2, example_input=EXAMPLE).layers) == 2
     with pytest.raises(ValueError, match="0: its parameters do not exist yet: run the model once first"):
-        convert_(nn.Sequential(nn.LazyConv2d(4, 3)), 2, where=select.convs())
+        convert_(nn.Sequential(nn.LazyConv2d(4, 3)), 2, layers=select.convs())
 
 
 def test_tensorflow_padding_is_kept() -> None:
@@ -494,7 +505,7 @@ def test_device_dtype_and_mode_are_kept(dtype: torch.dtype) -> None:
 
 def test_channels_last_is_kept() -> None:
     model = Net().to(memory_format=torch.channels_last)
-    convert_(model, 2, where=select.name("blocks.*"), example_input=EXAMPLE)
+    convert_(model, 2, layers="blocks.*", example_input=EXAMPLE)
     assert model.blocks[0].conv2.weight[0].is_contiguous(memory_format=torch.channels_last)
     model.to(memory_format=torch.contiguous_format).to(memory_format=torch.channels_last)
     assert model.blocks[0].conv2.weight[0].is_contiguous(memory_format=torch.channels_last)
@@ -509,14 +520,14 @@ def test_without_an_example_an_image_is_guessed() -> None:
 
 def test_a_guess_that_fails_is_noted() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
-    with pytest.raises(ValueError, match="`example_input` must be given without `where`, .* fails on a guess of shape"):
+    with pytest.raises(ValueError, match="`example_input` must be given without `layers`, .* fails on a guess"):
         convert_(model, 2)  # the default could not tell layers of one pixel
-    report = convert_(model, 2, where=select.convs())
+    report = convert_(model, 2, layers=select.convs())
     assert report.before is None
     assert "output not checked: `example_input` must be given, got None: Sequential fails on a guess" in report.notes[0]
     assert "-" in str(report)
     with pytest.raises(ValueError, match="`example_input` must be given with scope='block'"):
-        convert_(Net512(), 2, where=select.convs(), scope="block")
+        convert_(Net512(), 2, layers=select.convs(), scope="block")
 
 
 class Net512(Net):
@@ -531,9 +542,9 @@ def test_an_example_that_fails_is_raised() -> None:
 
 def test_converting_twice_leaves_conditional_layers_alone() -> None:
     model = Net(2)
-    convert_(model, 2, where=select.name("blocks.0.*"), scope="block", example_input=EXAMPLE)
+    convert_(model, 2, layers="blocks.0.*", scope="block", example_input=EXAMPLE)
     first = model.blocks[0].conv1
-    report = convert_(model, 4, where=select.convs(), example_input=EXAMPLE)
+    report = convert_(model, 4, layers=select.convs(), example_input=EXAMPLE)
     assert model.blocks[0].conv1 is first
     with pytest.raises(ValueError, match="`model` must have layers left to convert, got only conditional convolutions"):
         convert_(model, 4, example_input=EXAMPLE)
@@ -543,7 +554,7 @@ def test_converting_twice_leaves_conditional_layers_alone() -> None:
 @pytest.mark.slow
 def test_compiled_exported_copied_after_conversion() -> None:
     model = Net().eval()
-    convert_(model, 2, where=select.name("blocks.*"), scope="block", classifier=True, example_input=EXAMPLE)
+    convert_(model, 2, layers="blocks.*", scope="block", classifier=True, example_input=EXAMPLE)
     x = X.float()
     expected = model(x)
     torch.testing.assert_close(copy.deepcopy(model)(x), expected, rtol=0, atol=0)
@@ -557,7 +568,7 @@ def test_compiled_exported_copied_after_conversion() -> None:
 def test_random_start_is_not_checked_for_equality() -> None:
     model = Net().eval()
     before = model(EXAMPLE)
-    convert_(model, 2, where=select.name("blocks.*"), scope="block", init="random", example_input=EXAMPLE)
+    convert_(model, 2, layers="blocks.*", scope="block", init="random", example_input=EXAMPLE)
     assert not torch.allclose(model(EXAMPLE), before)
 
 
@@ -566,11 +577,11 @@ def test_hierarchical_factory_subclass_counts_as_hierarchical() -> None:
         pass
 
     model = Net(2)
-    convert_(model, 2, where=select.name("blocks.*"), scope="block", routing=Chained, example_input=EXAMPLE)
+    convert_(model, 2, layers="blocks.*", scope="block", routing=Chained, example_input=EXAMPLE)
     assert model.blocks[1].routing_fn.previous_experts == 2
     for routing in ("hierarchical", Chained, functools.partial(Chained, expert_dropout=0.1)):
         with pytest.raises(ValueError, match=r'`scope` must be "block" for hierarchical routing, got \'network\''):
-            convert_(Net(2), 2, where=select.name("blocks.*"), scope="network", routing=routing, example_input=EXAMPLE)
+            convert_(Net(2), 2, layers="blocks.*", scope="network", routing=routing, example_input=EXAMPLE)
 
 
 def test_bad_scopes_and_selectors() -> None:
@@ -592,7 +603,7 @@ def test_squeeze_and_excitation_is_no_block_and_stays_static() -> None:
     from torchvision.models import efficientnet_b0
 
     model = efficientnet_b0(weights=None)
-    report = convert_(model, 2, where=select.last_blocks(3), scope="block", example_input=torch.randn(1, 3, 64, 64))
+    report = convert_(model, 2, layers=select.last_blocks(3), scope="block", example_input=torch.randn(1, 3, 64, 64))
     names = [layer.name for layer in report.layers]
     assert {name[: len("features.x.x")] for name in names} == {"features.6.2", "features.6.3", "features.7.0"}
     assert not [name for name in names if "fc" in name]
@@ -661,6 +672,6 @@ def test_inference_mode_is_refused_since_nothing_could_be_trained():
 
 def test_a_symbolic_trace_is_named():
     network = Net()
-    convert_(network, 2, where=select.last_blocks(1), scope="block", example_input=torch.randn(1, 3, 8, 8))
+    convert_(network, 2, layers=select.last_blocks(1), scope="block", example_input=torch.randn(1, 3, 8, 8))
     with pytest.raises(UsageError, match=r"torch.fx traces with proxies, trace with torch.export"):
         torch.fx.symbolic_trace(network)

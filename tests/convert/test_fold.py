@@ -45,7 +45,7 @@ def test_every_norm_after_a_conditional_layer_is_folded(scope: str) -> None:
 def test_norm_with_activation_of_timm() -> None:
     timm = pytest.importorskip("timm")
     model = timm.create_model("mobilenetv3_small_050", num_classes=4).double()
-    convert_(model, 3, where=select.last_blocks(2), scope="block", example_input=X[:1])
+    convert_(model, 3, layers=select.last_blocks(2), scope="block", example_input=X[:1])
     with_statistics(model)
     expected = model(X)
     folded = fold_batch_norms_(model, X[:1])

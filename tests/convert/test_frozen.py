@@ -82,7 +82,7 @@ def test_a_frozen_layer_routed_with_layers_that_learn_is_named(scope: str) -> No
     report = convert_(model, 2, scope=scope, example_input=IMAGES)
     assert report.notes == (
         "frozen, but what they compute will change, since their routing learns with other layers: body.1.conv1; leave "
-        "them out of `where`, or take scope='layer'",
+        "them out by `skip`, or take scope='layer'",
     )
     assert all(each.requires_grad for name, each in model.named_parameters() if "routing_fn" in name)
 
@@ -106,5 +106,5 @@ def test_every_kind_of_layer(conditional: Any, static: nn.Module) -> None:
 def test_a_bias_may_learn_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     model[0].weight.requires_grad_(False)
-    convert_(model, 2, where=select.convs(), example_input=IMAGES)
+    convert_(model, 2, layers=select.convs(), example_input=IMAGES)
     assert [name for name, each in model.named_parameters() if each.requires_grad] == ["0.bias"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from condconv import CondConv2d, convert_, select
+from condconv import CondConv2d, convert_
 
 
 class Block(nn.Module):
@@ -87,7 +87,7 @@ def trained(model: nn.Module, x: Tensor) -> nn.Module:
 def test_a_model_whose_fuse_returns_itself_is_used_as_it_was_trained(scope: str) -> None:
     x = torch.randn(2, 3, 16, 16)
     model = ConditionalDetector()
-    convert_(model, 4, where=select.name("model.[12].*"), scope=scope, example_input=x)
+    convert_(model, 4, layers="model.[12].*", scope=scope, example_input=x)
     with torch.enable_grad():
         trained(model, x)
     found = predict(saved(model), x)
@@ -101,6 +101,6 @@ def test_the_way_of_fusing_is_right_for_static_layers_and_stops_at_experts() -> 
     with torch.enable_grad():
         model = trained(Detector(), x)
     torch.testing.assert_close(copy.deepcopy(model).fuse()(x), model(x))
-    convert_(model, 4, where=select.name("model.2.*"), example_input=x)
+    convert_(model, 4, layers="model.2.*", example_input=x)
     with pytest.raises(RuntimeError, match="shape"):
         model.fuse()

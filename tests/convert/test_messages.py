@@ -104,11 +104,23 @@ MODELS: list[Any] = [
     nn.Sequential(condconv.CondConv2d(3, 4, 1)),
     nn.Sequential(nn.ReLU()),
 ]
+NO_LAYERS: list[Any] = [
+    5,
+    [],
+    "",
+    [5],
+    b"0",
+    "nope",
+    ["0", "\x1b[2J"],
+    _LONG,
+    lambda *layer: False,
+    select.depth(0.1, 0.2),
+]
 SCOPES: list[Any] = [None, 4, "", "nope", _LONG, "block(2)", "block(x=1)", "layer(" * 300, "network"]
 ROWS: dict[str, list[Row]] = {
     "convert_": [
         *(("model", partial(converting, each)) for each in MODELS[:-1]),
-        ("where", partial(converting, MODELS[-1])),
+        ("layers", partial(converting, MODELS[-1])),
         ("model", in_inference_mode),
         *(("num_experts", partial(converting, num_experts=each)) for each in (0, -1, 2.5, "4", None, _LONG)),
         *(("routing", partial(converting, routing=each)) for each in ROUTINGS),
@@ -121,8 +133,12 @@ ROWS: dict[str, list[Row]] = {
         *(("init", partial(converting, init=each)) for each in (None, 5, "zeros", _LONG)),
         *(("expert_spread", partial(converting, expert_spread=each)) for each in (-1, None, _LONG)),
         *(("impl", partial(converting, impl=each)) for each in (None, "nope", _LONG)),
-        *(("where", partial(converting, where=each)) for each in ("0", 5, _LONG, select.depth(0.1, 0.2))),
-        ("where", partial(converting, nn.Sequential(weight_norm(nn.Conv2d(3, 4, 1))))),
+        *(("layers", partial(converting, layers=each)) for each in NO_LAYERS),
+        *(("skip", partial(converting, skip=each)) for each in NO_LAYERS[:-1]),
+        ("layers", partial(converting, skip="*")),
+        *(("blocks", partial(Scope, blocks=each)) for each in NO_LAYERS[:5]),
+        ("blocks", lambda: converting(scope=Scope("block", blocks="nope"))),
+        ("layers", partial(converting, nn.Sequential(weight_norm(nn.Conv2d(3, 4, 1))))),
         ("classifier", partial(converting, nn.Sequential(nn.Conv2d(3, 4, 1)), classifier=True)),
         *(("optimizer", partial(converting, optimizer=each)) for each in (5, [5], _LONG)),
         ("optimizer", lambda: converting(optimizer=torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1))),
@@ -156,7 +172,8 @@ ROWS: dict[str, list[Row]] = {
     "quantize_experts_": [
         *(("model", partial(quantizing, each)) for each in ("net", static(), conditional().half())),
         *(("dtype", partial(quantizing, dtype=each)) for each in (None, 5, "int4", _LONG, torch.int8, ["int8"])),
-        *(("where", partial(quantizing, where=each)) for each in (5, [], [5], "nope", _LONG)),
+        *(("layers", partial(quantizing, layers=each)) for each in NO_LAYERS),
+        *(("skip", partial(quantizing, skip=each)) for each in (*NO_LAYERS, "*")),
         *(("model", partial(quantizing, quantized(how))) for how in ("fails", "dtype", "nan")),
     ],
     "Scope": [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam
 
-from condconv import Scope, convert_, select
+from condconv import Scope, convert_
 from condconv.errors import UsageError
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(8))
@@ -46,7 +46,7 @@ def test_groups_and_state() -> None:
     step(model, optimizer)
     head = optimizer.state[model.head.weight]["exp_avg"].clone()
 
-    report = convert_(model, 3, where=select.name("body.*"), example_input=IMAGES, optimizer=optimizer)
+    report = convert_(model, 3, layers="body.*", example_input=IMAGES, optimizer=optimizer)
 
     assert report.notes == ("optimizer: 2 parameters exchanged, 2 of routings added",)
     routing = ["body.0.routing_fn.fc.weight", "body.0.routing_fn.fc.bias"]
@@ -64,7 +64,7 @@ def test_groups_and_state() -> None:
 
 
 @pytest.mark.parametrize(
-    "scope", [Scope("network", is_block=lambda name, module: name == "0"), "layer"], ids=["network", "layer"]
+    "scope", [Scope("network", blocks=lambda name, module: name == "0"), "layer"], ids=["network", "layer"]
 )
 def test_several_optimizers_and_a_shared_routing(scope: Any) -> None:
     model = nn.Sequential(Net(), nn.Linear(2, 2))
@@ -85,7 +85,7 @@ def test_names_of_parameters() -> None:
 def test_a_layer_that_is_not_trained_brings_no_routing() -> None:
     model = Net()
     optimizer = SGD(model.head.parameters())
-    report = convert_(model, 2, where=select.name("stem"), example_input=IMAGES, optimizer=optimizer)
+    report = convert_(model, 2, layers="stem", example_input=IMAGES, optimizer=optimizer)
     assert in_groups(model, optimizer) == [["head.weight", "head.bias"]]
     assert report.notes == ("optimizer: 0 parameters exchanged, 0 of routings added",)
 

@@ -107,12 +107,12 @@ def test_experts_of_zeros_have_no_error() -> None:
     assert quantize_experts_(layer).layers[0].error == 0
 
 
-def test_where() -> None:
+def test_patterns_choose_layers() -> None:
     model = network()
-    report = quantize_experts_(model, where=["*.2", "classifier"])
+    report = quantize_experts_(model, layers=["*.2", "classifier"])
     assert [layer.name for layer in report.layers] == ["blocks.2", "classifier"]
     assert not model.blocks[0].quantized
-    assert [layer.name for layer in quantize_experts_(model, "bfloat16", "blocks.0").layers] == ["blocks.0"]
+    assert [layer.name for layer in quantize_experts_(model, "bfloat16", layers="blocks.0").layers] == ["blocks.0"]
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
@@ -231,7 +231,7 @@ def not_finite() -> nn.Module:
 
 def already() -> nn.Module:
     model = nn.Sequential(CondConv2d(3, 4, 3), CondConv2d(4, 4, 3))
-    quantize_experts_(model, where="1")
+    quantize_experts_(model, layers="1")
     return model
 
 
@@ -259,9 +259,9 @@ def test_wrong_arguments_are_said() -> None:
     with pytest.raises(UsageError, match="`dtype` must be one of 'int8', 'bfloat16', got 'int4'"):
         quantize_experts_(model, "int4")
     with pytest.raises(
-        UsageError, match="`where` must match names of conditional layers, got 'block.5' for none: there are blocks"
+        UsageError, match="`layers` must match conditional layers, got 'block.5' for none: near names are blocks.2"
     ):
-        quantize_experts_(model, where=("classifier", "block.5"))
+        quantize_experts_(model, layers=("classifier", "block.5"))
     assert not any(layer.quantized for layer in model.modules() if isinstance(layer, ConditionalLayer))
 
 
@@ -306,7 +306,7 @@ def test_a_model_that_casts_by_the_dtype_of_a_weight_is_restored(dtype, back, me
         quantize_experts_(model, dtype, example_input=None if guess else X)
     assert not any(layer.quantized for layer in (model.first, model.second))
     assert torch.equal(model(X), expected)
-    report = quantize_experts_(model, dtype, "second")
+    report = quantize_experts_(model, dtype, layers="second")
     assert report.output_error == pytest.approx(0, abs=0.02)
 
 
@@ -344,11 +344,11 @@ def test_a_guess_that_fails_is_noted() -> None:
         quantize_experts_(nn.Sequential(CondConv2d(3, 4, 3), nn.Conv2d(3, 4, 1)), example_input=X)
 
 
-@pytest.mark.parametrize("where", [[], [None], lambda module: True])
-def test_where_is_patterns_of_names(where):
-    model = nn.Sequential(CondConv2d(2, 2, 1, num_experts=2))
-    with pytest.raises(UsageError, match="`where` must be a pattern of layers' names, or several"):
-        quantize_experts_(model, where=where)
+@pytest.mark.parametrize(("layers", "skip"), [(None, "1"), (lambda name, layer: layer.in_channels == 2, None)])
+def test_layers_are_chosen_and_skipped(layers, skip):
+    model = nn.Sequential(CondConv2d(2, 3, 1, num_experts=2), CondConv2d(3, 3, 1, num_experts=2))
+    report = quantize_experts_(model, layers=layers, skip=skip, example_input=torch.ones(1, 2, 4, 4))
+    assert [each.name for each in report.layers] == ["0"]
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])

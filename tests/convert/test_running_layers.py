@@ -76,7 +76,7 @@ class WithHelper(nn.Module):
 
 
 def names(model: nn.Module, where: select.Selector, **options: Any) -> list[str]:
-    report = convert_(model, 2, where=where, example_input=IMAGES, **options)
+    report = convert_(model, 2, layers=where, example_input=IMAGES, **options)
     assert report.refused == {}
     return [layer.name for layer in report.layers]
 
@@ -101,7 +101,7 @@ def test_selectors_that_ask_for_runs_leave_out_what_does_not_run() -> None:
 
 def test_a_layer_that_does_not_run_can_be_named_and_is_said_to_be_unchecked() -> None:
     model = WithHelper()
-    report = convert_(model, 2, where=select.convs(), scope="network", example_input=IMAGES)
+    report = convert_(model, 2, layers=select.convs(), scope="network", example_input=IMAGES)
     assert report.notes == (
         "route by their own inputs, since they do not run on the example: helper.0",
         "not checked, since they do not run on the example in evaluation mode: helper.0",
@@ -110,8 +110,8 @@ def test_a_layer_that_does_not_run_can_be_named_and_is_said_to_be_unchecked() ->
 
 
 def test_nothing_that_runs_can_share_a_routing() -> None:
-    with pytest.raises(UsageError, match="`where` must select a layer that runs on the example for scope='network'"):
-        convert_(WithHelper(), 2, where=select.name("helper.*"), scope="network", example_input=IMAGES)
+    with pytest.raises(UsageError, match="`layers` must select one that runs on the example for scope='network'"):
+        convert_(WithHelper(), 2, layers="helper.*", scope="network", example_input=IMAGES)
 
 
 class Hidden(nn.Module):
@@ -148,7 +148,7 @@ def test_a_layer_that_is_not_called_by_its_name_is_refused(way: str, init: str) 
     with pytest.raises(UsageError, match=r"`model` must call its layers where .* got 'second', .* has been restored"):
         convert_(model, 2, example_input=IMAGES, init=init)
     assert type(model.second) is nn.Conv2d
-    report = convert_(model, 2, where=~select.name("second"), example_input=IMAGES, init=init)
+    report = convert_(model, 2, layers=select.convs(), skip="second", example_input=IMAGES, init=init)
     assert [layer.name for layer in report.layers] == ["first"]
 
 
@@ -201,8 +201,7 @@ class Calling(nn.Module):
 )
 def test_a_layer_that_is_called_as_its_twin_cannot_be_stays_static(layer: nn.Module, call: Any, reason: str) -> None:
     model = Calling(layer, call)
-    everything = select.types(nn.Conv2d, nn.Conv1d, nn.Linear)
-    report = convert_(model, 2, where=everything, example_input=IMAGES)
+    report = convert_(model, 2, layers=lambda name, module: True, example_input=IMAGES)
     assert list(report.refused) == ["layer"]
     assert report.refused["layer"].startswith(reason)
     assert isinstance(model.stem, CondConv2d)

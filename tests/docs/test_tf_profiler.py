@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condconv import CondConv2d, CondLinear, convert_, count, create_model, select
+from condconv import CondConv2d, CondLinear, convert_, count, create_model
 from condconv.errors import UsageError
 from condconv.nn import SigmoidRouting, route_block_
 from scripts import tf_profiler
@@ -182,7 +182,7 @@ def test_products_with_mixed_matrices_may_be_left_out() -> None:
 
 # What TensorFlow 2.21's `tf.compat.v1.profiler` gives for these networks, written there in plain operations on
 # placeholders (SAME padding, fused batch norm, mixing as the authors do): float operations of the graph, halved.
-BLOCKS_7_TO_14 = select.name("blocks.3.*", "blocks.4.*")
+BLOCKS_7_TO_14 = "blocks.3.*,blocks.4.*"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def mobilenet_v1(
         model = create_model(f"mobilenet_v1_{round(100 * width):03d}", num_classes=classes)
     if experts is not None:
         options = {"scope": "block", "classifier": classifier, "init": "random", **options}
-        convert_(model, experts, where=BLOCKS_7_TO_14, example_input=images(), **options)
+        convert_(model, experts, layers=BLOCKS_7_TO_14, example_input=images(), **options)
     return model
 
 
@@ -225,9 +225,8 @@ def from_timm(name: str, experts: int | None, *patterns: str, classifier: bool =
     with torch.device("meta"):
         model = pytest.importorskip("timm").create_model(name)
     if experts is not None:
-        where = select.name(*patterns) & ~select.name("*.se.*")
         options = {"scope": "block", "classifier": classifier, "init": "random"}
-        convert_(model, experts, where=where, example_input=images(), **options)
+        convert_(model, experts, layers=patterns, skip="*.se.*", example_input=images(), **options)
     return model
 
 

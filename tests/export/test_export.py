@@ -69,7 +69,7 @@ def test_forms_can_be_chosen_by_pattern():
     ("forms", "message"),
     [
         ({"0": "magic"}, "`forms` must name one of bmm, esum, grouped, scan, shift, unfold, got 'magic' for '0'"),
-        ({"9": "esum"}, "got '9': the layers are 0, 3.depthwise, 3.pointwise; take a pattern"),
+        ({"9": "esum"}, "got '9' for none: near names are 3.pointwise, 3.depthwise, 0"),
         ({"0": "bmm"}, "got 'bmm' for 0: only a 1 x 1 kernel is a product of matrices"),
     ],
 )

@@ -117,7 +117,7 @@ def test_the_layers_of_mobilenet_v2_are_arguments() -> None:
         ({"scope": Scope("block", every=2)}, 5),
         ({"scope": "block(every=2)"}, 5),
         ({"scope": "network"}, 1),
-        ({"scope": Scope("block", is_block=lambda name, module: name in ("blocks.4.0", "blocks.4.1"))}, 15),
+        ({"scope": Scope("block", blocks=lambda name, module: name in ("blocks.4.0", "blocks.4.1"))}, 15),
     ],
     ids=["layer", "two blocks", "the same as text", "network", "two blocks of ones own"],
 )
@@ -349,7 +349,7 @@ def test_a_layer_that_cannot_have_experts_is_not_left_out(monkeypatch: pytest.Mo
 
 
 def test_a_block_that_cannot_route_does_not_leave_it_to_its_layers() -> None:
-    stages = Scope("block", is_block=lambda name, module: name in ("blocks.3", "blocks.4"))
+    stages = Scope("block", blocks=lambda name, module: name in ("blocks.3", "blocks.4"))
     with pytest.raises(
         UsageError, match="the layers of 'blocks.3' route by their own inputs: it cannot route them, it"
     ):

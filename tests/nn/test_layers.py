@@ -16,8 +16,8 @@ import condconv
 from condconv import CondConv2d, CondLinear
 from condconv.errors import UsageError
 from condconv.nn import (
+    CONDITIONAL_CLASSES,
     ROUTING,
-    TWINS,
     ConditionalLayer,
     SigmoidRouting,
     TFSameConv2d,
@@ -50,7 +50,7 @@ def pairs() -> list:
 @pytest.mark.parametrize("twin", CONVS)
 def test_arguments_are_the_twins_in_the_same_order(twin: type[nn.Module]) -> None:
     theirs = list(inspect.signature(twin.__init__).parameters.values())
-    ours = list(inspect.signature(TWINS[twin].__init__).parameters.values())
+    ours = list(inspect.signature(CONDITIONAL_CLASSES[twin].__init__).parameters.values())
     positional = [p for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert [p.name for p in positional] == [p.name for p in theirs]
     assert [p.default for p in positional] == [p.default for p in theirs]
@@ -61,7 +61,7 @@ def test_arguments_are_the_twins_in_the_same_order(twin: type[nn.Module]) -> Non
 def test_from_static_computes_the_same(twin: type[nn.Module], options: dict) -> None:
     arguments, shape = CONVS[twin]
     static = twin(*arguments, **options, dtype=torch.float64)
-    layer = TWINS[twin].from_static(static, 5)
+    layer = CONDITIONAL_CLASSES[twin].from_static(static, 5)
     x = torch.randn(shape, dtype=torch.float64)
     torch.testing.assert_close(layer(x), static(x))
     spread = layer.weight.std(0).mean() / layer.weight.abs().mean()
@@ -71,7 +71,7 @@ def test_from_static_computes_the_same(twin: type[nn.Module], options: dict) -> 
 @pytest.mark.parametrize(("twin", "options"), pairs())
 def test_to_static_gives_the_twin(twin: type[nn.Module], options: dict) -> None:
     arguments, shape = CONVS[twin]
-    layer = TWINS[twin](*arguments, **options, num_experts=3, dtype=torch.float64).eval()
+    layer = CONDITIONAL_CLASSES[twin](*arguments, **options, num_experts=3, dtype=torch.float64).eval()
     weights = torch.rand(3, dtype=torch.float64)
     static = layer.to_static(weights)
     assert type(static) is twin
@@ -178,7 +178,7 @@ def test_init_experts_takes_no_bias() -> None:
 @pytest.mark.parametrize("twin", CONVS)
 def test_to_channels_last_lays_out_each_expert(twin: type[nn.Module]) -> None:
     arguments, shape = CONVS[twin]
-    layer = TWINS[twin](*arguments, num_experts=3)
+    layer = CONDITIONAL_CLASSES[twin](*arguments, num_experts=3)
     x = torch.randn(shape)
     before, expected = layer.weight.detach().clone(), layer(x)
     # torch refuses channels_last for the five dimensions of a 3-D kernel, conditional or not.
@@ -225,7 +225,7 @@ def test_linear_takes_rows() -> None:
 def test_fold_batch_norm_is_exact_for_every_routing(twin: type[nn.Module], bias: bool, affine: bool) -> None:
     arguments, shape = CONVS[twin]
     options = {} if twin is nn.Linear else {"groups": 2}
-    layer = TWINS[twin](*arguments, **options, bias=bias, num_experts=3, dtype=torch.float64)
+    layer = CONDITIONAL_CLASSES[twin](*arguments, **options, bias=bias, num_experts=3, dtype=torch.float64)
     norms = {nn.Conv2d: nn.BatchNorm2d, nn.ConvTranspose2d: nn.BatchNorm2d}
     norm = norms.get(twin, nn.BatchNorm1d)(6, affine=affine, dtype=torch.float64).eval()
     norm.running_mean.normal_()
@@ -340,8 +340,8 @@ def test_unknown_impl_is_refused_when_the_layer_is_made() -> None:
 
 
 def test_does_not_subclass_the_twin() -> None:
-    assert not any(issubclass(conditional, twin) for twin, conditional in TWINS.items())
-    assert all(issubclass(conditional, ConditionalLayer) for conditional in TWINS.values())
+    assert not any(issubclass(conditional, twin) for twin, conditional in CONDITIONAL_CLASSES.items())
+    assert all(issubclass(conditional, ConditionalLayer) for conditional in CONDITIONAL_CLASSES.values())
 
 
 def test_per_example_gradients_of_the_layer() -> None:

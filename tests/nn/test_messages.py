@@ -81,7 +81,8 @@ SPECIAL: dict[tuple[str, str], tuple[Any, ...]] = {
 }
 NOTHING_TO_CHECK = {
     "ROUTING": "a table",
-    "TWINS": "a table",
+    "CONDITIONAL_CLASSES": "a table",
+    "LayerChoice": "a type; tests/nn/test_choice.py walks its messages",
     "BlockRouting": "what route_block_ returns",
     "RoutingSlot": "made by route_block_; its call is walked below",
     "TFSameConv2d": "torch.nn.Conv2d checks its arguments",
@@ -138,7 +139,7 @@ def test_each_argument(name: str, argument: str) -> None:
         refused(lambda value=value: make(**(good(name) | {argument: value})), argument)
 
 
-LAYERS = [name for name in PUBLIC if getattr(layers, name) in layers.TWINS.values()]
+LAYERS = [name for name in PUBLIC if getattr(layers, name) in layers.CONDITIONAL_CLASSES.values()]
 ROUTED = [name for name in PUBLIC if isinstance(getattr(layers, name), type) and name not in LAYERS]
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import condconv
 from condconv import CondConv1d, CondConv2d, CondConvTranspose2d, CondLinear, convert_, select
 from condconv.errors import UsageError
-from condconv.nn import TWINS
+from condconv.nn import CONDITIONAL_CLASSES
 
 X = torch.randn(2, 5, 9, 7, generator=torch.Generator().manual_seed(0))
 
@@ -157,7 +157,7 @@ def test_an_odd_layer_is_refused_alone_and_left_in_a_model(kind: str) -> None:
     odd = make()
     model = nn.ModuleDict({"plain": nn.Conv2d(5, 5, 1), "odd": odd})
     names, attributes = list(model.state_dict()), dict(vars(odd))
-    report = convert_(model, 3, where=select.convs())
+    report = convert_(model, 3, layers=select.convs())
     assert [layer.name for layer in report.layers] == ["plain"]
     assert "odd" in report.refused
     assert model["odd"] is odd
@@ -212,12 +212,12 @@ def test_hooks_of_users_beside_those_torch_left_are_still_seen() -> None:
         CondConv2d.from_conv(static)
 
 
-@pytest.mark.parametrize("twin", list(TWINS))
+@pytest.mark.parametrize("twin", list(CONDITIONAL_CLASSES))
 def test_torchs_own_layers_of_each_class_convert(twin: type[nn.Module]) -> None:
     sizes = (4, 6) if twin is nn.Linear else (4, 6, 3)
     for bias in (True, False):
-        TWINS[twin].from_static(twin(*sizes, bias=bias), 2)
-        TWINS[twin].from_static(twin(*sizes, bias=bias).bfloat16(), 2)
+        CONDITIONAL_CLASSES[twin].from_static(twin(*sizes, bias=bias), 2)
+        CONDITIONAL_CLASSES[twin].from_static(twin(*sizes, bias=bias).bfloat16(), 2)
 
 
 @pytest.mark.parametrize(

@@ -30,5 +30,5 @@ def test_a_selector_agrees_too() -> None:
     model = torch.nn.Sequential(
         torch.nn.Conv2d(6, 12, 3, groups=6), torch.nn.Conv2d(12, 12, 3, groups=3), torch.nn.Conv2d(12, 1, 1)
     )
-    report = convert_(model, num_experts=2, where=select.depthwise(), example_input=torch.randn(2, 6, 9, 9))
+    report = convert_(model, num_experts=2, layers=select.depthwise(), example_input=torch.randn(2, 6, 9, 9))
     assert [layer.name for layer in report.layers] == ["0"]

@@ -108,7 +108,7 @@ def small(
         condconv.convert_(
             model,
             num_experts,
-            where=condconv.select.name(where),
+            layers=where,
             routing=routing,
             scope="block",
             classifier=classifier and num_classes > 0,

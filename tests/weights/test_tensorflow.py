@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import condconv
-from condconv import convert_, select
+from condconv import convert_
 from condconv.errors import UsageError
 from condconv.weights.tensorflow import from_tensorflow, read_tensorflow_checkpoint
 
@@ -101,7 +101,7 @@ def test_convolutions_of_tensorflow_itself(tf, conditional, variables) -> None:
 def test_our_layers_compute_what_timm_s_do(conditional, variables) -> None:
     model = timm.create_model("tf_efficientnet_b0", num_classes=10).eval()
     example = torch.randn(2, 3, 64, 64)
-    convert_(model, 4, where=select.name("blocks.[456].?.conv_*"), scope="block", example_input=example)
+    convert_(model, 4, layers="blocks.[456].?.conv_*", scope="block", example_input=example)
     state = from_tensorflow(variables, model)
     ours = {re.sub(r"(routing_fn)\.(weight|bias)", r"\1.fc.\2", name): value for name, value in state.items()}
     model.load_state_dict(ours)

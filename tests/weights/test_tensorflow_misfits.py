@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import condconv
-from condconv import convert_, select
+from condconv import convert_
 from condconv.errors import UsageError
 from condconv.weights import load_state_dict
 from condconv.weights.tensorflow import from_tensorflow
@@ -137,8 +137,7 @@ def test_other_padding(variables) -> None:
 
 def test_our_layers_with_other_padding(variables) -> None:
     model = timm.create_model("efficientnet_b0", num_classes=10, bn_eps=1e-3).eval()
-    where = select.name("blocks.[456].*") | select.name("conv_stem")
-    convert_(model, 4, where=where, example_input=torch.randn(1, 3, 64, 64))
+    convert_(model, 4, layers="blocks.[456].*,conv_stem", example_input=torch.randn(1, 3, 64, 64))
     assert "got CondConv2d with padding=(1, 1) in conv_stem" in refusal(variables, model)
 
 

@@ -30,8 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="time a short list only: under five minutes on two cores")
     for flag, rule, metavar, text in (
-        ("--layers", TEXT, "PATTERN", "layers whose names match; 'all' adds those of the networks"),
-        ("--networks", TEXT, "PATTERN", "networks whose names match"),
+        ("--layers", TEXT, "PATTERN", "layers whose names match, such as '*1x1*'; 'all' adds those of the networks"),
+        ("--networks", TEXT, "PATTERN", "networks whose names match, such as '*b0*'"),
         ("--mode", one_of("inference", "training"), None, "measure only this mode (default: both)"),
         ("--impl", TEXT, "NAME", "implementation of the layers with experts, as in cond_conv2d (default: auto)"),
         (
@@ -113,7 +113,7 @@ def _run_runtime(arguments: argparse.Namespace, repetitions: int) -> int:
 
     print(runtimes.header(), flush=True)
     rows = []
-    for case in networks_of(arguments.networks or ""):
+    for case in networks_of(arguments.networks):
         for row in runtimes.measure_runtime(case, arguments.runtime, arguments.batch or BATCHES, repetitions):
             print(runtimes.line(row), flush=True)
             rows.append(row)

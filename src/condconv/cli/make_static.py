@@ -34,6 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         required=True,
         help="names of layers or patterns, with commas between: 'blocks.3.*,conv_head'",
     )
+    parser.add_argument("--skip", action=Option, rule=TEXT, help="layers of these to leave conditional")
     parser.add_argument(
         "-o", "--out", action=Option, rule=PATH, required=True, help="file to write, not the checkpoint itself"
     )
@@ -51,8 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     done = make_checkpoint_static(
         arguments.checkpoint,
         arguments.out,
-        [pattern.strip() for pattern in arguments.layers.split(",") if pattern.strip()],
+        arguments.layers,
         arguments.data,
+        skip=arguments.skip,
         data_dir=arguments.data_dir,
         reading=reading_of(arguments),
         force=arguments.force,

@@ -16,7 +16,7 @@ from condconv.convert.refusals import why_not_layer, why_not_model, why_not_shar
 from condconv.convert.report import ConversionReport
 from condconv.counting.tracing import trace
 from condconv.errors import UsageError
-from condconv.nn import TWINS
+from condconv.nn import CONDITIONAL_CLASSES
 from condconv.nn.factory import Routing
 
 
@@ -52,7 +52,7 @@ def convert_like_(
     Example:
         >>> make = lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
         >>> net = make()
-        >>> report = condconv.convert_(net, num_experts=4, where=condconv.select.name("2"))
+        >>> report = condconv.convert_(net, num_experts=4, layers="2")
         >>> again = make()
         >>> convert_like_(again, report.to_dict()).layers[0].new
         'CondConv2d x4'
@@ -88,7 +88,7 @@ def _find_layers(model: nn.Module, conversion: Conversion) -> dict[str, nn.Modul
     shared = why_not_shared(model)
     layers = {name: modules[name] for name in names}
     for name, layer in layers.items():
-        convertible = isinstance(layer, tuple(TWINS))
+        convertible = isinstance(layer, tuple(CONDITIONAL_CLASSES))
         reason = why_not_layer(model, name, layer) if convertible else f"it is a {type(layer).__name__}"
         reason = reason or shared.get(id(layer))
         if reason is not None:

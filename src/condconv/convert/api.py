@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from condconv.convert import refusals, select
+from condconv.convert import refusals
 from condconv.convert.blocks import Blocks
 from condconv.convert.choose import choose_layers
 from condconv.convert.exchange import exchange_layers_
@@ -16,8 +16,10 @@ from condconv.convert.optimizers import check_optimizers
 from condconv.convert.record import Conversion
 from condconv.convert.report import ConversionReport
 from condconv.convert.scope import Scope, group_layers
+from condconv.convert.select import Selector
 from condconv.counting.tracing import Trace, trace
 from condconv.errors import UsageError, shown
+from condconv.nn.choice import LayerChoice
 from condconv.nn.factory import Routing
 
 
@@ -25,7 +27,8 @@ def convert_(
     model: nn.Module,
     num_experts: int = 8,
     *,
-    where: select.Selector | None = None,
+    layers: Selector | LayerChoice | None = None,
+    skip: Selector | LayerChoice | None = None,
     routing: Routing = "sigmoid",
     scope: str | Scope = "layer",
     classifier: bool = False,
@@ -44,13 +47,16 @@ def convert_(
     Args:
         model: Any module; changed in place.
         num_experts: E.
-        where: Which layers, from `condconv.select`; `None` for all convolutions that run on the example and have more
-            than one output pixel (so neither squeeze-and-excitation nor heads for training only).
+        layers: Which layers: a `LayerChoice` (a pattern of names, several, or a function), or a selector of
+            `condconv.select`; `None` for all convolutions that run on the example and have more than one output pixel
+            (so neither squeeze-and-excitation nor heads for training only). A pattern chooses convolutions; it chooses
+            a linear layer only if it is its full name.
+        skip: Which of them stay static, in the same forms; `None` for none.
         routing: A name, also with options as in `"softmax(temperature=30)"`, a factory called with
             `(in_channels, num_experts)`, or (scope `"network"` only) a module.
         scope: `"layer"`, `"block"`, `"block(every=2)"`, `"network"` or a `Scope`.
-        classifier: Also convert the last linear layer that runs, for any `where`; it routes by its own input unless the
-            scope is `"network"`.
+        classifier: Also convert the last linear layer that runs, for any `layers` and `skip`; it routes by its own
+            input unless the scope is `"network"`.
         example_input: A tensor or a tuple of arguments for the model; `None` to use an image of the usual size. Its run
             shows the order of the layers, the channels of blocks and the costs.
         init: `"same_output"`, or `"random"` to train from scratch as the paper does: experts are drawn separately and
@@ -76,33 +82,29 @@ def convert_(
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
-        >>> report = convert_(net, num_experts=4, where=condconv.select.name("2"))
+        >>> report = convert_(net, num_experts=4, layers="2")
         >>> [layer.name for layer in report.layers]
         ['2']
     """
-    scope = _check_arguments(model, where, routing, scope)
+    scope = _check_arguments(model, routing, scope)
     optimizers = check_optimizers(optimizer, model)
     watched, notes = _watch(model, example_input)
-    if watched is None and (where is None or scope.kind != "layer"):
-        needed = "without `where`" if where is None else f"with scope={scope.kind!r}"
+    if watched is None and (layers is None or scope.kind != "layer"):
+        needed = "without `layers`" if layers is None else f"with scope={scope.kind!r}"
         raise UsageError(f"`example_input` must be given {needed}, which takes a run, got none: {notes[0]}")
-    blocks = Blocks(model, watched, scope.is_block)
-    chosen, refused = choose_layers(blocks, where, classifier, share=scope.kind != "layer")
+    blocks = Blocks(model, watched, scope.blocks)
+    chosen, refused = choose_layers(blocks, layers, skip, classifier, share=scope.kind != "layer")
     old_layers = {candidate.name: candidate.module for candidate in chosen}
     groups, unrouted = group_layers(scope, chosen, blocks)
     conversion = Conversion(num_experts, routing, init, expert_spread, impl, tuple(groups))
     return exchange_layers_(model, conversion, old_layers, watched, refused, notes + unrouted, optimizers)
 
 
-def _check_arguments(model: nn.Module, where: select.Selector | None, routing: Routing, scope: str | Scope) -> Scope:
+def _check_arguments(model: nn.Module, routing: Routing, scope: str | Scope) -> Scope:
     """Check everything that needs no run, and return the scope."""
     reason = refusals.why_not_model(model)
     if reason is not None:
         raise UsageError(reason)
-    if where is not None and not isinstance(where, select.Selector):
-        raise UsageError(
-            f"`where` must be a selector, got {shown(where)}: for example condconv.select.name('blocks.*')"
-        )
     if not isinstance(scope, (str, Scope)):
         raise UsageError(
             f'`scope` must be "layer", "block", "network" or a Scope, got {shown(scope)}: "layer" routes each layer by '

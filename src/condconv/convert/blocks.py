@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Set
 from math import prod
 
 from torch import nn
@@ -12,10 +12,10 @@ from condconv.convert.select import Candidate
 from condconv.counting.tracing import Trace
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer, RoutingFunction
+from condconv.nn.choice import LayerChoice, choose_layers
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _LAYERS = (_ConvNd, nn.Linear, ConditionalLayer)
-BlockTest = Callable[[str, nn.Module], bool]
 
 
 class Blocks:
@@ -29,13 +29,13 @@ class Blocks:
     Args:
         model: The model.
         watched: A forward pass of it; `None` if there is none.
-        is_block: Decides by name and module instead; the innermost that it accepts is the block.
+        choice: Which modules are blocks, instead; the innermost of these around a layer is its block.
     """
 
-    def __init__(self, model: nn.Module, watched: Trace | None, is_block: BlockTest | None = None) -> None:
+    def __init__(self, model: nn.Module, watched: Trace | None, choice: LayerChoice | None = None) -> None:
         self.model = model
         self.watched = watched
-        self.is_block = is_block
+        self._chosen = None if choice is None else self._choose(choice)
         calls = () if watched is None else watched.calls
         self._single_pixel = {
             id(call.module)
@@ -48,8 +48,8 @@ class Blocks:
         path = name.split(".")
         around = [".".join(path[:length]) for length in range(len(path) - 1, 0, -1)]  # innermost first
         modules = {"": self.model} | {ancestor: self.model.get_submodule(ancestor) for ancestor in around}
-        if self.is_block is not None:
-            return next((ancestor for ancestor in around if self.is_block(ancestor, modules[ancestor])), None)
+        if self._chosen is not None:
+            return next((ancestor for ancestor in around if ancestor in self._chosen), None)
         large = [
             ancestor
             for ancestor in around
@@ -90,6 +90,10 @@ class Blocks:
                 "tensor or a tuple of the model's arguments"
             )
         return call.input_shape[1]
+
+    def _choose(self, choice: LayerChoice) -> Set[str]:
+        modules = {name: module for name, module in self.model.named_modules(remove_duplicate=False) if name}
+        return choose_layers(modules, choice, argument="blocks", kind="modules of the model").keys()
 
     def _num_layers(self, module: nn.Module) -> int:
         return sum(isinstance(m, _LAYERS) and id(m) not in self._single_pixel for m in module.modules())

@@ -11,7 +11,14 @@ from torch import nn
 from condconv.convert.record import Conversion
 from condconv.convert.scope import Group
 from condconv.errors import UsageError, few
-from condconv.nn import TWINS, ConditionalLayer, HierarchicalRouting, RoutingSlot, make_routing, route_block_
+from condconv.nn import (
+    CONDITIONAL_CLASSES,
+    ConditionalLayer,
+    HierarchicalRouting,
+    RoutingSlot,
+    make_routing,
+    route_block_,
+)
 from condconv.nn.block_routing import ClearSlot
 from condconv.nn.factory import Routing, start_constant_
 
@@ -38,7 +45,7 @@ def build_layers(
         )
 
     def make(old: nn.Module, routing: Routing) -> ConditionalLayer:
-        twin = next(conditional for static, conditional in TWINS.items() if isinstance(old, static))
+        twin = next(conditional for static, conditional in CONDITIONAL_CLASSES.items() if isinstance(old, static))
         options: dict[str, Any] = {name: getattr(conversion, name) for name in ("init", "expert_spread", "impl")}
         return twin.from_static(old, num_experts, routing=routing, **options)
 
@@ -96,7 +103,7 @@ def frozen_notes(groups: Sequence[Group], old_layers: Mapping[str, nn.Module]) -
     if moved:
         notes.append(
             f"frozen, but what they compute will change, since their routing learns with other layers: {few(moved)}; "
-            "leave them out of `where`, or take scope='layer'"
+            "leave them out by `skip`, or take scope='layer'"
         )
     return notes
 

@@ -7,22 +7,30 @@ from typing import Any
 
 from torch import nn
 
-from condconv.convert import refusals, select
+from condconv.convert import refusals
 from condconv.convert.blocks import Blocks, find_candidates
 from condconv.convert.runs import why_not_called
-from condconv.convert.select import Candidate, Selector
+from condconv.convert.select import Candidate, Selector, convs, runs_in_eval, selector_of, single_pixel
 from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer
+from condconv.nn.choice import LayerChoice
+
+_USUAL = convs() & ~single_pixel() & runs_in_eval()
 
 
 def choose_layers(
-    blocks: Blocks, where: Selector | None, classifier: bool, share: bool
+    blocks: Blocks,
+    layers: Selector | LayerChoice | None,
+    skip: Selector | LayerChoice | None,
+    classifier: bool,
+    share: bool,
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Return the layers to convert in the order in which they run, and the selected ones that cannot be.
 
     Args:
         blocks: Of the model.
-        where: As in `convert_`.
+        layers: As in `convert_`.
+        skip: As in `convert_`.
         classifier: As in `convert_`.
         share: Whether layers share a routing.
 
@@ -32,11 +40,13 @@ def choose_layers(
     Raises:
         UsageError: Nothing is selected, nothing of it can be converted, or there is no classifier.
     """
-    selector = where or select.convs() & ~select.single_pixel() & select.runs_in_eval()
     candidates = find_candidates(blocks)
+    selector = _USUAL if layers is None else selector_of(layers)
+    if skip is not None:
+        selector &= ~selector_of(skip, "skip")
     selected = _select(candidates, selector, _classifier(candidates) if classifier else None)
     if not selected:
-        raise UsageError(_nothing(blocks.model, candidates, where, selector))
+        raise UsageError(_nothing(blocks.model, candidates, layers, selector))
     reasons = [refusals.why_not_shared(blocks.model), refusals.why_not_traced(blocks.model)]
     reasons += [refusals.in_several_blocks(blocks)] if share else []
     refused = {}
@@ -50,7 +60,7 @@ def choose_layers(
     if not chosen:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:4])
         raise UsageError(
-            f"`where` must select a layer that can be converted, got {selector!r} with only {why}: name others"
+            f"`layers` must select a layer that can be converted, got {selector!r} with only {why}: name others"
         )
     return chosen, refused
 
@@ -65,18 +75,20 @@ def _classifier(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _select(candidates: Sequence[Candidate], selector: Selector, classifier: Candidate | None) -> list[Candidate]:
-    """Return the selected candidates; a linear layer only if it is the classifier or its class is named."""
+    """Return the selected candidates; a linear layer only if it is the classifier or named on purpose."""
+    by_name = {each.name: each for each in candidates}
+    chosen, linear = selector.among(by_name), selector.linear(by_name)
     return [
         each
         for each in candidates
         if each is classifier
-        or (selector(each) and (not isinstance(each.module, nn.Linear) or isinstance(each.module, selector.types)))
+        or (each.name in chosen and (not isinstance(each.module, nn.Linear) or each.name in linear))
     ]
 
 
-def _nothing(model: Any, candidates: Sequence[Candidate], where: Selector | None, selector: Selector) -> str:
-    if where is None and any(isinstance(each, ConditionalLayer) for each in model.modules()):
+def _nothing(model: Any, candidates: Sequence[Candidate], layers: Any, selector: Selector) -> str:
+    if layers is None and any(isinstance(each, ConditionalLayer) for each in model.modules()):
         return "`model` must have layers left to convert, got only conditional convolutions: it is done already"
     names = few((each.name for each in candidates), most=8)
     there = f"there are {names}" if candidates else "the model has none"
-    return f"`where` must select a layer, got {selector!r}, which selects none: {there}"
+    return f"`layers` must select a layer, got {selector!r}, which selects none: {there}"

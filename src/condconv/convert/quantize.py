@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,9 @@ from condconv.convert.rounding import check_rounded, run_watched
 from condconv.convert.verification import run_changed
 from condconv.counting import format_table
 from condconv.counting.tracing import Trace, trace
-from condconv.errors import UsageError, check_type, few, shown
+from condconv.errors import UsageError, check_type, shown
 from condconv.nn import ConditionalLayer
+from condconv.nn.choice import LayerChoice, choose_layers
 from condconv.nn.conditional import conditional_layers
 
 _DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16}
@@ -82,8 +82,9 @@ class QuantizationReport:
 def quantize_experts_(
     model: nn.Module,
     dtype: str = "int8",
-    where: str | Sequence[str] | None = None,
     *,
+    layers: LayerChoice | None = None,
+    skip: LayerChoice | None = None,
     example_input: Any = None,
 ) -> QuantizationReport:
     """Store the experts of conditional layers in int8 or bfloat16, in place, for inference.
@@ -102,7 +103,9 @@ def quantize_experts_(
         dtype: `"int8"`: a quarter of the bytes; each output channel of each expert has a scale, its largest number over
             127, and the error of a number is at most half the scale. `"bfloat16"`: half the bytes; the error is at most
             1/256 of the number.
-        where: A pattern of the layers' names, or several, such as `"blocks.1*"`; `None` for all.
+        layers: Which layers, as a `LayerChoice`: patterns of their names, such as `"blocks.1*"`, or a function of name
+            and module; `None` for all.
+        skip: Which of them stay as they are; `None` for none.
         example_input: A tensor or a tuple of arguments for the model; `None` to use an image of the usual size. If the
             model fails on that image, it is not checked, and the report notes it. A single layer without an example is
             not checked either.
@@ -128,16 +131,16 @@ def quantize_experts_(
     check_type("model", model, nn.Module, "be a torch.nn.Module", "give the network itself")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise UsageError(f"`dtype` must be one of {', '.join(map(repr, _DTYPES))}, got {shown(dtype)}: take one")
-    layers = _choose(model, where)
+    chosen = _choose(model, layers, skip)
     shared = why_not_shared(model)
-    for name, layer in layers.items():
+    for name, layer in chosen.items():
         reason = _why_not(layer) or shared.get(id(layer))
         if reason is not None:
             raise UsageError(f"`model` must have layers whose experts can be quantized, got {name!r}: {reason}")
-    before, dtypes, notes = _watch(model, layers, example_input)
+    before, dtypes, notes = _watch(model, chosen, example_input)
     with ExitStack() as undo:
         rows = []
-        for name, layer in layers.items():
+        for name, layer in chosen.items():
             experts = layer.weight
             layer.quantize_(_DTYPES[dtype])
             undo.callback(_restore, layer, experts)
@@ -145,7 +148,7 @@ def quantize_experts_(
             rows.append(QuantizedLayer(name, experts.nbytes, _expert_bytes(layer), error))
         moved = None
         if before is not None:
-            after, _ = run_watched(lambda: run_changed(model, before.example), layers, dtypes)
+            after, _ = run_watched(lambda: run_changed(model, before.example), chosen, dtypes)
             moved = check_rounded(before.output, after.output)
         undo.pop_all()
     return QuantizationReport(dtype, tuple(rows), moved, tuple(notes))
@@ -169,25 +172,14 @@ def _restore(layer: ConditionalLayer, experts: nn.Parameter) -> None:
     layer.weight, layer.weight_scale, layer.quantized = experts, None, False
 
 
-def _choose(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, ConditionalLayer]:
-    """Return the layers that match the patterns."""
+def _choose(model: nn.Module, choice: LayerChoice | None, skip: LayerChoice | None) -> dict[str, ConditionalLayer]:
+    """Return the layers that are chosen."""
     layers = conditional_layers(model)
     if not layers:
         raise UsageError(
             f"`model` must have conditional layers, got {type(model).__name__} without any: only experts are quantized"
         )
-    if where is None:
-        return layers
-    patterns = (where,) if isinstance(where, str) else tuple(where) if isinstance(where, Iterable) else (where,)
-    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise UsageError(f"`where` must be a pattern of layers' names, or several, got {where!r}: or None for all")
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
-            known = few(layers, most=8)
-            raise UsageError(
-                f"`where` must match names of conditional layers, got {shown(pattern)} for none: there are {known}"
-            )
-    return {name: layers[name] for name in layers if any(fnmatch.fnmatchcase(name, each) for each in patterns)}
+    return choose_layers(layers, choice, skip, kind="conditional layers")
 
 
 def _why_not(layer: ConditionalLayer) -> str | None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from condconv.convert.blocks import Blocks
 from condconv.errors import shown
-from condconv.nn import TWINS
+from condconv.nn import CONDITIONAL_CLASSES
 from condconv.nn.static import why_not_static
 
 
@@ -26,8 +26,8 @@ def why_not_model(model: nn.Module) -> str | None:
     # Importing dynamo takes a second, and what it compiled has imported it.
     if "torch._dynamo" in sys.modules and isinstance(model, torch._dynamo.OptimizedModule):
         return "`model` must not be compiled, got one that is: convert the module first, then call torch.compile"
-    if isinstance(model, tuple(TWINS)):
-        twin = TWINS[next(kind for kind in TWINS if isinstance(model, kind))].__name__
+    if isinstance(model, tuple(CONDITIONAL_CLASSES)):
+        twin = CONDITIONAL_CLASSES[next(kind for kind in CONDITIONAL_CLASSES if isinstance(model, kind))].__name__
         return (
             f"`model` must contain layers, got a single {type(model).__name__}: use condconv.{twin}.from_static(model)"
         )
@@ -46,7 +46,7 @@ def why_not_model(model: nn.Module) -> str | None:
 
 def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
     """Return why a layer of a model cannot be converted, or `None`."""
-    conditional = next(TWINS[base] for base in TWINS if isinstance(layer, base))
+    conditional = next(CONDITIONAL_CLASSES[base] for base in CONDITIONAL_CLASSES if isinstance(layer, base))
     if (reason := why_not_static(layer, conditional)) is not None:
         return reason
     if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
@@ -82,7 +82,7 @@ def in_several_blocks(blocks: Blocks) -> dict[int, str]:
     """Return reasons by `id` of the layer, for layers registered in more than one block."""
     standing: dict[int, set[str | None]] = {}
     for name, module in blocks.model.named_modules(remove_duplicate=False):
-        if isinstance(module, tuple(TWINS)):
+        if isinstance(module, tuple(CONDITIONAL_CLASSES)):
             standing.setdefault(id(module), set()).add(blocks.of(name))
     return {
         key: "it stands in several blocks, whose routings differ: convert it with scope='layer'"

@@ -48,6 +48,6 @@ def check_layers_run(
         raise UsageError(
             f"`model` must call its layers where it has registered them, got {few(map(repr, lost))}, of which it "
             "calls the old one (kept in a list, a closure or __dict__) or none (it looks for a class); it has been "
-            "restored: use a torch.nn.ModuleList and call them from there, or leave them out of `where`"
+            "restored: use a torch.nn.ModuleList and call them from there, or leave them out by `skip`"
         )
     return idle

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from torch import nn
 
 from condconv.convert.blocks import Blocks
 from condconv.convert.select import Candidate
 from condconv.errors import UsageError, few, shown
 from condconv.nn import HierarchicalRouting
 from condconv.nn.calls import parse_call
+from condconv.nn.choice import LayerChoice, patterns_of
 from condconv.nn.factory import Routing
 
 
@@ -23,7 +22,8 @@ class Scope:
         kind: `"layer"`: each layer routes by its own input. `"block"`: one routing per block, by the block's input, for
             all its layers. `"network"`: one routing for all, by the input of the first block.
         every: With `"block"`, how many consecutive blocks share one routing, by the input of the first of them.
-        is_block: Decides by name and module which modules are blocks; `None` to find residual blocks and the like.
+        blocks: Which modules are blocks, as a `LayerChoice`: patterns of their names, or a function of name and
+            module; `None` to find residual blocks and the like.
 
     Source:
         CondConv, section 4 (per block) and Table 3 (every two blocks, single).
@@ -31,7 +31,7 @@ class Scope:
 
     kind: str = "layer"
     every: int = 1
-    is_block: Callable[[str, nn.Module], bool] | None = None
+    blocks: LayerChoice | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("layer", "block", "network"):
@@ -45,6 +45,9 @@ class Scope:
             raise UsageError(
                 f'`every` must be 1 unless the scope is "block", got {self.every} with {self.kind!r}: give "block"'
             )
+
+        if self.blocks is not None:
+            patterns_of(self.blocks, "blocks")
 
     @classmethod
     def parse(cls, text: str) -> Scope:
@@ -139,16 +142,14 @@ def group_layers(scope: Scope, candidates: Sequence[Candidate], blocks: Blocks) 
 
 def _check_leader(running: Sequence[Candidate], reasons: Mapping[str, str | None]) -> None:
     if not running:
-        raise UsageError(
-            "`where` must select a layer that runs on the example for scope='network', got none: add others"
-        )
+        raise UsageError("`layers` must select one that runs on the example for scope='network', got none: add others")
     first = running[0]
     reason = "it is not part of a block" if first.block is None else reasons[first.block]
     if reason is not None:
         raise UsageError(
             f"`scope` must be 'layer' for {first.name!r}, the first layer to share a routing, got 'network', but "
-            f"{reason}: narrow `where` to layers in blocks, or say which modules are blocks with "
-            "Scope(..., is_block=...)"
+            f"{reason}: narrow `layers` to those in blocks, or say which modules are blocks with "
+            "Scope(..., blocks=...)"
         )
 
 

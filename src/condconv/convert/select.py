@@ -1,15 +1,16 @@
-"""Selectors: which layers of a model to convert. Combine them with `&`, `|` and `~`."""
+"""Choices of layers that take a run of the model. Combine them with `&`, `|` and `~`, and with patterns of names."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from condconv.errors import UsageError, shown
+from condconv.nn.choice import LayerChoice, choose_layers, patterns_of
 from condconv.ops.geometry import is_depthwise
 
 
@@ -41,61 +42,80 @@ class Candidate:
         return self.position is not None
 
 
+Candidates = Mapping[str, Candidate]
+
+
 @dataclass(frozen=True, repr=False)
 class Selector:
-    """A predicate over candidates, with a text that describes it.
+    """A choice of layers that needs a run of the model, such as `depth(0.5)`, with a text that describes it.
+
+    Combine it with others, and with patterns and functions, by `&` (both), `|` (either) and `~` (not).
 
     Attributes:
-        matches: The predicate.
+        among: Returns the names of those candidates that are selected.
         text: The text of `repr`; messages repeat it.
-        types: Layer types that were named: a linear layer is considered only if it is among them.
+        linear: Returns the names of linear layers that were named: no others are considered.
     """
 
-    matches: Callable[[Candidate], bool]
+    among: Callable[[Candidates], set[str]]
     text: str
-    types: tuple[type[nn.Module], ...] = ()
+    linear: Callable[[Candidates], set[str]] = lambda candidates: set()
 
-    def __call__(self, candidate: Candidate) -> bool:
-        """Return whether the candidate is selected."""
-        return self.matches(candidate)
+    def __and__(self, other: Selector | LayerChoice) -> Selector:
+        return _combined(operator.and_, "&", self, selector_of(other))
 
-    def __and__(self, other: Selector) -> Selector:
-        return Selector(lambda c: self(c) and other(c), f"({self.text} & {other.text})", self.types + other.types)
+    def __or__(self, other: Selector | LayerChoice) -> Selector:
+        return _combined(operator.or_, "|", self, selector_of(other))
 
-    def __or__(self, other: Selector) -> Selector:
-        return Selector(lambda c: self(c) or other(c), f"({self.text} | {other.text})", self.types + other.types)
+    def __rand__(self, other: LayerChoice) -> Selector:
+        return selector_of(other) & self
+
+    def __ror__(self, other: LayerChoice) -> Selector:
+        return selector_of(other) | self
 
     def __invert__(self) -> Selector:
-        return Selector(lambda c: not self(c), f"~{self.text}", self.types)
+        return Selector(lambda candidates: set(candidates) - self.among(candidates), f"~{self.text}", self.linear)
 
     def __repr__(self) -> str:
         return self.text
 
 
-def convs() -> Selector:
-    """Select every convolution, transposed ones too."""
-    return Selector(lambda c: not isinstance(c.module, nn.Linear), "convs()")
+def selector_of(choice: Selector | LayerChoice, argument: str = "layers") -> Selector:
+    """Return a choice as a selector: patterns name linear layers in full only, and a function decides on all.
 
-
-def name(*patterns: str) -> Selector:
-    """Select layers whose name matches a shell-style pattern: `name("layer4.*", "*.downsample.0")`.
+    Args:
+        choice: Patterns, a function, or a selector.
+        argument: What the user calls it, for messages.
 
     Raises:
-        UsageError: A pattern is not a string.
+        UsageError: It is neither; or, once used, it matches nothing.
     """
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise UsageError(f"`patterns` must be strings, got {shown(patterns)}: give several one after the other")
+    if isinstance(choice, Selector):
+        return choice
+    patterns = patterns_of(choice, argument)
+
+    def among(candidates: Candidates) -> set[str]:
+        return {*choose_layers({name: each.module for name, each in candidates.items()}, choice, argument=argument)}
+
+    return Selector(among, shown(choice), among if patterns is None else lambda candidates: {*patterns})
+
+
+def _combined(how: Callable[[set[str], set[str]], set[str]], sign: str, one: Selector, other: Selector) -> Selector:
     return Selector(
-        lambda c: any(fnmatch.fnmatchcase(c.name, pattern) for pattern in patterns),
-        f"name({', '.join(map(repr, patterns))})",
+        lambda candidates: how(one.among(candidates), other.among(candidates)),
+        f"({one.text} {sign} {other.text})",
+        lambda candidates: one.linear(candidates) | other.linear(candidates),
     )
 
 
-def types(*kinds: type[nn.Module]) -> Selector:
-    """Select layers of the given classes: `types(nn.Conv2d, nn.Linear)`. The only way to select linear layers."""
-    if not all(isinstance(kind, type) for kind in kinds):
-        raise UsageError(f"`kinds` must be classes of layers, got {shown(kinds)}: give torch.nn.Conv2d, for instance")
-    return Selector(lambda c: isinstance(c.module, kinds), f"types({', '.join(k.__name__ for k in kinds)})", kinds)
+def _where(matches: Callable[[Candidate], bool], text: str) -> Selector:
+    """Return the selector of what a predicate accepts."""
+    return Selector(lambda candidates: {name for name, each in candidates.items() if matches(each)}, text)
+
+
+def convs() -> Selector:
+    """Select every convolution, transposed ones too."""
+    return _where(lambda c: not isinstance(c.module, nn.Linear), "convs()")
 
 
 def channels(minimum: int = 1, maximum: int | None = None) -> Selector:
@@ -106,7 +126,7 @@ def channels(minimum: int = 1, maximum: int | None = None) -> Selector:
         count = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         return bool(minimum <= count and (maximum is None or count <= maximum))
 
-    return Selector(matches, f"channels({minimum}, {maximum})")
+    return _where(matches, f"channels({minimum}, {maximum})")
 
 
 def depth(start: float, stop: float = 1.0) -> Selector:
@@ -128,7 +148,7 @@ def depth(start: float, stop: float = 1.0) -> Selector:
     def matches(candidate: Candidate) -> bool:
         return candidate.position is not None and start <= candidate.position <= stop
 
-    return Selector(matches, f"depth({start}, {stop})")
+    return _where(matches, f"depth({start}, {stop})")
 
 
 def last_blocks(count: int) -> Selector:
@@ -146,26 +166,26 @@ def last_blocks(count: int) -> Selector:
         after = candidate.blocks_after
         return after is not None and after < count and candidate.output_pixels != 1
 
-    return Selector(matches, f"last_blocks({count})")
+    return _where(matches, f"last_blocks({count})")
 
 
 def depthwise() -> Selector:
     """Select depthwise convolutions: one input channel per group."""
-    return Selector(
+    return _where(
         lambda c: is_depthwise(getattr(c.module, "groups", 1), getattr(c.module, "in_channels", 0)), "depthwise()"
     )
 
 
 def pointwise() -> Selector:
     """Select 1x1 convolutions."""
-    return Selector(lambda c: all(k == 1 for k in getattr(c.module, "kernel_size", (0,))), "pointwise()")
+    return _where(lambda c: all(k == 1 for k in getattr(c.module, "kernel_size", (0,))), "pointwise()")
 
 
 def single_pixel() -> Selector:
     """Select layers whose output has one position, as in squeeze-and-excitation: mixing would cost E times them."""
-    return Selector(lambda c: c.output_pixels == 1, "single_pixel()")
+    return _where(lambda c: c.output_pixels == 1, "single_pixel()")
 
 
 def runs_in_eval() -> Selector:
     """Select layers that run on the example in evaluation mode; auxiliary heads often run in training only."""
-    return Selector(lambda c: c.runs, "runs_in_eval()")
+    return _where(lambda c: c.runs, "runs_in_eval()")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from condconv.errors import UsageError, few, shown, shown_name
+from condconv.errors import UsageError, shown, shown_name
 from condconv.export import forms
 from condconv.export.geometry import Geometry
 from condconv.nn import CondConv2d, ConditionalLayer, CondLinear, ConstantRouting
 from condconv.nn.block_routing import routing_functions
+from condconv.nn.choice import choose_layers
 from condconv.nn.conditional import conditional_layers
 
 
@@ -156,7 +156,7 @@ def choose(
         model: In evaluation mode.
         format: A key of `TABLES`.
         batch: The fixed batch size of the file, or `None` where it is dynamic.
-        overrides: Forms by pattern of the layers' names (`fnmatch`); the last match decides.
+        overrides: Forms by patterns of the layers' names, as in a `LayerChoice`; the last match decides.
 
     Raises:
         UsageError: `overrides` is not a mapping, a pattern matches no layer, a form is unknown, or the layer cannot be
@@ -166,23 +166,21 @@ def choose(
         kind = type(overrides).__name__
         raise UsageError(f"`forms` must map patterns of layers' names to forms, got a {kind}: give a dictionary")
     layers = conditional_layers(model)
+    asked: dict[str, str] = {}
     for pattern, form in (overrides or {}).items():
         if not isinstance(form, str) or form not in FORMS:
             raise UsageError(
                 f"`forms` must name one of {', '.join(FORMS)}, got {shown(form)} for {shown(pattern)}: take one of them"
             )
-        if not isinstance(pattern, str) or not fnmatch.filter(layers, pattern):
-            known = f"the layers are {few(layers)}" if layers else "the network has none"
-            raise UsageError(
-                f"`forms` must name conditional layers, got {shown(pattern)}: {known}; take a pattern of their names"
-            )
+        chosen = choose_layers(layers, pattern, argument="forms", kind="conditional layers of the network")
+        asked |= dict.fromkeys(chosen, form)
     routings = routing_functions(model)
     choices = {}
     for name, layer in layers.items():
         if isinstance(routings.get(layer.routing_fn), ConstantRouting):
             choices[name] = Choice(name, kind_of(layer), "static", "its routing weights are constant")
             continue
-        choices[name] = _choice(name, layer, format, overrides or {})
+        choices[name] = _choice(name, layer, format, asked.get(name))
         reason = why_not_form(choices[name].form, layer, batch)
         if reason is not None:
             raise UsageError(
@@ -191,11 +189,10 @@ def choose(
     return choices
 
 
-def _choice(name: str, layer: ConditionalLayer, format: str, overrides: Mapping[str, str]) -> Choice:
+def _choice(name: str, layer: ConditionalLayer, format: str, asked: str | None) -> Choice:
     kind = kind_of(layer)
-    asked = [form for pattern, form in overrides.items() if fnmatch.fnmatchcase(name, pattern)]
-    if asked:
-        return Choice(name, kind, asked[-1], "as asked")
+    if asked is not None:
+        return Choice(name, kind, asked, "as asked")
     if layer.num_experts == 1:
         return Choice(name, kind, "esum", "one expert: a static layer and a factor")
     rule = next(rule for rule in TABLES[format] if rule.kind == kind and rule.when(layer))

@@ -101,7 +101,10 @@ class TrainConfig:
         None, NETWORK, "start from the weights in a file, of the same network or of its static twin", or_none(PATH)
     )
     init_skip: str | None = _option(
-        None, NETWORK, "names that are not loaded from the file, e.g. 'classifier*' for other classes", or_none(TEXT)
+        None,
+        NETWORK,
+        "names that are not loaded from the file, e.g. 'classifier*' for other classes",
+        or_none(TEXT),
     )
 
     # Optimisation

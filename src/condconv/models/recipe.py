@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from condconv.convert import Scope, convert_, select
+from condconv.convert import Scope, convert_
 from condconv.convert.exchange import NO_VALUES
 from condconv.errors import UsageError, shown
 from condconv.models.families import Family
@@ -81,6 +81,7 @@ class Recipe:
         layers = name.family.layers(model)
         chosen = self._choose(name.family, layers)
         blocks = {layer for layer in layers if re.fullmatch(name.family.blocks, layer)}
+        whole = tuple(f"{layer}." for layer in chosen)
         weight = next(model.parameters())
         # Drawn apart, so that the network's own numbers stay those of the seed.
         noise = torch.Generator().manual_seed(0)
@@ -88,11 +89,9 @@ class Recipe:
         report = convert_(
             model,
             int(name.num_experts or 0),
-            where=select.name(*(f"{layer}.*" if layer in blocks else layer for layer in chosen))
-            & ~select.name("*.se.*"),
+            layers=lambda layer, _: f"{layer}.".startswith(whole) and ".se." not in layer,
             routing=self.routing,
             scope=self._scope(chosen, blocks),
-            classifier=name.family.classifier in chosen,
             example_input=example,
             init=self.init or "random",
             expert_spread=self.expert_spread,
@@ -144,7 +143,7 @@ class Recipe:
 
     def _scope(self, chosen: Sequence[str], blocks: set[str]) -> Scope:
         scope = Scope.parse(self.scope) if isinstance(self.scope, str) else self.scope
-        if scope.kind == "network" and scope.is_block is None and chosen[0] not in blocks:
+        if scope.kind == "network" and scope.blocks is None and chosen[0] not in blocks:
             raise UsageError(
                 f'`first_layer` must be a block with scope="network", whose one routing takes that block\'s input, got '
                 f"{chosen[0]!r}: take one of the layers from {min(blocks)!r} on"

@@ -3,6 +3,7 @@
 from torch.nn import Module
 
 from condconv.nn.block_routing import BlockRouting, RoutingSlot, route_block_
+from condconv.nn.choice import LayerChoice
 from condconv.nn.conditional import ConditionalLayer
 from condconv.nn.conv import CondConv1d, CondConv2d, CondConv3d
 from condconv.nn.conv_transpose import CondConvTranspose1d, CondConvTranspose2d, CondConvTranspose3d
@@ -23,7 +24,7 @@ from condconv.nn.same_padding import TFSameConv2d
 from condconv.nn.softmax_routing import SoftmaxRouting, anneal_
 
 # Each static layer and the class that gives it experts.
-TWINS: dict[type[Module], type[ConditionalLayer]] = {
+CONDITIONAL_CLASSES: dict[type[Module], type[ConditionalLayer]] = {
     layer.static_type: layer
     for layer in (
         CondConv1d,
@@ -37,8 +38,8 @@ TWINS: dict[type[Module], type[ConditionalLayer]] = {
 }
 
 __all__ = [
+    "CONDITIONAL_CLASSES",
     "ROUTING",
-    "TWINS",
     "BlockRouting",
     "CondConv1d",
     "CondConv2d",
@@ -52,6 +53,7 @@ __all__ = [
     "ExternalRouting",
     "HiddenRouting",
     "HierarchicalRouting",
+    "LayerChoice",
     "RoutingFunction",
     "RoutingSlot",
     "SigmoidRouting",

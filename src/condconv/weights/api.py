@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
+from condconv.nn.choice import LayerChoice, patterns_of
 from condconv.nn.experts import is_expert_spread
 from condconv.weights.files import path_shown, read_file
 from condconv.weights.layers import Layers
@@ -30,7 +31,7 @@ def load_pretrained(
     model: nn.Module,
     path: str | Path | Sequence[str | Path],
     *,
-    skip: str | Iterable[str] = (),
+    skip: LayerChoice | None = None,
     averaged: bool = True,
     expert_spread: float = 0.5,
     example_input: Any = None,
@@ -56,8 +57,9 @@ def load_pretrained(
         model: A conditional network, or a static one. Its parameters stay the same objects.
         path: A torch or safetensors file with any suffix, the prefix or folder of a TensorFlow checkpoint, a folder of
             the Hugging Face hub; or E files of static networks.
-        skip: A pattern, or several, of names whose tensors stay as they are in the network and are ignored in the
-            source, such as `"classifier.*"`.
+        skip: Names whose tensors stay as they are in the network and are ignored in the source, as a `LayerChoice`:
+            patterns, such as `"classifier.*"`, or a function of the name of a tensor and the module that holds it
+            (`None` for a name that only the source has); `None` for none.
         averaged: Take averaged weights if a file has both; the report says so. `False` takes the plain ones.
         expert_spread: Difference between experts made from one kernel, relative to its standard deviation; it cancels
             in the mixture. Experts of several checkpoints get none.
@@ -86,18 +88,18 @@ def load_pretrained(
         >>> torch.allclose(model(x), static(x), atol=1e-4)
         True
     """
-    patterns, layers = _check(model, skip, averaged, expert_spread)
+    layers = _check(model, skip, averaged, expert_spread)
     if not isinstance(path, (str, Path)):
         sources = [_read(layers, each, averaged) for each in _paths(path)]
-        return load_snapshots(layers, sources, patterns, example_input)
-    return replace(_load(layers, _read(layers, path, averaged), patterns, expert_spread), source=str(path))
+        return load_snapshots(layers, sources, skip, example_input)
+    return replace(_load(layers, _read(layers, path, averaged), skip, expert_spread), source=str(path))
 
 
 def load_state_dict(
     model: nn.Module,
     state: Mapping[str, Any],
     *,
-    skip: str | Iterable[str] = (),
+    skip: LayerChoice | None = None,
     averaged: bool = True,
     expert_spread: float = 0.5,
     source: str = "state dict",
@@ -118,12 +120,12 @@ def load_state_dict(
     Raises:
         UsageError: It does not fit.
     """
-    patterns, layers = _check(model, skip, averaged, expert_spread)
+    layers = _check(model, skip, averaged, expert_spread)
     if not isinstance(state, Mapping):
         what = type(state).__name__
         remedy = "use load_pretrained" if isinstance(state, (str, Path)) else "give what its state_dict() returns"
         raise UsageError(f"`state` must be a mapping of names to tensors, got {what}: for a file or network, {remedy}")
-    return _load(layers, find_source(state, source, layers, averaged), patterns, expert_spread)
+    return _load(layers, find_source(state, source, layers, averaged), skip, expert_spread)
 
 
 def read_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
@@ -140,7 +142,7 @@ def read_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
     return _read(look_at(model), path, averaged=True).tensors
 
 
-def _load(layers: Layers, source: Source, skip: tuple[str, ...], expert_spread: float) -> LoadReport:
+def _load(layers: Layers, source: Source, skip: LayerChoice | None, expert_spread: float) -> LoadReport:
     plan = plan_load(layers, source, skip)
     copy_tensors_(layers, plan.fit.copies)
     starts = start_routing_(layers, plan.fit.static)
@@ -148,28 +150,19 @@ def _load(layers: Layers, source: Source, skip: tuple[str, ...], expert_spread: 
     return LoadReport(source.name, plan.matched.how, tuple(plan.fit.copies), plan.fit.static, plan.skipped, plan.notes)
 
 
-def _check(
-    model: nn.Module, skip: str | Iterable[str], averaged: bool, expert_spread: float
-) -> tuple[tuple[str, ...], Layers]:
-    """Return the patterns of `skip` and the network as a load sees it."""
+def _check(model: nn.Module, skip: LayerChoice | None, averaged: bool, expert_spread: float) -> Layers:
+    """Return the network as a load sees it."""
     if not is_expert_spread(expert_spread):
         raise UsageError(
             f"`expert_spread` must be a number of 0 or more, got {shown(expert_spread)}: 0.5 is the default"
         )
     if not isinstance(averaged, bool):
         raise UsageError(f"`averaged` must be True or False, got {shown(averaged)}: False loads the plain weights")
-    if isinstance(skip, str):
-        patterns: tuple[Any, ...] = (skip,)
-    else:
-        patterns = tuple(skip) if isinstance(skip, Iterable) else (skip,)
-    other = [each for each in patterns if not isinstance(each, str)]
-    if other:
-        raise UsageError(
-            f"`skip` must be a pattern of names or several, got {shown(other[0])}: for example 'classifier.*'"
-        )
+    if skip is not None:
+        patterns_of(skip, "skip")
     if not isinstance(model, nn.Module):
         raise UsageError(f"`model` must be a torch.nn.Module, got {shown(model)}: create the network first")
-    return patterns, look_at(model)
+    return look_at(model)
 
 
 def _paths(path: Any) -> Sequence[str | Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from condconv.errors import UsageError, few, shown
-from condconv.nn import ConditionalLayer, SigmoidRouting
+from condconv.nn import ConditionalLayer, LayerChoice, SigmoidRouting
+from condconv.nn.choice import choose_layers
 from condconv.weights.arithmetic import check_arithmetic, known_source
 from condconv.weights.diagnosis import diagnose
 from condconv.weights.fit import Fit, fit_tensors, mixed_routing
@@ -50,13 +50,13 @@ def look_at(model: nn.Module) -> Layers:
     return Layers(model)
 
 
-def plan_load(layers: Layers, source: Source, skip: tuple[str, ...]) -> LoadPlan:
+def plan_load(layers: Layers, source: Source, skip: LayerChoice | None) -> LoadPlan:
     """Return what loading a source would do.
 
     Args:
         layers: The network.
         source: What to load.
-        skip: Patterns of names to leave as they are.
+        skip: What to leave as it is, as in `load_pretrained`.
 
     Raises:
         UsageError: It does not fit, or a pattern matches nothing.
@@ -107,21 +107,16 @@ def _check_memory(model: nn.Module) -> None:
 
 
 def _skip(
-    layers: Layers, matched: Matched, state: Mapping[str, Tensor], skip: tuple[str, ...]
+    layers: Layers, matched: Matched, state: Mapping[str, Tensor], skip: LayerChoice | None
 ) -> tuple[Matched, tuple[str, ...]]:
     """Return the matched tensors without the skipped ones, and the skipped names of the network."""
+    if skip is None:
+        return matched, ()
     firsts = layers.first
-    for pattern in skip:
-        if not fnmatch.filter([*firsts, *state], pattern):
-            raise UsageError(
-                f"`skip` must match names of the network or the file, got {shown(pattern)}, which matches none: "
-                f"the network has {shown(few(firsts, most=3))[1:-1]}, the file {shown(few(state, most=3))[1:-1]}"
-            )
-
-    def asked(name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)
-
-    named = {firsts[name] for name in firsts if asked(name) or asked(matched.sources.get(name, name))}
+    holders = {name: layers.modules.get(first.rpartition(".")[0]) for name, first in firsts.items()}
+    tensors = {**dict.fromkeys(state), **holders}
+    asked = choose_layers(tensors, skip, argument="skip", kind="names of the network or the file").keys()
+    named = {firsts[name] for name in firsts if {name, matched.sources.get(name, name)} & asked}
     # A file has no name for the routing of a layer that it has one kernel for.
     conditional = [f"{name}." for name in layers.conditional]
     whole = tuple(layer for layer in conditional if f"{layer}weight" in named)
@@ -129,7 +124,7 @@ def _skip(
     left = replace(
         matched,
         tensors={name: tensor for name, tensor in matched.tensors.items() if name not in skipped},
-        unknown=tuple(name for name in matched.unknown if not asked(name)),
+        unknown=tuple(name for name in matched.unknown if name not in asked),
         clashes={name: sources for name, sources in matched.clashes.items() if name not in skipped},
     )
     return left, skipped

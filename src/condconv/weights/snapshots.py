@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from condconv.convert.fold import find_norms
 from condconv.counting.tracing import arguments_of
 from condconv.errors import UsageError, few, shown
-from condconv.nn import ConditionalLayer
+from condconv.nn import ConditionalLayer, LayerChoice
 from condconv.nn.folding import scale_outputs
 from condconv.weights.layers import Layers
 from condconv.weights.load_plan import LoadPlan, plan_load
@@ -29,7 +29,7 @@ from condconv.weights.source import Source
 from condconv.weights.write import copy_tensors_, start_routing_
 
 
-def load_snapshots(network: Layers, sources: Sequence[Source], skip: tuple[str, ...], example: Any) -> LoadReport:
+def load_snapshots(network: Layers, sources: Sequence[Source], skip: LayerChoice | None, example: Any) -> LoadReport:
     """Make each checkpoint one expert of every conditional layer, in place.
 
     Args:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
 
-from condconv.errors import UsageError, shown
 from condconv.lab.bench.cases import LAYERS, NETWORKS, Case, LayerCase, NetworkCase, layers_of
 from condconv.lab.bench.contender import Conditions
 from condconv.lab.bench.run import Task
+from condconv.nn.choice import choose_layers
 
 BATCHES = (1, 8, 32, 128)
 QUICK_BATCHES = (1, 8, 32)
@@ -38,8 +37,8 @@ def full_tasks(
     Args:
         conditions: At least one.
         batches: Numbers of examples; `None` for `BATCHES`, and the batch that EfficientNet-B0's training aims at.
-        layers: A part of layers' names, with `*` and `?` as in names of files; "all" adds the distinct layers of the
-            networks to the fixed list. Where neither this nor `networks` is given, both take everything listed.
+        layers: Patterns of layers' names, as in a `LayerChoice`; "all" adds the distinct layers of the networks to the
+            fixed list. Where neither this nor `networks` is given, both take everything listed.
         networks: As `layers`, for `NETWORKS`.
 
     Raises:
@@ -48,9 +47,9 @@ def full_tasks(
     neither = layers is None and networks is None
     cases: list[Case] = []
     if layers is not None or neither:
-        cases += _layers(layers or "")
+        cases += _layers(layers)
     if networks is not None or neither:
-        cases += networks_of(networks or "")
+        cases += networks_of(networks)
     tasks = [Task(case, batch, each) for case in cases for each in conditions for batch in batches or BATCHES]
     if batches is None:
         training = [each for each in conditions if each.mode == "training"]
@@ -58,34 +57,18 @@ def full_tasks(
     return tasks
 
 
-def _layers(pattern: str) -> list[LayerCase]:
-    if pattern == ALL:
+def _layers(patterns: str | None) -> list[LayerCase]:
+    if patterns == ALL:
         return list(dict.fromkeys([*LAYERS, *(layer for name in NETWORKS for layer in layers_of(name))]))
-    chosen = [case for case in LAYERS if _fits(case.name, pattern)]
-    if not chosen:
-        names = ", ".join(case.name for case in LAYERS)
-        raise UsageError(
-            f"`--layers` must be 'all' or fit one of the layers, got {shown(pattern)}: they are {names}; take a "
-            "part of a name"
-        )
-    return chosen
+    named = {case.name: case for case in LAYERS}
+    return [*choose_layers(named, patterns, argument="--layers", kind="listed layers").values()]
 
 
-def networks_of(pattern: str) -> list[NetworkCase]:
-    """Return the networks that a pattern chooses, as `full_tasks` reads it.
+def networks_of(patterns: str | None) -> list[NetworkCase]:
+    """Return the networks that patterns choose, as `full_tasks` reads them.
 
     Raises:
-        UsageError: It fits none.
+        UsageError: A pattern fits none.
     """
-    chosen = [NetworkCase(name) for name in NETWORKS if pattern == ALL or _fits(name, pattern)]
-    if not chosen:
-        names = ", ".join(NETWORKS)
-        raise UsageError(
-            f"`--networks` must be 'all' or fit one of the networks, got {shown(pattern)}: they are {names}; take a "
-            "part of a name"
-        )
-    return chosen
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatch(name, f"*{pattern}*")
+    named = {name: NetworkCase(name) for name in NETWORKS}
+    return [*choose_layers(named, patterns, argument="--networks", kind="listed networks").values()]

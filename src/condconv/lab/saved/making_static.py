@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
-from condconv.analysis import layers_by_routing
 from condconv.convert import make_static_
-from condconv.errors import UsageError, few, shown_name
+from condconv.errors import UsageError, shown_name
 from condconv.files.paths import check_can_write
 from condconv.lab.data.images import Images
 from condconv.lab.data.workers import shortages_explained
@@ -21,6 +18,7 @@ from condconv.lab.saved.evaluate import Evaluation, check_finite_loss, evaluate_
 from condconv.lab.saved.inspection import record
 from condconv.lab.saved.reading import Reading, open_images, own_data
 from condconv.lab.saved.rebuild import load_trained
+from condconv.nn.choice import LayerChoice, choose_layers
 from condconv.nn.conditional import conditional_layers
 
 
@@ -51,9 +49,10 @@ class StaticCheckpoint:
 def make_checkpoint_static(
     path: str | Path,
     out: str | Path,
-    patterns: Sequence[str],
+    layers: LayerChoice,
     data: str | None = None,
     *,
+    skip: LayerChoice | None = None,
     data_dir: str | None = None,
     reading: Reading | None = None,
     force: bool = False,
@@ -68,10 +67,11 @@ def make_checkpoint_static(
     Args:
         path: A checkpoint of `train`, or of this function.
         out: File to write; never the checkpoint itself, whose experts would be lost.
-        patterns: Names of layers, or shell-style patterns such as `"blocks.3.*"`.
+        layers: Which conditional layers, as a `LayerChoice`, such as `"blocks.3.*"`.
         data: Images to average over: the training images of a directory that has them apart, else all that are
             there, with classes or without; None for the digits,
             if the network was trained on them.
+        skip: Which of the layers stay conditional; `None` for none.
         data_dir: Where the files of a named dataset are.
         reading: How images are read; None for all of them, on the GPU if there is one.
         force: Whether a file of the name `out` is replaced; else it is an error, said before the work begins.
@@ -79,18 +79,18 @@ def make_checkpoint_static(
         build: Builds the network; for networks of your own.
 
     Raises:
-        UsageError: The checkpoint or the data cannot be used, a pattern matches no conditional layer, or the file
+        UsageError: The checkpoint or the data cannot be used, a choice matches no conditional layer, or the file
             cannot be written or is there already.
         TrainingError: The network has diverged.
     """
     _check_out(Path(out), Path(path), force)
     reading = reading or Reading()
     checkpoint, network = load_trained(path, build=build)
-    chosen = match_layers(network, patterns)
+    chosen = tuple(choose_layers(conditional_layers(network), layers, skip, kind="conditional layers of the network"))
 
     def open_split(split: str) -> tuple[Images, bool]:
-        chosen = data or own_data(checkpoint, split)
-        return open_images(checkpoint, chosen, split=split, data_dir=data_dir, skip=reading.skip)
+        images = data or own_data(checkpoint, split)
+        return open_images(checkpoint, images, split=split, data_dir=data_dir, skip=reading.skip)
 
     images, _ = open_split("train")
     judged, labelled = open_split("val") if evaluate else (images, False)
@@ -135,27 +135,6 @@ def _check_out(out: Path, checkpoint: Path, force: bool) -> None:
         raise UsageError(
             f"`out` must be a new file, got {shown_name(out)}, which exists: give a new name, or --force to replace it"
         )
-
-
-def match_layers(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return the conditional layers whose names match a pattern, in the network's order.
-
-    Args:
-        network: With conditional layers.
-        patterns: Names, or shell-style patterns.
-
-    Raises:
-        UsageError: A pattern matches none, or there is no pattern.
-    """
-    every = [layer for layers in layers_by_routing(network).values() for layer in layers]
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in every):
-            raise UsageError(
-                f"`layers` must match conditional layers of the network, got {pattern!r}: there are {', '.join(every)}"
-            )
-    if not patterns:
-        raise UsageError(f"`layers` must name at least one layer, got none: there are {few(every)}")
-    return tuple(name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def _count(network: nn.Module) -> int:

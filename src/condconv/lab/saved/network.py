@@ -89,7 +89,7 @@ def start_(network: nn.Module, config: TrainConfig) -> None:
         UsageError: The file does not fit, or the network has no experts to leave out.
     """
     if config.init_from is not None:
-        for note in load_pretrained(network, config.init_from, skip=config.init_skip or ()).notes:
+        for note in load_pretrained(network, config.init_from, skip=config.init_skip or None).notes:
             _log.warning("%s: %s", config.init_from, note)
     if config.expert_dropout:
         routing = [module for module in network.modules() if isinstance(module, RoutingFunction)]
