@@ -157,8 +157,10 @@ def test_an_existing_file_is_replaced_by_force(untrained, tmp_path):
 
 
 def test_layers_that_are_skipped_stay_conditional(untrained, tmp_path):
-    out, names = tmp_path / "static.safetensors", conditional(untrained[0])
-    assert make_static(untrained[0], out, "classifier,*", "--skip", f"{names[0]}, {names[1]}", "--no-evaluate") == 0
+    path, data = untrained
+    out, names = tmp_path / "static.safetensors", conditional(path)
+    more = ["--skip", f"{names[0]}, {names[1]}", "--no-evaluate", "--data", data]
+    assert make_static(path, out, "classifier,*", *more) == 0
     assert conditional(out) == names[:2]
     assert load_checkpoint(out).static_layers == tuple(names[2:])
 
