@@ -32,8 +32,8 @@ class Verdict:
     Attributes:
         routing: Its name.
         layers: The layers that it routes.
-        kind: `"static"` (make its layers static), `"spare"` (it distinguishes classes, but without it alone accuracy is
-            the same), `"needed"`, `"few"` (too few images to judge), or `"unknown"` (the cost was not measured).
+        kind: `"static"` (make its layers static), `"spare"` (it distinguishes classes, but accuracy is the same if only
+            it is constant), `"needed"`, `"few"` (too few images to judge), or `"unknown"` (the cost was not measured).
         text: The reason.
         images_needed: With `"few"`, about how many images are needed; otherwise None.
     """

@@ -131,7 +131,7 @@ def measure_interventions(
     - `"shuffled"`: every image gets the weights of the previous image in its batch (the first, those of the last).
       Batches of one image are left out, and if there are no others, the intervention.
     - `"top-1"`, `"top-2"`, `"top-4"`: only the largest weights are kept (`keep_top`), as far as there are more experts.
-    - `"mean"` again for each routing function alone, on the first `layer_images` images.
+    - `"mean"` again for one routing function at a time, on the first `layer_images` images.
 
     Args:
         network: The network that was recorded, in evaluation mode.

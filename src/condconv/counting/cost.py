@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and bytes of a model, layer by layer, from shapes alone."""
+"""Parameters, multiply-adds and bytes of a model, layer by layer, from shapes only."""
 
 from __future__ import annotations
 

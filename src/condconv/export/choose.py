@@ -131,7 +131,7 @@ def why_not_form(form: str, layer: nn.Module, batch: int | None) -> str | None:
     Args:
         form: A key of `FORMS`.
         layer: A conditional layer.
-        batch: The fixed batch size of the file, or `None` where it is dynamic.
+        batch: The fixed batch size of the file, or `None` if it is dynamic.
     """
     if form == "esum":
         return None
@@ -155,7 +155,7 @@ def choose(
     Args:
         model: In evaluation mode.
         format: A key of `TABLES`.
-        batch: The fixed batch size of the file, or `None` where it is dynamic.
+        batch: The fixed batch size of the file, or `None` if it is dynamic.
         overrides: Forms by patterns of the layers' names, as in a `LayerChoice`; the last match decides.
 
     Raises:

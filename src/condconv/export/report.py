@@ -54,7 +54,7 @@ class ExportReport:
 
     @property
     def batch(self) -> int | None:
-        """The fixed batch size, or `None` where the file takes any up to `max_batch`."""
+        """The fixed batch size, or `None` if the file takes any up to `max_batch`."""
         return self.shape[0]
 
     def __str__(self) -> str:

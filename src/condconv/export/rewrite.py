@@ -90,7 +90,7 @@ def rewrite(
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """Return a copy for `rewrite_`, on the CPU and in evaluation mode; a layer alone is in a module that holds it."""
+    """Return a copy for `rewrite_`, on the CPU and in evaluation mode; a single layer gets a module around it."""
     copied = copy.deepcopy(model).cpu().eval()
     return nn.Sequential(copied) if isinstance(copied, ConditionalLayer) else copied
 

@@ -36,7 +36,7 @@ def make_trials(model: nn.Module, request: Request) -> tuple[Trial, ...]:
     """Return what the file has to compute, first at the traced size.
 
     Args:
-        model: The network, in evaluation mode on the CPU; left as it is.
+        model: The network, in evaluation mode on the CPU; does not change.
         request: What to write.
 
     Raises:

@@ -66,7 +66,7 @@ def check_arithmetic(model: nn.Module, wanted: Arithmetic, whose: str) -> None:
     """Refuse a network that computes something else from the same weights.
 
     Args:
-        model: The network; every layer is looked at.
+        model: The network; every layer is checked.
         wanted: How the weights' own network computes.
         whose: What that is, for the message.
 

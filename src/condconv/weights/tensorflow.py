@@ -52,7 +52,7 @@ def from_tensorflow(
 
     Args:
         variables: Name to array of any numeric dtype, from `read_tensorflow_checkpoint`.
-        model: An EfficientNet as timm builds it, whose convolutions may be `condconv.CondConv2d`; left as it is. It
+        model: An EfficientNet of timm, whose convolutions may be `condconv.CondConv2d`; does not change. It
             must pad as TensorFlow does and have batch norms with eps 1e-3, as timm's `tf_efficientnet_...` do.
         averaged: Whether to take the moving average of a variable if there is one.
 

@@ -48,7 +48,7 @@ def read_tensorflow_checkpoint(path: str | os.PathLike[str], most: int = 2**40) 
 
     Raises:
         UsageError: There is no checkpoint, it is damaged, a variable is too large, or the folder has several and does
-            not say which.
+            not name one.
         MissingExtraError: TensorFlow is not installed.
     """
     prefix = _find_prefix(Path(path))
@@ -71,7 +71,7 @@ def read_tensorflow_checkpoint(path: str | os.PathLike[str], most: int = 2**40) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let TensorFlow, which reads the variable when it is imported, log errors alone."""
+    """Let TensorFlow, which reads the variable when it is imported, log only errors."""
     before = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:

@@ -20,7 +20,7 @@ from condconv.export.preprocessing import complete_preprocessing
 from condconv.export.verification import Run, varied_inputs
 
 INPUT, OUTPUT = "image", "output"
-"""Names of the file's input and output, where the format has names."""
+"""Names of the file's input and output, if the format has names."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Format(Protocol):
 
     @property
     def SUFFIX(self) -> str:  # noqa: N802 (a constant of a module)
-        """Of the file's name, with the point."""
+        """Suffix of the file's name, with the dot."""
 
     @property
     def EXTRA(self) -> str | None:  # noqa: N802
-        """Of this package, that installs what is needed; `None` where torch is enough."""
+        """Extra of this package that installs the packages; `None` if torch is enough."""
 
     @property
     def PACKAGES(self) -> tuple[str, ...]:  # noqa: N802
@@ -85,15 +85,15 @@ class Format(Protocol):
 
     @property
     def RUNTIME(self) -> str:  # noqa: N802
-        """Its name, for messages."""
+        """Name of the runtime, for messages."""
 
     @property
     def OPSETS(self) -> range | None:  # noqa: N802
-        """Versions of its operators that can be asked for; `None` where there are none."""
+        """Versions of its operators that can be requested; `None` if there are none."""
 
     @property
     def WHY_ONE_SIZE(self) -> str | None:  # noqa: N802
-        """Why a file takes images of one size only; `None` where height and width can be free."""
+        """Why a file takes images of one size only; `None` if height and width can be free."""
 
     def why_not(self, request: Request) -> str | None:
         """Return why a request cannot be met although the constants allow it, with the remedy, or `None`."""
@@ -102,7 +102,7 @@ class Format(Protocol):
         """Return why a file cannot be run here, or `None`."""
 
     def write(self, model: nn.Module, path: Path, request: Request) -> tuple[str, ...] | None:
-        """Write a rewritten model; return the operators outside a delegate, or `None` where there is no such thing."""
+        """Write a rewritten model; return the operators outside a delegate, or `None` if there is no delegate."""
 
     def inspect(self, path: Path) -> Inspection:
         """Read back the shape, opset and metadata of a file."""
