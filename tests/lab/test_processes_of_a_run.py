@@ -5,7 +5,7 @@ import pytest
 from accelerate import Accelerator
 
 from condconv.errors import MissingExtraError, UsageError
-from condconv.lab.processes import create_accelerator, micro_batch
+from condconv.lab.processes import create_accelerator, micro_batch, only_here
 from tests.lab.samples import settings
 
 
@@ -52,3 +52,19 @@ def test_the_accelerator_is_of_the_device_asked_for(tmp_path):
     accelerator = create_accelerator(settings(tmp_path))
     assert isinstance(accelerator, Accelerator)
     assert accelerator.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"ACCELERATE_DYNAMO_BACKEND": "foo"}, "`accelerate` must be able to start here, got ACCELERATE_DYNAMO_BAC"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "x"}, "correct these variables of the environment, or unset them"),
+        ({"RANK": "abc"}, "`RANK` must be a number in the environment, got 'abc'"),
+    ],
+)
+def test_variables_that_no_launcher_sets_are_named(tmp_path, monkeypatch, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError) as caught, only_here(tmp_path / "run"):
+        create_accelerator(settings(tmp_path))
+    assert said in str(caught.value)

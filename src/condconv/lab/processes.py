@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,10 +18,11 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs
 from filelock import FileLock, Timeout
 
-from condconv.errors import UsageError, first_line, require_extra, shown_name
+from condconv.errors import UsageError, first_line, require_extra, shown, shown_name
 from condconv.files.paths import make_directory
 from condconv.lab.config import TrainConfig
 
+_LAUNCH = re.compile(r"ACCELERATE_|(MASTER_(ADDR|PORT)|(LOCAL_)?RANK|(LOCAL_)?WORLD_SIZE)$")  # set by launchers
 LOCK = ".lock"
 """Name of the file that a run holds in its directory."""
 
@@ -39,7 +41,10 @@ def only_here(out: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         UsageError: It cannot be made, or another run is using it and `wait` is false.
     """
-    if os.environ.get("RANK", "0") != "0":  # torchrun's and accelerate's number of this process
+    rank = os.environ.get("RANK", "0")  # torchrun's and accelerate's number of this process
+    if not rank.isdecimal():
+        raise UsageError(f"`RANK` must be a number in the environment, got {shown(rank)}: correct or unset it")
+    if rank != "0":
         yield
         return
     make_directory(out)
@@ -93,10 +98,18 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
             # The processes' batch statistics are averaged after each epoch, not replaced by the first one's each step.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
+        if "mixed precision" in str(error):
+            raise UsageError(
+                f"`mixed_precision` must be supported by the device, got {config.mixed_precision!r} "
+                f"({first_line(error)}): take no"
+            ) from error
+        launch = ", ".join(
+            f"{name}={shown(os.environ[name], 40)}" for name in sorted(os.environ) if _LAUNCH.match(name)
+        )
         raise UsageError(
-            f"`mixed_precision` must be supported by the device, got {config.mixed_precision!r} "
-            f"({first_line(error)}): take no"
+            f"`accelerate` must be able to start here, got {launch or 'none of its variables'} ({first_line(error)}): "
+            "correct these variables of the environment, or unset them"
         ) from error
     _check_launch(config, accelerator)
     return accelerator

@@ -147,6 +147,7 @@ def no_reading(self, *parts):
         ({"config": {"model": "mobilenet_v1_cc_999_400e"}}, "of another shape"),
         ({"model_options": {"output_stride": 4, "routing": "hidden(999999999)"}}, "`"),
         ({"class_names": [str(number) for number in range(100_000)]}, "classifier.weight"),
+        ({"model_options": {"global_pool": None}}, "`model_options` must be what mobilenet_v1_cc_012_2e can be built"),
         ({"static_layers": ["no.such"]}, "`routing_weights` must be for conditional layers of the network"),
     ],
 )

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 _OF_EXPERTS = ("routing", "scope")
 _OF_THE_BEGINNING = ("init", "expert_spread", "pretrained_cfg")
 
+NOT_BUILT = (
+    *(ValueError, TypeError, LookupError, AssertionError, AttributeError),
+    *(ArithmeticError, OSError, RuntimeError),
+)
+"""What a builder raises for options that it cannot use: not all of timm's check them."""
+
 Build = Callable[[TrainConfig, int, int], nn.Module]
 """`build(config, num_classes, in_chans)` returns a network, `[B, C, S, S]` to `[B, num_classes]`."""
 
@@ -48,7 +54,7 @@ def build_from_zoo(config: TrainConfig, num_classes: int, in_chans: int) -> nn.M
             pretrained=config.pretrained,
             **config.model_options,
         )
-    except (ValueError, TypeError, LookupError, AssertionError, OSError, RuntimeError) as error:
+    except NOT_BUILT as error:
         raise cannot_be_built(config, _given(config), error) from error
 
 

@@ -25,7 +25,7 @@ from condconv.lab.experiments.detection.coco import CocoImages, Target
 from condconv.lab.experiments.detection.network import create_detector, detector_costs
 from condconv.lab.experiments.detection.saved import DetectionMetrics
 from condconv.lab.processes import create_accelerator, micro_batch, only_here, prepare, seed_everything
-from condconv.lab.saved.network import cannot_be_built
+from condconv.lab.saved.network import NOT_BUILT, cannot_be_built
 from condconv.lab.train.optimization import create_optimizer, create_scheduler
 from condconv.lab.train.previous import check_files
 from condconv.models import create_model
@@ -157,7 +157,7 @@ def _set_up(config: TrainConfig) -> _Run:
     size = config.image_size or _SIZE
     try:
         detector = create_detector(config.model, len(train.class_names), image_size=size, **config.model_options)
-    except (ValueError, TypeError, LookupError, AssertionError) as error:
+    except NOT_BUILT as error:
         options = ", ".join(config.model_options) or "these categories"
         raise cannot_be_built(config, options, error) from error
     if config.init_from:
