@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +32,16 @@ def why_not_four_parts(message: str, argument: str | None = None) -> str | None:
     if argument is not None and parts["argument"] != argument:
         return f"about `{parts['argument']}`, not `{argument}`"
     return "longer than a sentence" if len(message) >= _LONGEST else None
+
+
+def each_row(rows: Mapping[str, Sequence[Row]]) -> pytest.MarkDecorator:
+    """Return the mark that runs a test with each `row`, of all functions.
+
+    Args:
+        rows: By the names of functions.
+    """
+    flat = [pytest.param(row, id=f"{name}-{index}") for name in rows for index, row in enumerate(rows[name])]
+    return pytest.mark.parametrize("row", flat)
 
 
 def assert_four_parts(argument: str, call: Callable[[], Any], kind: type[Exception] = UsageError) -> None:

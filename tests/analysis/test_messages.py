@@ -12,7 +12,7 @@ from torch import nn
 import condconv
 from condconv import analysis
 from condconv.analysis import RoutingRecorder, RoutingReport
-from tests.messages import Row, assert_every_function_has_rows, assert_four_parts
+from tests.messages import Row, assert_every_function_has_rows, assert_four_parts, each_row
 
 _LONG: Any = "x" * 100_000
 anything: Any = object()
@@ -163,9 +163,9 @@ ROWS: dict[str, list[Row]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in ROWS.items() for row in range(len(rows))])
-def test_messages_have_four_parts(name: str, row: int) -> None:
-    assert_four_parts(*ROWS[name][row])
+@each_row(ROWS)
+def test_messages_have_four_parts(row: Row) -> None:
+    assert_four_parts(*row)
 
 
 def test_every_public_function_has_rows() -> None:

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import condconv
 from condconv import convert as room
 from condconv.convert import Scope, convert_, convert_like_, fold_batch_norms_, make_static_, quantize_experts_, select
-from tests.messages import Row, assert_every_function_has_rows, assert_four_parts
+from tests.messages import Row, assert_every_function_has_rows, assert_four_parts, each_row
 
 _LONG: Any = "x" * 100_000
 IMAGE = torch.randn(1, 3, 6, 6)
@@ -184,9 +184,9 @@ ROWS: dict[str, list[Row]] = {
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in ROWS.items() for row in range(len(rows))])
-def test_messages_have_four_parts(name: str, row: int) -> None:
-    assert_four_parts(*ROWS[name][row])
+@each_row(ROWS)
+def test_messages_have_four_parts(row: Row) -> None:
+    assert_four_parts(*row)
 
 
 def test_every_public_function_has_rows() -> None:

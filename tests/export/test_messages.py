@@ -19,7 +19,7 @@ from condconv.export.api import _check_file
 from condconv.export.formats.request import Inspection, Request
 from condconv.export.verification import make_reference, verify
 
-from ..messages import Row, assert_every_function_has_rows, assert_four_parts
+from ..messages import Row, assert_every_function_has_rows, assert_four_parts, each_row
 
 LONG: Any = "x" * 100_000
 DEEP: Any = [[[[LONG]]]]
@@ -159,10 +159,10 @@ FAILURES: list[Row] = [
 """What is written, and is wrong."""
 
 
-@pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in ROWS.items() for row in range(len(rows))])
-def test_messages_have_four_parts(name: str, row: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@each_row(ROWS)
+def test_messages_have_four_parts(row: Row, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert_four_parts(*ROWS[name][row])
+    assert_four_parts(*row)
     assert not [*tmp_path.iterdir()]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from condconv import models
 from condconv.models import create_model, get_model_info
 from condconv.nn import SigmoidRouting
-from tests.messages import Row, assert_every_function_has_rows, assert_four_parts
+from tests.messages import Row, assert_every_function_has_rows, assert_four_parts, each_row
 
 pytest.importorskip("timm")
 
@@ -69,9 +69,9 @@ ROWS: dict[str, list[Row]] = {
 WITHOUT = {"list_models": "takes nothing", "register_timm_models": "takes nothing"}
 
 
-@pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in ROWS.items() for row in range(len(rows))])
-def test_messages_have_four_parts(name: str, row: int) -> None:
-    assert_four_parts(*ROWS[name][row])
+@each_row(ROWS)
+def test_messages_have_four_parts(row: Row) -> None:
+    assert_four_parts(*row)
 
 
 def test_every_public_function_has_rows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,6 +188,21 @@ def test_skip_keeps_a_classifier_for_other_classes() -> None:
         ValueError, match="must match names of the network or the file, got 'fc.\\*' for none: near names"
     ):
         load_state_dict(small(2), source.state_dict(), skip=["classifier.*", "fc.*"])
+
+
+def test_a_function_of_name_and_module_chooses_what_is_skipped() -> None:
+    model, state = small(2), {**small().state_dict(), "aux.weight": torch.zeros(3)}
+    asked: dict[str, Any] = {}
+
+    def skip(name: str, module: Any) -> bool:
+        asked[name] = module
+        return name == "aux.weight" or isinstance(module, nn.BatchNorm2d)
+
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    report = load_state_dict(model, state, skip=skip)
+    assert {name.rpartition(".")[0] for name in report.skipped} == {*norms}
+    assert asked["stem.weight"] is model.stem
+    assert asked["aux.weight"] is None
 
 
 def test_weights_are_converted_to_the_networks_dtype_and_layout() -> None:

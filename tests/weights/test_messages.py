@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
 import condconv
 from condconv import weights
 from condconv.weights import load_pretrained, load_state_dict, to_timm_state_dict
-from tests.messages import Row, assert_every_function_has_rows, assert_four_parts
+from tests.messages import Row, assert_every_function_has_rows, assert_four_parts, each_row
 
 from .networks import small
 
@@ -77,9 +76,9 @@ ROWS: dict[str, list[Row]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in ROWS.items() for row in range(len(rows))])
-def test_messages_have_four_parts(name: str, row: int) -> None:
-    assert_four_parts(*ROWS[name][row])
+@each_row(ROWS)
+def test_messages_have_four_parts(row: Row) -> None:
+    assert_four_parts(*row)
 
 
 def test_every_public_function_has_rows() -> None:

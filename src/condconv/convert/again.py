@@ -16,7 +16,6 @@ from condconv.convert.refusals import why_not_layer, why_not_model, why_not_shar
 from condconv.convert.report import ConversionReport
 from condconv.counting.tracing import trace
 from condconv.errors import UsageError
-from condconv.nn import CONDITIONAL_CLASSES
 from condconv.nn.factory import Routing
 
 
@@ -88,9 +87,7 @@ def _find_layers(model: nn.Module, conversion: Conversion) -> dict[str, nn.Modul
     shared = why_not_shared(model)
     layers = {name: modules[name] for name in names}
     for name, layer in layers.items():
-        convertible = isinstance(layer, tuple(CONDITIONAL_CLASSES))
-        reason = why_not_layer(model, name, layer) if convertible else f"it is a {type(layer).__name__}"
-        reason = reason or shared.get(id(layer))
+        reason = why_not_layer(model, name, layer) or shared.get(id(layer))
         if reason is not None:
             raise UsageError(f"`model` must have static layers where the report has some, got {name!r}: {reason}")
     return layers

@@ -6,16 +6,15 @@ from collections.abc import Iterator, Set
 from math import prod
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from condconv.convert.select import Candidate
 from condconv.counting.tracing import Trace
 from condconv.errors import UsageError
-from condconv.nn import ConditionalLayer, RoutingFunction
+from condconv.nn import RoutingFunction
 from condconv.nn.choice import LayerChoice, choose_layers
+from condconv.nn.classes import STATIC_CLASSES, is_conv, static_class
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_LAYERS = (_ConvNd, nn.Linear, ConditionalLayer)
 
 
 class Blocks:
@@ -40,7 +39,7 @@ class Blocks:
         self._single_pixel = {
             id(call.module)
             for call in calls
-            if isinstance(call.module, _LAYERS[:1]) and call.output_shape and prod(call.output_shape[2:]) == 1
+            if is_conv(call.module) and call.output_shape and prod(call.output_shape[2:]) == 1
         }
 
     def of(self, name: str) -> str | None:
@@ -96,7 +95,7 @@ class Blocks:
         return choose_layers(modules, choice, argument="blocks", kind="modules of the model").keys()
 
     def _num_layers(self, module: nn.Module) -> int:
-        return sum(isinstance(m, _LAYERS) and id(m) not in self._single_pixel for m in module.modules())
+        return sum(static_class(m) is not None and id(m) not in self._single_pixel for m in module.modules())
 
     def _is_stage(self, module: nn.Module) -> bool:
         if isinstance(module, _CONTAINERS):
@@ -143,5 +142,5 @@ def _static_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         id(child) for module in model.modules() if isinstance(module, RoutingFunction) for child in module.modules()
     }
     for name, module in model.named_modules():
-        if isinstance(module, (_ConvNd, nn.Linear)) and id(module) not in inside_routing:
+        if isinstance(module, STATIC_CLASSES) and id(module) not in inside_routing:
             yield name, module

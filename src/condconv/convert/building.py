@@ -12,7 +12,6 @@ from condconv.convert.record import Conversion
 from condconv.convert.scope import Group
 from condconv.errors import UsageError, few
 from condconv.nn import (
-    CONDITIONAL_CLASSES,
     ConditionalLayer,
     HierarchicalRouting,
     RoutingSlot,
@@ -20,6 +19,7 @@ from condconv.nn import (
     route_block_,
 )
 from condconv.nn.block_routing import ClearSlot
+from condconv.nn.classes import conditional_class
 from condconv.nn.factory import Routing, start_constant_
 
 
@@ -45,7 +45,7 @@ def build_layers(
         )
 
     def make(old: nn.Module, routing: Routing) -> ConditionalLayer:
-        twin = next(conditional for static, conditional in CONDITIONAL_CLASSES.items() if isinstance(old, static))
+        twin = conditional_class(old)
         options: dict[str, Any] = {name: getattr(conversion, name) for name in ("init", "expert_spread", "impl")}
         return twin.from_static(old, num_experts, routing=routing, **options)
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from condconv.convert import refusals
 from condconv.convert.blocks import Blocks, find_candidates
-from condconv.convert.runs import why_not_called
 from condconv.convert.select import Candidate, Selector, convs, runs_in_eval, selector_of, single_pixel
 from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer
@@ -52,7 +51,7 @@ def choose_layers(
     refused = {}
     for candidate in selected:
         name, module = candidate.name, candidate.module
-        reason = refusals.why_not_layer(blocks.model, name, module) or why_not_called(blocks.watched, module)
+        reason = refusals.why_not_layer(blocks.model, name, module) or refusals.why_not_called(blocks.watched, module)
         reason = reason or next((each[id(module)] for each in reasons if id(module) in each), None)
         if reason is not None:
             refused[name] = reason

@@ -12,12 +12,11 @@ from condconv.convert.building import build_layers, frozen_notes
 from condconv.convert.optimizers import exchange_parameters_
 from condconv.convert.record import Conversion
 from condconv.convert.report import ConversionReport, describe_layer
-from condconv.convert.runs import check_layers_run
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_output, run_changed
 from condconv.counting import CostReport, count_trace
 from condconv.counting.tracing import Trace, is_on_meta
-from condconv.errors import few
+from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer, ExternalRouting
 
 NO_VALUES = "no values yet, on the meta device: load the state dict of a converted network"
@@ -78,10 +77,38 @@ def _check(
     if any(isinstance(layer.routing_fn, ExternalRouting) for layer in new_layers.values()):
         return None, ["output not checked: the layers wait for routing_weights from outside"]
     run = run_changed(model, watched.example)
-    idle = check_layers_run(old_layers, new_layers, watched, run)
+    idle = _check_layers_run(old_layers, new_layers, watched, run)
     notes = [f"not checked, since they do not run on the example in evaluation mode: {few(idle)}"] if idle else []
     if is_on_meta(model):
         notes.append(NO_VALUES)
     elif init == "same_output" and not check_output(model, watched.example, watched.output, run.output):
         notes.append("output not checked: it holds no tensors that could be compared")
     return count_trace(model, run), notes
+
+
+def _check_layers_run(
+    old_layers: Mapping[str, nn.Module], new_layers: Mapping[str, nn.Module], before: Trace, after: Trace
+) -> list[str]:
+    """Check that the model calls the new layers in place of the old ones.
+
+    Args:
+        old_layers: By name. They share the hooks of the new ones, so the trace has seen them if they were called.
+        new_layers: By name.
+        before: A run with the old layers.
+        after: A run with the new layers.
+
+    Returns:
+        The names of those that have not run, nor had run before.
+
+    Raises:
+        UsageError: The model still calls an old layer, or no longer calls one.
+    """
+    idle = [name for name, layer in new_layers.items() if not after.runs(layer)]
+    lost = [name for name, old in old_layers.items() if after.runs(old) or (name in idle and before.runs(old))]
+    if lost:
+        raise UsageError(
+            f"`model` must call its layers where it has registered them, got {few(map(repr, lost))}, of which it "
+            "calls the old one (kept in a list, a closure or __dict__) or none (it looks for a class); it has been "
+            "restored: use a torch.nn.ModuleList and call them from there, or leave them out by `skip`"
+        )
+    return idle

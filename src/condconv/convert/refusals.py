@@ -6,10 +6,12 @@ import sys
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from condconv.convert.blocks import Blocks
-from condconv.errors import shown
-from condconv.nn import CONDITIONAL_CLASSES
+from condconv.counting.tracing import Trace
+from condconv.errors import few, shown
+from condconv.nn.classes import STATIC_CLASSES, conditional_class
 from condconv.nn.static import why_not_static
 
 
@@ -26,11 +28,9 @@ def why_not_model(model: nn.Module) -> str | None:
     # Importing dynamo takes a second, and what it compiled has imported it.
     if "torch._dynamo" in sys.modules and isinstance(model, torch._dynamo.OptimizedModule):
         return "`model` must not be compiled, got one that is: convert the module first, then call torch.compile"
-    if isinstance(model, tuple(CONDITIONAL_CLASSES)):
-        twin = CONDITIONAL_CLASSES[next(kind for kind in CONDITIONAL_CLASSES if isinstance(model, kind))].__name__
-        return (
-            f"`model` must contain layers, got a single {type(model).__name__}: use condconv.{twin}.from_static(model)"
-        )
+    if isinstance(model, STATIC_CLASSES):
+        use = f"condconv.{conditional_class(model).__name__}.from_static(model)"
+        return f"`model` must contain layers, got a single {type(model).__name__}: use {use}"
     for name, module in model.named_modules():
         where = f" (module {name!r})" if name else ""
         if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
@@ -46,11 +46,26 @@ def why_not_model(model: nn.Module) -> str | None:
 
 def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
     """Return why a layer of a model cannot be converted, or `None`."""
-    conditional = next(CONDITIONAL_CLASSES[base] for base in CONDITIONAL_CLASSES if isinstance(layer, base))
-    if (reason := why_not_static(layer, conditional)) is not None:
+    if not isinstance(layer, STATIC_CLASSES):
+        return f"it is a {type(layer).__name__}"
+    if (reason := why_not_static(layer, conditional_class(layer))) is not None:
         return reason
     if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
         return "torch.nn.MultiheadAttention uses its weight without calling it"
+    return None
+
+
+def why_not_called(watched: Trace | None, layer: nn.Module) -> str | None:
+    """Return why a conditional layer cannot be called as the model calls a static one, or `None`."""
+    dims = len(layer.kernel_size) + 2 if isinstance(layer, _ConvNd) else 2
+    allowed = {"output_size"} if isinstance(layer, _ConvTransposeNd) else set()
+    for call in () if watched is None else watched.calls:
+        if call.module is not layer:
+            continue
+        if unknown := set(call.keywords) - allowed:
+            return f"it is called with the keyword {few(sorted(unknown))}: give its input alone, without a name"
+        if call.input_shape is not None and len(call.input_shape) < dims:
+            return f"its input {list(call.input_shape)} has no batch dimension: call it with x.unsqueeze(0)"
     return None
 
 
@@ -82,7 +97,7 @@ def in_several_blocks(blocks: Blocks) -> dict[int, str]:
     """Return reasons by `id` of the layer, for layers registered in more than one block."""
     standing: dict[int, set[str | None]] = {}
     for name, module in blocks.model.named_modules(remove_duplicate=False):
-        if isinstance(module, tuple(CONDITIONAL_CLASSES)):
+        if isinstance(module, STATIC_CLASSES):
             standing.setdefault(id(module), set()).add(blocks.of(name))
     return {
         key: "it stands in several blocks, whose routings differ: convert it with scope='layer'"

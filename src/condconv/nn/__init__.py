@@ -1,9 +1,8 @@
 """Layers with example-dependent kernels, and their routing functions."""
 
-from torch.nn import Module
-
 from condconv.nn.block_routing import BlockRouting, RoutingSlot, route_block_
 from condconv.nn.choice import LayerChoice
+from condconv.nn.classes import CONDITIONAL_CLASSES
 from condconv.nn.conditional import ConditionalLayer
 from condconv.nn.conv import CondConv1d, CondConv2d, CondConv3d
 from condconv.nn.conv_transpose import CondConvTranspose1d, CondConvTranspose2d, CondConvTranspose3d
@@ -22,20 +21,6 @@ from condconv.nn.routing import (
 )
 from condconv.nn.same_padding import TFSameConv2d
 from condconv.nn.softmax_routing import SoftmaxRouting, anneal_
-
-# Each static layer and the class that gives it experts.
-CONDITIONAL_CLASSES: dict[type[Module], type[ConditionalLayer]] = {
-    layer.static_type: layer
-    for layer in (
-        CondConv1d,
-        CondConv2d,
-        CondConv3d,
-        CondConvTranspose1d,
-        CondConvTranspose2d,
-        CondConvTranspose3d,
-        CondLinear,
-    )
-}
 
 __all__ = [
     "CONDITIONAL_CLASSES",

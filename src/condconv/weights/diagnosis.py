@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from condconv.errors import few
 from condconv.nn import ConditionalLayer
+from condconv.nn.classes import is_conv, is_linear
 from condconv.weights.misfit import Misfit
 from condconv.weights.parts import (
     parts_in_the_network_alone,
@@ -110,11 +110,7 @@ def _conditional_for_static(misfit: Misfit) -> str | None:
 
 def _classifier(misfit: Misfit) -> str | None:
     """Return the name of the network's last linear layer that is not part of a routing function."""
-    linears = [
-        name
-        for name, module in misfit.layers.modules.items()
-        if isinstance(module, nn.Linear) or (isinstance(module, ConditionalLayer) and module.static_type is nn.Linear)
-    ]
+    linears = [name for name, module in misfit.layers.modules.items() if is_linear(module)]
     return next((name for name in reversed(linears) if ".routing_fn." not in f".{name}"), None)
 
 
@@ -148,12 +144,7 @@ def _without_classifier(misfit: Misfit) -> str | None:
 
 def _other_input(misfit: Misfit) -> str | None:
     stem, own = next(
-        (
-            (f"{name}.weight", module.weight)
-            for name, module in misfit.layers.modules.items()
-            if isinstance(module, _ConvNd)
-            or (isinstance(module, ConditionalLayer) and module.static_type is not nn.Linear)
-        ),
+        ((f"{name}.weight", module.weight) for name, module in misfit.layers.modules.items() if is_conv(module)),
         ("", None),
     )
     # Where the kernel does not fit, nor does one bias for all experts.

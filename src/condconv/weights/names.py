@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from condconv.nn import ConditionalLayer
+from condconv.nn.classes import is_conv, is_linear
 from condconv.weights.layers import Layers, common_parts
 
 BY_ORDER = "by kind and order"
@@ -59,7 +59,7 @@ def match_names(layers: Layers, state: Mapping[str, Tensor]) -> Matched:
     around = common_parts(layers.first)
     wrappers = ["".join(f"{part}." for part in around[:length]) for length in range(len(around) + 1)]
     by_name = max((_by_name(layers, state, wrapper) for wrapper in wrappers), key=lambda match: len(match.tensors))
-    convs = [name for name, module in layers.modules.items() if isinstance(module, (_ConvNd, ConditionalLayer))]
+    convs = [name for name, module in layers.modules.items() if is_conv(module) or isinstance(module, ConditionalLayer)]
     found = sum(f"{name}.weight" in by_name.tensors for name in convs)
     if found * 2 >= len(convs):
         return by_name
@@ -190,11 +190,9 @@ def _own_layers(layers: Layers) -> Iterator[tuple[str, str]]:
             continue
         if isinstance(module, _BatchNorm):
             yield "norm", name
-        elif isinstance(module, nn.Linear) or (
-            isinstance(module, ConditionalLayer) and module.static_type is nn.Linear
-        ):
+        elif is_linear(module):
             yield "linear", name
-        elif isinstance(module, (_ConvNd, ConditionalLayer)):
+        elif is_conv(module):
             yield "conv", name
 
 

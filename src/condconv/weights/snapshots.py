@@ -21,6 +21,7 @@ from condconv.convert.fold import find_norms
 from condconv.counting.tracing import arguments_of
 from condconv.errors import UsageError, few, shown
 from condconv.nn import ConditionalLayer, LayerChoice
+from condconv.nn.classes import is_conv
 from condconv.nn.folding import scale_outputs
 from condconv.weights.layers import Layers
 from condconv.weights.load_plan import LoadPlan, plan_load
@@ -64,7 +65,7 @@ def load_snapshots(network: Layers, sources: Sequence[Source], skip: LayerChoice
         own = [_layer_tensors(plan.matched.tensors, name, norm_name) for plan in plans]
         if _set_layer_(layers[name], norm, own, start):
             shifted.append(name)
-    alone = [name for name in first.fit.static if name not in norms and layers[name].static_type is not nn.Linear]
+    alone = [name for name in first.fit.static if name not in norms and is_conv(layers[name])]
     return LoadReport(
         f"{len(sources)} checkpoints",
         first.matched.how,

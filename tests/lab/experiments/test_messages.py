@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 from condconv.lab.experiments import plots
-from tests.messages import Row, assert_four_parts
+from tests.messages import Row, assert_four_parts, each_row
 
 _LONG: Any = "x" * 100_000
 anything: Any = object()
@@ -29,6 +28,6 @@ ROWS: dict[str, list[Row]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in ROWS.items() for row in range(len(rows))])
-def test_messages_have_four_parts(name: str, row: int) -> None:
-    assert_four_parts(*ROWS[name][row])
+@each_row(ROWS)
+def test_messages_have_four_parts(row: Row) -> None:
+    assert_four_parts(*row)

@@ -12,8 +12,13 @@ from torch.nn.parameter import is_lazy
 
 from condconv.errors import UsageError, first_line
 from condconv.nn import ConditionalLayer
+from condconv.nn.classes import static_class
 
-_FIRST_SIZES = {nn.Conv1d: (1024,), nn.Conv2d: (224, 224), nn.Conv3d: (16, 112, 112)}
+_FIRST_SIZES: dict[type[nn.Module], tuple[int, ...]] = {
+    nn.Conv1d: (1024,),
+    nn.Conv2d: (224, 224),
+    nn.Conv3d: (16, 112, 112),
+}
 
 
 def default_example(model: nn.Module) -> Tensor:
@@ -76,8 +81,8 @@ def arguments_of(model: nn.Module, example_input: Any) -> Iterator[tuple[Any, ..
 
 def _size_for(module: nn.Module) -> tuple[int, ...] | None:
     """Return the input size to try for a model that begins with this convolution, static or with experts."""
-    kind = module.static_type if isinstance(module, ConditionalLayer) else type(module)
-    return next((size for conv, size in _FIRST_SIZES.items() if issubclass(kind, conv)), None)
+    kind = static_class(module)
+    return None if kind is None else _FIRST_SIZES.get(kind)
 
 
 def _noise(shape: tuple[int, ...], device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
