@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from condconv.cli.parsing import Option
+from condconv.cli.parsing import add_option
 from condconv.errors import MissingExtraError, UsageError, command_line, first_line, shown
 from condconv.files.atomic import write_atomic
 from condconv.files.paths import check_can_write
@@ -29,38 +29,22 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "Without options it times every listed layer and network, which takes hours on a CPU.",
     )
     parser.add_argument("--quick", action="store_true", help="time a short list only: under five minutes on two cores")
-    for flag, rule, metavar, text in (
-        ("--layers", TEXT, "PATTERN", "layers whose names match, such as '*1x1*'; 'all' adds those of the networks"),
-        ("--networks", TEXT, "PATTERN", "networks whose names match, such as '*b0*'"),
-        ("--mode", one_of("inference", "training"), None, "measure only this mode (default: both)"),
-        ("--impl", TEXT, "NAME", "implementation of the layers with experts, as in cond_conv2d (default: auto)"),
-        (
-            "--runtime",
-            one_of(*_RUNTIMES),
-            None,
-            "time networks as exported files, and their static twins in the same runtime",
-        ),
-        ("--threads", whole(1, 4096), "N", "CPU threads (default: torch's)"),
-        (
-            "--repetitions",
-            whole(1),
-            "N",
-            f"measurements of each time (default: {_REPETITIONS}, with --quick {_QUICK_REPETITIONS})",
-        ),
-    ):
-        parser.add_argument(flag, action=Option, rule=rule, metavar=metavar, help=text)
-    parser.add_argument(
-        "--batch", action=Option, rule=whole(1), nargs="+", metavar="N", help="batch sizes (default: 1 8 32 128)"
-    )
-    for flag, rule, default, text in (
-        ("--dtype", one_of("fp32", "bf16"), "fp32", "precision (default: %(default)s)"),
-        ("--device", TEXT, "cpu", "cpu, cuda or cuda:INDEX (default: %(default)s)"),
-    ):
-        parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
+    text = "layers whose names match, such as '*1x1*'; 'all' adds those of the networks"
+    add_option(parser, "--layers", TEXT, text, metavar="PATTERN")
+    add_option(parser, "--networks", TEXT, "networks whose names match, such as '*b0*'", metavar="PATTERN")
+    add_option(parser, "--mode", one_of("inference", "training"), "measure only this mode (default: both)")
+    text = "implementation of the layers with experts, as in cond_conv2d (default: auto)"
+    add_option(parser, "--impl", TEXT, text, metavar="NAME")
+    text = "time networks as exported files, and their static twins in the same runtime"
+    add_option(parser, "--runtime", one_of(*_RUNTIMES), text)
+    add_option(parser, "--threads", whole(1, 4096), "CPU threads (default: torch's)", metavar="N")
+    text = f"measurements of each time (default: {_REPETITIONS}, with --quick {_QUICK_REPETITIONS})"
+    add_option(parser, "--repetitions", whole(1), text, metavar="N")
+    add_option(parser, "--batch", whole(1), "batch sizes (default: 1 8 32 128)", nargs="+", metavar="N")
+    add_option(parser, "--dtype", one_of("fp32", "bf16"), "precision", default="fp32")
+    add_option(parser, "--device", TEXT, "cpu, cuda or cuda:INDEX", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile with torch.compile first")
-    parser.add_argument(
-        "-o", "--out", action=Option, rule=PATH, metavar="FILE.json", help="write the results to this file"
-    )
+    add_option(parser, "-o --out", PATH, "write the results to this file", metavar="FILE.json")
     parser.set_defaults(run=run)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 from condconv.cli.output import path_line
-from condconv.cli.parsing import Option
+from condconv.cli.parsing import add_option
 from condconv.lab.rules import PATH, whole
 
 
@@ -19,19 +20,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "seeds, and shows what CondConv gained: one table, the learning curves, and a picture of the routing. "
         "Finished runs in the directory are kept, so an interrupted demo resumes where it stopped.",
     )
-    for flag, rule, default, text in (
-        ("--seeds", whole(1, 1000), 3, "number of seeds; each trains both networks (default: %(default)s)"),
-        ("--epochs", whole(1), None, "epochs per run (default: what takes about three minutes in all)"),
-    ):
-        parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
-    parser.add_argument(
-        "-o",
-        "--out",
-        action=Option,
-        rule=PATH,
-        default="runs/demo",
-        help="directory for the results (default: %(default)s)",
-    )
+    add_option(parser, "--seeds", whole(1, 1000), "number of seeds; each trains both networks", default=3)
+    text = "epochs of each run (default: as many as take about three minutes in total)"
+    add_option(parser, "--epochs", whole(1), text)
+    add_option(parser, "-o --out", PATH, "directory for the results", default="runs/demo")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
     parser.set_defaults(run=run)
 
@@ -42,16 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     epochs = {} if arguments.epochs is None else {"epochs": arguments.epochs}
     config = DemoConfig(out=arguments.out, seeds=arguments.seeds, **epochs)
-    result = run_demo(config, progress=not arguments.quiet, say=_silent if arguments.quiet else _say)
+    result = run_demo(
+        config, progress=not arguments.quiet, say=(lambda line: None) if arguments.quiet else partial(print, flush=True)
+    )
     print(f"\n{result.table}\n\n{result.verdict}\n")
     for path in result.files:
         print(f"  {path_line(path)}")
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _silent(line: str) -> None:
-    pass

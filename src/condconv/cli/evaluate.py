@@ -6,8 +6,8 @@ import argparse
 import os
 from typing import Any
 
-from condconv.cli.parsing import Option
-from condconv.cli.reading import add_reading_options, reading_of
+from condconv.cli.parsing import add_option
+from condconv.cli.reading import CHECKPOINT, add_reading_options, reading_of
 from condconv.lab.rules import PATH
 
 
@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="score a trained network",
         description="Scores a checkpoint of 'condconv train' on images, at the size it was trained for.",
     )
-    parser.add_argument("checkpoint", action=Option, rule=PATH, help="a best.safetensors or last.safetensors")
+    add_option(parser, "checkpoint", PATH, CHECKPOINT)
     add_reading_options(parser)
     parser.set_defaults(run=run)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from condconv.cli import child
 from condconv.cli.output import path_line
-from condconv.cli.parsing import Option
+from condconv.cli.parsing import add_option
 from condconv.cli.settings import add_settings, given_settings, make_recipe, over_recipe
 from condconv.errors import UsageError, command_line, few, shown
 from condconv.lab.config import TrainConfig
@@ -33,48 +33,33 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "stopped; with --seeds 5 it adds two seeds to three.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("name", action=Option, rule=one_of(*_NAMES), help="the experiment")
-    for flag, rule, default, text in (
-        ("--seeds", whole(1, 1000), 3, "runs of each network (default: %(default)s)"),
-        ("--jobs", whole(1, 1024), 1, "runs at once, each in its own process (default: %(default)s)"),
-        ("--width", WIDTH, None, "width of MobileNetV1 in percent, three digits (default: the paper's)"),
-        ("--num-experts", EXPERTS, None, "experts per layer (default: the paper's)"),
-        (
-            "--init",
-            one_of("random", "same_output"),
-            None,
-            "how experts start: each on its own, or as copies of the static network's kernel that differ a little "
-            "(default: the networks' own)",
-        ),
-    ):
-        parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
-    text = "do only this run, named as in --list"
-    parser.add_argument("--run", dest="one", action=Option, rule=TEXT, metavar="RUN", default=None, help=text)
-    for flag, rule, metavar, text in (
-        ("--widths", WIDTH, "WIDTH", "experts-width: widths to train"),
-        ("--experts", EXPERTS, "E", "experts-width, plug-in: numbers of experts"),
-        ("--networks", TEXT, "NAME", "plug-in: static networks to convert"),
-    ):
-        parser.add_argument(flag, action=Option, rule=rule, nargs="+", metavar=metavar, default=None, help=text)
+    add_option(parser, "name", one_of(*_NAMES), "the experiment")
+    add_option(parser, "--seeds", whole(1, 1000), "runs of each network", default=3)
+    add_option(parser, "--jobs", whole(1, 1024), "runs at the same time, each in its own process", default=1)
+    given = {"default": None}
+    text = "width of MobileNetV1 in percent, three digits (default: the paper's)"
+    add_option(parser, "--width", WIDTH, text, **given)
+    add_option(parser, "--num-experts", EXPERTS, "experts per layer (default: the paper's)", **given)
+    text = (
+        "how experts start: each with its own random kernel, or as copies of the static network's kernel that differ "
+        "a little (default: the networks' own)"
+    )
+    add_option(parser, "--init", one_of("random", "same_output"), text, **given)
+    add_option(parser, "--run", TEXT, "do only this run, named as in --list", dest="one", metavar="RUN", **given)
+    several = {"nargs": "+", **given}
+    add_option(parser, "--widths", WIDTH, "experts-width: widths to train", metavar="WIDTH", **several)
+    add_option(parser, "--experts", EXPERTS, "experts-width, plug-in: numbers of experts", metavar="E", **several)
+    add_option(parser, "--networks", TEXT, "plug-in: static networks to convert", metavar="NAME", **several)
     for flag, text in (
         (
             "--control",
-            "also train each network with the same mixture of experts for all images, which shows what routing "
-            "itself gains",
+            "also train each network with one mixture of experts for all images: the gain over it is routing's",
         ),
         ("--list", "print the command of each run, for a cluster, and exit"),
         ("--quiet", "no progress bar"),
     ):
         parser.add_argument(flag, action="store_true", default=False, help=text)
-    place = "runs/experiments"
-    parser.add_argument(
-        "-o",
-        "--out",
-        action=Option,
-        rule=PATH,
-        default=place,
-        help=f"directory of all experiments (default: {place})",
-    )
+    add_option(parser, "-o --out", PATH, "directory of all experiments", default="runs/experiments")
     add_settings(parser, leave_out=_OWN)
     parser.set_defaults(run=run)
 

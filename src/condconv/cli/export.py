@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from condconv.cli.parsing import Option
+from condconv.cli.parsing import add_option
+from condconv.cli.reading import CHECKPOINT
 from condconv.lab.rules import PATH, Rule, one_of, whole
 
 # As in `condconv.export`, which takes torch to import: --help does without.
@@ -31,32 +32,18 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "and the preprocessing of its images. The file is run there at several batch sizes and compared with the "
         "network; a file that computes something else is deleted.",
     )
-    parser.add_argument("checkpoint", action=Option, rule=PATH, help="a best.safetensors or last.safetensors")
-    parser.add_argument("--format", action=Option, rule=one_of(*_FORMATS), required=True, help="format of the file")
-    parser.add_argument(
-        "-o", "--out", action=Option, rule=PATH, required=True, metavar="FILE", help="the file to write"
-    )
+    add_option(parser, "checkpoint", PATH, CHECKPOINT)
+    add_option(parser, "--format", one_of(*_FORMATS), "format of the file", required=True)
+    add_option(parser, "-o --out", PATH, "the file to write", required=True, metavar="FILE")
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--dynamic-batch", action="store_true", help="take any batch size; this is the default")
-    batch.add_argument("--batch", action=Option, rule=_COUNT, metavar="N", help="take batches of N images only")
-    parser.add_argument("--max-batch", action=Option, rule=_COUNT, metavar="N", help="largest batch that must run")
+    add_option(batch, "--batch", _COUNT, "take batches of N images only", metavar="N")
+    add_option(parser, "--max-batch", _COUNT, "largest batch that must run", metavar="N")
     parser.add_argument("--dynamic-size", action="store_true", help="take images of any height and width")
-    parser.add_argument("--opset", action=Option, rule=whole(1, 1000), help="opset of an ONNX file (default: 18)")
-    parser.add_argument(
-        "--form",
-        action=Option,
-        rule=_FORM,
-        repeat=True,
-        metavar="PATTERN=FORM",
-        help="write matching layers in this form; can be repeated",
-    )
-    parser.add_argument(
-        "--weights",
-        action=Option,
-        rule=one_of(*_WEIGHTS),
-        default="float32",
-        help="how weights are stored (default: %(default)s)",
-    )
+    add_option(parser, "--opset", whole(1, 1000), "opset of an ONNX file (default: 18)")
+    text = "write matching layers in this form; can be repeated"
+    add_option(parser, "--form", _FORM, text, repeat=True, metavar="PATTERN=FORM")
+    add_option(parser, "--weights", one_of(*_WEIGHTS), "how weights are stored", default="float32")
     parser.add_argument("--no-verify", action="store_true", help="keep the file without running it")
     parser.set_defaults(run=run)
 

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from condconv.cli.output import path_line
-from condconv.cli.parsing import Option
-from condconv.cli.reading import add_max_images, add_reading_options, reading_of
+from condconv.cli.parsing import add_option
+from condconv.cli.reading import CHECKPOINT, add_max_images, add_reading_options, reading_of
 from condconv.lab.rules import PATH, TEXT
 
 
@@ -21,23 +21,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "without augmentation; the accuracy before and after is on the validation images. 'condconv report' "
         "shows which layers to choose.",
     )
-    parser.add_argument(
-        "checkpoint",
-        action=Option,
-        rule=PATH,
-        help="a best.safetensors or last.safetensors, or what condconv make-static wrote",
-    )
-    parser.add_argument(
-        "--layers",
-        action=Option,
-        rule=TEXT,
-        required=True,
-        help="names of layers or patterns, with commas between: 'blocks.3.*,conv_head'",
-    )
-    parser.add_argument("--skip", action=Option, rule=TEXT, help="layers of these to leave conditional")
-    parser.add_argument(
-        "-o", "--out", action=Option, rule=PATH, required=True, help="file to write, not the checkpoint itself"
-    )
+    add_option(parser, "checkpoint", PATH, CHECKPOINT)
+    text = "names of layers or patterns, with commas between: 'blocks.3.*,conv_head'"
+    add_option(parser, "--layers", TEXT, text, required=True)
+    add_option(parser, "--skip", TEXT, "layers of these to leave conditional")
+    add_option(parser, "-o --out", PATH, "file to write, not the checkpoint itself", required=True)
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     parser.add_argument("--no-evaluate", action="store_true", help="do not measure the accuracy")
     add_reading_options(parser, unlabelled=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from condconv.cli.parsing import Option
+from condconv.cli.parsing import add_option
 from condconv.errors import UsageError, shown
 from condconv.lab.rules import Rule
 
@@ -22,9 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "MADDs, how far ours differ, and the paper's ImageNet top-1. The paper's tool also counts element-wise "
         "operations and pooling.",
     )
-    parser.add_argument(
-        "pattern", action=Option, rule=_PATTERN, nargs="?", default="", help="list only names that contain this text"
-    )
+    add_option(parser, "pattern", _PATTERN, "list only names that contain this text", nargs="?", default="")
     parser.set_defaults(run=run)
 
 

@@ -100,6 +100,21 @@ class Option(argparse.Action):
         setattr(namespace, self.dest, [*before, read] if self._repeat else read)
 
 
+def add_option(parser: argparse._ActionsContainer, names: str, rule: Rule, text: str, **options: Any) -> None:
+    """Add an argument that its rule reads and checks.
+
+    Args:
+        parser: The parser, or a group of it.
+        names: Of the argument, with spaces between: `"-o --out"`.
+        rule: Of each value.
+        text: Its help, to which a default is added.
+        **options: As `Option` takes them.
+    """
+    if options.get("default") not in (None, ""):
+        text += " (default: %(default)s)"
+    parser.add_argument(*names.split(), action=Option, rule=rule, help=text, **options)
+
+
 def _in_words(kind: str, text: str) -> str:
     """Return a part of argparse's message as ours have it."""
     if kind == "value":

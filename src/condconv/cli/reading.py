@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from condconv.cli.parsing import Option
+from condconv.cli.parsing import add_option
 from condconv.lab.rules import PATH, one_of, whole
+
+CHECKPOINT = "a best.safetensors or last.safetensors, or what condconv make-static wrote"
+"""Help for the checkpoint that a command reads."""
 
 
 def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = False) -> None:
@@ -16,28 +19,22 @@ def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = F
     )
     if unlabelled:
         kinds = "as for 'condconv evaluate', or a directory of images without class folders"
-    for flag, rule, default, text in (
-        ("--data", PATH, None, f"{kinds} (not needed for a network trained on 'digits')"),
-        ("--data-dir", PATH, None, "where the files of torch/NAME are, or the cache of hfds/NAME"),
-        ("--batch-size", whole(1), 64, "images per forward pass (default: %(default)s)"),
-        ("--workers", whole(0, 1024), 0, "processes that read images (default: %(default)s)"),
-        ("--on-bad-image", one_of("error", "skip"), "error", "what to do with an unreadable image"),
-        ("--device", one_of("auto", "cpu"), "auto", "where to run (default: %(default)s)"),
-    ):
-        parser.add_argument(flag, action=Option, rule=rule, default=default, help=text)
+    add_option(parser, "--data", PATH, f"{kinds} (not needed for a network trained on 'digits')")
+    add_option(parser, "--data-dir", PATH, "where the files of torch/NAME are, or the cache of hfds/NAME")
+    add_option(parser, "--batch-size", whole(1), "images per forward pass", default=64)
+    add_option(parser, "--workers", whole(0, 1024), "processes that read images", default=0)
+    text = "what to do with an unreadable image"
+    add_option(parser, "--on-bad-image", one_of("error", "skip"), text, default="error")
+    text = "where to run; auto takes a GPU if there is one"
+    add_option(parser, "--device", one_of("auto", "cpu"), text, default="auto")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(max_images=None)
 
 
 def add_max_images(parser: argparse.ArgumentParser, *, default: int | None = None) -> None:
     """Add the option that bounds how many images are read."""
-    parser.add_argument(
-        "--max-images",
-        action=Option,
-        rule=whole(1, 1_000_000_000),
-        default=default,
-        help=f"use at most this many images, a fixed random choice (default: {default or 'all'})",
-    )
+    text = "use at most this many images, a fixed random choice" + (" (default: all)" if default is None else "")
+    add_option(parser, "--max-images", whole(1, 1_000_000_000), text, default=default)
 
 
 def reading_of(arguments: argparse.Namespace) -> Any:

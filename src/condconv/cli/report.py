@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from condconv.cli.output import path_line
-from condconv.cli.parsing import Option
-from condconv.cli.reading import add_max_images, add_reading_options, reading_of
+from condconv.cli.parsing import add_option
+from condconv.cli.reading import CHECKPOINT, add_max_images, add_reading_options, reading_of
 from condconv.lab.rules import PATH, whole
 
 
@@ -21,29 +21,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "experts of each layer, the images and classes with the highest weights, what the routing gains, and "
         "which layers may be made static (condconv make-static).",
     )
-    parser.add_argument(
-        "checkpoint",
-        action=Option,
-        rule=PATH,
-        help="a best.safetensors or last.safetensors, or what condconv make-static wrote",
-    )
+    add_option(parser, "checkpoint", PATH, CHECKPOINT)
     add_reading_options(parser, unlabelled=True)
     add_max_images(parser)
-    parser.add_argument(
-        "--layer-images",
-        action=Option,
-        rule=whole(1, 1_000_000_000),
-        default=10_000,
-        help="images, at most, for measuring each single layer (default: %(default)s)",
-    )
-    parser.add_argument(
-        "-o",
-        "--out",
-        action=Option,
-        rule=PATH,
-        default="report.html",
-        help="file to write: .html, or .json for RoutingReport.load (default: %(default)s)",
-    )
+    text = "images, at most, for measuring each single layer"
+    add_option(parser, "--layer-images", whole(1, 1_000_000_000), text, default=10_000)
+    text = "file to write: .html, or .json for RoutingReport.load"
+    add_option(parser, "-o --out", PATH, text, default="report.html")
     parser.set_defaults(run=run)
 
 

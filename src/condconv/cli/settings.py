@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import Field, fields
 from typing import Any
 
-from condconv.cli.parsing import Option
+from condconv.cli.parsing import add_option
 from condconv.lab.config import TrainConfig
 from condconv.lab.rules import Rule, one_of
 
@@ -27,7 +27,7 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Collection[str] = (
         parser: Its `argument_default` is `argparse.SUPPRESS`: what is not given is not there.
         leave_out: Names of settings that get no option.
     """
-    parser.add_argument("--recipe", action=Option, rule=one_of(*_RECIPES), default=None, help=_RECIPE_HELP)
+    add_option(parser, "--recipe", one_of(*_RECIPES), _RECIPE_HELP, default=None)
     groups: dict[str, argparse._ArgumentGroup] = {}
     for each in fields(TrainConfig):
         if each.name not in leave_out:
@@ -64,22 +64,15 @@ def _add_option(group: argparse._ArgumentGroup, setting: Field[Any]) -> None:
     flag, text, rule = f"--{setting.name.replace('_', '-')}", setting.metadata["help"], setting.metadata["rule"]
     if setting.name in ENTRIES:
         flag = f"--{ENTRIES[setting.name].replace('_', '-')}"
-        options: dict[str, Any] = {"dest": setting.name, "repeat": True, "metavar": "NAME=VALUE"}
-        group.add_argument(flag, action=Option, rule=_ENTRY, help=text, **options)
+        add_option(group, flag, _ENTRY, text, dest=setting.name, repeat=True, metavar="NAME=VALUE")
     elif "bool" in str(setting.type):
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     elif setting.name == "out":
-        default = "(default: runs/DATA-MODEL-seedSEED)"
-        group.add_argument("-o", flag, action=Option, rule=rule, metavar="OUT", help=f"{text} {default}")
+        add_option(group, f"-o {flag}", rule, f"{text} (default: runs/DATA-MODEL-seedSEED)", metavar="OUT")
     else:
         known = setting.default not in (None, dataclasses.MISSING)
-        group.add_argument(
-            flag,
-            action=Option,
-            rule=rule,
-            metavar=None if rule.choices else setting.name.rpartition("_")[2].upper(),
-            help=text + (f" (default: {setting.default})" if known else ""),
-        )
+        metavar = None if rule.choices else setting.name.rpartition("_")[2].upper()
+        add_option(group, flag, rule, f"{text} (default: {setting.default})" if known else text, metavar=metavar)
 
 
 def _read_entry(text: str) -> Any:
