@@ -40,7 +40,8 @@ def test_a_command_reads_its_checkpoint_once(untrained, tmp_path, monkeypatch, c
     monkeypatch.setattr(StoredCheckpoint, "read", counted("tensors", StoredCheckpoint.read))
     monkeypatch.setattr(safetensors, "safe_open", counted("opened", safetensors.safe_open))
     monkeypatch.setattr(network, "check_shapes", counted("compared", network.check_shapes))
-    assert main([command, str(untrained[0]), *options]) == 0
+    data = () if command == "export" else ("--data", str(untrained[1]))
+    assert main([command, str(untrained[0]), *data, *options]) == 0
     assert seen == {"header": 1, "tensors": 1, "opened": 2, "compared": 1}  # opened for header and for tensors
 
 
