@@ -21,7 +21,7 @@
     for (const [name, title, note, extraClass] of present) {
       if (find("chart-" + name)) continue;
       const plot = make("div", { id: "chart-" + name, role: "img", tabindex: "0",
-        "aria-label": title + ". " + note + " The arrow keys say the values." });
+        "aria-label": title + ". " + note + " Use the arrow keys to read the values." });
       charts.listen(plot, find("spoken"));
       parent.append(make("figure", { class: "chart " + (extraClass || "") },
         make("figcaption", {}, make("b", { text: title }), note), plot));
@@ -31,23 +31,23 @@
 
   const CURVES = [
     ["share", "How much classes differ",
-      "Share of the weights' variance that lies between classes. The paper finds that it grows with depth."],
-    ["information", "What the choice of experts tells of the class",
-      "Mutual information of class and expert, in bits: 0 if every class uses the experts alike."],
+      "Share of the weights' variance between classes. In the paper it grows with depth."],
+    ["information", "What the choice of experts reveals about the class",
+      "Mutual information of class and expert, in bits: 0 if all classes use the experts equally."],
     ["cost", "What input-dependence is worth, layer by layer",
-      "One routing at a time is given its mean weights for all images; the whiskers are one standard error."],
+      "One routing function at a time gets its mean weights for all images; whiskers are one standard error."],
     ["effective", "Experts in use",
-      "2 to the entropy of the mixture. All experts alike give their number; one alone gives 1."],
+      "2 to the entropy of the mixture: the number of experts if all have equal weights, 1 if only one is used."],
     ["wasted", "Wasted experts",
       "Dead: no image gives it a tenth of an equal share. Duplicates: kernels with a cosine similarity of 0.99 or more."],
   ];
   const LAYER_CHARTS = [
     ["heatmap", "Mean weight by class and expert",
-      "Classes with like weights stand together. The colours of each layer have their own range.", "tall"],
+      "Classes with similar weights are next to each other. Each layer has its own colour scale.", "tall"],
     ["spread", "Between classes and within",
-      "Where the first bar is the higher, the expert follows the class; else it follows the single image."],
+      "If the first bar is higher, the expert follows the class, otherwise the single image."],
     ["histogram", "All weights",
-      "Two heaps at the ends: experts are switched on or off. One heap: they are mixed."],
+      "Peaks at both ends: experts are switched on or off. One peak: they are mixed."],
   ];
   const WORDS = {
     "learned": ["as learned", "each image gets its own weights"],
@@ -198,12 +198,12 @@
     if (!report.together) return;
     const count = report.layers.filter((layer) => layer.verdict.kind === "static").length;
     const card = make("div", { class: "card" }, make("p", { text:
-      (count === 1 ? "The one that is advised" : "All " + count + " advised together") + ", on " + report.together.images.toLocaleString("en") + " images: " +
+      (count === 1 ? "The advised layer" : "All " + count + " advised together") + ", on " + report.together.images.toLocaleString("en") + " images: " +
       (report.together.top1 === null
         ? percent(1 - report.together.agreement) + " of the predictions change."
         : percent(report.together.top1) + " right, a change of " + signed(-report.together.cost) + " ± " +
           report.together.error.toFixed(2) + " points.") }));
-    if (report.command) card.append(make("p", { text: "This makes them ordinary layers, and says what it costs:" }), make("pre", { text: report.command }));
+    if (report.command) card.append(make("p", { text: "This command makes them ordinary layers, and prints what it costs:" }), make("pre", { text: report.command }));
     find("advice").append(card);
   }
 
