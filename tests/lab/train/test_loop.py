@@ -496,6 +496,14 @@ def test_a_link_where_a_run_writes_is_refused_before_it_begins(tmp_path, name):
     assert theirs.read_text() == "theirs"
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "last.safetensors", "condconv"])
+def test_a_folder_for_a_file_and_a_file_for_a_folder_are_refused_before_it_begins(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("") if name == "condconv" else path.mkdir()
+    with pytest.raises(UsageError, match=rf"`out` must hold a run's files as files .*, got .*{name}: remove it"):
+        train(settings(tmp_path, epochs=1, log_with="tensorboard"), build=build)
+
+
 def test_an_identity_that_no_run_wrote_is_not_sent(tmp_path):
     for text in ("a secret", "", "0" * 10**6):
         (tmp_path / "wandb-id").write_text(text)

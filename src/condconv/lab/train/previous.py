@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown_name
 from condconv.files.checkpoint_format import open_checkpoint
 from condconv.files.paths import check_own
 from condconv.lab.config import TrainConfig
@@ -26,9 +26,16 @@ def check_files(out: Path) -> None:
     """Check that a run, and what logs it, can write into a directory.
 
     Raises:
-        UsageError: A link, a pipe or a device has the name of one of its files or folders.
+        UsageError: A link, a pipe or a device has the name of one of its files or folders, or they are exchanged.
     """
-    check_own(*(out / name for name in (*FILES, LOGS, "wandb")))
+    files, folders = [out / name for name in FILES], [out / LOGS, out / "wandb"]
+    check_own(*files, *folders)
+    wrong = [each for each in files if each.is_dir()] + [each for each in folders if each.is_file()]
+    if wrong:
+        raise UsageError(
+            f"`out` must hold a run's files as files and its folders as folders, got {shown_name(wrong[0])}: remove "
+            "it, or give another --out"
+        )
 
 
 def last_path(out: str | Path) -> Path:
