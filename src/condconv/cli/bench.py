@@ -29,6 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "Without options it times every listed layer and network, which takes hours on a CPU.",
     )
     parser.add_argument("--quick", action="store_true", help="time a short list only: under five minutes on two cores")
+    parser.add_argument("--call", action="store_true", help="time a layer too small to take time, and nothing else")
     text = "layers whose names match, such as '*1x1*'; 'all' adds those of the networks"
     add_option(parser, "--layers", TEXT, text, metavar="PATTERN")
     add_option(parser, "--networks", TEXT, "networks whose names match, such as '*b0*'", metavar="PATTERN")
@@ -65,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = _tasks(arguments)
     keeps_memory = timing.keep_freed_memory()
     conditions = tasks[0].conditions
-    print(f"{report.kernels_in_use(conditions)}; threads: {torch.get_num_threads()}; rows: {len(tasks)}\n")
+    number = 0 if arguments.call else len(tasks)
+    print(f"{report.kernels_in_use(conditions)}; threads: {torch.get_num_threads()}; rows: {number}\n")
     try:
         call = measure_call(conditions, repetitions)
     except UsageError as error:  # --impl cannot run here
@@ -73,8 +75,18 @@ def run(arguments: argparse.Namespace) -> int:
             f"`--impl` must be one that can run here, got {shown(arguments.impl)} ({first_line(error)}): choose another"
         ) from error
     print(f"call overhead (a layer too small to take time): {call}\n")
-    print(report.header(), flush=True)
     rows: list[Row] = []
+
+    def write() -> None:
+        if arguments.out is not None:
+            command = command_line(["condconv", *arguments.argv])
+            record = report.record(rows, call, command, conditions, repetitions, keeps_memory)
+            write_atomic(Path(arguments.out), json.dumps(record, indent=1) + "\n")
+
+    write()
+    if arguments.call:
+        return 0
+    print(report.header(), flush=True)
     for task in tasks:
         try:
             rows.append(measure_task(task, repetitions))
@@ -82,10 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{task.case.name}: not measured: {error}", flush=True)
             continue
         print(report.line(rows[-1]), flush=True)
-        if arguments.out is not None:
-            command = command_line(["condconv", *arguments.argv])
-            record = report.record(rows, call, command, conditions, repetitions, keeps_memory)
-            write_atomic(Path(arguments.out), json.dumps(record, indent=1) + "\n")
+        write()
     print(f"\n{report.summary(rows, call)}")
     return int(any(row.refused is not None for row in rows))
 
@@ -129,9 +138,10 @@ def _check(arguments: argparse.Namespace) -> None:
             f"`--impl` must be auto or one of {', '.join(TABLE)}, got {shown(arguments.impl)}: choose another"
         )
     chosen = [name for name in ("layers", "networks", "batch", "mode") if getattr(arguments, name) is not None]
-    if arguments.quick and chosen:
-        raise UsageError(f"`--quick` must be alone in choosing rows, got --{chosen[0]} too: leave one of them out")
-    unused = [name for name in ("quick", "layers", "mode", "impl", "compile") if getattr(arguments, name)]
+    alone = [name for name in ("quick", "call") if getattr(arguments, name)]
+    if alone and (others := [*alone[1:], *chosen]):
+        raise UsageError(f"`--{alone[0]}` must be alone in choosing rows, got --{others[0]} too: leave one of them out")
+    unused = [name for name in ("quick", "call", "layers", "mode", "impl", "compile") if getattr(arguments, name)]
     unused += [name for name, default in (("dtype", "fp32"), ("device", "cpu")) if getattr(arguments, name) != default]
     if arguments.runtime is not None and unused:
         raise UsageError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
 from condconv.ops.autocast import autocast_disabled
-from condconv.ops.mixing import accumulation_dtype
+from condconv.ops.mixing import accumulation_dtype, as_dtype
 from condconv.ops.recording import plain_shape
 from condconv.ops.scalars import check_device, check_dtype, number, positive, whole
 from condconv.ops.validation import check_tensor
@@ -53,7 +53,7 @@ class Float32Linear(nn.Module):
         """Map `[B, C]` to `[B, out_features]`, fp32 or fp64."""
         wide = accumulation_dtype(x.dtype)
         with autocast_disabled(x.device):
-            return F.linear(x.to(wide), self.weight.to(wide), self.bias.to(wide))
+            return F.linear(as_dtype(x, wide), as_dtype(self.weight, wide), as_dtype(self.bias, wide))
 
     def extra_repr(self) -> str:
         """Describe the sizes in `repr`."""
@@ -63,7 +63,7 @@ class Float32Linear(nn.Module):
 def global_average_pool(x: Tensor) -> Tensor:
     """Average `[B, C, *S]` over all positions, to `[B, C]`, in fp32 (fp64 for fp64). `[B, C]` is returned unchanged."""
     wide = accumulation_dtype(x.dtype)
-    return x.to(wide) if x.dim() == 2 else x.flatten(2).mean(2, dtype=wide)
+    return as_dtype(x, wide) if x.dim() == 2 else x.flatten(2).mean(2, dtype=wide)
 
 
 class RoutingFunction(nn.Module):

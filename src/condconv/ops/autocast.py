@@ -11,6 +11,8 @@ import torch
 _KINDS = ("cpu", "cuda", "hpu", "ipu", "maia", "meta", "mps", "mtia", "privateuseone", "xla", "xpu")
 _HAVE_AUTOCAST = frozenset(kind for kind in _KINDS if torch.amp.is_autocast_available(kind))
 
+_NOTHING: AbstractContextManager[Any] = nullcontext()
+
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Return the dtype autocast asks for on a device; `None` if it is off or not available (meta)."""
@@ -21,6 +23,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def autocast_disabled(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context without autocast: inside, dtypes are chosen explicitly."""
+    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+        return _NOTHING
     if autocast_dtype(device) is None:
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._autograd import _profiler_enabled
 from torch.autograd import profiler
 
 from condconv.ops.autocast import autocast_disabled
@@ -48,7 +50,7 @@ def compute(
         plan.runner is not None
         and plan.as_given
         and not _logger.isEnabledFor(logging.DEBUG)
-        and not _watched(x, weight, routing_weights, bias, weight_scale)
+        and not _watched(plan, x, weight, routing_weights, bias, weight_scale)
     ):
         return plan.runner(x, weight, routing_weights, bias, weight_scale)
     return _compute(plan, x, weight, routing_weights, bias, weight_scale)
@@ -89,7 +91,7 @@ def _run(
     weight_scale: Tensor | None,
 ) -> Tensor:
     """Compute what is planned, in the dtype of x."""
-    if plan.silent and not _watched(x, weight, routing_weights, bias, weight_scale):
+    if plan.silent and not _watched(plan, x, weight, routing_weights, bias, weight_scale):
         if plan.runner is None:
             tensors = (x, weight, routing_weights, bias, weight_scale)
             plan.runner = plan.implementation.bind(*tensors, plan.geometry)
@@ -105,27 +107,45 @@ def _run(
 
 
 def _watched(
-    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, weight_scale: Tensor | None
+    plan: CallPlan,
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None,
+    weight_scale: Tensor | None,
 ) -> bool:
     """Return whether something wants to see the registered operator, and not only what it returns.
 
-    That is a mode, a profiler, or a kind of tensor that PyTorch resolves on the way to an operator
-    (subclasses, and views whose negation is pending). Otherwise a call without gradients runs at once: the way to an
-    operator written in Python takes longer than many a small layer. Only an `ExecutionTraceObserver` without a profiler
-    goes unnoticed.
+    That is a mode, a profiler, or a kind of tensor that PyTorch resolves on the way to an operator (subclasses, and for
+    what reads memory itself views whose negation is pending). Otherwise a call without gradients runs at once: the way
+    to an operator written in Python takes longer than many a small layer. Only an `ExecutionTraceObserver` without a
+    profiler goes unnoticed.
     """
     return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._autograd._profiler_enabled()
+        _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+        or _profiler_enabled()
         or profiler._is_profiler_enabled  # of other threads too
-        or _is_special(x)
-        or _is_special(weight)
-        or _is_special(routing_weights)
-        or (bias is not None and _is_special(bias))
-        or (weight_scale is not None and _is_special(weight_scale))
+        or type(x) not in _ORDINARY
+        or type(weight) not in _ORDINARY
+        or type(routing_weights) not in _ORDINARY
+        or (bias is not None and type(bias) not in _ORDINARY)
+        or (weight_scale is not None and type(weight_scale) not in _ORDINARY)
+        or (plan.implementation.reads_memory and _pending(x, weight, routing_weights, bias, weight_scale))
     )
 
 
-def _is_special(tensor: Tensor) -> bool:
-    return type(tensor) not in _ORDINARY or tensor.is_neg() or tensor._is_zerotensor()
+def _pending(
+    x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, weight_scale: Tensor | None
+) -> bool:
+    """Return whether a tensor's numbers are not those in memory."""
+    return (
+        x.is_neg()
+        or weight.is_neg()
+        or routing_weights.is_neg()
+        or (bias is not None and (bias.is_neg() or bias._is_zerotensor()))
+        or (weight_scale is not None and (weight_scale.is_neg() or weight_scale._is_zerotensor()))
+        or x._is_zerotensor()
+        or weight._is_zerotensor()
+        or routing_weights._is_zerotensor()
+    )

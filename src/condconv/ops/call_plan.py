@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _is_any_autocast_enabled
 
 from condconv.ops import arguments, problem, rules, validation
 from condconv.ops.arguments import How, to_tuple
@@ -29,7 +30,7 @@ from condconv.ops.recording import tracing, untraced
 _MOST_PLANS = 4096  # a plan is one or two kilobytes; bounds memory when input sizes keep changing
 
 
-@dataclass
+@dataclass(slots=True)
 class CallPlan:
     """What a call does.
 
@@ -113,16 +114,18 @@ def _key(
         or (bias is not None and bias.requires_grad)
         or (scale is not None and scale.requires_grad)
     )
+    on_cpu = x.is_cpu and weight.is_cpu and routing_weights.is_cpu  # quicker than to compare devices
     # fmt: off
     return (
         marshal.dumps(how, 2),  # the bytes, since 1, 1.0 and True are equal
-        x.shape, x.stride(), x.dtype, x.device,
-        weight.shape, weight.stride(), weight.dtype, weight.device,
-        routing_weights.shape, routing_weights.stride(), routing_weights.dtype, routing_weights.device,
-        None if bias is None else (bias.shape, bias.stride(), bias.dtype, bias.device),
-        None if scale is None else (scale.shape, scale.stride(), scale.dtype, scale.device),
+        on_cpu or (x.device, weight.device, routing_weights.device),
+        x.shape, x.stride(), x.dtype,
+        weight.shape, weight.stride(), weight.dtype,
+        routing_weights.shape, routing_weights.stride(), routing_weights.dtype,
+        None if bias is None else (bias.shape, bias.stride(), bias.dtype, bias.is_cpu or bias.device),
+        None if scale is None else (scale.shape, scale.stride(), scale.dtype, scale.is_cpu or scale.device),
         needs_grad,
-        autocast_dtype(x.device) if torch._C._is_any_autocast_enabled() else None,
+        autocast_dtype(x.device) if _is_any_autocast_enabled() else None,
         transforming(),
         library.WHY_NOT,
     )

@@ -136,8 +136,10 @@ class Output(NamedTuple):
 
     def form(self, y: Tensor) -> Tensor:
         """Return y laid out so, with these very strides, as `strided_as` does."""
-        y = y.contiguous(memory_format=self.layout)
-        return owned(y if y.stride() == self.strides else y.as_strided(self.shape, self.strides))
+        if y.stride() != self.strides:
+            y = y.contiguous(memory_format=self.layout)
+            y = y if y.stride() == self.strides else y.as_strided(self.shape, self.strides)
+        return owned(y) if y._is_view() else y
 
 
 def owned(y: Tensor) -> Tensor:

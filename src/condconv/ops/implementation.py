@@ -33,6 +33,8 @@ class Implementation:
             its task. `None`: torch differentiates `forward`, outside of the registered operator.
         prepare: From the arguments of a call to what computes calls of the same shapes, strides, dtypes and device
             without gradients. It may return `None`, and be `None`: then `forward` does.
+        reads_memory: Whether it reads tensors from memory itself, so that PyTorch must resolve views whose negation is
+            pending before.
         reads_quantized: Whether it reads quantized experts as they are; for others they are widened first.
         fusible: Whether a compiler should see its torch functions rather than the operator, if no gradient is needed.
     """
@@ -42,6 +44,7 @@ class Implementation:
     forward: Forward
     backward: Backward | None = None
     prepare: Prepare | None = None
+    reads_memory: bool = False
     reads_quantized: bool = False
     fusible: bool = False
 

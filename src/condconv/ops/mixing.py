@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,11 @@ from torch import Tensor
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of sums: at least fp32, fp64 for fp64."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in a dtype; itself at once if it has it, since `to` takes half as long as a small product."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _storage_order(experts: Tensor) -> tuple[int, ...]:
@@ -41,12 +46,20 @@ def bind_mix(experts: Tensor, routing_weights: Tensor, dtype: torch.dtype) -> Ca
 
     That is `mix_kernels`, with the examples side by side in the output channels.
     """
-    wide = accumulation_dtype(experts.dtype)
-    if not experts.is_contiguous() or {experts.dtype, routing_weights.dtype, dtype} != {wide}:
+    wide, order = accumulation_dtype(experts.dtype), _storage_order(experts)
+    if not experts.permute(order).is_contiguous() or {experts.dtype, routing_weights.dtype, dtype} != {wide}:
         return lambda experts, routing_weights: mix_kernels(experts, routing_weights, dtype).flatten(0, 1)
-    num_experts, outputs, *kernel = experts.shape
+    num_experts, outputs, *kernel = experts.permute(order).shape
     shape = (len(routing_weights) * outputs, *kernel)
-    return lambda experts, routing_weights: torch.mm(routing_weights, experts.view(num_experts, -1)).view(shape)
+    if experts.is_contiguous():
+        return lambda experts, routing_weights: torch.mm(routing_weights, experts.view(num_experts, -1)).view(shape)
+    back = (0, len(kernel), *range(1, len(kernel)))
+
+    def mix(experts: Tensor, routing_weights: Tensor) -> Tensor:
+        stored = experts.permute(order).view(num_experts, -1)
+        return torch.mm(routing_weights, stored).view(shape).permute(back)
+
+    return mix
 
 
 def mix_kernels_backward(grad_kernels: Tensor, experts: Tensor, routing_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,13 +79,18 @@ def mix_bias(bias: Tensor, routing_weights: Tensor, dtype: torch.dtype, spatial_
     return mix_kernels(bias, routing_weights, dtype)[(..., *(None,) * spatial_dims)]
 
 
-def add_bias_(output: Tensor, bias: Tensor | None, routing_weights: Tensor) -> Tensor:
+def add_bias_(output: Tensor, bias: Tensor, routing_weights: Tensor) -> Tensor:
     """Add the mixed bias to an output `[B, O, *S]` in place, without gradients."""
-    if bias is None:
-        return output
     wide = accumulation_dtype(bias.dtype)
-    # Even a conversion that changes nothing takes half as long as the product.
-    weights = routing_weights if routing_weights.dtype == wide else routing_weights.to(wide)
-    shift = weights @ (bias if bias.dtype == wide else bias.to(wide))
-    shift = shift if output.dtype == wide else shift.to(output.dtype)
+    shift = as_dtype(as_dtype(routing_weights, wide) @ as_dtype(bias, wide), output.dtype)
     return output.add_(shift.view(*shift.shape, *(1,) * (output.dim() - 2)))
+
+
+def bind_bias(
+    bias: Tensor | None, routing_weights: Tensor, shape: Sequence[int], dtype: torch.dtype
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return `add_bias_` for tensors that look like these, and an output of a shape and a dtype."""
+    if bias is None or {bias.dtype, routing_weights.dtype, dtype} != {accumulation_dtype(bias.dtype)}:
+        return add_bias_
+    spread = (*shape[:2], *(1,) * (len(shape) - 2))
+    return lambda output, bias, routing_weights: output.add_(torch.mm(routing_weights, bias).view(spread))

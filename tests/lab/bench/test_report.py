@@ -49,7 +49,7 @@ ROW = Row(
     memory_target=187_000_000,
     memory_verdict="pass",
 )
-CALL = CallCost(5.0, 18.0, 13.0, 12.5, 13.5, 15.0, "pass")
+CALL = CallCost(5.0, 11.0, 2.2, 2.5, "pass", 8.0, 28.0)
 REFUSED = dataclasses.replace(ROW, refused="output differs", milliseconds={}, ratio={}, peak_bytes={}, verdict=None)
 
 
@@ -129,10 +129,33 @@ def test_a_record_gives_its_rows_back():
 
 @pytest.mark.parametrize("conditions", [INFERENCE, Conditions(dtype="bf16", impl="matmul")])
 def test_a_call_is_timed_beside_torchs(conditions):
-    call = measure_call(conditions, 2)
-    assert min(call.static, call.ours) > 0
-    assert call.low <= call.added <= call.high
-    assert f"target 15 us: {call.verdict}" in str(call)
+    call = measure_call(conditions, 1)
+    assert call.layer_static is not None
+    assert min(call.static, call.layer_static) > 0
+    assert call.ratio == call.ours / call.static
+    assert call.verdict == ("pass" if call.ratio <= 2.5 else "miss")
+
+
+def test_a_call_in_words():
+    said = "cond_conv2d takes 11.0 us, 2.20 times torch's 5.0 us; target 2.5: pass"
+    assert str(dataclasses.replace(CALL, layer=None)) == said
+    assert str(CALL) == f"{said}; CondConv2d with its routing takes 28.0 us, 3.50 times nn.Conv2d's 8.0 us"
+
+
+def test_the_worse_layout_of_a_call_counts(monkeypatch):
+    """In most rounds something else runs, and a call takes ten times as long."""
+    given = iter([(4.0, 8.0), (4.0, 9.0)])
+
+    def times(calls, repetitions, seconds, cuda):
+        assert repetitions == 60
+        static, ours = next(given)
+        found = dict(zip(calls, (static, ours, 7.0, 21.0), strict=True))
+        return {name: [low * 1e-6] * 10 + [low * 1e-5] * 50 for name, low in found.items()}
+
+    monkeypatch.setattr("condconv.lab.bench.call.time_by_turns", times)
+    call = measure_call(INFERENCE, 3)
+    assert call.verdict == "pass"
+    assert [call.ratio, call.layer_static, call.layer] == pytest.approx([2.25, 7.0, 21.0])
 
 
 def test_the_command_writes_the_table_and_the_file(monkeypatch, capsys, tmp_path):
@@ -145,13 +168,24 @@ def test_the_command_writes_the_table_and_the_file(monkeypatch, capsys, tmp_path
     assert said[0].endswith("threads: 1; rows: 2")
     assert said[2].startswith("call overhead (a layer too small to take time): ")
     assert [line.split("  ")[0] for line in said[5:7]] == ["depthwise 3x3 4 @5"] * 2
-    assert json.loads(file.read_text())["call"]["target"] == 15
+    assert json.loads(file.read_text())["call"]["target"] == 2.5
     assert json.loads(file.read_text())["command"].startswith("condconv bench --layers 'depthwise*' --batch 2 3 ")
     assert json.loads(file.read_text())["keeps_freed_memory"] is True
     rows = json.loads(file.read_text())["rows"]
     assert [row["batch"] for row in rows] == [2, 3]
     assert {row["dtype"] for row in rows} == {"bf16"}
     assert set(rows[0]) == {field.name for field in dataclasses.fields(Row)}
+
+
+def test_the_command_times_a_call_alone(capsys, tmp_path):
+    file = tmp_path / "call.json"
+    assert main(["bench", "--call", "--repetitions", "1", "-o", str(file)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("rows: 0")
+    assert "; CondConv2d with its routing takes " in said[2]
+    record = json.loads(file.read_text())
+    assert record["rows"] == []
+    assert CallCost(**record["call"]).layer is not None
 
 
 def test_help(capsys):
@@ -185,6 +219,8 @@ def test_the_command_fails_where_something_is_wrong(monkeypatch, capsys):
         (["--threads", "0"], "`--threads` must be a whole number from 1 to 4,096, got 0"),
         (["--batch", "8", "-1"], "`--batch` must be a whole number from 1 to 1,000,000, got -1"),
         (["--quick", "--batch", "8"], "`--quick` must be alone in choosing rows, got --batch too"),
+        (["--quick", "--call"], "`--quick` must be alone in choosing rows, got --call too"),
+        (["--call", "--layers", "*192*"], "`--call` must be alone in choosing rows, got --layers too"),
         (["--device", "tpu"], "`--device` must be cpu or cuda, got 'tpu'"),
         (["--mode", "fast"], "`--mode` must be one of inference, training, got 'fast'"),
         (["-o", "no/such/file.json"], "`out` must be in a directory that exists, got no/such/file.json"),

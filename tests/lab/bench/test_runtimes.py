@@ -50,7 +50,7 @@ def test_the_command_line_knows_the_runtimes():
     assert set(RUNTIMES) < set(FORMATS)
 
 
-@pytest.mark.parametrize("option", [["--quick"], ["--layers", "1x1"], ["--impl", "native"], ["--compile"]])
+@pytest.mark.parametrize("option", [["--quick"], ["--call"], ["--layers", "1x1"], ["--impl", "native"], ["--compile"]])
 def test_options_that_exported_files_do_not_have(capsys, option):
     assert main(["bench", "--runtime", "onnx", *option]) == 2
     assert f"`--runtime` must be given without {option[0]}, got both: exported networks" in capsys.readouterr().err

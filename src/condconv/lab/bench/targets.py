@@ -6,8 +6,8 @@ from condconv.lab.bench.cases import LAYERS, Case, LayerCase
 from condconv.lab.bench.contender import Conditions
 
 _B0 = "tf_efficientnet_cc_b0_8e"
-CALL_MICROSECONDS = 15.0
-"""The most that a call may take on top of torch's convolution, for a layer too small to take time."""
+CALL_RATIO = 2.5
+"""The most that a call may take, in multiples of torch's convolution, for a layer too small to take time."""
 
 
 def time_target(case: Case, batch: int, conditions: Conditions) -> float | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from condconv.ops.geometry import Geometry, Output
 from condconv.ops.implementation import Implementation, Runner
-from condconv.ops.mixing import add_bias_, bind_mix
+from condconv.ops.mixing import bind_bias, bind_mix
 from condconv.ops.problem import Problem
 from condconv.ops.recompute import MixedKernels
 
@@ -62,12 +62,15 @@ def prepare(
     """Return what computes calls that look like this one, without gradients."""
     mix, output, batch = bind_mix(weight, routing_weights, x.dtype), Output.of(x, weight, geometry), x.shape[0]
     convolution = geometry.arguments(batch)
+    shift = bind_bias(bias, routing_weights, output.shape, x.dtype)
 
     def run(
         x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, weight_scale: Tensor | None
     ) -> Tensor:
-        folded = torch.convolution(_fold(x), mix(weight, routing_weights), None, *convolution)
-        return output.form(add_bias_(_unfold(folded, batch), bias, routing_weights))
+        folded = x if batch == 1 else _fold(x)
+        y = torch.convolution(folded, mix(weight, routing_weights), None, *convolution)
+        y = y if batch == 1 else _unfold(y, batch)
+        return output.form(y if bias is None else shift(y, bias, routing_weights))
 
     return run
 

@@ -6,12 +6,14 @@ value of the batch size, so this form is the one for `torch.compile` and `torch.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
-from condconv.ops.geometry import Geometry, output_memory_format
-from condconv.ops.implementation import Implementation
-from condconv.ops.mixing import accumulation_dtype
+from condconv.ops.geometry import Geometry, Output, output_memory_format
+from condconv.ops.implementation import Implementation, Runner
+from condconv.ops.mixing import accumulation_dtype, bind_bias, bind_mix
 from condconv.ops.patches import extract_patches, fold_patches, tap_views, zero_pad
 from condconv.ops.problem import Problem
 from condconv.ops.recompute import MixedKernels
@@ -120,10 +122,40 @@ def _apply_depthwise_backward(
     return grad_x, grad_kernels
 
 
+def prepare(
+    x: Tensor,
+    weight: Tensor,
+    routing_weights: Tensor,
+    bias: Tensor | None,
+    weight_scale: Tensor | None,
+    geometry: Geometry,
+) -> Runner | None:
+    """Return what computes calls that look like this one, without gradients, if they are plain products of x."""
+    moved = any(geometry.padding) or any(step != 1 for step in geometry.stride)
+    if moved or geometry.transposed or geometry.is_depthwise(weight) or prod(weight.shape[3:]) > 1:
+        return None
+    if not x.is_contiguous():
+        return None
+    mix, output = bind_mix(weight, routing_weights, x.dtype), Output.of(x, weight, geometry)
+    shift = bind_bias(bias, routing_weights, output.shape, x.dtype)
+    products = x.shape[0] * geometry.groups
+    outputs, channels, size = output.shape[1] // geometry.groups, weight.shape[2], prod(output.shape[2:])
+    kernels, pixels, outcome = (products, outputs, channels), (products, channels, size), (products, outputs, size)
+
+    def run(
+        x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | None, weight_scale: Tensor | None
+    ) -> Tensor:
+        y = x.new_empty(output.shape)  # filled through a view, so that it is none itself
+        torch.bmm(mix(weight, routing_weights).view(kernels), x.view(pixels), out=y.view(outcome))
+        return y if bias is None else shift(y, bias, routing_weights)
+
+    return run
+
+
 def why_not(problem: Problem) -> str | None:
     """Return `None`: matrix products run anywhere."""
     return None
 
 
 _ALL = MixedKernels(apply, apply_backward)
-MATMUL = Implementation("matmul", why_not, _ALL.forward, _ALL.backward, fusible=True)
+MATMUL = Implementation("matmul", why_not, _ALL.forward, _ALL.backward, prepare, fusible=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from condconv.ops.geometry import Geometry, Output, laid_out_as
 from condconv.ops.implementation import Implementation, Runner
-from condconv.ops.mixing import add_bias_
+from condconv.ops.mixing import bind_bias
 from condconv.ops.native import library
 from condconv.ops.problem import Problem, why_not_two_dimensions
 
@@ -57,6 +57,7 @@ def prepare(
         x.shape, weight.shape, experts.dtype, not experts.is_contiguous(), weights.stride(), geometry
     )
     output = Output.of(x, weight, geometry)
+    shift = bind_bias(bias, routing_weights, output.shape, x.dtype)
     read, weigh = experts is weight, weights is routing_weights  # as they are
     turn = x.dtype != torch.float32 or x.is_contiguous() or _channels_inside(x) is not x
 
@@ -66,7 +67,8 @@ def prepare(
         experts = weight if read else _readable(weight)
         weights = routing_weights if weigh else _weights(routing_weights, weight_scale)
         y = convolution.forward(_channels_inside(x) if turn else x, experts, weights)
-        return add_bias_(output.form(y.to(x.dtype)) if turn else y, bias, routing_weights)
+        y = output.form(y.to(x.dtype)) if turn else y
+        return y if bias is None else shift(y, bias, routing_weights)
 
     return run
 
@@ -136,4 +138,4 @@ def why_not(problem: Problem) -> str | None:
     return library.WHY_NOT
 
 
-NATIVE = Implementation("native", why_not, forward, backward, prepare, reads_quantized=True)
+NATIVE = Implementation("native", why_not, forward, backward, prepare, reads_memory=True, reads_quantized=True)

@@ -61,7 +61,7 @@ def forward(x: Tensor, weight: Tensor, routing_weights: Tensor, bias: Tensor | N
 
     with _device(x):
         _convolve(passes, weight, routing_weights, geometry, output)
-    return add_bias_(output, bias, routing_weights)
+    return output if bias is None else add_bias_(output, bias, routing_weights)
 
 
 def backward(
@@ -171,4 +171,4 @@ def why_not(problem: Problem) -> str | None:
     return None
 
 
-TRITON = Implementation("triton", why_not, forward, backward)
+TRITON = Implementation("triton", why_not, forward, backward, reads_memory=True)
