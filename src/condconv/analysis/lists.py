@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.statistics import BINS
-from condconv.errors import few, shown
+from condconv.errors import shown
 from condconv.files.paths import read_text
+from condconv.files.schema import TEXT, SchemaError, anything, none_or, record, sequence, whole
 
 FORMAT = 1
 """Version of the JSON file's layout."""
@@ -37,7 +39,29 @@ _SHAPES = {
     "top_ids": "EN",
     "similarity": "EE",
 }
-_INTERVENTION = {each.name for each in fields(Intervention)}
+_KNOWN = none_or(whole(0))  # without classes these are not known
+_REPORT = record(
+    {
+        "class_names": none_or(sequence(TEXT)),
+        "routings": sequence(
+            record({"name": TEXT, "layers": sequence(TEXT, 1), "kind": TEXT, **dict.fromkeys(_SHAPES, anything)}), 1
+        ),
+        "interventions": sequence(
+            record(
+                {
+                    "name": TEXT,
+                    "routings": sequence(TEXT),
+                    "images": whole(1),
+                    "agree": whole(0),
+                    "right": _KNOWN,
+                    "gained": _KNOWN,
+                    "lost": _KNOWN,
+                }
+            )
+        ),
+    },
+    exact=False,
+)
 
 
 def record_to_lists(record: RoutingRecord) -> dict[str, Any]:
@@ -54,7 +78,7 @@ def intervention_to_lists(intervention: Intervention) -> dict[str, Any]:
 
 
 def read_lists(path: Path) -> dict[str, Any]:
-    """Return what the JSON file of a report holds, its parts not yet checked.
+    """Return what the JSON file of a report holds; of its tensors the names are checked only.
 
     Raises:
         ValueError: It cannot be read, or is not a report of this version; the text continues after "which".
@@ -73,28 +97,24 @@ def read_lists(path: Path) -> dict[str, Any]:
         raise ValueError("is JSON of something else, without a 'format'")
     if values["format"] != FORMAT:
         raise ValueError(f"has format {shown(values['format'])}")
-    lacking = [name for name in ("class_names", "routings", "interventions") if name not in values]
-    if lacking:
-        raise ValueError(f"lacks {', '.join(map(repr, lacking))}")
-    for name in ("routings", "interventions"):
-        if not isinstance(values[name], list):
-            raise ValueError(f"has no list as {name!r}")
-    if not values["routings"]:
-        raise ValueError("has no routing function")
+    try:
+        _REPORT("", values)
+    except SchemaError as error:
+        raise ValueError(f"has a value of another kind ({error})") from error
     return values
 
 
-def record_from_lists(given: Any, num_classes: int) -> RoutingRecord:
-    """Return the record whose fields, as `record_to_lists` gives them, were read from JSON.
+def record_from_lists(given: Mapping[str, Any], num_classes: int) -> RoutingRecord:
+    """Return the record whose fields were read from JSON.
+
+    Args:
+        given: One of the `"routings"` that `read_lists` returned.
+        num_classes: K, 0 without classes.
 
     Raises:
-        ValueError: A field is missing, unknown, or of a wrong type or shape.
+        ValueError: A tensor has other values or another shape.
     """
-    names = {"name", "layers", "kind", *_SHAPES}
-    where = _check_names(given, names, "a routing function")
-    layers = texts(given["layers"], f"'layers' of {where}")
-    for name in ("name", "kind"):
-        texts([given[name]], f"{name!r} of {where}")
+    where = shown(given["name"])
     tensors = {name: _tensor(given[name], f"{name!r} of {where}", name in _COUNTS) for name in _SHAPES}
     experts = tensors["weight_sums"].numel()
     remembered = tensors["top_ids"].shape[-1] if tensors["top_ids"].dim() else 0
@@ -106,47 +126,14 @@ def record_from_lists(given: Any, num_classes: int) -> RoutingRecord:
         if tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape)
             raise ValueError(f"has {name!r} of {where} in shape {found}, not {shape}")
-    if int(tensors["examples"]) < 1 or not layers:
-        raise ValueError(f"has no examples or no layers of {where}")
-    return RoutingRecord(given["name"], layers, given["kind"], **tensors)
+    if int(tensors["examples"]) < 1:
+        raise ValueError(f"has no examples of {where}")
+    return RoutingRecord(given["name"], tuple(given["layers"]), given["kind"], **tensors)
 
 
-def intervention_from_lists(given: Any) -> Intervention:
-    """Return the intervention whose fields were read from JSON.
-
-    Raises:
-        ValueError: A field is missing, unknown, or of a wrong type.
-    """
-    where = _check_names(given, _INTERVENTION, "an intervention")
-    texts([given["name"]], f"'name' of {where}")
-    routings = texts(given["routings"], f"'routings' of {where}")
-    for name in ("images", "agree", "right", "gained", "lost"):
-        may_lack = given[name] is None and name not in ("images", "agree")
-        if not may_lack and (type(given[name]) is not int or given[name] < (name == "images")):
-            raise ValueError(f"has {shown(given[name])} as {name!r} of {where}")
-    return Intervention(**given | {"routings": routings})
-
-
-def _check_names(given: Any, names: set[str], what: str) -> str:
-    """Check that an object has these fields and no others; returns how to call it."""
-    if not isinstance(given, dict):
-        raise ValueError(f"has {type(given).__name__} instead of {what}")
-    where = shown(given["name"]) if isinstance(given.get("name"), str) else what
-    for words, wrong in (("lacks", names - given.keys()), ("has an unknown", given.keys() - names)):
-        if wrong:
-            raise ValueError(f"{words} {few(map(shown, sorted(wrong)))} of {where}")
-    return where
-
-
-def texts(given: Any, what: str) -> tuple[str, ...]:
-    """Return a list of texts that was read from JSON.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
-        raise ValueError(f"has no text as {what}")
-    return tuple(given)
+def intervention_from_lists(given: Mapping[str, Any]) -> Intervention:
+    """Return the intervention whose fields were read from JSON: one of those that `read_lists` returned."""
+    return Intervention(**{**given, "routings": tuple(given["routings"])})
 
 
 def _tensor(given: Any, what: str, is_count: bool) -> Tensor:

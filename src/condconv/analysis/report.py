@@ -14,7 +14,6 @@ from condconv.analysis.lists import (
     read_lists,
     record_from_lists,
     record_to_lists,
-    texts,
 )
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.errors import UsageError, few, shown, shown_name
@@ -114,7 +113,7 @@ class RoutingReport:
         """
         try:
             values = read_lists(Path(path))
-            names = None if values["class_names"] is None else texts(values["class_names"], "'class_names'")
+            names = None if values["class_names"] is None else tuple(values["class_names"])
             routings = [record_from_lists(each, len(names or ())) for each in values["routings"]]
             return cls(tuple(routings), names, tuple(map(intervention_from_lists, values["interventions"])))
         except ValueError as error:
