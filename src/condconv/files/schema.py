@@ -43,8 +43,8 @@ def is_finite_number(value: Any) -> bool:
 
 
 def is_plain(value: Any, depth: int = _MOST_DEPTH) -> bool:
-    """Return whether a value is plain and not nested too deep."""
-    if isinstance(value, (list, Mapping)):
+    """Return whether a value is None, a truth value, a number, a text, or mappings and lists of these, not too deep."""
+    if isinstance(value, (list, tuple, Mapping)):
         inner = value.values() if isinstance(value, Mapping) else value
         return depth > 0 and len(value) <= _MOST_ENTRIES and all(is_plain(each, depth - 1) for each in inner)
     return value is None or isinstance(value, (bool, int, float, str))

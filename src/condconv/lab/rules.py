@@ -10,6 +10,7 @@ from typing import Any
 
 from condconv.errors import UsageError, shown
 from condconv.files.paths import why_not_path
+from condconv.files.schema import is_plain
 
 _DEEPEST, _LONGEST = 16, 10_000  # more than any options of a network or an optimizer need
 
@@ -107,20 +108,10 @@ def _reader(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    if not isinstance(value, Mapping) or _is_deeper(value, _DEEPEST):
-        return False
     try:
-        return len(json.dumps(dict(value))) <= _LONGEST
-    except (TypeError, ValueError):
+        return isinstance(value, Mapping) and is_plain(value, _DEEPEST) and len(json.dumps(dict(value))) <= _LONGEST
+    except (TypeError, ValueError):  # names that JSON does not have, numbers of thousands of digits
         return False
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    """Return whether mappings and lists are nested more than `levels` levels deep, or hold themselves."""
-    if not isinstance(value, (Mapping, list, tuple)):
-        return False
-    inner = value.values() if isinstance(value, Mapping) else value
-    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)
 
 
 TEXT = Rule(

@@ -219,11 +219,11 @@ def test_options_are_those_of_the_dataset_that_takes_them(tmp_path):
             {"data_dir": "x"},
             "`data` must name a dataset of torchvision's that timm knows",
         ),
-        ("digits", {"data_dir": "x"}, "`data_dir` and `data_options` must be left out with 'digits'"),
+        ("digits", {"data_dir": "x"}, "`data_dir` must be given with torch/ or hfds/ only, got 'x' with 'digits'"),
         (
             "digits",
             {"data_options": {"input_key": "a"}},
-            "`data_dir` and `data_options` must be left out with 'digits'",
+            "`data_options` must be given with torch/ or hfds/ only, got {'input_key': 'a'} with 'digits'",
         ),
         (
             "torch/imagenet",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,17 +76,13 @@ def open_data(config: TrainConfig, preprocessing: Preprocessing | None = None) -
         readers[split] = _open_reader(data, split, alone=alone, **config.reader_options(data))
     names = _shared_classes(config.data, readers)
     skip = config.on_bad_image == "skip"
-    train, val = (
-        Images(each, names, in_chans=in_chans, scaled_to=preprocessing.scaled_to, skip_unreadable=skip)
-        for each in readers.values()
-    )
+    train, val = (prepared_images(each, names, preprocessing, skip=skip) for each in readers.values())
     if config.batch_size > len(train):
         raise UsageError(
             f"`batch_size` must be at most the number of training images ({len(train)}), got "
             f"{config.batch_size}: lower it"
         )
     train.transform = _train_transform(config, preprocessing)
-    val.transform = val_transform(preprocessing)
     return ImageData(train, val, names, preprocessing)
 
 
@@ -122,6 +118,18 @@ def open_trained(
             f"got {shown_name(data)} with {len(reader.class_names)}: {few(reader.class_names)}: give data of the same "
             "classes, in folders of the same names"
         )
+    return prepared_images(reader, class_names, preprocessing, skip=skip)
+
+
+def prepared_images(reader: Reader, class_names: Sequence[str], preprocessing: Preprocessing, *, skip: bool) -> Images:
+    """Return images as a network takes them in evaluation.
+
+    Args:
+        reader: Where the images come from.
+        class_names: The reader's, in the order of the network's outputs.
+        preprocessing: The network's.
+        skip: Whether unreadable images are left out and counted.
+    """
     images = Images(
         reader,
         class_names,

@@ -42,7 +42,7 @@ def plot_learning_curves(
         check_type(argument, curves, Mapping, rule, remedy)
         if not curves or any(np.asarray(seeds, dtype=object).ndim < 2 for seeds in curves.values()):
             raise UsageError(f"`{argument}` must {rule}, got {shown(curves)}: {remedy}")
-    figure, (left, right) = _new_figure(2, (9.0, 3.8))
+    figure, (left, right) = new_figure(2, (9.0, 3.8))
     for colour, (name, seeds) in zip(cycle(_COLOURS), accuracy.items(), strict=False):
         _band(left, 100 * np.asarray(seeds), name, colour)
     for colour, (name, seeds) in zip(cycle(_COLOURS), loss.items(), strict=False):
@@ -96,7 +96,7 @@ def plot_routing(
     classes, experts = weights.shape
     if classes < len(class_names):
         title += f" (first {classes} of {len(class_names)} classes)"
-    figure, axes = _new_figure(1, (2.6 + 0.55 * experts, 1.7 + 0.34 * classes))
+    figure, axes = new_figure(1, (2.6 + 0.55 * experts, 1.7 + 0.34 * classes))
     image = axes.imshow(weights, cmap="viridis", vmin=0, vmax=max(1.0, float(np.nanmax(weights))), aspect="auto")
     axes.set_xticks(range(experts), [str(expert + 1) for expert in range(experts)])
     axes.set_yticks(range(classes), list(class_names)[:classes])
@@ -126,7 +126,12 @@ def save_figure(figure: Any, path: Path) -> None:
     write_own(path, content.getvalue())
 
 
-def _new_figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def new_figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """Return a figure of matplotlib's, of a size in inches, and its axes; several are next to one another.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     # The object interface, not pyplot: no window system is asked for and no figure stays in memory.
     figure = require_extra("matplotlib.figure", "train").Figure(figsize=size, dpi=_DPI, layout="constrained")
     return figure, figure.subplots(1, columns)

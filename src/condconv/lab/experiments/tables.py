@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from condconv.errors import UsageError, command_line, first_line, require_extra, shown_name
+from condconv.errors import UsageError, command_line, first_line, shown_name
 from condconv.files.atomic import write_own
 from condconv.files.paths import make_directory, read_text
 from condconv.files.schema import read_record
 from condconv.lab.experiments.comparison import as_markdown, spread
 from condconv.lab.experiments.design import Arm, Experiment
-from condconv.lab.experiments.plots import save_figure
+from condconv.lab.experiments.plots import new_figure, save_figure
 from condconv.lab.experiments.runner import Outcome
 from condconv.lab.experiments.runs import RunRecord
 from condconv.lab.saved.metrics import as_csv
@@ -231,11 +231,9 @@ def plot(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
         rows: As `summarise` returns them.
         path: PNG file to write.
     """
-    figures = require_extra("matplotlib.figure", "train")
     curves = {arm.label: arm.curve for arm in experiment.arms if arm.curve is not None}
     height = 4.2 if curves else 1.6 + 0.42 * len(rows)
-    figure = figures.Figure(figsize=(7.5, height), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(1, (7.5, height))
     if curves:
         _curves(axes, rows, curves, experiment.source)
         axes.set_ylabel(experiment.metric)

@@ -141,15 +141,6 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return replace(checkpoint, optimizer=join_optimizer(plain, stored.read("optimizer", "group")))
 
 
-def describe_checkpoint(path: str | Path) -> Checkpoint:
-    """Return a checkpoint as its file describes it, without reading its tensors.
-
-    Raises:
-        UsageError: As for `load_checkpoint`.
-    """
-    return describe(open_checkpoint(path, "classifier"))
-
-
 def describe(stored: StoredCheckpoint) -> Checkpoint:
     """Return a checkpoint as its header describes it, without its tensors.
 

@@ -18,7 +18,7 @@ from condconv.errors import UsageError, shown
 from condconv.files.paths import check_path
 from condconv.lab.config import is_named
 from condconv.lab.data.folder import LooseReader, find_split
-from condconv.lab.data.image_data import open_trained, val_transform
+from condconv.lab.data.image_data import open_trained, prepared_images
 from condconv.lab.data.images import Images
 from condconv.lab.data.loading import batches, create_loader
 from condconv.lab.data.walking import class_folders
@@ -158,13 +158,5 @@ def open_images(
         split = split if find_split(folder, split) else "val"
         folder = find_split(folder, split) or folder
         if folder.is_dir() and not class_folders(folder, Counter()):
-            images = Images(
-                LooseReader(folder),
-                ("",),
-                in_chans=checkpoint.in_chans,
-                scaled_to=checkpoint.preprocessing.scaled_to,
-                skip_unreadable=skip,
-            )
-            images.transform = val_transform(checkpoint.preprocessing)
-            return images, False
+            return prepared_images(LooseReader(folder), ("",), checkpoint.preprocessing, skip=skip), False
     return open_labelled(checkpoint, data, split=split, data_dir=data_dir, skip=skip), True
