@@ -62,9 +62,10 @@ Multiply-adds (MADDs) are for one image of 224 × 224 pixels and 1000 classes: c
 the routing), and `E · P` for mixing E kernels of P parameters, as in `condconv.count`. [The paper](paper.md) counts
 differently: compare "as the paper" with "printed".
 
-Top-1 is ImageNet accuracy as published; we have not trained these networks on ImageNet. Values read off Figure 2 are
-accurate to 0.2 points, and disagree with the tables: at width 1.0 with 8 experts Table 1 has 73.7 and Figure 2 about
-75.2, so 4 experts, which only the figure has, are above 8 here; for static MobileNetV1 0.25x Table 4 has 50.0.
+Top-1 is ImageNet accuracy as published; we have not trained these networks on ImageNet. Tables and figures are the
+paper's. Figure 2 was read to 0.2 points, and disagrees with the tables: at width 1.0 with 8 experts Table 1 has 73.7
+and Figure 2 about 75.2, so 4 experts, which only the figure has, are above 8 here; for static MobileNetV1 0.25x Table 4
+has 50.0.
 """
 
 TIMM = """\
@@ -162,7 +163,7 @@ def costs() -> str:
                 f"{profiled / 1e6:.1f}M",
                 *(printed or ["", ""]),
                 f"{row.top1:.1f} %" if row.top1 else "",
-                row.source,
+                row.source.removeprefix("CondConv, ").removesuffix(", read off"),
             ]
         )
     header = [

@@ -13,7 +13,7 @@ class Accumulator:
 
     Args:
         num_classes: K; 0 for examples without classes.
-        num_experts: E.
+        num_experts: Number of experts, E.
         top_examples: How many of the examples with the highest weights are remembered for each expert.
 
     Attributes:

@@ -46,7 +46,7 @@ def convert_(
 
     Args:
         model: Any module; changed in place.
-        num_experts: E.
+        num_experts: Number of experts, E.
         layers: Which layers: a `LayerChoice` (a pattern of names, several, or a function), or a selector of
             `condconv.select`; `None` for all convolutions that run on the example and have more than one output pixel
             (so neither squeeze-and-excitation nor heads for training only). A pattern chooses convolutions; it chooses

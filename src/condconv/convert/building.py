@@ -120,7 +120,7 @@ def _make_routing(
     Args:
         routing: As in `convert_`.
         channels: C of the block's input.
-        num_experts: E.
+        num_experts: Number of experts, E.
         like: The weight.
         previous: Slot of the previous block; `None` for the first.
     """

@@ -34,7 +34,7 @@ class Conversion:
     """How layers become conditional.
 
     Attributes:
-        num_experts: E.
+        num_experts: Number of experts, E.
         routing: As in `convert_`.
         init: As in `convert_`.
         expert_spread: As in `convert_`.

@@ -30,7 +30,7 @@ class RoutingSlot(nn.Module):
 
     Args:
         scope: Name of the block (or blocks), for messages.
-        num_experts: E.
+        num_experts: Number of experts, E.
 
     Attributes:
         start: `[E]`, the weights that the block starts with for every input, for layers made from static ones.

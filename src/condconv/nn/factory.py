@@ -50,7 +50,7 @@ def make_routing(
         routing: A name (a key of `ROUTING`), also with options, such as `"softmax(temperature=30)"`; a factory that is
             called as `factory(in_channels, num_experts)`; or a module, which is returned unchanged.
         in_channels: C of the routing function's input.
-        num_experts: E.
+        num_experts: Number of experts, E.
         device: Device of its parameters.
         dtype: Dtype of its parameters.
         **options: Passed to the class of the name, or to the factory.

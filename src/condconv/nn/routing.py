@@ -71,7 +71,7 @@ class RoutingFunction(nn.Module):
 
     Args:
         in_channels: C of the input.
-        num_experts: E.
+        num_experts: Number of experts, E.
         expert_dropout: Probability that an expert's weight is set to zero for an example in training; the others
             are scaled by `1 / (1 - expert_dropout)`.
         device: Device of the parameters.
@@ -160,7 +160,7 @@ class SigmoidRouting(RoutingFunction):
 
     Args:
         in_channels: C of the input.
-        num_experts: E.
+        num_experts: Number of experts, E.
         **options: Of `RoutingFunction`.
 
     Source:
@@ -185,7 +185,7 @@ class HiddenRouting(RoutingFunction):
 
     Args:
         in_channels: C of the input.
-        num_experts: E.
+        num_experts: Number of experts, E.
         hidden_ratio: Hidden units for each input channel; the paper tries 1/8, 1 and 8.
         **options: Of `RoutingFunction`.
 
@@ -214,7 +214,7 @@ class HierarchicalRouting(RoutingFunction):
 
     Args:
         in_channels: C of the input.
-        num_experts: E.
+        num_experts: Number of experts, E.
         previous_experts: Number of weights of the previous routing function; 0 for the first of a chain.
         **options: Of `RoutingFunction`.
 
@@ -263,7 +263,7 @@ class TopKRouting(RoutingFunction):
 
     Args:
         in_channels: C of the input.
-        num_experts: E.
+        num_experts: Number of experts, E.
         k: Number of experts that an example uses.
         **options: Of `RoutingFunction`.
 
@@ -309,7 +309,7 @@ class ConstantRouting(RoutingFunction):
 
     Args:
         in_channels: C of the input; not used. All routing functions have this argument.
-        num_experts: E.
+        num_experts: Number of experts, E.
         weights: The E weights, or one weight for all experts; `None` for `1 / E`.
         **options: Of `RoutingFunction`.
 
@@ -349,7 +349,7 @@ class ExternalRouting(RoutingFunction):
 
     Args:
         in_channels: C of the input; not used.
-        num_experts: E.
+        num_experts: Number of experts, E.
         **options: Of `RoutingFunction`.
     """
 

@@ -26,7 +26,7 @@ class SoftmaxRouting(RoutingFunction):
 
     Args:
         in_channels: C of the input.
-        num_experts: E.
+        num_experts: Number of experts, E.
         temperature: At the start; positive.
         final_temperature: At the end of the schedule; `None` to keep `temperature`.
         annealing_steps: Calls of `anneal_` (one per optimizer update) over which it falls linearly.
