@@ -28,7 +28,7 @@ from torch import Tensor
 
 from condconv.lab.bench import contender
 from condconv.lab.bench.timing import keep_freed_memory
-from condconv.nn.choice import choose_layers
+from condconv.nn.choice import choose_named
 from condconv.ops import cond_conv2d
 from condconv.ops.geometry import Geometry
 from condconv.ops.implementations import NATIVE
@@ -190,7 +190,7 @@ def main() -> None:
     torch.manual_seed(0)
     keep_freed_memory()
     rows = []
-    for layer in choose_layers({layer.name: layer for layer in LAYERS}, arguments.layers, argument="--layers").values():
+    for layer in choose_named({layer.name: layer for layer in LAYERS}, arguments.layers, argument="--layers").values():
         for batch in arguments.batches:
             for training in (False, True):
                 for channels_last in (False, True):

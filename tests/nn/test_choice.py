@@ -11,7 +11,7 @@ from torch import nn
 
 import condconv
 from condconv.errors import UsageError
-from condconv.nn.choice import choose_layers
+from condconv.nn.choice import choose_named
 from tests.messages import assert_four_parts
 
 LONG = "x" * 100_000
@@ -39,18 +39,18 @@ LAYERS: dict[str, nn.Module] = {
     ],
 )
 def test_what_is_chosen(choice: Any, expected: list[str]) -> None:
-    assert choose_layers(LAYERS, choice) == {name: LAYERS[name] for name in expected}
-    assert [*choose_layers(LAYERS, choice)] == expected, "in the order of the layers"
+    assert choose_named(LAYERS, choice) == {name: LAYERS[name] for name in expected}
+    assert [*choose_named(LAYERS, choice)] == expected, "in the order of the layers"
 
 
 def test_what_is_skipped() -> None:
-    assert [*choose_layers(LAYERS, skip=["blocks.*"])] == ["stem", "fc"]
-    assert [*choose_layers(LAYERS, "blocks.*", lambda name, module: name.endswith("1"))] == ["blocks.0.conv2"]
+    assert [*choose_named(LAYERS, skip=["blocks.*"])] == ["stem", "fc"]
+    assert [*choose_named(LAYERS, "blocks.*", lambda name, module: name.endswith("1"))] == ["blocks.0.conv2"]
 
 
 def test_case_matters() -> None:
     with pytest.raises(UsageError, match="got 'FC' for none: near names are"):
-        choose_layers(LAYERS, "FC")
+        choose_named(LAYERS, "FC")
 
 
 @pytest.mark.parametrize(
@@ -61,22 +61,22 @@ def test_case_matters() -> None:
 @pytest.mark.parametrize("argument", ["layers", "skip"])
 def test_messages_have_four_parts(choice: Any, argument: str) -> None:
     chosen: dict[str, Any] = {"choice": None, "skip": None, {"layers": "choice"}.get(argument, "skip"): choice}
-    assert_four_parts(argument, lambda: choose_layers(LAYERS, **chosen))
+    assert_four_parts(argument, lambda: choose_named(LAYERS, **chosen))
 
 
 def test_near_names_are_named() -> None:
     with pytest.raises(UsageError) as caught:
-        choose_layers(LAYERS, "block.0.conv1", argument="--layers", kind="listed layers")
+        choose_named(LAYERS, "block.0.conv1", argument="--layers", kind="listed layers")
     assert str(caught.value).startswith(
         "`--layers` must match listed layers, got 'block.0.conv1' for none: near names are blocks.0.conv1, "
     )
     with pytest.raises(UsageError, match="got 'a' for none: there are none"):
-        choose_layers({}, "a")
+        choose_named({}, "a")
 
 
 def test_nothing_is_left() -> None:
     with pytest.raises(UsageError, match="`skip` must leave some of the layers of the model, got '\\*.conv1' for all"):
-        choose_layers(LAYERS, "blocks.*.conv1", "*.conv1")
+        choose_named(LAYERS, "blocks.*.conv1", "*.conv1")
 
 
 def test_there_is_no_other_matcher() -> None:

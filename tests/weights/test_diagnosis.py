@@ -49,15 +49,15 @@ MISFITS: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     "width": (lambda: small(width=16).state_dict(), "its channels are 2 times the network's: it is the same network"),
     "channels": (
         lambda: small(in_chans=1).state_dict(),
-        "its images have 1 channels: create the network with as many in_chans, or pass skip=('stem.*',) to keep",
+        "its images have 1 channels: create the network with as many in_chans, or pass skip='stem.*' to keep",
     ),
     "classes": (
         lambda: small(num_classes=7).state_dict(),
-        "its classifier is for 7 classes: create the network with as many, or pass skip=('classifier.*',) to keep",
+        "its classifier is for 7 classes: create the network with as many, or pass skip='classifier.*' to keep",
     ),
     "no classifier": (
         lambda: small(num_classes=0).state_dict(),
-        "its network has no classifier: create this one with num_classes=0, or pass skip=('classifier.*',) to keep",
+        "its network has no classifier: create this one with num_classes=0, or pass skip='classifier.*' to keep",
     ),
     "resnet": (lambda: of_timm("resnet18"), "it looks like a ResNet, and the network is not"),
     "vit": (lambda: {"cls_token": torch.zeros(3), "pos_embed": torch.zeros(4)}, "it looks like a vision transformer"),
@@ -102,7 +102,7 @@ def test_a_network_without_a_classifier() -> None:
         assert "the network has no " in message
         assert (
             "has no classifier (num_classes=0) or gives features only: "
-            f"pass skip=['{pattern}'] to leave the rest out" in message
+            f"pass skip='{pattern}' to leave the rest out" in message
         )
         load_state_dict(model, state, skip=[pattern])
         assert torch.equal(model.norm.weight, source.norm.weight)
@@ -121,7 +121,7 @@ def test_torchvisions_classifier_is_told_too() -> None:
     models = pytest.importorskip("torchvision").models
     state = models.mobilenet_v2(num_classes=10, width_mult=0.35).state_dict()
     model = condconv.create_model("mobilenet_v2_cc_035_2e", num_classes=0)
-    assert "pass skip=['classifier.*'] to leave the rest out" in refusal(model, state)
+    assert "pass skip='classifier.*' to leave the rest out" in refusal(model, state)
     load_state_dict(model, state, skip="classifier.*")
     assert torch.equal(model.conv_stem.weight, state["features.0.0.weight"])
     model = condconv.create_model("mobilenet_v2_cc_035_2e", num_classes=10, in_chans=1)
@@ -140,7 +140,7 @@ def test_other_channels_of_a_conditional_stem(conditional_source: bool) -> None:
         return net
 
     message = refusal(stem(3), stem(1, 2 if conditional_source else 0).state_dict())
-    assert "its images have 1 channels: create the network with as many in_chans, or pass skip=('0.*',)" in message
+    assert "its images have 1 channels: create the network with as many in_chans, or pass skip='0.*'" in message
     message = refusal(stem(1), {**stem(1).state_dict(), "0.weight": torch.zeros(2, 8, 1, 5, 5)})
     assert "its images have" not in message
 

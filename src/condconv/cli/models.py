@@ -6,10 +6,9 @@ import argparse
 from typing import Any
 
 from condconv.cli.parsing import add_option
-from condconv.errors import UsageError, shown
 from condconv.lab.rules import Rule
 
-_PATTERN = Rule(lambda value: True, "a part of a name", "leave it out for all names")
+_PATTERN = Rule(lambda value: True, "a pattern of names", "leave it out for all names")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -22,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "MADDs, how far ours differ, and the paper's ImageNet top-1. The paper's tool also counts element-wise "
         "operations and pooling.",
     )
-    add_option(parser, "pattern", _PATTERN, "list only names that contain this text", nargs="?", default="")
+    add_option(parser, "pattern", _PATTERN, "list only names that match, such as 'resnet*'", nargs="?")
     parser.set_defaults(run=run)
 
 
@@ -31,13 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
     from condconv.models import list_models
     from condconv.models.costs import COSTS
     from condconv.models.paper import ROWS
+    from condconv.nn.choice import choose_named
 
-    names = [name for name in list_models() if arguments.pattern in name]
-    if not names:
-        raise UsageError(
-            f"`pattern` must be part of a network's name, got {shown(arguments.pattern)}: 'condconv models' lists all "
-            "names"
-        )
+    every = {name: name for name in list_models()}
+    names = [*choose_named(every, arguments.pattern, argument="pattern", kind="names of networks")]
     width = max(map(len, names))
 
     def line(name: str, *cells: str) -> None:

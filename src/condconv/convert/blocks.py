@@ -11,7 +11,7 @@ from condconv.convert.select import Candidate
 from condconv.counting.tracing import Trace
 from condconv.errors import UsageError
 from condconv.nn import RoutingFunction
-from condconv.nn.choice import LayerChoice, choose_layers
+from condconv.nn.choice import LayerChoice, choose_named
 from condconv.nn.classes import STATIC_CLASSES, is_conv, static_class
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -92,7 +92,7 @@ class Blocks:
 
     def _choose(self, choice: LayerChoice) -> Set[str]:
         modules = {name: module for name, module in self.model.named_modules(remove_duplicate=False) if name}
-        return choose_layers(modules, choice, argument="blocks", kind="modules of the model").keys()
+        return choose_named(modules, choice, argument="blocks", kind="modules of the model").keys()
 
     def _num_layers(self, module: nn.Module) -> int:
         return sum(static_class(m) is not None and id(m) not in self._single_pixel for m in module.modules())

@@ -17,7 +17,7 @@ from condconv.counting import format_table
 from condconv.counting.tracing import Trace, trace
 from condconv.errors import UsageError, check_type, shown
 from condconv.nn import ConditionalLayer
-from condconv.nn.choice import LayerChoice, choose_layers
+from condconv.nn.choice import LayerChoice, choose_named
 from condconv.nn.conditional import conditional_layers
 
 _DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16}
@@ -179,7 +179,7 @@ def _choose(model: nn.Module, choice: LayerChoice | None, skip: LayerChoice | No
         raise UsageError(
             f"`model` must have conditional layers, got {type(model).__name__} without any: only experts are quantized"
         )
-    return choose_layers(layers, choice, skip, kind="conditional layers")
+    return choose_named(layers, choice, skip, kind="conditional layers")
 
 
 def _why_not(layer: ConditionalLayer) -> str | None:

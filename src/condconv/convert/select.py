@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from condconv.errors import UsageError, shown
-from condconv.nn.choice import LayerChoice, choose_layers, patterns_of
+from condconv.nn.choice import LayerChoice, choose_named, patterns_of
 from condconv.ops.geometry import is_depthwise
 
 
@@ -95,7 +95,7 @@ def selector_of(choice: Selector | LayerChoice, argument: str = "layers") -> Sel
     patterns = patterns_of(choice, argument)
 
     def among(candidates: Candidates) -> set[str]:
-        return {*choose_layers({name: each.module for name, each in candidates.items()}, choice, argument=argument)}
+        return {*choose_named({name: each.module for name, each in candidates.items()}, choice, argument=argument)}
 
     return Selector(among, shown(choice), among if patterns is None else lambda candidates: {*patterns})
 

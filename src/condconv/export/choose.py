@@ -13,7 +13,7 @@ from condconv.export import forms
 from condconv.export.geometry import Geometry
 from condconv.nn import CondConv2d, ConditionalLayer, CondLinear, ConstantRouting
 from condconv.nn.block_routing import routing_functions
-from condconv.nn.choice import choose_layers
+from condconv.nn.choice import choose_named
 from condconv.nn.conditional import conditional_layers
 
 
@@ -172,7 +172,7 @@ def choose(
             raise UsageError(
                 f"`forms` must name one of {', '.join(FORMS)}, got {shown(form)} for {shown(pattern)}: take one of them"
             )
-        chosen = choose_layers(layers, pattern, argument="forms", kind="conditional layers of the network")
+        chosen = choose_named(layers, pattern, argument="forms", kind="conditional layers of the network")
         asked |= dict.fromkeys(chosen, form)
     routings = routing_functions(model)
     choices = {}

@@ -23,7 +23,7 @@ _Layer = TypeVar("_Layer")
 _LONGEST = 200  # characters of a pattern that are compared with names
 
 
-def choose_layers(
+def choose_named(
     layers: Mapping[str, _Layer],
     choice: LayerChoice | None = None,
     skip: LayerChoice | None = None,
@@ -31,20 +31,20 @@ def choose_layers(
     argument: str = "layers",
     kind: str = "layers of the model",
 ) -> dict[str, _Layer]:
-    """Return those layers that are chosen and not skipped, in the order in which they are given.
+    """Return those that are chosen and not skipped, in the order in which they are given.
 
     Args:
-        layers: Layers by name.
+        layers: Layers by name, or other things that have names.
         choice: Which of them; `None` for all.
         skip: Which of them to leave out; `None` for none.
         argument: What the user calls `choice`, for messages.
-        kind: What the layers are, for messages.
+        kind: What they are, for messages.
 
     Raises:
         UsageError: A choice is neither patterns nor a function, or matches nothing, or none is left after `skip`.
 
     Example:
-        >>> choose_layers({"stem": 1, "blocks.0": 2, "blocks.1": 3}, "blocks.*", skip="*.0")
+        >>> choose_named({"stem": 1, "blocks.0": 2, "blocks.1": 3}, "blocks.*", skip="*.0")
         {'blocks.1': 3}
     """
     chosen = set(layers) if choice is None else _matched(layers, choice, argument, kind)

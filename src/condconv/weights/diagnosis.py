@@ -126,7 +126,7 @@ def _other_classifier(misfit: Misfit) -> str | None:
         return None
     return (
         f"its classifier is for {tensor.shape[-2]} classes: create the network with as many, or pass "
-        f"skip=({last + '.*'!r},) to keep the network's own classifier"
+        f"skip={last + '.*'!r} to keep the network's own classifier"
     )
 
 
@@ -137,7 +137,7 @@ def _without_classifier(misfit: Misfit) -> str | None:
     if not all(name.startswith(f"{last}.") for name in fit.missing):
         return None
     return (
-        f"its network has no classifier: create this one with num_classes=0, or pass skip=({last + '.*'!r},) to keep "
+        f"its network has no classifier: create this one with num_classes=0, or pass skip={last + '.*'!r} to keep "
         "the network's own classifier"
     )
 
@@ -157,7 +157,7 @@ def _other_input(misfit: Misfit) -> str | None:
         return None
     return (
         f"its images have {kernel.shape[1]} channels: create the network with as many in_chans, or pass "
-        f"skip=({stem.removesuffix('weight') + '*'!r},) to keep the network's own first layer"
+        f"skip={stem.removesuffix('weight') + '*'!r} to keep the network's own first layer"
     )
 
 

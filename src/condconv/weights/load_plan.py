@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from condconv.errors import UsageError, few, shown
 from condconv.nn import ConditionalLayer, LayerChoice, SigmoidRouting
-from condconv.nn.choice import choose_layers
+from condconv.nn.choice import choose_named
 from condconv.weights.arithmetic import check_arithmetic, known_source
 from condconv.weights.diagnosis import diagnose
 from condconv.weights.fit import Fit, fit_tensors, mixed_routing
@@ -115,7 +115,7 @@ def _skip(
     firsts = layers.first
     holders = {name: layers.modules.get(first.rpartition(".")[0]) for name, first in firsts.items()}
     tensors = {**dict.fromkeys(state), **holders}
-    asked = choose_layers(tensors, skip, argument="skip", kind="names of the network or the file").keys()
+    asked = choose_named(tensors, skip, argument="skip", kind="names of the network or the file").keys()
     named = {firsts[name] for name in firsts if {name, matched.sources.get(name, name)} & asked}
     # A file has no name for the routing of a layer that it has one kernel for.
     conditional = [f"{name}." for name in layers.conditional]

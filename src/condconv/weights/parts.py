@@ -23,7 +23,7 @@ def parts_in_the_network_alone(misfit: Misfit) -> str | None:
     deep = misfit.is_of_other_layers and any(pattern.count(".") > depth for pattern in patterns)
     if deep or not patterns or any(layers.routes(name) for name in fit.missing):
         return None
-    return f"it was saved without these: pass skip=[{', '.join(map(repr, patterns))}] to keep the network's own"
+    return f"it was saved without these: pass skip={','.join(patterns)!r} to keep the network's own"
 
 
 def parts_in_the_source_alone(misfit: Misfit) -> str | None:
@@ -37,10 +37,10 @@ def parts_in_the_source_alone(misfit: Misfit) -> str | None:
     more = dict.fromkeys(parts[name] for name in matched.unknown)
     if not more or more.keys() & {*misfit.state, *(parts[name] for name in matched.sources.values())}:
         return None
-    patterns = few([repr(f"{part}.*") for part in more], most=_MOST)
+    patterns = few([f"{part}.*" for part in more], most=_MOST, between=",")
     return (
         "its network has more layers than this one, which has no classifier (num_classes=0) or gives features only: "
-        f"pass skip=[{patterns}] to leave the rest out"
+        f"pass skip={patterns!r} to leave the rest out"
     )
 
 
@@ -54,8 +54,8 @@ def tensors_in_the_source_alone(misfit: Misfit) -> str | None:
     if not patterns:
         return None
     return (
-        f"it is this network's with more: pass skip=[{', '.join(map(repr, patterns))}] to leave that out, if "
-        "the network computes the same without"
+        f"it is this network's with more: pass skip={','.join(patterns)!r} to leave that out, if the "
+        "network computes the same without"
     )
 
 

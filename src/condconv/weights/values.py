@@ -33,7 +33,7 @@ def check_values(layers: Layers, matched: Matched, source: str) -> None:
         raise UsageError(
             f"`path` must hold finite weights, and variances of 0 or more, got {source} with others in "
             f"{few(wrong, most=3)}: its network has diverged or the file is damaged; take weights from before, or "
-            f"leave these out by skip=[{wrong[0]!r}]"
+            f"leave these out by skip={wrong[0]!r}"
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from condconv.lab.bench.cases import LAYERS, NETWORKS, Case, LayerCase, NetworkCase, layers_of
 from condconv.lab.bench.contender import Conditions
 from condconv.lab.bench.run import Task
-from condconv.nn.choice import choose_layers
+from condconv.nn.choice import choose_named
 
 BATCHES = (1, 8, 32, 128)
 QUICK_BATCHES = (1, 8, 32)
@@ -61,7 +61,7 @@ def _layers(patterns: str | None) -> list[LayerCase]:
     if patterns == ALL:
         return list(dict.fromkeys([*LAYERS, *(layer for name in NETWORKS for layer in layers_of(name))]))
     named = {case.name: case for case in LAYERS}
-    return [*choose_layers(named, patterns, argument="--layers", kind="listed layers").values()]
+    return [*choose_named(named, patterns, argument="--layers", kind="listed layers").values()]
 
 
 def networks_of(patterns: str | None) -> list[NetworkCase]:
@@ -71,4 +71,4 @@ def networks_of(patterns: str | None) -> list[NetworkCase]:
         UsageError: A pattern fits none.
     """
     named = {name: NetworkCase(name) for name in NETWORKS}
-    return [*choose_layers(named, patterns, argument="--networks", kind="listed networks").values()]
+    return [*choose_named(named, patterns, argument="--networks", kind="listed networks").values()]

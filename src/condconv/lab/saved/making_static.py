@@ -18,7 +18,7 @@ from condconv.lab.saved.evaluate import Evaluation, check_finite_loss, evaluate_
 from condconv.lab.saved.inspection import record
 from condconv.lab.saved.reading import Reading, open_images, own_data
 from condconv.lab.saved.rebuild import load_trained
-from condconv.nn.choice import LayerChoice, choose_layers
+from condconv.nn.choice import LayerChoice, choose_named
 from condconv.nn.conditional import conditional_layers
 
 
@@ -86,7 +86,7 @@ def make_checkpoint_static(
     _check_out(Path(out), Path(path), force)
     reading = reading or Reading()
     checkpoint, network = load_trained(path, build=build)
-    chosen = tuple(choose_layers(conditional_layers(network), layers, skip, kind="conditional layers of the network"))
+    chosen = tuple(choose_named(conditional_layers(network), layers, skip, kind="conditional layers of the network"))
 
     def open_split(split: str) -> tuple[Images, bool]:
         images = data or own_data(checkpoint, split)
