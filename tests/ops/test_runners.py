@@ -143,3 +143,8 @@ def test_a_record_in_the_table_is_all_that_an_implementation_needs(mine: list[st
         cond_conv2d(X, W[:, :, :1].repeat(1, 4, 1, 1, 1)[:, :8], R, groups=8, impl="mine")
     with pytest.raises(UsageError, match="`impl` must be one of auto, reference, .*, triton, mine, got 'yours'"):
         CondConv2d(8, 6, 3, impl="yours")
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_documentation_names_each(name: str) -> None:
+    assert f'`"{name}"`' in str(cond_conv2d.__doc__)

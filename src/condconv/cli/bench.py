@@ -131,11 +131,11 @@ def _tasks(arguments: argparse.Namespace) -> list[Any]:
 def _check(arguments: argparse.Namespace) -> None:
     import torch
 
-    from condconv.ops.implementations import TABLE
+    from condconv.ops.implementations import AUTO, TABLE
 
-    if arguments.impl not in (None, "auto", *TABLE):
+    if arguments.impl not in (None, AUTO, *TABLE):
         raise UsageError(
-            f"`--impl` must be auto or one of {', '.join(TABLE)}, got {shown(arguments.impl)}: choose another"
+            f"`--impl` must be {AUTO} or one of {', '.join(TABLE)}, got {shown(arguments.impl)}: choose another"
         )
     chosen = [name for name in ("layers", "networks", "batch", "mode") if getattr(arguments, name) is not None]
     alone = [name for name in ("quick", "call") if getattr(arguments, name)]

@@ -27,7 +27,7 @@ from condconv.ops.problem import transforming
 from condconv.ops.quantized import check_quantized
 from condconv.ops.recording import tracing, untraced
 
-_MOST_PLANS = 4096  # a plan is one or two kilobytes; bounds memory when input sizes keep changing
+_MOST_PLANS = 4096  # a plan is a few kilobytes; bounds memory when input sizes keep changing
 
 
 @dataclass(slots=True)

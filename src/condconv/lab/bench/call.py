@@ -16,6 +16,7 @@ from condconv.lab.bench.contender import DTYPES, LAYOUTS, Conditions
 from condconv.lab.bench.timing import time_by_turns
 from condconv.nn import CondConv2d
 from condconv.ops import cond_conv2d
+from condconv.ops.implementations import AUTO
 
 _EXPERTS, _CHANNELS, _PIXELS = 4, 8, 4
 _ROUNDS, _SECONDS = 20, 2e-4
@@ -72,7 +73,7 @@ def measure_call(conditions: Conditions, repetitions: int) -> CallCost:
 
 def _measure_layout(layout: torch.memory_format, conditions: Conditions, repetitions: int) -> CallCost:
     where: dict[str, Any] = {"device": conditions.device, "dtype": DTYPES[conditions.dtype]}
-    impl = conditions.impl or "auto"
+    impl = conditions.impl or AUTO
     x = torch.randn(1, _CHANNELS, _PIXELS, _PIXELS, **where).contiguous(memory_format=layout)
     sizes = (_CHANNELS, _CHANNELS, 3)
     layer = CondConv2d(*sizes, padding=1, num_experts=_EXPERTS, impl=impl, **where).eval().to(memory_format=layout)

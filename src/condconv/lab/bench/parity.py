@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from condconv.lab.bench.cases import Case, LayerCase, Trio, layers_of
 from condconv.lab.bench.contender import DTYPES, LAYOUTS, Conditions, Contender
 from condconv.nn.conditional import conditional_layers
+from condconv.ops.implementations import REFERENCE
 
 # In fp64 a whole batch of a network takes minutes; its first examples go through the same layers.
 _LAYER_EXAMPLES = 32
@@ -71,7 +72,7 @@ def check_parity(case: Case, trio: Trio, conditions: Conditions) -> Parity:
     some = tuple(each[:examples] for each in trio.inputs)
     reference = copy.deepcopy(trio.ours)
     for layer in conditional_layers(reference).values():
-        layer.impl = "reference"
+        layer.impl = REFERENCE.name
     eager = Conditions(conditions.mode, conditions.dtype, conditions.device)
     rounded = {layout: _results(reference, some, eager, layout) for layout in LAYOUTS}
     if not training:  # the exact result is that of the stored parameters, which are rounded here
