@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from condconv.lab.config import TrainConfig
-from condconv.lab.data.normalization import IMAGENET
-from condconv.lab.data.preprocessing import Preprocessing
+from condconv.lab.data.preprocessing import IMAGENET, Preprocessing
 from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
 from condconv.models import create_model
 from tests.lab.samples import make_folder

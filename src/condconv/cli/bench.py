@@ -13,7 +13,12 @@ from condconv.files.atomic import write_atomic
 from condconv.files.paths import check_can_write
 from condconv.lab.rules import PATH, TEXT, one_of, whole
 
-_RUNTIMES = ("torch-export", "aoti", "onnx", "openvino")  # as in `condconv.lab.bench.runtimes`: --help does without
+_RUNTIMES = (
+    "torch-export",
+    "aoti",
+    "onnx",
+    "openvino",
+)  # as in `condconv.lab.bench.runtimes`, which --help does not import
 _REPETITIONS = 15
 _QUICK_REPETITIONS = 5
 

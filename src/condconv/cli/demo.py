@@ -1,4 +1,4 @@
-"""`condconv demo`: a static network against its CondConv twin on embedded digits."""
+"""`condconv demo`: compares a static network with its CondConv twin on embedded digits."""
 
 from __future__ import annotations
 

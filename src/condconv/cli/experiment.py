@@ -24,7 +24,7 @@ _NAMES = ("experts-width", "plug-in", "begin-layer", "routing", "ensembles", "st
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Add the command to the parser; settings of the training are options as those of `condconv train`."""
+    """Add the command to the parser; it has the settings of `condconv train` as options too."""
     parser = subparsers.add_parser(
         "experiment",
         help="repeat an experiment of the paper on your data",
@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     for flag, text in (
         (
             "--control",
-            "also train each network with one mixture of experts for all images: the gain over it is routing's",
+            "also train each network with one mixture of experts for all images, to measure what routing gains",
         ),
         ("--list", "print the command of each run, for a cluster, and exit"),
         ("--quiet", "no progress bar"),
@@ -65,7 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do the runs that are left, write table and plot, and print the table.
+    """Do the runs that are not done yet, write table and plot, and print the table.
 
     Returns:
         0, or 1 if a run failed.
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> TrainConfig:
-    """Return what all runs share; the experiment decides the rest."""
+    """Return the settings that all runs share; the experiment decides the others."""
     given = given_settings(arguments)
     if "data" not in given:
         raise UsageError("`--data` must be given, got nothing: see condconv experiment --help")
@@ -120,13 +120,13 @@ def _experiment(arguments: argparse.Namespace, settings: TrainConfig) -> Experim
 
     names = ("width", "num_experts", "widths", "experts", "networks", "init", "control")
     options = {name: getattr(arguments, name) for name in names}
-    if arguments.name == "ensembles":  # whose networks are as wide as their cost on these images allows
+    if arguments.name == "ensembles":  # its networks are as wide as their cost on these images allows
         options["size"] = size_of(settings)
     return create_experiment(arguments.name, **options)
 
 
 def _conditions(settings: TrainConfig) -> str:
-    """Return what the table was made under: the settings that are not the default, as options."""
+    """Return a sentence with the settings of all runs that are not the default."""
     default = TrainConfig(data="-", model="-", out="-")
     pairs = [(each.name, getattr(settings, each.name), getattr(default, each.name)) for each in fields(TrainConfig)]
     words = [f"{name} {ours}" for name, ours, theirs in pairs if ours != theirs and name != "workers"]

@@ -9,7 +9,7 @@ from condconv.cli.parsing import add_option
 from condconv.cli.reading import CHECKPOINT
 from condconv.lab.rules import PATH, Rule, one_of, whole
 
-# As in `condconv.export`, which takes torch to import: --help does without.
+# As in `condconv.export`, which --help does not import: it needs torch.
 _FORMATS = ("torch-export", "aoti", "onnx", "openvino", "executorch", "litert", "coreml")
 _WEIGHTS = ("float32", "bfloat16", "int8")
 _COUNT = whole(1)

@@ -1,4 +1,4 @@
-"""The command `condconv`: arguments in, errors out as one line and an exit status."""
+"""The command `condconv`: it runs a command, and prints an error as one line with an exit status."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 done; 1 training failed, a benchmark or an export found a wrong result, or the system refused to
-            write; 2 something given is wrong; 130 interrupted; 141 the reader of the output has gone.
+            write; 2 an argument is wrong; 130 interrupted; 141 the reader of the output has gone.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     prepare_output()
     try:
         with stopped_by_signals():
             return _run(argv)
-    except KeyboardInterrupt:  # while another end was being reported
+    except KeyboardInterrupt:  # while an error was being printed
         return 130
 
 

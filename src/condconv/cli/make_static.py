@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the checkpoint, and print what it saves and costs."""
+    """Write the checkpoint, and print its size and accuracy next to those before."""
     from condconv.lab.saved import make_checkpoint_static
 
     done = make_checkpoint_static(

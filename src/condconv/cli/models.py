@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="list the networks",
         description="Lists the networks with parameters and multiply-adds (MADDs: convolutions, routing and "
         "mixing of kernels; one image of 224 pixels, 1000 classes). For networks of the paper it adds the paper's "
-        "MADDs, how far ours differ, and the paper's ImageNet top-1. The paper's tool also counts element-wise "
+        "MADDs, how far these differ, and the paper's ImageNet top-1. The paper's tool also counts element-wise "
         "operations and pooling.",
     )
     add_option(parser, "pattern", _PATTERN, "list only names that match, such as 'resnet*'", nargs="?")

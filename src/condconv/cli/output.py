@@ -1,4 +1,4 @@
-"""Standard output that takes any text, and the error if it can no longer be written."""
+"""Standard output that accepts any text, and the message if it cannot be written any more."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
 
 
 def prepare_output() -> None:
-    """Let standard output and error take any text, and be there at all.
+    """Make standard output and error accept any text, even if they were closed before the program began.
 
-    What a terminal has no character for, such as ± in ASCII or a byte of a file's name, is written as its escape. A
-    stream that was closed before the program began takes everything and keeps nothing: its number would otherwise go to
-    the next file that is opened, which would get what is printed.
+    A character that the terminal does not have, such as ± in ASCII or a byte of a file's name, is written as its
+    escape. What is written to a closed stream is discarded: otherwise its number would go to the next file that is
+    opened, and the text into that file.
     """
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
@@ -30,18 +30,18 @@ def prepare_output() -> None:
 
 
 def path_line(path: object) -> str:
-    """Return a path to print as a result: whole, since a program may read it, with control characters escaped."""
+    """Return a path to print as a result: not shortened, since a program may read it, control characters escaped."""
     return shown_name(path, 10_000)
 
 
 def drop_output() -> None:
-    """Let what standard output still holds go nowhere: it would be tried again when the program ends."""
-    with suppress(OSError):  # a stream that is no file
+    """Discard what standard output still holds, which Python would otherwise try to write when the program ends."""
+    with suppress(OSError):  # of a stream that is not a file
         _point_to_nothing(sys.stdout.fileno())
 
 
 def describe_refusal(error: OSError) -> tuple[str, int]:
-    """Return what to say of an error that the system gave, and the exit status; output that it refuses is dropped."""
+    """Return the message for an error of the system, and the exit status; output that it refuses is discarded."""
     reason = error.strerror or str(error)
     if error.filename is not None:
         place = shown_name(os.fsdecode(error.filename))

@@ -1,4 +1,4 @@
-"""A parser whose messages have four parts, as all others: argument, rule, value and remedy."""
+"""A parser whose messages have the four parts of all others: argument, rule, value and remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from condconv.errors import UsageError, shown
 from condconv.lab.rules import Rule
 
-# Messages of argparse, and ours for them.
+# Messages of argparse, and those of this package for them.
 _WORDS = (
     (r"the following arguments are required: (?P<name>.+)", "`{name}` must be given, got nothing"),
     (r"one of the arguments (?P<name>.+) is required", "one of `{name}` must be given, got nothing"),
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong.
+        """Raise the error that argparse found, in the words of this package.
 
         Raises:
             UsageError: Always.
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         print(message, end="", file=file)  # argparse itself drops errors of writing
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and refuse what the command does not have, by its own name.
+        """Parse, and refuse arguments that the command does not have, with the command's name.
 
         Raises:
             UsageError: An argument is wrong, missing or unknown.
@@ -90,7 +90,7 @@ class Option(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        """Set the value, or add it to those that are there."""
+        """Set the value, or add it to earlier ones."""
         name = self.option_strings[-1] if self.option_strings else self.dest
         if isinstance(values, str):
             read: Any = self.rule.parse(name, values)
@@ -116,7 +116,7 @@ def add_option(parser: argparse._ActionsContainer, names: str, rule: Rule, text:
 
 
 def _in_words(kind: str, text: str) -> str:
-    """Return a part of argparse's message as ours have it."""
+    """Return a part of a message of argparse in the form that messages of this package have."""
     if kind == "value":
         return shown(text[1:-1])  # it comes in quotes
     # Of `-o/--out` the long name; of choices the names without quotes.

@@ -13,7 +13,12 @@ CHECKPOINT = "a best.safetensors or last.safetensors, or what condconv make-stat
 
 
 def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = False) -> None:
-    """Add the options for which images are read, and how; `unlabelled` images have no class folders."""
+    """Add the options that say which images are read, and how.
+
+    Args:
+        parser: Of the command.
+        unlabelled: Whether the command also takes images without class folders.
+    """
     kinds = (
         "a directory with val/ or with class folders, a .tar, 'digits', 'torch/NAME', 'hfds/NAME' or 'wds/DIRECTORY'"
     )

@@ -13,7 +13,13 @@ from condconv.cli.parsing import add_option
 from condconv.lab.config import TrainConfig
 from condconv.lab.rules import Rule, one_of
 
-_RECIPES = ("efficientnet_b0", "mnasnet_a1", "mobilenet_v1", "mobilenet_v2", "resnet_50")  # light: --help has them
+_RECIPES = (
+    "efficientnet_b0",
+    "mnasnet_a1",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "resnet_50",
+)  # a copy, since --help does not import them
 ENTRIES = {each.name: each.name.removesuffix("s") for each in fields(TrainConfig) if "Mapping" in str(each.type)}
 """Settings that are mappings, with the name of one entry: they are given entry by entry."""
 
@@ -24,7 +30,7 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Collection[str] = (
     """Add an option for each setting, in the groups of `TrainConfig`, and `--recipe`.
 
     Args:
-        parser: Its `argument_default` is `argparse.SUPPRESS`: what is not given is not there.
+        parser: Its `argument_default` must be `argparse.SUPPRESS`: options that are not given have no attribute.
         leave_out: Names of settings that get no option.
     """
     add_option(parser, "--recipe", one_of(*_RECIPES), _RECIPE_HELP, default=None)
@@ -56,7 +62,7 @@ def make_recipe(name: str, *arguments: str) -> TrainConfig:
 
 
 def over_recipe(recipe: TrainConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that replace a recipe's: those that were given, mappings entry by entry."""
+    """Return the given settings, which replace those of a recipe; mappings are merged entry by entry."""
     return {name: {**getattr(recipe, name), **value} if name in ENTRIES else value for name, value in given.items()}
 
 

@@ -15,7 +15,7 @@ _AGAIN = b"condconv: interrupted again: stopped at once; finished epochs are kep
 
 
 def _interrupt_main_thread() -> None:
-    """Send SIGINT to the main thread itself: one that reaches another thread leaves it waiting where it waits."""
+    """Send SIGINT to the main thread: if another thread receives it, the main thread keeps waiting."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:
@@ -23,7 +23,7 @@ def _interrupt_main_thread() -> None:
 
 
 class _Stop:
-    """What happens on signals, in the process that made this and in those that it forks."""
+    """The handler of signals, for the process that created it and those that it forks."""
 
     def __init__(self) -> None:
         self._owner = os.getpid()
@@ -31,8 +31,8 @@ class _Stop:
         self._hook = sys.unraisablehook
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Raise `KeyboardInterrupt`; a second time end the process."""
-        if os.getpid() != self._owner:  # it reads images: Ctrl-C reaches it too, and is the owner's to answer
+        """Raise `KeyboardInterrupt`; end the process at the second signal."""
+        if os.getpid() != self._owner:  # a process that reads images: Ctrl-C reaches it too, but the owner answers
             if number != signal.SIGINT:
                 os._exit(128 + number)
         elif self._told:
@@ -43,7 +43,7 @@ class _Stop:
             raise KeyboardInterrupt
 
     def notice(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """Tell again if Python has dropped the exception, as it does in `__del__` and while it forks."""
+        """Interrupt again if Python has dropped the exception, as it does in `__del__` and while it forks."""
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             self._hook(unraisable)
         elif os.getpid() == self._owner:
@@ -57,11 +57,11 @@ class _Stop:
 def stopped_by_signals() -> Iterator[None]:
     """Raise `KeyboardInterrupt` in the block on SIGTERM and SIGHUP, so that they end a command as Ctrl-C does.
 
-    A second signal ends the process at once: the first may be waiting for something. Processes that are forked leave
-    Ctrl-C to this one and end at once on the other signals.
+    A second signal ends the process immediately, since the first may have to wait for something. Forked processes leave
+    Ctrl-C to this one and end immediately on the other signals.
 
-    A signal that is ignored, as `nohup` leaves SIGHUP, stays so, and so does one whose handler is not Python's. In
-    another thread than the main one, which alone may take signals, the block runs as it is.
+    A signal that is ignored, as `nohup` leaves SIGHUP, stays so, and so does one whose handler is not Python's. Outside
+    the main thread, which alone may receive signals, the block runs without handlers.
     """
     main = threading.current_thread() is threading.main_thread()
     handlers = {each: signal.getsignal(each) for each in (_SIGNALS if main else ())}

@@ -8,8 +8,7 @@ from condconv.lab.data import open_data
 from condconv.lab.data.image_data import open_trained
 from condconv.lab.data.images import IGNORED
 from condconv.lab.data.loading import EpochSampler, batches, create_loader
-from condconv.lab.data.normalization import IMAGENET, INCEPTION, Normalization, of_config
-from condconv.lab.data.preprocessing import Preprocessing
+from condconv.lab.data.preprocessing import IMAGENET, INCEPTION, Normalization, Preprocessing, normalization_of
 from tests.lab.samples import make_folder, settings
 
 SMALL = Preprocessing(8, 3, 1.0, "bicubic", IMAGENET.mean, IMAGENET.std)
@@ -180,14 +179,14 @@ def test_validation_with_other_classes_is_refused(tmp_path):
 )
 def test_pixels_are_normalised_by_what_is_asked_for_then_the_weights_then_the_data(tmp_path, changes, expected):
     config = settings(tmp_path, **changes)
-    assert of_config(config, config.in_chans or 3) == expected
+    assert normalization_of(config, config.in_chans or 3) == expected
 
 
 def test_a_tag_that_there_is_not_is_named_with_where_they_are_listed(tmp_path):
     options = {"pretrained_cfg": "in2k"}
     config = settings(tmp_path, data="x", pretrained=True, model="tf_efficientnet_b0", model_options=options)
     with pytest.raises(UsageError, match=r"`pretrained_cfg` must be a tag that timm has for .*list_pretrained"):
-        of_config(config, 3)
+        normalization_of(config, 3)
 
 
 def test_flips_and_crops_change_training_images_and_no_others(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from condconv import models
-from condconv.lab.data import normalization, preprocessing
+from condconv.lab.data import preprocessing
 from condconv.lab.saved import image_transform, load_checkpoint, load_network
 from condconv.lab.saved import network as networks
 from condconv.lab.saved.checkpoint import save_checkpoint
@@ -40,7 +40,7 @@ def test_another_rule_for_the_stride(trained, monkeypatch):
 def test_other_rules_for_images(trained, monkeypatch):
     before = outputs(*trained)
     monkeypatch.setattr(preprocessing, "val_crop", lambda size: 0.5)
-    monkeypatch.setattr(normalization, "of_config", lambda config, channels: normalization.INCEPTION)
+    monkeypatch.setattr(preprocessing, "normalization_of", lambda config, channels: preprocessing.INCEPTION)
     assert torch.equal(outputs(*trained), before)
 
 

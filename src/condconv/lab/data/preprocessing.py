@@ -5,8 +5,29 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
+from timm.models import get_pretrained_cfg
+
+from condconv.errors import UsageError
 from condconv.lab.config import TrainConfig
-from condconv.lab.data import normalization
+from condconv.lab.data.named import DIGITS_MEAN, DIGITS_STD
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of each channel, on the scale 0 to 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Normalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+INCEPTION = Normalization(IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,7 @@ def resolve(config: TrainConfig) -> Preprocessing:
     is_digits = config.data == "digits"
     size = config.image_size or (8 if is_digits else 224)
     channels = config.in_chans or (1 if is_digits else 3)
-    chosen = normalization.of_config(config, channels)
+    chosen = normalization_of(config, channels)
     return Preprocessing(size, channels, val_crop(size), "bicubic", chosen.mean, chosen.std)
 
 
@@ -57,3 +78,42 @@ def val_crop(size: int) -> float:
     Cutting the margin away helps with photographs; small images are mostly cropped to the thing already.
     """
     return 0.875 if size >= 128 else 1.0
+
+
+def normalization_of(config: TrainConfig, in_chans: int) -> Normalization:
+    """Return what a run normalises by.
+
+    A choice in the settings comes first, then what pretrained weights need, then what suits the data.
+    """
+    if config.normalization is not None:
+        chosen = {"imagenet": IMAGENET, "inception": INCEPTION}[config.normalization]
+    elif config.pretrained:
+        chosen = _of_pretrained(config.model, config.model_options.get("pretrained_cfg"))
+    elif config.data == "digits":
+        return Normalization(DIGITS_MEAN * in_chans, DIGITS_STD * in_chans)
+    else:
+        chosen = IMAGENET if in_chans == 3 else INCEPTION
+    # timm sums the kernels of a pretrained stem over the colours, so one grey channel takes their mean.
+    return chosen if in_chans == 3 else Normalization((sum(chosen.mean) / 3,), (sum(chosen.std) / 3,))
+
+
+def _of_pretrained(model: str, tag: Any) -> Normalization:
+    """Return timm's description of the weights that `pretrained` loads: timm's default, or those of a tag."""
+    from condconv.models import get_model_info
+    from condconv.models.pretrained import CONDITIONAL
+
+    try:
+        name = CONDITIONAL.get(model) or get_model_info(model).timm_name
+    except ValueError:
+        return IMAGENET  # the name is reported where the network is built
+    if name is None:
+        return IMAGENET
+    plain = name.partition(".")[0]
+    try:
+        known = get_pretrained_cfg(f"{plain}.{tag}" if isinstance(tag, str) and tag else name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"`pretrained_cfg` must be a tag that timm has for {plain}, got {tag!r}: "
+            f'timm.list_pretrained("{plain}.*") lists them'
+        ) from error
+    return IMAGENET if known is None else Normalization(tuple(known.mean), tuple(known.std))

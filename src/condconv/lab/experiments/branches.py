@@ -20,7 +20,7 @@ class Branches(nn.Module):
     """Parallel copies of one part of a network, whose outputs are averaged, or weighted by the input.
 
     Args:
-        branches: K modules that take the same input and give outputs of one shape, each with weights of its own.
+        branches: K modules that take the same input and give outputs of one shape, each with its own weights.
         routing_fn: Gives weights `[B, K]` from the input; `None` for the plain average.
 
     Source:
@@ -48,7 +48,7 @@ def create_branches(
 
     Args:
         base: Name of a static network whose stages are the children of `blocks`.
-        branches: K, copies of each of these stages; each starts from random numbers of its own.
+        branches: K, copies of each of these stages; each with its own random initial weights.
         stages: `"last"` or `"all"`.
         weighted: Whether a sigmoid routing on the stage's input weights the branches; otherwise they are averaged.
         **options: Of `condconv.create_model`.

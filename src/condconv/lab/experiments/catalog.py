@@ -1,7 +1,7 @@
 """The experiments of the paper. Each function is the record of one: source, command, size, time and expected result.
 
-The paper does not state its hardware. Times are ours, of one core of a shared x86 machine, for ten epochs of CIFAR-10
-at 16 pixels with `output_stride=16`: what `docs/results.md` is made of.
+The paper does not state its hardware. Times were measured here on one core of a shared x86 machine, for ten epochs of
+CIFAR-10 at 16 pixels with `output_stride=16`, the runs of `docs/results.md`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def plug_in(networks: Sequence[str] = _TABLE_1, experts: Sequence[int] = (8,)) -
     Source: CondConv, Table 1.
     Command: `condconv experiment plug-in --data imagenet --seeds 3 --epochs 90 --image-size 224`.
     Size: 10 networks per seed; ResNet-50 is the largest with 4.2 G multiply-adds.
-    Time: not run by us.
+    Time: not run.
     Expected: 0.9 (ResNet-50) to 3.0 points (MobileNetV2) more at 3 to 9 % more multiply-adds.
     """
     arms = []
@@ -75,7 +75,7 @@ def begin_layer(width: str = "025", num_experts: int = 32) -> Experiment:
     Size: 7 networks per seed.
     Time: 4 to 6 minutes per network with 8 experts at 0.12x.
     Expected: layer 7 (62.0 %) is as good as layer 5, and 0.5 points below layer 1; layer 13 loses 2.5; the classifier
-    alone brings 4.2 points.
+    alone gains 4.2 points.
     """
     rows = _ablation(TABLE_4, width, num_experts)
     note = _note(width, num_experts)
@@ -92,8 +92,8 @@ def routing(width: str = "025", num_experts: int = 32) -> Experiment:
     Command: `condconv experiment routing --data imagenet --seeds 3 --epochs 90 --image-size 224`.
     Size: 10 networks per seed.
     Time: 4 to 8 minutes per network with 8 experts at 0.12x.
-    Expected: one sigmoid layer a block (62.0 %) is among the best; one routing for the whole network (56.5 %) and very
-    small or large hidden layers (57.7, 54.1 %) are worse.
+    Expected: one sigmoid layer per block (62.0 %) is among the best; one routing for the whole network (56.5 %) and
+    very small or large hidden layers (57.7, 54.1 %) are worse.
     """
     # Table 3 has no static row; Table 4, which is about the same network, has.
     rows = _ablation((*TABLE_3, TABLE_4[0]), width, num_experts)
@@ -108,12 +108,12 @@ def ensembles(width: str = "050", num_experts: int = 4, size: ladder.Size = ladd
     Multiply-adds are counted for the images at hand: mixing costs the same for any image, so on small ones experts
     leave less for the width.
 
-    Source: CondConv, which sets the method among mixtures of ever finer grain; the paper has no table of it. Every rung
+    Source: CondConv, which compares the method with coarser mixtures in words; the paper has no table of it. Every rung
     is a MobileNetV1 whose width is chosen so that the whole costs what the static network does.
     Command: `condconv experiment ensembles --data imagenet --seeds 3 --epochs 90 --image-size 224`.
-    Size: 7 rows, 5 + 2 K trainings a seed, K the number of experts or branches.
+    Size: 7 rows, 5 + 2 K trainings per seed, where K is the number of experts or branches.
     Time: about 10 minutes per training of all epochs at the cost of 0.25x.
-    Expected: not printed anywhere.
+    Expected: no published numbers.
     """
     return Experiment(
         "ensembles",
@@ -128,9 +128,9 @@ def ensembles(width: str = "050", num_experts: int = 4, size: ladder.Size = ladd
 def starts(width: str = "025", num_experts: int = 8) -> Experiment:
     """How experts start, and whether the classifier has any.
 
-    Source: none; the paper starts each expert from random numbers of its own, and gives the classifier experts too.
-    Command: `condconv experiment starts --data cifar10 --seeds 3 --epochs 6 --image-size 32`, and the settings that
-    `docs/results.md` has besides.
+    Source: none; the paper initialises each expert separately, and gives the classifier experts too.
+    Command: `condconv experiment starts --data cifar10 --seeds 3 --epochs 6 --image-size 32`, and the other
+    settings in `docs/results.md`.
     Size: 6 networks per seed.
     Time: 5 to 7 minutes per network at 0.12x.
     Expected: with short training and SGD, experts that start alike or a static classifier are ahead.
@@ -159,12 +159,12 @@ def detection(num_experts: int = 8) -> Experiment:
     """SSD300 on the features of MobileNetV1, static and with experts.
 
     Source: CondConv, Table 2, on COCO; the paper scores on a part of the validation images (minival), the command on
-    all of COCO 2017's. Rate, epochs and batch are ours: we do not know the paper's.
+    all of COCO 2017's. Rate, epochs and batch are chosen here: the paper's are not known.
     Command: `condconv experiment detection --data coco --epochs 120 --batch-size 64 --optimizer sgd --lr 0.02
-    --weight-decay 5e-4`, with COCO 2017 as it is packed; add `--init-from` with a classifier's checkpoint to start from
-    its features.
+    --weight-decay 5e-4`, with COCO 2017 in its own layout; add `--init-from` with a classifier's checkpoint to start
+    from its features.
     Size: 6 networks per seed.
-    Time: not run by us on COCO.
+    Time: not run on COCO.
     Expected: 2.1 (1.0x) to 3.6 points (0.5x) more at about 4 % more multiply-adds.
     """
     arms = []

@@ -1,4 +1,4 @@
-"""Two networks, the same seeds: their numbers, the difference, and what may be concluded. Pure arithmetic."""
+"""Two networks, the same seeds: their numbers, the difference, and what follows from them. Only arithmetic."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class NetworkNumbers:
         name: Name of the network.
         params: Number of parameters.
         madds: Multiply-adds for one image.
-        accuracy: Top-1 on the validation images after the last epoch, 0 to 1, one a seed.
-        train_images_per_second: One a seed.
-        inference_images_per_second: One a repetition.
+        accuracy: Top-1 on the validation images after the last epoch, 0 to 1, one per seed.
+        train_images_per_second: One per seed.
+        inference_images_per_second: One per repetition.
     """
 
     name: str
@@ -48,7 +48,7 @@ def confidence_half_width(differences: Sequence[float]) -> float | None:
 def verdict(static: NetworkNumbers, conditional: NetworkNumbers, *, validation_images: int) -> str:
     """Say in one line whether the conditional network is better, by the paired 95 % interval over the seeds.
 
-    An effect below one validation image is never called one, however well the seeds agree.
+    A difference below one validation image never counts as an effect, however well the seeds agree.
     """
     differences = [theirs - ours for ours, theirs in zip(static.accuracy, conditional.accuracy, strict=True)]
     points = 100 * mean(differences)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from condconv.analysis import RoutingRecord
 from condconv.counting import count
+from condconv.files.atomic import write_own
 from condconv.files.paths import check_own
 from condconv.lab.bench.timing import time_by_turns
 from condconv.lab.data.image_data import ImageData, open_data
@@ -19,7 +22,8 @@ from condconv.lab.data.loading import create_loader
 from condconv.lab.experiments import comparison
 from condconv.lab.experiments.comparison import NetworkNumbers
 from condconv.lab.experiments.demo_config import DemoConfig
-from condconv.lab.experiments.demo_files import draw_pictures, write_numbers
+from condconv.lab.experiments.plots import plot_learning_curves, plot_routing
+from condconv.lab.experiments.runs import describe_machine
 from condconv.lab.saved.inspection import record
 from condconv.lab.saved.metrics import TrainResult
 from condconv.lab.saved.rebuild import load_trained
@@ -34,7 +38,7 @@ class DemoResult:
         static: Numbers of the ordinary network.
         conditional: Numbers of its CondConv twin.
         table: The comparison, as a Markdown table.
-        verdict: What may be concluded, in one line.
+        verdict: The conclusion, in one line.
         files: What was written: the table, the numbers, the curves, the routing picture.
     """
 
@@ -46,7 +50,7 @@ class DemoResult:
 
 
 def run_demo(config: DemoConfig, *, progress: bool = True, say: Callable[[str], None] = print) -> DemoResult:
-    """Train what is not trained yet, measure, and write the comparison.
+    """Train the networks that are not trained yet, measure them, and write the comparison.
 
     Args:
         config: Settings.
@@ -80,7 +84,7 @@ def _run(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> D
     table = comparison.as_markdown(comparison.table(static, conditional))
     verdict = comparison.verdict(static, conditional, validation_images=len(data.val))
     routing = _record_routing(networks[config.conditional], data)
-    files = (*write_numbers(config, numbers, table, verdict), *draw_pictures(config, runs, routing, data))
+    files = (*_write_numbers(config, numbers, table, verdict), *_draw_pictures(config, runs, routing, data))
     return DemoResult(static, conditional, table, verdict, files)
 
 
@@ -126,3 +130,41 @@ def _numbers(
 def _record_routing(network: nn.Module, data: ImageData) -> RoutingRecord:
     """Return what the routing of the last conditional layer did on the validation images."""
     return record(network, create_loader(data.val, 256), data.class_names).routings[-1]
+
+
+def _write_numbers(
+    config: DemoConfig, numbers: dict[str, NetworkNumbers], table: str, verdict: str
+) -> tuple[Path, Path]:
+    """Write the table as Markdown and all numbers as JSON, with the machine; return the two paths."""
+    out = Path(config.out)
+    record: dict[str, Any] = {
+        "config": asdict(config),
+        "networks": {name: asdict(each) for name, each in numbers.items()},
+        "verdict": verdict,
+        "machine": describe_machine(),
+    }
+    note = (
+        f"Digits, {config.epochs} epochs, {config.seeds} seed(s). Accuracy: mean ± standard deviation over seeds, "
+        "last epoch. Speeds: median ± standard deviation, training over seeds, inference over repetitions by "
+        f"turns with {config.batch_size} images. MADDs: multiply-adds for one image (convolutions, routing, mixing "
+        "of kernels)."
+    )
+    write_own(out / "table.md", f"{table}\n\n{verdict}\n\n{note}\n")
+    write_own(out / "results.json", json.dumps(record, indent=2) + "\n")
+    return out / "table.md", out / "results.json"
+
+
+def _draw_pictures(
+    config: DemoConfig,
+    runs: dict[str, list[TrainResult]],
+    routing: RoutingRecord,
+    data: ImageData,
+) -> tuple[Path, Path]:
+    """Draw the learning curves and the routing of the conditional network; return the two paths."""
+    curves, picture = Path(config.out) / "curves.png", Path(config.out) / "routing.png"
+    accuracy = {name: [[each.val_top1 for each in run.metrics] for run in results] for name, results in runs.items()}
+    loss = {name: [[each.train_loss for each in run.metrics] for run in results] for name, results in runs.items()}
+    plot_learning_curves(curves, accuracy, loss, title="Static network and its CondConv twin on digits")
+    title = f"Routing in the last conditional layer, {routing.layers[-1]}"
+    plot_routing(picture, routing.class_mean, data.class_names, title=title)
+    return curves, picture

@@ -19,15 +19,15 @@ class DemoConfig:
         epochs: Epochs of each run.
         static: The ordinary network.
         conditional: Its CondConv twin, which starts as the static network of the same seed: with 900 images, experts
-            drawn one by one learn more slowly.
+            that are initialised separately learn more slowly.
         output_stride: How many times the networks shrink their 8-pixel input.
         batch_size: Images per update.
         lr: Peak learning rate of SGD, for both networks.
-        threads: CPU threads. Networks this small gain nothing from a second one, and lose a hundredfold where another
-            program holds a core, since threads wait for one another at every layer.
+        threads: CPU threads. Networks this small gain nothing from a second one, and become a hundred times slower if
+            another program uses a core, since threads wait for one another at every layer.
 
     Raises:
-        UsageError: There is no seed, no epoch or no thread.
+        UsageError: The number of seeds, epochs or threads is below 1 or too large.
     """
 
     out: str = "runs/demo"

@@ -1,4 +1,4 @@
-"""What an experiment is: networks to train under the same conditions, and the paper's figures for them."""
+"""The design of an experiment: networks to train under the same conditions, and the paper's figures for them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class Arm:
     """One row of an experiment's table.
 
     Attributes:
-        label: What the row is called; unique in its experiment.
+        label: Name of the row; unique in its experiment.
         model: Name of the network, of `condconv.models` or of `condconv.lab.experiments.branches`.
         options: Arguments it is created with; values that JSON can hold.
         members: Networks whose probabilities are averaged; 1 for a single network.
         chained: Whether each member continues from the one before and all of them share the epochs of one run
-            (snapshots); otherwise each starts from a seed of its own and trains for all epochs.
-        paper: Score that the paper prints for the row, in percent; `None` where it prints none.
+            (snapshots); otherwise each has its own seed and trains for all epochs.
+        paper: Score that the paper prints for the row, in percent; `None` if it prints none.
         against: Label of the arm whose score it is compared with; `None` for the first arm, its own label for none.
-        curve: Name of the line the row is a point of, in a plot of accuracy by cost; `None` for none.
+        curve: Name of the line that the row is a point of, in a plot of accuracy by cost; `None` for none.
     """
 
     label: str
@@ -47,7 +47,7 @@ class Experiment:
         title: Of table and plot.
         source: Table or figure of the paper.
         arms: In the order of the table.
-        note: What a reader of the table has to know.
+        note: A note below the table.
         metric: What is compared, in percent.
         task: `"classification"` or `"detection"`.
     """

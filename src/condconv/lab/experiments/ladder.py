@@ -1,4 +1,4 @@
-"""The rungs from several networks to experts in every layer, each as wide as the same multiply-adds allow."""
+"""Steps from several networks to experts in every layer, each as wide as the same multiply-adds allow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from condconv.models import create_model
 
 
 class Size(NamedTuple):
-    """What the multiply-adds of a network depend on besides its width.
+    """Sizes on which the multiply-adds of a network depend, besides its width.
 
     Attributes:
         image_size: Side of the square input in pixels.
@@ -49,12 +49,12 @@ def size_of(settings: TrainConfig) -> Size:
 
 
 def arms(network: str, number: int, size: Size = IMAGENET) -> tuple[Arm, ...]:
-    """Return the ladder.
+    """Return the rows of the comparison.
 
     Args:
         network: Name of the static MobileNetV1 that sets the cost.
         number: K, of networks, branches or experts.
-        size: Where multiply-adds are counted; what share of them the last stage has depends on it.
+        size: Of the images for which multiply-adds are counted; the share of the last stage depends on it.
     """
     target = _madds(network, (), size)
 
@@ -92,7 +92,7 @@ def _width(name: Callable[[int], str], options: Mapping[str, Any], target: int, 
     while _madds(name(high), key, size) < target:
         high *= 2
     while high - low > 1:
-        # Multiply-adds grow nearly with the square of the width: a few networks are counted, not a halving's dozen.
+        # Multiply-adds grow nearly with the square of the width: interpolation needs fewer counts than bisection.
         below, above = (math.sqrt(_madds(name(each), key, size)) for each in (low, high))
         share = (math.sqrt(target) - below) / (above - below)
         middle = min(max(low + round((high - low) * share), low + 1), high - 1)

@@ -29,7 +29,7 @@ def plot_learning_curves(
 
     Args:
         path: PNG file to write.
-        accuracy: For each network, a list of seeds, each a list of one accuracy (0 to 1) an epoch.
+        accuracy: For each network, a list of seeds, each a list of one accuracy (0 to 1) per epoch.
         loss: The training losses, the same way.
         title: Title of the picture.
 
@@ -49,7 +49,7 @@ def plot_learning_curves(
         _band(right, np.asarray(seeds), name, colour)
     left.set(xlabel="epoch", ylabel="validation accuracy (%)")
     highest = max(100 * np.asarray(seeds).max() for seeds in accuracy.values())
-    # The first epochs near chance would squeeze the part where the networks differ into a few pixels.
+    # The first epochs near chance would compress the part where the networks differ into a few pixels.
     left.set_ylim(max(0.0, highest - 30), min(100.5, highest + 2))
     right.set(xlabel="epoch", ylabel="training loss (nats)")
     ticker = require_extra("matplotlib.ticker", "train")
@@ -114,7 +114,7 @@ def plot_routing(
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure of matplotlib's, whole or not at all, as the suffix says; PNG without one.
 
-    Texts are drawn as they are: to matplotlib dollar signs mean formulas, and a class may be called anything.
+    Texts are drawn literally: matplotlib reads dollar signs as formulas, and the name of a class may have some.
 
     Raises:
         UsageError: The file cannot be written.

@@ -1,11 +1,11 @@
 """How to train the paper's networks on ImageNet: one function per family, whose docstring is the record.
 
 Each returns the settings for a static network as well as for its conditional twins, so that the two can be compared.
-The top-1 figures are the paper's (`condconv.models.paper`). We have not trained these networks to the end: a recipe
-says what we would run, and whose each value is.
+The top-1 figures are the paper's (`condconv.models.paper`). These networks have not been trained to the end here: a
+recipe has the settings to run, and the source of each value.
 
 *Authors* stands for their EfficientNet-CondConv code, *paper* for the paper's text, *timm* for values that are usual
-with timm where both are silent.
+with timm if neither states one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _AUTHORS: dict[str, Any] = {
     "label_smoothing": 0.1,
     "ema_decay": 0.9999,
 }
-# How images are read and computed with; no choice of the paper's.
+# How images are read and with which arithmetic; the paper does not say.
 _PLACE: dict[str, Any] = {
     "image_size": 224,
     "min_crop": 0.08,
@@ -95,7 +95,7 @@ def resnet_50(data: str, model: str = "resnet_cc_50_8e") -> TrainConfig:
     """Return the settings of ResNet-50.
 
     - Source: dropout before the classifier: paper; its probability, 0.2: timm. AutoAugment and mixup 0.2, and dropping
-      experts: the paper, as we recall it; the probability of the latter, 0.1: ours, as none is stated. SGD with
+      experts: the paper, as we recall it; the probability of the latter, 0.1: chosen here, as none is stated. SGD with
       Nesterov's momentum, 0.1 for 256 images after 5 epochs of warm-up, one cosine over 200 epochs, weight decay 1e-4,
       label smoothing 0.1: timm.
     - Command: `accelerate launch --num_processes 8 -m condconv train --recipe resnet_50 --data imagenet/`

@@ -1,4 +1,4 @@
-"""All runs of an experiment, several at once, each in a process of its own; finished ones are kept."""
+"""All runs of an experiment, several at once, each in a separate process; finished ones are kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from condconv.lab.rules import whole
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the runs of an experiment.
+    """The results of the runs of an experiment.
 
     Attributes:
         records: Of the finished runs, in the order of the arms and seeds.
@@ -55,15 +55,16 @@ def list_runs(experiment: Experiment, settings: TrainConfig, out: str | Path, se
 def run_all(
     runs: Sequence[Run], command: Callable[[Run], Sequence[str]], *, jobs: int = 1, progress: bool = True
 ) -> Outcome:
-    """Do the runs that are not done, and return what all of them left.
+    """Do the runs that are not done yet, and return the records of all of them.
 
-    A run that fails does not hold up the others. Concurrent runs share the cores, unless `OMP_NUM_THREADS`
+    A run that fails does not stop the others. Concurrent runs share the cores, unless `OMP_NUM_THREADS`
     is set, and each has one of the GPUs.
 
     Args:
         runs: As `list_runs` returns them.
-        command: Gives the command that does one run and leaves its record. Its stdin ends when this process does.
-        jobs: Processes at once; each does one run.
+        command: Returns the command that does one run and writes its record; its stdin is closed when this process
+            ends.
+        jobs: Processes at the same time; each does one run.
         progress: Whether to show a bar on a terminal, or else a line for each run that ends.
 
     Raises:
@@ -82,11 +83,11 @@ def run_all(
             reason, name = future.result(), waiting[future].name
             if reason is not None:
                 failures[name] = reason
-            if progress and not sys.stderr.isatty():  # where a bar is not shown
+            if progress and not sys.stderr.isatty():  # a bar is not shown there
                 print(f"{name}: {reason or 'finished'}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         processes.stop()
-        pool.shutdown(cancel_futures=True)  # waits for the runs at work
+        pool.shutdown(cancel_futures=True)  # waits for the runs that are in progress
         done = sum(run.record() is not None for run in runs)
         raise TrainingInterrupted(f"{done} of {len(runs)} runs are finished and kept") from None
     finally:
@@ -96,7 +97,7 @@ def run_all(
 
 
 def _shares(jobs: int) -> list[dict[str, str]]:
-    """Return what each of several processes at once may use of the machine, as environment variables."""
+    """Return the share of the machine that each of several processes may use, as environment variables."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Several processes that each start one thread per core are many times slower than one after the other.
     threads = {} if "OMP_NUM_THREADS" in os.environ or jobs < 2 else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
@@ -108,10 +109,10 @@ def _shares(jobs: int) -> list[dict[str, str]]:
 
 
 class _Processes:
-    """Processes that are all told to stop where one Ctrl-C or signal ends the command that started them.
+    """Processes that are all stopped when a Ctrl-C or a signal ends the command that started them.
 
     Args:
-        shares: Environment variables, one of the dictionaries for each process at a time.
+        shares: Environment variables, one dictionary for each process that runs at the same time.
     """
 
     def __init__(self, shares: list[dict[str, str]]) -> None:
@@ -125,7 +126,7 @@ class _Processes:
         with self._lock:
             if self._stopped:
                 return -signal.SIGTERM
-            # In a session of its own a terminal's Ctrl-C does not reach it: it would be told twice.
+            # In a separate session a terminal's Ctrl-C does not reach it: it would be interrupted twice.
             share = self._shares[-1]
             process = subprocess.Popen(
                 command,

@@ -45,7 +45,7 @@ class RunRecord:
         params: Parameters of all members.
         madds: Multiply-adds for one image, all members.
         score: Accuracy (or COCO's AP) on the validation images after the last epoch, 0 to 1; of the averaged
-            probabilities where there are several members.
+            probabilities if there are several members.
         member_scores: Score of each member.
         curve: Score after each epoch, one list per member.
         loss_curve: Mean training loss of each epoch, in the same form; it varies less from seed to seed than the score.
@@ -121,13 +121,13 @@ class Run:
             )
         for index in range(self.arm.members):
             changes: dict[str, Any] = {"seed": self.seed + index * _SEEDS_APART}
-            if not self.arm.has_experts:  # settings that say nothing to it make no other training
+            if not self.arm.has_experts:  # settings that do not apply to it do not make it another training
                 changes |= {each.name: each.default for each in fields(TrainConfig) if each.name in _OF_EXPERTS}
             if self.arm.chained:
                 share = epochs // self.arm.members + (index < epochs % self.arm.members)
                 warmup = self.settings.warmup_epochs
                 changes |= {"epochs": share, "warmup_epochs": warmup and min(warmup, share - 1)}
-                if members:  # all of the network before it
+                if members:  # starts from the whole network before it
                     start = {"init_from": f"{members[-1].out}/last.safetensors", "init_skip": None, "pretrained": False}
                     changes |= {**start, "warmup_epochs": 0}
             config = replace(
@@ -137,14 +137,14 @@ class Run:
                 out="-",
                 **changes,
             )
-            # By the name of a file to start from as well: a resumed run must have the same one.
+            # The name of a file to start from counts too: a resumed run must have the same one.
             what = _what(config, follows=bool(members) and self.arm.chained), config.init_from
             digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
             members.append(replace(config, out=str(self.out / _TRAINED / f"{self.arm.model}-{digest}")))
         return tuple(members)
 
     def fingerprint(self) -> str:
-        """Return the settings as text, which distinguish this run from others of the same arm and seed."""
+        """Return the settings as text, which distinguishes this run from others of the same arm and seed."""
         configs = self.configs()
         members = [_what(each, follows=self.arm.chained and each is not configs[0]) for each in configs]
         return json.dumps({"members": members, "chained": self.arm.chained}, sort_keys=True)
@@ -173,7 +173,7 @@ def _what(config: TrainConfig, *, follows: bool) -> dict[str, Any]:
 
     Args:
         config: Its settings.
-        follows: Whether it starts from another member, whose directory tells what that is.
+        follows: Whether it starts from another member, whose directory identifies it.
     """
     where = ("out", "workers", "device", "log_with")
     settings = {key: value for key, value in asdict(config).items() if key not in where}
@@ -181,7 +181,7 @@ def _what(config: TrainConfig, *, follows: bool) -> dict[str, Any]:
         path = Path(config.init_from)
         if follows:
             settings["init_from"] = path.parent.name
-        elif path.is_file():  # one that is not there is reported where it is read
+        elif path.is_file():  # a missing one is reported when it is read
             settings["init_from"] = _digest(path, path.stat().st_mtime_ns)
     return settings
 
@@ -200,7 +200,7 @@ def check_data(run: Run) -> None:
     """Open the data of a run, to check it before many processes use it.
 
     Raises:
-        UsageError: It cannot.
+        UsageError: The data cannot be used.
     """
     if run.experiment.task == "classification":
         open_data(run.configs()[0])
@@ -214,7 +214,7 @@ def check_data(run: Run) -> None:
 def execute(run: Run, *, progress: bool = True) -> RunRecord:
     """Train the members of a run that are not trained yet, measure, and write the record.
 
-    Waits for trainings that another run is doing. A finished run is not changed.
+    If another run is doing one of the trainings, this one waits for it. A finished run is not changed.
 
     Raises:
         UsageError: Settings or data do not fit.
@@ -250,7 +250,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _classify(run: Run, progress: bool) -> dict[str, Any]:
-    """Train the members as classifiers; returns the fields of the record that are measured."""
+    """Train the members as classifiers, and return the measured fields of the record."""
     results = [
         train(config, build=build, progress=progress, title=f"{run.name} ({index + 1} of {run.arm.members})", wait=True)
         for index, config in enumerate(run.configs())
@@ -276,7 +276,7 @@ def _classify(run: Run, progress: bool) -> dict[str, Any]:
 
 
 def _detect(run: Run, progress: bool) -> dict[str, Any]:
-    """Train a detector; returns the fields of the record that are measured."""
+    """Train a detector, and return the measured fields of the record."""
     from condconv.lab.experiments.detection import train_detector
 
     (config,) = run.configs()

@@ -1,4 +1,4 @@
-"""What an experiment found: a table as Markdown and CSV, the numbers as JSON, and a plot."""
+"""The results of an experiment: a table as Markdown and CSV, the numbers as JSON, and a plot."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Row:
         spread: Standard deviation over the seeds; `None` for one seed.
         seeds: How many.
         against: Label of the arm it is compared with; `None` for a reference.
-        difference: Mean of the differences to that arm, seed by seed, in points; `None` for a reference and where no
+        difference: Mean of the differences to that arm, seed by seed, in points; `None` for a reference, and if no
             seed is finished in both.
         difference_spread: Standard deviation of these; `None` for one seed.
         pairs: How many seeds are finished in both.
-        loss: Mean training loss of the last epoch; `None` where it was not kept.
+        loss: Mean training loss of the last epoch; `None` if it was not stored.
         minutes: Median wall time of a run's training.
-        paper: What the paper prints, on its data; `None` where it prints nothing.
+        paper: Score in the paper, on its data; `None` if it has none.
         paper_difference: The difference in the paper, or `None`.
     """
 
@@ -65,12 +65,12 @@ def differences(
     other: Arm | None,
     measure: Callable[[RunRecord], float] = lambda record: 100 * record.score,
 ) -> list[float]:
-    """Return the differences of an arm to another, in points, for each seed that both have; to none, none.
+    """Return the differences of an arm to another, in points, for each seed that both have.
 
     Args:
         records: Of all arms.
         arm: One of them.
-        other: Another, or `None`.
+        other: Another; `None` for no differences.
         measure: What is compared.
     """
     found: dict[str, dict[int, float]] = {}
@@ -168,9 +168,9 @@ def write_tables(
     Args:
         experiment: The experiment.
         outcome: Its runs.
-        conditions: Data, epochs and what else the table was made under, in one sentence.
+        conditions: Data, epochs and other conditions of the runs, in one sentence.
         out: Directory; made if it is not there.
-        command: What was typed, word by word; stored with the numbers.
+        command: The words of the command line; stored with the numbers.
 
     Returns:
         The table as Markdown, and the files.
@@ -199,7 +199,7 @@ def write_tables(
     paths = [out / name for name in files]
     for path, content in zip(paths, files.values(), strict=True):
         write_own(path, content)
-    if rows:  # not where every run failed
+    if rows:  # none if every run failed
         paths.append(out / "plot.png")
         plot(experiment, rows, paths[-1])
     return markdown, tuple(paths)
@@ -209,7 +209,7 @@ def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:
     """Return the experiment and the runs that `write_tables` put into a `records.json`.
 
     Raises:
-        UsageError: The file cannot be read, or is none of this version.
+        UsageError: The file cannot be read, or is not one of this version.
     """
     try:
         numbers = json.loads(read_text(path))
@@ -224,7 +224,7 @@ def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:
 
 
 def plot(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
-    """Draw the score by multiply-adds where the arms are points of curves, else each arm's difference.
+    """Draw the score by multiply-adds if the arms are points of curves, otherwise the difference of each arm.
 
     Args:
         experiment: The experiment.
@@ -242,7 +242,7 @@ def plot(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
     axes.grid(alpha=0.3)
     if curves:
         axes.legend(frameon=False)
-    else:  # beside the points, some of which may lie anywhere
+    else:  # outside the axes, in which points may be anywhere
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.set_title(experiment.title, fontsize=11)
     save_figure(figure, path)
@@ -262,13 +262,13 @@ def _curves(axes: Any, rows: Sequence[Row], curves: dict[str, str], source: str)
     axes.set(xscale="log", xlabel="multiply-adds (millions)")
     costs = [row.madds for row in rows]
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}" if max(costs) < 10 * min(costs) else "")  # or they run into one another
+    axes.xaxis.set_minor_formatter("{x:g}" if max(costs) < 10 * min(costs) else "")  # otherwise they overlap
 
 
 def _differences(axes: Any, rows: Sequence[Row]) -> None:
     rows = [row for row in rows if row.against is not None]
     places = {row.label: place for place, row in enumerate(rows)}
-    measured = [row for row in rows if row.difference is not None]  # not where no seed of both is finished
+    measured = [row for row in rows if row.difference is not None]  # not if no seed is finished in both
     at = [places[row.label] for row in measured]
     spreads = [row.difference_spread or 0.0 for row in measured]
     axes.errorbar([row.difference for row in measured], at, xerr=spreads, fmt="o", capsize=3, label="measured here")

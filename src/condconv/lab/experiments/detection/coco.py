@@ -27,7 +27,7 @@ class CocoImages(Dataset[tuple[Tensor, Target]]):
     """One split of a directory in COCO's layout.
 
     Args:
-        root: Directory with `annotations/instances_<split>*.json` and the images in `<split>*/`, as COCO is packed.
+        root: Directory with `annotations/instances_<split>*.json` and the images in `<split>*/`, the layout of COCO.
         split: `"train"` or `"val"`.
         augment: Whether images are distorted, zoomed out, cropped and flipped, as SSD's authors do.
 
@@ -132,7 +132,7 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def _by_id(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, str]:
-    """Return a text of each row by the row's id.
+    """Return one text of each row, by the id of the row.
 
     Raises:
         ValueError: An id or a text is of another type, or two rows have the same id.

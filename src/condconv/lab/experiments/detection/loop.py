@@ -88,8 +88,8 @@ def train_detector(
 ) -> DetectionResult:
     """Train SSD on a network's features, or resume the run that `config.out` holds.
 
-    Of the settings, those of the data path, network, optimisation, seed and precision apply, and the others must be
-    left as they are; images are 300 pixels wide unless `image_size` says otherwise, and augmented as SSD's authors do.
+    The settings of data path, network, optimisation, seed and precision apply; the others must be left at their
+    defaults. Images are 300 pixels wide unless `image_size` says otherwise, and augmented as SSD's authors do.
     `init_from` is a classifier's checkpoint, whose features the detector starts from.
 
     Args:
@@ -175,7 +175,7 @@ def _set_up(config: TrainConfig) -> _Run:
 
 
 def _start_from(path: str, config: TrainConfig, features: Any) -> None:
-    """Copy a classifier's features into a detector's, in place: what follows them there, a detector does not have."""
+    """Copy a classifier's features into a detector's, in place, without the layers that follow them."""
     classifier = create_model(config.model, **config.model_options)
     load_pretrained(classifier, path, skip="classifier*")
     own = features.state_dict()
@@ -188,7 +188,7 @@ def _collate(batch: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Tar
 
 
 def _train_epoch(run: _Run, epoch: int, title: str, progress: bool) -> float:
-    """Train one epoch; returns the mean loss."""
+    """Train one epoch and return the mean loss."""
     seed_everything(run.config.seed, epoch, run.accelerator.process_index)
     run.sampler.epoch = epoch
     run.model.train()

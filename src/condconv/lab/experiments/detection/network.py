@@ -81,7 +81,7 @@ def create_detector(name: str, num_classes: int, *, image_size: int = 300, **opt
 
 
 class _Convolutions(nn.Module):
-    """What of a detector has multiply-adds: features and heads, without the handling of boxes."""
+    """The parts of a detector that have multiply-adds: features and heads, without the handling of boxes."""
 
     def __init__(self, detector: SSD) -> None:
         super().__init__()

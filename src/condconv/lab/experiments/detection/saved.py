@@ -1,4 +1,4 @@
-"""What a detector's run leaves after each epoch, and is resumed from. The file itself is `checkpoint_format`'s."""
+"""The files that a detector's run writes after each epoch and resumes from."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DetectionMetrics:
 
 @dataclass(frozen=True)
 class DetectionData:
-    """What a resumed run must find again.
+    """Facts about the data that must be the same when a run is resumed.
 
     Attributes:
         categories: Kinds of objects, which the heads are for.
@@ -61,7 +61,7 @@ def save(
     optimizer: Any,
     scaler: Any | None,
 ) -> None:
-    """Write what is trained, and the tables of metrics, into the run's directory.
+    """Write the checkpoint and the tables of metrics into the run's directory.
 
     Raises:
         UsageError: A file cannot be written.
@@ -87,7 +87,7 @@ def save(
 def restore_(
     config: TrainConfig, data: DetectionData, detector: nn.Module, optimizer: Any, scaler: Any | None
 ) -> tuple[DetectionMetrics, ...]:
-    """Put detector, optimizer and loss scaler where the last finished epoch left them.
+    """Restore detector, optimizer and loss scaler as they were after the last finished epoch.
 
     Returns:
         The epochs so far; none if the directory holds no run.
