@@ -133,8 +133,10 @@ def test_complement_has_no_linear_layers() -> None:
     linear = lambda name, module: isinstance(module, nn.Linear)  # noqa: E731
     report = convert_(Net(1), 2, layers=~select.convs() | linear, example_input=EXAMPLE)
     assert [layer.name for layer in report.layers] == ["head"]
-    with pytest.raises(UsageError, match=r"`layers` must select a layer, got ~convs\(\), which selects none:"):
+    with pytest.raises(UsageError, match=r"`layers` must name linear layers in full, got ~convs\(\): give head, or a"):
         convert_(Net(1), 2, layers=~select.convs(), example_input=EXAMPLE)
+    with pytest.raises(UsageError, match=r"`layers` must name linear layers in full, got 'hea\*': give head, or a"):
+        convert_(Net(1), 2, layers="hea*", example_input=EXAMPLE)
 
 
 def test_routers_are_never_converted() -> None:

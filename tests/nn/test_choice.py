@@ -56,7 +56,7 @@ def test_case_matters() -> None:
 @pytest.mark.parametrize(
     "choice",
     [5, b"stem", "", " , ", [], [None], ["stem", 5], {"stem"}, "nope", ["stem", "nope"], "stem,\x1b[2J", LONG,
-     [LONG] * 99, lambda name, module: False],
+     [LONG] * 99, nn.Linear, nn.ReLU(), lambda name, module: False],
 )  # fmt: skip
 @pytest.mark.parametrize("argument", ["layers", "skip"])
 def test_messages_have_four_parts(choice: Any, argument: str) -> None:

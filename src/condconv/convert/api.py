@@ -49,8 +49,8 @@ def convert_(
         num_experts: Number of experts, E.
         layers: Which layers: a `LayerChoice` (a pattern of names, several, or a function), or a selector of
             `condconv.select`; `None` for all convolutions that run on the example and have more than one output pixel
-            (so neither squeeze-and-excitation nor heads for training only). A pattern chooses convolutions; it chooses
-            a linear layer only if it is its full name.
+            (so neither squeeze-and-excitation nor heads for training only). A pattern chooses convolutions, and a
+            linear layer only if it is its full name; a function is asked about linear layers too.
         skip: Which of them stay static, in the same forms; `None` for none.
         routing: A name, also with options as in `"softmax(temperature=30)"`, a factory called with
             `(in_channels, num_experts)`, or (scope `"network"` only) a module.

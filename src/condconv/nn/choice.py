@@ -7,6 +7,8 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from torch import nn
+
 from condconv.errors import UsageError, few, shown
 
 LayerChoice = str | Sequence[str] | Callable[[str, Any], bool]
@@ -15,8 +17,8 @@ LayerChoice = str | Sequence[str] | Callable[[str, Any], bool]
 A pattern is a name in which `*` stands for any text, points included, `?` for one character and `[...]` for one of
 several: `"layer4.*"`, `"*.conv[12]"`. Case matters. Several patterns are a list, or one text with commas between:
 `"layer4.*,fc"`. A function is called with the name and the module of each layer, and returns whether it is chosen:
-`lambda name, module: module.stride == (1, 1)`. A pattern that matches nothing is an error, and so is a function that
-chooses nothing.
+`lambda name, module: isinstance(module, nn.Conv2d)`. A pattern that matches nothing is an error, and so is a function
+that chooses nothing.
 """
 
 _Layer = TypeVar("_Layer")
@@ -64,10 +66,10 @@ def patterns_of(choice: LayerChoice, argument: str = "layers") -> tuple[str, ...
     Raises:
         UsageError: It is neither, or has no pattern.
     """
-    if callable(choice):
+    if callable(choice) and not isinstance(choice, (type, nn.Module)):  # those may be meant, and can be called too
         return None
-    listed = isinstance(choice, Sequence) and not isinstance(choice, bytes)
-    given = [choice] if isinstance(choice, str) or not listed else choice
+    listed = isinstance(choice, Sequence) and not isinstance(choice, (str, bytes))
+    given: Any = choice if listed else [choice]
     texts = [each for each in given if isinstance(each, str)]
     patterns = tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
     if len(texts) < len(given) or not patterns:
@@ -81,16 +83,15 @@ def patterns_of(choice: LayerChoice, argument: str = "layers") -> tuple[str, ...
 def _matched(layers: Mapping[str, Any], choice: LayerChoice, argument: str, kind: str) -> set[str]:
     """Return the names of the layers that match; each pattern must match one at least."""
     patterns = patterns_of(choice, argument)
-    matched: dict[Any, set[str]]
+    function: Any = choice
     if patterns is None:
-        function: Any = choice
-        matched = {function: {name for name, layer in layers.items() if function(name, layer)}}
+        matched = [(function, {name for name, layer in layers.items() if function(name, layer)})]
     else:
-        matched = {each: {name for name in layers if fnmatch.fnmatchcase(name, each)} for each in patterns}
-    for given, names in matched.items():
+        matched = [(each, {name for name in layers if fnmatch.fnmatchcase(name, each)}) for each in patterns]
+    for given, names in matched:
         if not names:
             raise UsageError(f"`{argument}` must match {kind}, got {shown(given)} for none: {_near(layers, given)}")
-    return set().union(*matched.values())
+    return set().union(*(names for _, names in matched))
 
 
 def _near(layers: Mapping[str, Any], given: Any) -> str:
