@@ -1,5 +1,7 @@
 """Write docs/performance.md, docs/timings.md and their pictures from the files that `condconv bench` wrote.
 
+The text of the pages is in scripts/templates.
+
 `python scripts/make_performance.py` reads every benchmarks/results/performance-*.json, `--check` says whether the pages
 are up to date. Measure again with the command that a file holds, then run this.
 """
@@ -21,7 +23,7 @@ from condconv.ops.implementations import NATIVE, TABLE
 from condconv.ops.rules import MEASURED, RULES, ImplRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
-from scripts.page import write_or_check
+from scripts.page import filled, write_or_check
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -30,88 +32,6 @@ SOURCES = ROOT / "benchmarks" / "results"
 # Of the files of one dtype a later one stands for an earlier one's rows of the same case.
 SELECTION = tuple(SOURCES / f"selection-cpu{part}.json" for part in ("", "-pixel", "-few"))
 SELECTION_BF16 = tuple(SOURCES / f"selection-cpu{part}-bf16.json" for part in ("", "-pixel", "-few"))
-
-INTRO = """\
-# Performance
-
-What experts cost, compared with the same layer or network without them. On your machine:
-
-```bash
-condconv bench --quick            # under five minutes on two cores
-condconv bench --layers "1x1 672*" --batch 8 --mode training
-condconv bench --networks "mobilenet*" --dtype bf16 --compile -o mine.json
-```
-
-[Run it fast](running.md) has the settings that matter, [Timings](timings.md) every case, the method and the rules by
-which an implementation is chosen. `scripts/make_performance.py` writes both pages from measurements, and a test keeps
-them up to date.
-"""
-
-MISSES = """\
-## What misses its target, and why
-
-- **Batch 1**: a layer reads all its experts for one example, E times what its twin reads, and no implementation is much
-  faster than another. [Quantized experts](quantizing.md#what-it-gains-in-time) are a half or a quarter of the bytes.
-- **Experts that outgrow the caches** come from memory, at any batch; the 75 MB of `3x3 512->512` do.
-- **Depthwise layers** do a few multiply-adds for each number: mixing shows, and so does the call overhead in Python.
-- **The kernels**: torch's are faster for some shapes, most of all 3 x 3 with many channels. timm's layer, which calls
-  them with one group per example, shows how little of that reaches such a call.
-
-Targets, as a multiple of the static twin's time: a listed layer in inference on the CPU 1.5 at batch 1 and 1.25 times
-the bound from batch 8 on; a network in inference on the CPU 1.15; a training step of EfficientNet-B0 with 8 experts,
-batch 16, on the CPU 1.2. In training a network may take more memory than the static one by its experts, their gradients
-and a tenth. A call may take 2.5 times as long as torch's.
-"""
-
-METHOD = """\
-## How it is measured
-
-- **First the result.** Outputs, and in training all gradients, are compared with the reference implementation in fp64.
-  A row that differs by more than a few times the reference's own rounding is not timed.
-- **Then in turn.** The static twin, ours and timm's `CondConv2d`, each contiguous and channels_last, run one after the
-  other in one process, and again for each repetition; the better layout of each counts. Short calls are repeated to
-  fill 20 ms, so the weights of a single layer stay in the caches. With glibc, freed memory is kept for the next call:
-  new pages for large outputs can cost more than a layer.
-- **Ratios** are medians over the repetitions of ratios within a repetition, with quartiles in brackets.
-- **A training step** is a forward and a backward pass with all gradients, for a network also a step of plain SGD,
-  without a loss function. In bf16 the parameters of a training step stay fp32, under autocast.
-- **The bound** is (HW + E) / HW for HW output pixels and E experts, in a network over all layers: multiply-adds with
-  experts over those without. It does not include memory traffic.
-- **Memory** is that of the parameters, and the peak of a call without its input. On the CPU it is what torch's profiler
-  records of its allocator, without a few megabytes that kernels allocate elsewhere.
-- A layer is given its routing weights; a network computes them.
-- **Call overhead**: the time of a layer too small to take time (3 x 3, 4 experts, 8 channels in and out, 4 x 4 pixels,
-  batch 1) over that of torch's: what checking, choosing and calling cost in Python. It is the 5th percentile of many
-  short rounds, in the layout with the larger ratio; `condconv bench --call` measures it alone. Files that lack the
-  layer's time are older: 8 experts, 1 x 1, medians.
-"""
-
-GPU = """\
-## On a GPU
-
-`impl="triton"` computes two-dimensional layers on CUDA GPUs in fp32, bf16 and fp16: kernels are mixed where they are
-used when an example has at most 128 output pixels, else for a few examples at a time, and gradients of single kernels
-are never stored. It is tested against the reference under Triton's interpreter, and its kernels compile for compute
-capabilities 8.0 and 9.0. It has not been timed, so "auto" does not take it:
-`condconv bench --device cuda --impl triton` times it.
-"""
-
-AUTO = """\
-## How "auto" chooses
-
-The first line that applies decides. Times are over that of the static layer in the same dtype: medians over the cases
-that the line decides, with the smallest and the largest, then the best of the other implementations. `native` is not
-among these after its line, since later lines also decide if no compiled kernel can run. In bf16 torch's products use
-the CPU's instructions for it, and ours compute in fp32. Layers of one pixel, and those with few channels, were measured
-on another machine.
-"""
-
-TIMINGS_INTRO = """\
-# Timings, method and rules
-
-`scripts/make_performance.py` writes this page; [Performance](performance.md) is the summary. "1x1 672->112 @14" has 672
-input and 112 output channels, and 14 x 14 output pixels.
-"""
 
 NOTES = {
     "cpu-avx2": "In 41 repetitions of `tf_efficientnet_cc_b0_8e` at batch 1 alone, on the same machine and day, by "
@@ -149,10 +69,6 @@ def not_timed(rows: Sequence[Row]) -> str:
 
 def summary() -> str:
     """Return what the files say in short: whole networks, and where timm's layer is ahead."""
-    lines = [
-        "## In short\n",
-        "Time over the static twin's, medians. [Timings](timings.md) has every row and its spread.\n",
-    ]
     header = ("machine", "network", "batch", "condconv", "timm's layer", "target")
     cells = [header, ("---", "---", *("---:",) * 4)]
     ahead = []
@@ -177,7 +93,7 @@ def summary() -> str:
         but = f"; timm's is in {len(behind)}: {listed}" if behind else ""
         met = f"{verdicts.count('pass')} of {len(verdicts)} targets are met"
         ahead.append(f"- **{name}**: {met}; ours is ahead in {len(beside) - len(behind)} of {len(beside)} rows{but}.")
-    lines += [f"| {' | '.join(each)} |" for each in cells]
+    lines = [f"| {' | '.join(each)} |" for each in cells]
     lacking = [
         what
         for what, there in (
@@ -188,7 +104,7 @@ def summary() -> str:
         )
         if not there
     ]
-    return "\n".join((*lines, "", *ahead, "", *([f"Not timed yet: {', '.join(lacking)}.\n"] if lacking else [])))
+    return "\n".join((*lines, "", *ahead, *(["", f"Not timed yet: {', '.join(lacking)}."] if lacking else [])))
 
 
 def section(source: Path) -> str:
@@ -215,7 +131,7 @@ def section(source: Path) -> str:
 
 
 def rules() -> str:
-    """Return the table of "auto", with what each rule's implementation took where it decides, and its sources."""
+    """Return the table of "auto", with what each rule's implementation took where it decides."""
     header = ("where", "takes", "fp32", "best of the others", "bf16", "best of the others", "why")
     lines: list[tuple[str, ...]] = [header, ("---",) * len(header)]
     fp32, bf16 = ([read(file) for file in files] for files in (SELECTION, SELECTION_BF16))
@@ -231,9 +147,17 @@ def rules() -> str:
         why = ", ".join(taken) if rule.because == MEASURED else rule.because
         if why:
             lines.append((rule.where, f"`{rule.takes.name}`", *cells, why))
-    sources = dict.fromkeys(_measured(record) for record in (*fp32, *bf16))
-    measured = "Measured with batch 1, 8 and 32, in inference and training, and both layouts of x:\n"
-    return "\n".join((AUTO, *(f"| {' | '.join(line)} |" for line in lines), "", measured, *sources, ""))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def rule_sources() -> str:
+    """Return the list of what the table of "auto" was measured with."""
+    records = [read(file) for file in (*SELECTION, *SELECTION_BF16)]
+    return "\n".join(
+        f"- {record['num_experts']} experts, {record['threads']} thread, {record['instructions']}, torch "
+        f"{record['torch']}, {record['repetitions']} repetitions: `{record['command']}`"
+        for record in records
+    )
 
 
 def _times(rule: ImplRule, records: Sequence[Any], beside: set[str]) -> tuple[list[float], list[float]]:
@@ -246,13 +170,6 @@ def _times(rule: ImplRule, records: Sequence[Any], beside: set[str]) -> tuple[li
     return own, [min(row[other]["median"] for other in beside & row.keys() - {name}) for row in governed]
 
 
-def _measured(record: dict[str, Any]) -> str:
-    return (
-        f"- {record['num_experts']} experts, {record['threads']} thread, {record['instructions']}, torch "
-        f"{record['torch']}, {record['repetitions']} repetitions: `{record['command']}`"
-    )
-
-
 def _range(values: Sequence[float]) -> str:
     if not values:
         return ""
@@ -261,12 +178,13 @@ def _range(values: Sequence[float]) -> str:
 
 def page() -> str:
     """Return the page of the summary."""
-    return "\n".join((INTRO, summary(), MISSES, GPU))
+    return filled("performance.md", {"summary": summary})
 
 
 def timings() -> str:
     """Return the page of all rows."""
-    return "\n".join((TIMINGS_INTRO, METHOD, rules(), *(section(source) for source in sources())))
+    cases = "\n".join(section(source) for source in sources()).rstrip("\n")
+    return filled("timings.md", {"rules": rules, "rule sources": rule_sources, "cases": lambda: cases})
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def filled(name: str, slots: Mapping[str, Callable[[], str]]) -> str:
+    """Return a template with each of its slots, a line `{{ slot }}`, replaced.
+
+    Args:
+        name: A file in scripts/templates.
+        slots: Returns the text of each slot, without a newline at its end.
+
+    Raises:
+        KeyError: The template has a slot of another name.
+    """
+    template = (TEMPLATES / name).read_text(encoding="utf-8")
+    return re.sub(r"^\{\{ (.+) \}\}$", lambda slot: slots[slot[1]](), template, flags=re.MULTILINE)
 
 
 def write_or_check(page: Path, make: Callable[[], str], draw: Callable[[], None] = lambda: None) -> int:
