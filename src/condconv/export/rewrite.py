@@ -18,6 +18,7 @@ from condconv.export.formats import format_named
 from condconv.export.routers import use_4d_routers_
 from condconv.nn import ConditionalLayer, CondLinear
 from condconv.nn.block_routing import routing_functions
+from condconv.nn.conv_transpose import sizes_second
 
 
 class Formed(nn.Module):
@@ -37,8 +38,7 @@ class Formed(nn.Module):
         output_size: Sequence[int] | None = None,
     ) -> Tensor:
         """Compute the same as the layer, with its arguments; sizes are for transposed convolutions."""
-        if isinstance(routing_weights, (tuple, list)):
-            routing_weights, output_size = None, routing_weights
+        routing_weights, output_size = sizes_second(routing_weights, output_size)
         if routing_weights is None:
             rows_last = x.flatten(1, -2).mT if self.is_linear and x.dim() > 2 else x
             routing_weights = self.routing_fn(rows_last)

@@ -79,8 +79,7 @@ class _CondConvTranspose(CondConvNd):
         Raises:
             UsageError: A shape does not fit; the message names the argument.
         """
-        if isinstance(routing_weights, (tuple, list)):
-            routing_weights, output_size = None, routing_weights
+        routing_weights, output_size = sizes_second(routing_weights, output_size)
         given: Any = routing_weights
         weights = self._route(x, given)
         added = None if output_size is None else self._padding_for(output_size, plain_shape(x)[2:])
@@ -144,3 +143,12 @@ class CondConvTranspose3d(_CondConvTranspose):
     spatial_dims = 3
     static_type = nn.ConvTranspose3d
     _op = staticmethod(ops.cond_conv_transpose3d)
+
+
+def sizes_second(
+    routing_weights: Tensor | Sequence[int] | None, output_size: Sequence[int] | None
+) -> tuple[Any, Sequence[int] | None]:
+    """Return routing weights and output size of a call in which the size may be second, as the twin takes it."""
+    if isinstance(routing_weights, (tuple, list)):
+        return None, routing_weights
+    return routing_weights, output_size

@@ -72,7 +72,7 @@ def run_demo(config: DemoConfig, *, progress: bool = True, say: Callable[[str], 
 def _run(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> DemoResult:
     runs = _train_all(config, progress=progress, say=say)
     data = open_data(config.run(config.static, 0))
-    networks = {name: _load(results[0]) for name, results in runs.items()}
+    networks = {name: load_trained(results[0].last)[1] for name, results in runs.items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     example = torch.stack([data.val[index][0] for index in range(config.batch_size)])
     say("measuring inference by turns")
@@ -83,8 +83,11 @@ def _run(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> D
     static, conditional = numbers[config.static], numbers[config.conditional]
     table = comparison.as_markdown(comparison.table(static, conditional))
     verdict = comparison.verdict(static, conditional, validation_images=len(data.val))
-    routing = _record_routing(networks[config.conditional], data)
-    files = (*_write_numbers(config, numbers, table, verdict), *_draw_pictures(config, runs, routing, data))
+    recorded = record(networks[config.conditional], create_loader(data.val, 256), data.class_names)
+    files = (
+        *_write_numbers(config, numbers, table, verdict),
+        *_draw_pictures(config, runs, recorded.routings[-1], data),
+    )
     return DemoResult(static, conditional, table, verdict, files)
 
 
@@ -97,10 +100,6 @@ def _train_all(config: DemoConfig, *, progress: bool, say: Callable[[str], None]
             results.append(train(config.run(name, seed), progress=progress, title=title))
             say(f"{title}: {100 * results[-1].metrics[-1].val_top1:.2f} % of the validation images right")
     return runs
-
-
-def _load(result: TrainResult) -> nn.Module:
-    return load_trained(result.last)[1]
 
 
 def _inference_rates(networks: dict[str, nn.Module], images: torch.Tensor) -> dict[str, tuple[float, ...]]:
@@ -125,11 +124,6 @@ def _numbers(
         train_images_per_second=tuple(each.train_images_per_second for each in results),
         inference_images_per_second=rates,
     )
-
-
-def _record_routing(network: nn.Module, data: ImageData) -> RoutingRecord:
-    """Return what the routing of the last conditional layer did on the validation images."""
-    return record(network, create_loader(data.val, 256), data.class_names).routings[-1]
 
 
 def _write_numbers(
