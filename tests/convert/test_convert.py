@@ -595,9 +595,9 @@ def test_bad_scopes_and_selectors() -> None:
         Scope("network", every=2)
     with pytest.raises(ValueError, match="`scope` must be 'layer' for 'stem', the first .* it is not part of a block"):
         convert_(Net(1), 2, scope="network", example_input=EXAMPLE)
-    with pytest.raises(ValueError, match="`start` and `stop` must satisfy"):
+    with pytest.raises(ValueError, match="`start` must be a number from 0 to `stop`, got 0.9"):
         select.depth(0.9, 0.1)
-    with pytest.raises(ValueError, match="`count` must be a positive number of blocks, got 0"):
+    with pytest.raises(ValueError, match="`count` must be a positive int, got 0"):
         select.last_blocks(0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from functools import partial
 from typing import Any
 
@@ -177,6 +178,15 @@ ROWS: dict[str, list[Row]] = {
         *(("layers", partial(quantizing, layers=each)) for each in NO_LAYERS),
         *(("skip", partial(quantizing, skip=each)) for each in (*NO_LAYERS, "*")),
         *(("model", partial(quantizing, quantized(how))) for how in ("fails", "dtype", "nan")),
+    ],
+    "select": [
+        *(("count", partial(select.last_blocks, each)) for each in (0, -1, 1.5, "2", None, _LONG)),
+        *(("start", partial(select.depth, each)) for each in (-0.1, 2, "0.5", None, float("nan"))),
+        *(("stop", partial(select.depth, 0, each)) for each in (-0.1, 2, "0.5", None, float("nan"))),
+        ("start", lambda: select.depth(0.9, 0.1)),
+        *(("minimum", partial(select.channels, each)) for each in (0, "8", None)),
+        *(("maximum", partial(select.channels, 8, each)) for each in (0, 7, "8")),
+        *(("layers", partial(operator.and_, select.convs(), each)) for each in NO_LAYERS[:7]),
     ],
     "Scope": [
         *(("scope", partial(Scope, each)) for each in SCOPES[:5]),

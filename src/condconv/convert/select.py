@@ -12,6 +12,7 @@ from torch import nn
 from condconv.errors import UsageError, shown
 from condconv.nn.choice import LayerChoice, choose_named, patterns_of
 from condconv.ops.geometry import is_depthwise
+from condconv.ops.scalars import number, positive
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,19 @@ def convs() -> Selector:
 
 
 def channels(minimum: int = 1, maximum: int | None = None) -> Selector:
-    """Select layers with at least `minimum` and at most `maximum` output channels."""
+    """Select layers with at least `minimum` and at most `maximum` output channels.
+
+    Raises:
+        UsageError: They are not positive numbers, or `maximum` is below `minimum`.
+    """
+    least = positive("minimum", minimum)
+    if maximum is not None and positive("maximum", maximum) < least:
+        raise UsageError(f"`maximum` must be at least `minimum`, {least}, got {maximum}: leave it out for no limit")
 
     def matches(candidate: Candidate) -> bool:
         module: Any = candidate.module
         count = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-        return bool(minimum <= count and (maximum is None or count <= maximum))
+        return bool(least <= count and (maximum is None or count <= maximum))
 
     return _where(matches, f"channels({minimum}, {maximum})")
 
@@ -139,11 +147,9 @@ def depth(start: float, stop: float = 1.0) -> Selector:
     Raises:
         UsageError: Not `0 <= start <= stop <= 1`.
     """
-    if not 0 <= start <= stop <= 1:
-        raise UsageError(
-            f"`start` and `stop` must satisfy 0 <= start <= stop <= 1, got {start!r} and {stop!r}: give shares of the "
-            "network, such as depth(0.5)"
-        )
+    remedy = "0.5 is the middle of the network"
+    number("stop", stop, "from 0 to 1", lambda value: 0 <= value <= 1, remedy)
+    number("start", start, "from 0 to `stop`", lambda value: 0 <= value <= stop, remedy)
 
     def matches(candidate: Candidate) -> bool:
         return candidate.position is not None and start <= candidate.position <= stop
@@ -159,12 +165,11 @@ def last_blocks(count: int) -> Selector:
     Raises:
         UsageError: `count` is not positive.
     """
-    if count < 1:
-        raise UsageError(f"`count` must be a positive number of blocks, got {count!r}: give 1 for the last block alone")
+    blocks = positive("count", count)
 
     def matches(candidate: Candidate) -> bool:
         after = candidate.blocks_after
-        return after is not None and after < count and candidate.output_pixels != 1
+        return after is not None and after < blocks and candidate.output_pixels != 1
 
     return _where(matches, f"last_blocks({count})")
 
