@@ -103,10 +103,8 @@ def open_checkpoint(path: str | Path, kind: str | None = None, *, argument: str 
     metadata, shapes = _read_table(path, argument)
     text = metadata.get(_KEY)
     if text is None:
-        raise UsageError(
-            f"`{argument}` must be written by condconv train, got {shown_name(path)}, a safetensors file of another "
-            "program: give a best.safetensors or last.safetensors"
-        )
+        found, remedy = ", a safetensors file of another program", "give a best.safetensors or last.safetensors"
+        raise _refusal(argument, path, "be written by condconv train", found, remedy)
     if _KEY_OF_DIGEST not in metadata:  # as in older versions
         _check_format(_loads(text, path, argument), path, argument)
     if hashlib.sha256(text.encode()).hexdigest() != metadata.get(_KEY_OF_DIGEST):
@@ -116,14 +114,9 @@ def open_checkpoint(path: str | Path, kind: str | None = None, *, argument: str 
     try:
         check_header(header)
     except ValueError as error:
-        raise UsageError(
-            f"`{argument}` must have a header as condconv writes it, got {shown_name(path)}, in which {error}: "
-            f"{_REMEDY}"
-        ) from error
+        raise _refusal(argument, path, "have a header as condconv writes it", f", in which {error}") from error
     if kind is not None and header["kind"] != kind:
-        raise UsageError(
-            f"`{argument}` must be of a {kind}, got {shown_name(path)} of a {header['kind']}: give another file"
-        )
+        raise _refusal(argument, path, f"be of a {kind}", f" of a {header['kind']}", "give another file")
     if set(map(_part, shapes)) != set(header["digests"]):
         raise _damaged(argument, path, "list of tensors")
     return StoredCheckpoint(path, header, shapes, argument)
@@ -160,10 +153,7 @@ def _part(name: str) -> str:
 def _check_is_file(path: Path, argument: str) -> None:
     check_path(path, argument)
     if not path.is_file():  # nothing else is opened: a pipe or a device could hang, or have no end
-        raise UsageError(
-            f"`{argument}` must be a file, got {shown_name(path)}: give the path of a best.safetensors or "
-            "last.safetensors"
-        )
+        raise _refusal(argument, path, "be a file", remedy="give the path of a best.safetensors or last.safetensors")
 
 
 def _read_table(path: Path, argument: str) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
@@ -189,9 +179,7 @@ def _loads(text: str, path: Path, argument: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"`{argument}` must have a header in JSON, got {shown_name(path)} ({first_line(error)}): {_REMEDY}"
-        ) from error
+        raise _refusal(argument, path, "have a header in JSON", f" ({first_line(error)})") from error
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -204,20 +192,18 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_format(header: Any, path: Path, argument: str) -> None:
     version = header.get("format") if isinstance(header, dict) else None
     if version != FORMAT:
-        raise UsageError(
-            f"`{argument}` must have format {FORMAT}, which this version of condconv writes, got {shown_name(path)} "
-            f"with format {shown(version)}: train again, or use the version that wrote it"
-        )
+        rule, remedy = f"have format {FORMAT}, which this version of condconv writes", "use the version that wrote it"
+        raise _refusal(argument, path, rule, f" with format {shown(version)}", f"train again, or {remedy}")
 
 
 def _broken(argument: str, path: Path, reason: object) -> UsageError:
-    return UsageError(
-        f"`{argument}` must be a whole safetensors file, got {shown_name(path)} ({reason}): it is truncated or of "
-        f"another kind; {_REMEDY}"
-    )
+    remedy = f"it is truncated or of another kind; {_REMEDY}"
+    return _refusal(argument, path, "be a whole safetensors file", f" ({reason})", remedy)
 
 
 def _damaged(argument: str, path: Path, what: str) -> UsageError:
-    return UsageError(
-        f"`{argument}` must be as it was written, got {shown_name(path)}, damaged in its {what}: {_REMEDY}"
-    )
+    return _refusal(argument, path, "be as it was written", f", damaged in its {what}")
+
+
+def _refusal(argument: str, path: Path, rule: str, found: str = "", remedy: str = _REMEDY) -> UsageError:
+    return UsageError(f"`{argument}` must {rule}, got {shown_name(path)}{found}: {remedy}")
