@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from condconv.ops import call_plan, conditions
+from condconv.ops import conditions, plan_cache
 from condconv.ops.native import library
 from tests.ops.cases import BY_NAME
 
@@ -17,7 +17,7 @@ FOLDED = ("dense3", "dense3-stride2", "dense3-tf-same", "transpose3d")
 def with_amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU with AMX, with the compiled kernels and without."""
     monkeypatch.setattr(conditions, "AMX", True)
-    monkeypatch.setattr(call_plan, "_plans", {})
+    monkeypatch.setattr(plan_cache, "_plans", {})
     if request.param == "no kernels":
         monkeypatch.setattr(library, "WHY_NOT", "left out by this test")
 
@@ -67,7 +67,7 @@ def test_other_dtypes_choose_as_ever(groups: list[int], monkeypatch: pytest.Monk
     taken = []
     for amx in (False, True):
         monkeypatch.setattr(conditions, "AMX", amx)
-        monkeypatch.setattr(call_plan, "_plans", {})
+        monkeypatch.setattr(plan_cache, "_plans", {})
         case.op(*arguments, **case.options)
-        taken.append(next(iter(call_plan._plans.values())).implementation.name)
+        taken.append(next(iter(plan_cache._plans.values())).implementation.name)
     assert taken == ["grouped", "grouped"]

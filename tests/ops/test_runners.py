@@ -12,7 +12,7 @@ from torch import Tensor
 
 from condconv.errors import UsageError
 from condconv.nn import CondConv2d
-from condconv.ops import arguments, call_plan, cond_conv2d, validation
+from condconv.ops import arguments, cond_conv2d, plan_cache, validation
 from condconv.ops.implementation import Implementation
 from condconv.ops.implementations import GROUPED, NATIVE, TABLE
 from condconv.ops.native import library
@@ -63,7 +63,7 @@ def test_a_repeated_call_checks_and_prepares_nothing(impl: str, monkeypatch: pyt
     with torch.no_grad():
         first = cond_conv2d(X, W, R, BIAS, (1, 1), 1, impl=impl)
         for place, name in (
-            (call_plan, "_make_plan"),
+            (plan_cache, "make_plan"),
             (arguments, "normalised"),
             (validation, "check_tensors"),
             (Implementation, "bind"),
@@ -124,7 +124,7 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     added = Implementation("mine", why_not, recorded("forward"), recorded("backward"))
     monkeypatch.setitem(TABLE, added.name, added)
-    monkeypatch.setattr(call_plan, "_plans", {})
+    monkeypatch.setattr(plan_cache, "_plans", {})
     return ran
 
 

@@ -13,10 +13,11 @@ from torch._C._autograd import _profiler_enabled
 from torch.autograd import profiler
 
 from condconv.ops.autocast import autocast_disabled
-from condconv.ops.call_plan import CallPlan, find_plan
+from condconv.ops.call_plan import CallPlan
 from condconv.ops.geometry import laid_out_as
 from condconv.ops.mixing import accumulation_dtype
 from condconv.ops.padding import pad
+from condconv.ops.plan_cache import find_plan
 from condconv.ops.quantized import widen
 from condconv.ops.registration import mixed_conv, quantized_conv
 

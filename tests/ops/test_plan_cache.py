@@ -8,7 +8,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from condconv.errors import UsageError
-from condconv.ops import call_plan, cond_conv2d
+from condconv.ops import cond_conv2d, plan_cache
+from condconv.ops.call_plan import CallPlan, make_plan
 from condconv.ops.implementation import Implementation
 from condconv.ops.native import library
 
@@ -21,20 +22,19 @@ R = torch.rand(2, 3, generator=DRAWN)
 
 @pytest.fixture(autouse=True)
 def _no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_plan, "_plans", {})
+    monkeypatch.setattr(plan_cache, "_plans", {})
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[call_plan.CallPlan]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[CallPlan]:
     """The plans that are made, not looked up."""
-    found: list[call_plan.CallPlan] = []
-    make = call_plan._make_plan
+    found: list[CallPlan] = []
 
     def recorded(*arguments):
-        found.append(make(*arguments))
+        found.append(make_plan(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(call_plan, "_make_plan", recorded)
+    monkeypatch.setattr(plan_cache, "make_plan", recorded)
     return found
 
 
@@ -113,11 +113,11 @@ def test_what_is_equal_is_not_taken_for_the_same(made):
 
 
 def test_plans_do_not_fill_the_memory(monkeypatch, made):
-    monkeypatch.setattr(call_plan, "_MOST_PLANS", 3)
+    monkeypatch.setattr(plan_cache, "_MOST_PLANS", 3)
     for size in range(3, 10):
         cond_conv2d(torch.randn(1, 4, size, size), W, R[:1])
     assert len(made) == 7
-    assert 1 <= len(call_plan._plans) <= 3
+    assert 1 <= len(plan_cache._plans) <= 3
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ def test_bytes_that_a_number_consists_of_are_not_that_number():
 
 @pytest.mark.parametrize("groups", [4, np.int64(4)])
 def test_groups_of_any_integer_type_reach_the_compiled_kernels(groups, monkeypatch):
-    monkeypatch.setattr(call_plan, "_plans", {})
+    monkeypatch.setattr(plan_cache, "_plans", {})
     library.convolution.cache_clear()  # else what ran before decides
     x, weight = X.to(memory_format=torch.channels_last), W[:, :4, :1]
     expected = cond_conv2d(x, weight, R, groups=4, impl="reference")
