@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from condconv.errors import UsageError, few, shown, shown_name
 from condconv.lab.options import DATA_OPTIONS, MODEL_OPTIONS
 from condconv.lab.rules import BOOL, OPTIONS, PATH, TEXT, Rule, number, one_of, or_none, whole
 
-# The help text is what the reference and the command line both show; the group is the heading it stands under there.
-DATA, NETWORK, UPDATES = "data", "network", "optimisation"
-REGULARISATION, AUGMENTATION, RUN = "regularisation", "augmentation", "run"
 
-
-def _option(default: Any, group: str, help_text: str, rule: Rule) -> Any:
+def _option(group: str, default: Any, help_text: str, rule: Rule) -> Any:
     return field(default=default, metadata={"help": help_text, "group": group, "rule": rule})
-
-
-def _required(group: str, help_text: str, rule: Rule) -> Any:
-    return field(metadata={"help": help_text, "group": group, "rule": rule})
 
 
 def _options(group: str, help_text: str, rule: Rule = OPTIONS) -> Any:
     return field(default_factory=dict, metadata={"help": help_text, "group": group, "rule": rule})
 
+
+# The groups are the headings under which the reference and the command line show their fields, with the help text.
+DATA, NETWORK, UPDATES = "data", "network", "optimisation"
+_data, _network, _updates = (partial(_option, each) for each in (DATA, NETWORK, UPDATES))
+_regularisation, _augmentation, _run = (partial(_option, each) for each in ("regularisation", "augmentation", "run"))
 
 _HOW = (
     *("out", "log_with", "data_dir", "workers", "on_bad_image", "patience"),
@@ -60,141 +58,125 @@ class TrainConfig:
     """
 
     # Data
-    data: str = _required(
-        DATA,
+    data: str = _data(
+        MISSING,
         "directory with train/ and val/ (one folder per class) or with train.tar and val.tar; or 'digits', "
         "'torch/NAME', 'hfds/NAME', 'wds/DIRECTORY'",
         PATH,
     )
-    val_data: str | None = _option(
-        None, DATA, "validation images, if they are elsewhere; DATA then has the training images", or_none(PATH)
+    val_data: str | None = _data(
+        None, "validation images, if they are elsewhere; DATA then has the training images", or_none(PATH)
     )
-    data_dir: str | None = _option(
-        None, DATA, "where the files of torch/NAME are (or go), or the cache of hfds/NAME", or_none(PATH)
+    data_dir: str | None = _data(
+        None, "where the files of torch/NAME are (or go), or the cache of hfds/NAME", or_none(PATH)
     )
     data_options: Mapping[str, Any] = _options(
         DATA, "option of a named dataset's reader, e.g. input_key=img", DATA_OPTIONS
     )
-    image_size: int | None = _option(
+    image_size: int | None = _data(
         None,
-        DATA,
         "side of the square input in pixels (default: 224, digits 8)",
         or_none(whole(1, 2_048)),  # the most that a checkpoint takes
     )
-    in_chans: int | None = _option(None, DATA, "image channels, 1 or 3 (default: 3, digits 1)", or_none(one_of(1, 3)))
-    normalization: str | None = _option(
+    in_chans: int | None = _data(None, "image channels, 1 or 3 (default: 3, digits 1)", or_none(one_of(1, 3)))
+    normalization: str | None = _data(
         None,
-        DATA,
         "normalization of the pixels (default: that of the pretrained weights, or imagenet)",
         or_none(one_of("imagenet", "inception")),
     )
-    on_bad_image: str = _option("error", DATA, "what to do with an unreadable image", one_of("error", "skip"))
-    workers: int = _option(0, DATA, "processes that read images, per training process", whole(0, 1024))
+    on_bad_image: str = _data("error", "what to do with an unreadable image", one_of("error", "skip"))
+    workers: int = _data(0, "processes that read images, per training process", whole(0, 1024))
 
     # Network
-    model: str = _required(NETWORK, "name of a network, see 'condconv models'", TEXT)
+    model: str = _network(MISSING, "name of a network, see 'condconv models'", TEXT)
     model_options: Mapping[str, Any] = _options(
         NETWORK, "option of the network, e.g. output_stride=8, drop_rate=0.2", MODEL_OPTIONS
     )
-    pretrained: bool = _option(False, NETWORK, "start from published ImageNet weights", BOOL)
-    init_from: str | None = _option(
-        None, NETWORK, "start from the weights in a file, of the same network or of its static twin", or_none(PATH)
+    pretrained: bool = _network(False, "start from published ImageNet weights", BOOL)
+    init_from: str | None = _network(
+        None, "start from the weights in a file, of the same network or of its static twin", or_none(PATH)
     )
-    init_skip: str | None = _option(
-        None,
-        NETWORK,
-        "names that are not loaded from the file, e.g. 'classifier*' for other classes",
-        or_none(TEXT),
+    init_skip: str | None = _network(
+        None, "names that are not loaded from the file, e.g. 'classifier*' for other classes", or_none(TEXT)
     )
 
     # Optimisation
-    epochs: int = _option(30, UPDATES, "passes over the training images", whole(1))
+    epochs: int = _updates(30, "passes over the training images", whole(1))
     # One image per update would leave batch normalisation nothing to average on small maps.
-    batch_size: int = _option(64, UPDATES, "images per optimizer update, over all processes", whole(2))
-    grad_accumulation: int = _option(1, UPDATES, "forward passes per update", whole(1))
-    optimizer: str = _option("adamw", UPDATES, "optimizer, by its timm name", TEXT)
+    batch_size: int = _updates(64, "images per optimizer update, over all processes", whole(2))
+    grad_accumulation: int = _updates(1, "forward passes per update", whole(1))
+    optimizer: str = _updates("adamw", "optimizer, by its timm name", TEXT)
     optimizer_options: Mapping[str, Any] = _options(UPDATES, "argument of the optimizer, e.g. momentum=0.9")
-    lr: float = _option(1e-3, UPDATES, "peak learning rate", number(0, open_below=True))
-    router_lr_scale: float = _option(1.0, UPDATES, "learning-rate multiplier for routing functions", _SCALE)
-    expert_lr_scale: float = _option(
+    lr: float = _updates(1e-3, "peak learning rate", number(0, open_below=True))
+    router_lr_scale: float = _updates(1.0, "learning-rate multiplier for routing functions", _SCALE)
+    expert_lr_scale: float = _updates(
         1.0,
-        UPDATES,
         "learning-rate multiplier for experts (with softmax routing and sgd: at least the number of experts)",
         _SCALE,
     )
-    scheduler: str = _option(
+    scheduler: str = _updates(
         "cosine",
-        UPDATES,
         "learning rate schedule, by its timm name",
         one_of("cosine", "tanh", "step", "multistep", "poly", "constant"),
     )
     scheduler_options: Mapping[str, Any] = _options(UPDATES, "argument of timm's schedule, e.g. decay_epochs=2.4")
-    warmup_epochs: int | None = _option(
-        None, UPDATES, "epochs of linear warm-up (default: 1; 0 if there is one epoch only)", or_none(whole(0))
+    warmup_epochs: int | None = _updates(
+        None, "epochs of linear warm-up (default: 1; 0 if there is one epoch only)", or_none(whole(0))
     )
-    clip_grad: float | None = _option(
-        None, UPDATES, "largest gradient norm (default: no clipping)", or_none(number(0, open_below=True))
+    clip_grad: float | None = _updates(
+        None, "largest gradient norm (default: no clipping)", or_none(number(0, open_below=True))
     )
-    patience: int | None = _option(
-        None, UPDATES, "stop after this many epochs without a better accuracy (default: never)", or_none(whole(1))
+    patience: int | None = _updates(
+        None, "stop after this many epochs without a better accuracy (default: never)", or_none(whole(1))
     )
 
     # Regularisation
-    weight_decay: float | None = _option(
+    weight_decay: float | None = _regularisation(
         None,
-        REGULARISATION,
         "weight decay, not of biases and norms (default: 0.05, or 5e-4 with sgd, momentum, nesterov, rmsprop and "
         "rmsproptf, which add it to the gradient)",
         or_none(number(0)),
     )
-    router_decay: bool = _option(True, REGULARISATION, "decay the weights of routing functions too", BOOL)
-    norm_decay: bool = _option(False, REGULARISATION, "decay biases and norms too", BOOL)
-    label_smoothing: float = _option(
-        0.1, REGULARISATION, "probability mass spread over the wrong classes", number(0, 0.9)
-    )
-    expert_dropout: float = _option(
-        0.0, REGULARISATION, "probability of leaving an expert out, for each image", number(0, 0.9)
-    )
-    ema_decay: float | None = _option(
+    router_decay: bool = _regularisation(True, "decay the weights of routing functions too", BOOL)
+    norm_decay: bool = _regularisation(False, "decay biases and norms too", BOOL)
+    label_smoothing: float = _regularisation(0.1, "probability mass spread over the wrong classes", number(0, 0.9))
+    expert_dropout: float = _regularisation(0.0, "probability of leaving an expert out, for each image", number(0, 0.9))
+    ema_decay: float | None = _regularisation(
         None,
-        REGULARISATION,
         "average the weights over updates with this decay, and evaluate the average (default: no average)",
         or_none(number(0, 0.999999)),
     )
-    mixup: float = _option(
-        0.0, REGULARISATION, "alpha of mixup, which blends pairs of images; 0 turns it off", number(0)
-    )
-    cutmix: float = _option(
-        0.0, REGULARISATION, "alpha of cutmix, which pastes a part of another image; 0 turns it off", number(0)
+    mixup: float = _regularisation(0.0, "alpha of mixup, which blends pairs of images; 0 turns it off", number(0))
+    cutmix: float = _regularisation(
+        0.0, "alpha of cutmix, which pastes a part of another image; 0 turns it off", number(0)
     )
 
     # Augmentation
-    min_crop: float | None = _option(
+    min_crop: float | None = _augmentation(
         None,
-        AUGMENTATION,
         "smallest random crop, as a fraction of the area (default: 0.25, digits 1)",
         or_none(number(0, 1, open_below=True)),
     )
-    hflip: float | None = _option(
-        None, AUGMENTATION, "probability of a horizontal flip (default: 0.5, digits 0)", or_none(number(0, 1))
+    hflip: float | None = _augmentation(
+        None, "probability of a horizontal flip (default: 0.5, digits 0)", or_none(number(0, 1))
     )
-    color_jitter: float = _option(0.0, AUGMENTATION, "strength of the colour jitter", number(0))
-    auto_augment: str | None = _option(
-        None, AUGMENTATION, "timm's augmentation policy, e.g. rand-m9-mstd0.5 (default: none)", or_none(TEXT)
+    color_jitter: float = _augmentation(0.0, "strength of the colour jitter", number(0))
+    auto_augment: str | None = _augmentation(
+        None, "timm's augmentation policy, e.g. rand-m9-mstd0.5 (default: none)", or_none(TEXT)
     )
-    random_erasing: float = _option(0.0, AUGMENTATION, "probability of erasing a rectangle", number(0, 1))
+    random_erasing: float = _augmentation(0.0, "probability of erasing a rectangle", number(0, 1))
 
     # Run
-    out: str = _required(RUN, "directory for checkpoints and metrics; a run in it is resumed", PATH)
-    log_with: str | None = _option(
-        None, RUN, "also log the metrics to this tracker (default: files only)", or_none(one_of("tensorboard", "wandb"))
+    out: str = _run(MISSING, "directory for checkpoints and metrics; a run in it is resumed", PATH)
+    log_with: str | None = _run(
+        None, "also log the metrics to this tracker (default: files only)", or_none(one_of("tensorboard", "wandb"))
     )
-    seed: int = _option(0, RUN, "random seed of initial weights, image order and augmentation", whole(0, 2**63 - 1))
-    mixed_precision: str = _option("no", RUN, "arithmetic of the forward pass", one_of("no", "bf16", "fp16"))
-    sync_bn: bool = _option(False, RUN, "share batch statistics between GPUs", BOOL)
-    channels_last: bool = _option(False, RUN, "keep images and kernels in channels-last layout", BOOL)
-    compile: bool = _option(False, RUN, "compile the network with torch.compile", BOOL)
-    device: str = _option("auto", RUN, "where to train; auto takes a GPU if there is one", one_of("auto", "cpu"))
+    seed: int = _run(0, "random seed of initial weights, image order and augmentation", whole(0, 2**63 - 1))
+    mixed_precision: str = _run("no", "arithmetic of the forward pass", one_of("no", "bf16", "fp16"))
+    sync_bn: bool = _run(False, "share batch statistics between GPUs", BOOL)
+    channels_last: bool = _run(False, "keep images and kernels in channels-last layout", BOOL)
+    compile: bool = _run(False, "compile the network with torch.compile", BOOL)
+    device: str = _run("auto", "where to train; auto takes a GPU if there is one", one_of("auto", "cpu"))
 
     def __post_init__(self) -> None:
         for each in fields(self):
