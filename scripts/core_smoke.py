@@ -61,7 +61,7 @@ def check_library() -> None:
 
     layer = condconv.CondConv2d(4, 6, 3, padding=1, num_experts=3)
     layer(torch.randn(2, 4, 5, 5)).sum().backward()
-    expect(layer.weight.grad is not None, "no gradient reached the experts")
+    expect(layer.experts.weight.grad is not None, "no gradient reached the experts")
 
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
     images = torch.randn(2, 3, 8, 8)

@@ -91,7 +91,7 @@ def _batched_products(call: Call) -> int:
     """Return the multiply-adds, over the batch, of one call of a conditional linear layer, mixing not included."""
     if not isinstance(call.module, CondLinear) or not call.output_shape:
         return 0
-    return prod(call.output_shape[:-1]) * call.module.weight[0].numel()
+    return prod(call.output_shape[:-1]) * prod(call.module.experts.spec.shape)
 
 
 class _Profiler(TorchDispatchMode):

@@ -107,4 +107,4 @@ def test_a_bias_may_learn_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     model[0].weight.requires_grad_(False)
     convert_(model, 2, layers=select.convs(), example_input=IMAGES)
-    assert [name for name, each in model.named_parameters() if each.requires_grad] == ["0.bias"]
+    assert [name for name, each in model.named_parameters() if each.requires_grad] == ["0.experts.bias"]

@@ -51,8 +51,8 @@ def test_groups_and_state() -> None:
     assert report.notes == ("optimizer: 2 parameters exchanged, 2 of routings added",)
     routing = ["body.0.routing_fn.fc.weight", "body.0.routing_fn.fc.bias"]
     assert in_groups(model, optimizer) == [
-        ["stem.weight", "body.0.weight", "head.weight", *routing],
-        ["stem.bias", "body.0.bias", "head.bias"],
+        ["stem.weight", "body.0.experts.weight", "head.weight", *routing],
+        ["stem.bias", "body.0.experts.bias", "head.bias"],
     ]
     assert len(optimizer.state) == 4
     assert torch.equal(optimizer.state[model.head.weight]["exp_avg"], head)

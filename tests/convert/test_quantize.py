@@ -64,7 +64,7 @@ def test_each_kind_of_layer_computes_what_its_widened_experts_do(dtype: str) -> 
         layer.requires_grad_(False)
         wide, x = copy.deepcopy(layer), torch.randn(shape)
         quantize_experts_(layer, dtype)
-        wide.weight.copy_(layer.experts_fp64())
+        wide.experts.weight.copy_(layer.experts.mix(torch.eye(3, dtype=torch.float64))[0])
         torch.testing.assert_close(layer(x), wide(x), rtol=1e-5, atol=1e-5)
         constant = torch.rand(3)
         torch.testing.assert_close(layer.to_static(constant)(x), wide.to_static(constant)(x))
@@ -88,7 +88,7 @@ def test_the_report_by_hand() -> None:
     assert lines[0].split() == ["layer", "experts", "bytes", "->", "bytes", "relative", "error"]
     assert lines[2].split() == ["0", "int8", "8", "6", "3.15e-03"]
     assert lines[4].split() == ["total", "int8", "24", "18", "3.15e-03"]
-    assert first.weight_scale.tolist() == [[1.0]]
+    assert first.experts.weight_scale.tolist() == [[1.0]]
     assert first.weight.tolist() == [[[127, 0]]]
 
 
@@ -111,7 +111,7 @@ def test_patterns_choose_layers() -> None:
     model = network()
     report = quantize_experts_(model, layers=["*.2", "classifier"])
     assert [layer.name for layer in report.layers] == ["blocks.2", "classifier"]
-    assert not model.blocks[0].quantized
+    assert not model.blocks[0].experts.quantized
     assert [layer.name for layer in quantize_experts_(model, "bfloat16", layers="blocks.0").layers] == ["blocks.0"]
 
 
@@ -145,17 +145,18 @@ def test_a_state_dict_of_the_other_kind_is_refused() -> None:
 def test_experts_outlive_a_change_of_the_models_dtype(change, dtype: str) -> None:
     layer = CondConv2d(4, 6, 3, num_experts=3).requires_grad_(False)
     quantize_experts_(layer, dtype)
-    before, scale = layer.weight.clone(), layer.weight_scale
+    before, scale = layer.weight.clone(), layer.experts.weight_scale
     change(layer)
     assert layer.weight.dtype == before.dtype
     assert torch.equal(layer.weight, before)
     if scale is not None:
-        assert layer.weight_scale.dtype == torch.float32
-        assert torch.equal(layer.weight_scale, scale)
+        assert layer.experts.weight_scale.dtype == torch.float32
+        assert torch.equal(layer.experts.weight_scale, scale)
     x = torch.randn(2, 4, 6, 6, dtype=layer.bias.dtype)
     exact = widen(before, scale, 1, False, torch.float64)
     wide = copy.deepcopy(layer).double()
-    wide.weight, wide.weight_scale, wide.quantized = nn.Parameter(exact, requires_grad=False), None, False
+    experts = wide.experts
+    experts.weight, experts.weight_scale, experts.quantized = nn.Parameter(exact, requires_grad=False), None, False
     eps = torch.finfo(layer.bias.dtype).eps
     torch.testing.assert_close(layer(x).double(), wide(x.double()), rtol=0, atol=8 * max(eps, 1e-7))
 
@@ -169,7 +170,7 @@ def test_moves_and_layouts() -> None:
     assert not layer.weight.is_contiguous()
     assert torch.allclose(layer(x), expected, atol=1e-6)
     empty = copy.deepcopy(layer).to("meta").to_empty(device="cpu")
-    assert (empty.weight.dtype, empty.weight_scale.dtype) == (torch.int8, torch.float32)
+    assert (empty.weight.dtype, empty.experts.weight_scale.dtype) == (torch.int8, torch.float32)
 
 
 def test_training_afterwards_is_refused() -> None:
@@ -216,7 +217,7 @@ class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = CondConv2d(4, 4, 1, num_experts=2), CondConv2d(4, 4, 1, num_experts=2)
-        self.second.weight = self.first.weight
+        self.second.experts.weight = self.first.experts.weight
 
 
 def half() -> nn.Module:
@@ -262,12 +263,12 @@ def test_wrong_arguments_are_said() -> None:
         UsageError, match="`layers` must match conditional layers, got 'block.5' for none: near names are blocks.2"
     ):
         quantize_experts_(model, layers=("classifier", "block.5"))
-    assert not any(layer.quantized for layer in model.modules() if isinstance(layer, ConditionalLayer))
+    assert not any(layer.experts.quantized for layer in model.modules() if isinstance(layer, ConditionalLayer))
 
 
 def test_a_parametrized_layer_is_refused() -> None:
     layer = CondConv2d(3, 4, 3)
-    nn.utils.parametrizations.weight_norm(layer)
+    nn.utils.parametrizations.weight_norm(layer.experts)
     with pytest.raises(UsageError, match="its experts are computed from other tensors"):
         quantize_experts_(nn.Sequential(layer))
 
@@ -304,7 +305,7 @@ def test_a_model_that_casts_by_the_dtype_of_a_weight_is_restored(dtype, back, me
     expected = model(X)
     with pytest.raises(UsageError, match=message):
         quantize_experts_(model, dtype, example_input=None if guess else X)
-    assert not any(layer.quantized for layer in (model.first, model.second))
+    assert not any(layer.experts.quantized for layer in (model.first, model.second))
     assert torch.equal(model(X), expected)
     report = quantize_experts_(model, dtype, layers="second")
     assert report.output_error == pytest.approx(0, abs=0.02)
@@ -318,7 +319,7 @@ def test_outputs_of_other_dtypes_and_numbers_that_are_not_finite_are_refused() -
 
     class Broken(Casting):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.second(self.first(x)) / (self.second.weight_scale is None)
+            return self.second(self.first(x)) / (self.second.experts.weight_scale is None)
 
     with pytest.raises(UsageError, match=r"got torch.float64 \(2, 2, 30, 30\) as its output instead of torch.float32"):
         quantize_experts_(Told(True), example_input=X)

@@ -75,7 +75,9 @@ def layer_case(name: str) -> tuple[nn.Module, Tensor]:
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     layer = make()
-    following: list[nn.Module] = [nn.BatchNorm2d(layer.num_outputs), nn.SiLU()] if len(shape) == 3 else [nn.Tanh()]
+    following: list[nn.Module] = (
+        [nn.BatchNorm2d(layer.experts.spec.out_channels), nn.SiLU()] if len(shape) == 3 else [nn.Tanh()]
+    )
     return sharpen_(nn.Sequential(layer, *following)).eval(), torch.randn(2, *shape)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_arguments_are_the_twins_in_the_same_order(twin: type[nn.Module]) -> Non
     positional = [p for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert [p.name for p in positional] == [p.name for p in theirs]
     assert [p.default for p in positional] == [p.default for p in theirs]
-    assert [p.name for p in ours if p.kind is p.KEYWORD_ONLY] == ["num_experts", "routing", "impl"]
+    assert [p.name for p in ours if p.kind is p.KEYWORD_ONLY] == ["num_experts", "routing", "experts", "impl"]
 
 
 @pytest.mark.parametrize(("twin", "options"), pairs())
@@ -64,7 +65,7 @@ def test_from_static_computes_the_same(twin: type[nn.Module], options: dict) -> 
     layer = CONDITIONAL_CLASSES[twin].from_static(static, 5)
     x = torch.randn(shape, dtype=torch.float64)
     torch.testing.assert_close(layer(x), static(x))
-    spread = layer.weight.std(0).mean() / layer.weight.abs().mean()
+    spread = layer.experts.weight.std(0).mean() / layer.experts.weight.abs().mean()
     assert 0.2 < spread < 1.5
 
 
@@ -110,24 +111,26 @@ def test_from_conv_keeps_what_the_conv_had() -> None:
     static = nn.Conv2d(4, 6, 3, dtype=torch.float64).eval().to(memory_format=torch.channels_last)
     static.weight.requires_grad_(False)
     layer = CondConv2d.from_conv(static, 4)
-    assert layer.weight.dtype == torch.float64
+    assert layer.experts.weight.dtype == torch.float64
     assert not layer.training
-    assert not layer.weight.requires_grad
-    assert layer.bias.requires_grad
-    assert layer.weight[0].is_contiguous(memory_format=torch.channels_last)
+    assert not layer.experts.weight.requires_grad
+    assert layer.experts.bias.requires_grad
+    assert layer.experts.weight[0].is_contiguous(memory_format=torch.channels_last)
     assert layer.routing_fn.fc.weight.dtype == torch.float64
 
 
 def test_from_static_keeps_the_layout_of_three_dimensions() -> None:
     static = nn.Conv3d(4, 6, 3).to(memory_format=torch.channels_last_3d)
-    assert condconv.CondConv3d.from_static(static, 2).weight[0].is_contiguous(memory_format=torch.channels_last_3d)
+    assert (
+        condconv.CondConv3d.from_static(static, 2).experts.weight[0].is_contiguous(memory_format=torch.channels_last_3d)
+    )
 
 
 def test_meta_device() -> None:
     static = nn.Conv2d(4, 6, 3, device="meta")
     made = (CondConv2d.from_conv(static, init=init) for init in ("random", "same_output"))
     for layer in (CondConv2d(4, 6, 3, device="meta"), *made):
-        assert layer.weight.device.type == "meta"
+        assert layer.experts.weight.device.type == "meta"
         assert layer(torch.zeros(2, 4, 5, 5, device="meta")).shape == (2, 6, 3, 3)
 
 
@@ -152,8 +155,8 @@ def test_experts_learn_to_differ_and_the_router_learns() -> None:
 def test_random_start_draws_each_expert() -> None:
     static = nn.Conv2d(16, 64, 3)
     layer = CondConv2d.from_conv(static, 4, init="random")
-    torch.testing.assert_close(layer.weight.std((1, 2, 3, 4)), static.weight.std().expand(4), rtol=0.05, atol=0)
-    flat = layer.weight.flatten(1)
+    torch.testing.assert_close(layer.experts.weight.std((1, 2, 3, 4)), static.weight.std().expand(4), rtol=0.05, atol=0)
+    flat = layer.experts.weight.flatten(1)
     correlation = torch.corrcoef(flat) - torch.eye(4)
     assert correlation.abs().max() < 0.05  # 9216 entries: five standard deviations are 0.052
     assert layer.routing_fn.fc.weight.abs().max() > 0
@@ -163,10 +166,10 @@ def test_experts_start_with_the_fans_of_one_expert() -> None:
     """torch's bound for a convolution is 1 / sqrt(fan_in); on the stack it would be another."""
     layer = CondConv2d(16, 32, 3, num_experts=8)
     bound = 1 / math.sqrt(16 * 9)
-    for expert, bias in zip(layer.weight, layer.bias, strict=True):
+    for expert, bias in zip(layer.experts.weight, layer.experts.bias, strict=True):
         assert 0.98 * bound < expert.abs().max() <= bound
         assert 0.5 * bound < bias.abs().max() <= bound
-    assert not torch.equal(layer.weight[0], layer.weight[1])
+    assert not torch.equal(layer.experts.weight[0], layer.experts.weight[1])
 
 
 def test_init_experts_takes_no_bias() -> None:
@@ -180,29 +183,30 @@ def test_to_channels_last_lays_out_each_expert(twin: type[nn.Module]) -> None:
     arguments, shape = CONVS[twin]
     layer = CONDITIONAL_CLASSES[twin](*arguments, num_experts=3)
     x = torch.randn(shape)
-    before, expected = layer.weight.detach().clone(), layer(x)
+    before, expected = layer.experts.weight.detach().clone(), layer(x)
     # torch refuses channels_last for the five dimensions of a 3-D kernel, conditional or not.
     three = twin in (nn.Conv3d, nn.ConvTranspose3d)
     layout = torch.channels_last_3d if three else torch.channels_last
     model = nn.Sequential(layer).to(memory_format=layout)
-    assert torch.equal(layer.weight, before)
+    assert torch.equal(layer.experts.weight, before)
     if three or twin in (nn.Conv2d, nn.ConvTranspose2d):
-        assert layer.weight[0].is_contiguous(memory_format=layout)
+        assert layer.experts.weight[0].is_contiguous(memory_format=layout)
         x = x.to(memory_format=layout)
     torch.testing.assert_close(model(x), expected)
-    layer.weight.grad = torch.ones_like(layer.weight)
-    assert model.double()[0].weight.grad.dtype == torch.float64
+    layer.experts.weight.grad = torch.ones_like(layer.experts.weight)
+    assert model.double()[0].experts.weight.grad.dtype == torch.float64
 
 
 def test_casts_reach_experts_and_routing() -> None:
     layer = CondConv2d(4, 6, 3).bfloat16()
     assert {parameter.dtype for parameter in layer.parameters()} == {torch.bfloat16}
     assert layer(torch.randn(2, 4, 5, 5, dtype=torch.bfloat16)).dtype == torch.bfloat16
-    assert layer.to_empty(device="meta").weight.shape == (8, 6, 4, 3, 3)
+    assert layer.to_empty(device="meta").experts.weight.shape == (8, 6, 4, 3, 3)
 
 
 def test_state_dict_has_experts_bias_and_routing() -> None:
-    assert list(CondConv2d(4, 6, 3).state_dict()) == ["weight", "bias", "routing_fn.fc.weight", "routing_fn.fc.bias"]
+    names = ["experts.weight", "experts.bias", "routing_fn.fc.weight", "routing_fn.fc.bias"]
+    assert list(CondConv2d(4, 6, 3).state_dict()) == names
 
 
 def test_repr_names_the_experts() -> None:
@@ -225,7 +229,8 @@ def test_linear_takes_rows() -> None:
 def test_fold_batch_norm_is_exact_for_every_routing(twin: type[nn.Module], bias: bool, affine: bool) -> None:
     arguments, shape = CONVS[twin]
     options = {} if twin is nn.Linear else {"groups": 2}
-    layer = CONDITIONAL_CLASSES[twin](*arguments, **options, bias=bias, num_experts=3, dtype=torch.float64)
+    make: Any = CONDITIONAL_CLASSES[twin]
+    layer = make(*arguments, **options, bias=bias, num_experts=3, dtype=torch.float64)
     norms = {nn.Conv2d: nn.BatchNorm2d, nn.ConvTranspose2d: nn.BatchNorm2d}
     norm = norms.get(twin, nn.BatchNorm1d)(6, affine=affine, dtype=torch.float64).eval()
     norm.running_mean.normal_()
@@ -321,17 +326,17 @@ def test_experts_of_a_classifier_start_no_wider_than_torch_would(spread: float, 
     with torch.no_grad():
         static.weight.normal_(std=spread)
     layer = CondLinear.from_linear(static, 8, init="random")
-    assert layer.weight.std().item() == pytest.approx(expected, rel=0.05)
+    assert layer.experts.weight.std().item() == pytest.approx(expected, rel=0.05)
     kept = CondLinear.from_linear(static, 8, expert_spread=0.0)
-    assert torch.equal(kept.weight[0] * 4, static.weight)  # a start that keeps the output keeps its weights
+    assert torch.equal(kept.experts.weight[0] * 4, static.weight)  # a start that keeps the output keeps its weights
 
 
 def test_random_start_keeps_layout_and_flags() -> None:
     static = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last).requires_grad_(False)
     layer = CondConv2d.from_conv(static, 4, init="random")
-    assert layer.weight[0].is_contiguous(memory_format=torch.channels_last)
-    assert not layer.weight.requires_grad
-    assert not layer.bias.requires_grad
+    assert layer.experts.weight[0].is_contiguous(memory_format=torch.channels_last)
+    assert not layer.experts.weight.requires_grad
+    assert not layer.experts.bias.requires_grad
 
 
 def test_unknown_impl_is_refused_when_the_layer_is_made() -> None:
@@ -360,8 +365,8 @@ def test_deepcopy_is_independent() -> None:
     layer = CondConv2d(3, 4, 3, routing=SigmoidRouting(3, 8))
     twin = copy.deepcopy(layer)
     with torch.no_grad():
-        twin.weight.zero_()
-    assert layer.weight.abs().sum() > 0
+        twin.experts.weight.zero_()
+    assert layer.experts.weight.abs().sum() > 0
 
 
 def test_a_twin_with_a_forward_of_its_own_is_refused() -> None:
@@ -407,6 +412,6 @@ def test_numpy_integers_are_integers() -> None:
 
 def test_parametrized_experts_are_laid_out_as_a_static_kernel() -> None:
     layer = CondConv2d(8, 8, 3, num_experts=2)
-    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    parametrize.register_parametrization(layer.experts, "weight", nn.Identity())
     layer.to(memory_format=torch.channels_last)
-    assert layer.weight[0].is_contiguous(memory_format=torch.channels_last)
+    assert layer.experts.weight[0].is_contiguous(memory_format=torch.channels_last)

@@ -21,6 +21,7 @@ from condconv.nn import (
     ConditionalLayer,
     CondLinear,
     HierarchicalRouting,
+    KernelSpec,
     RoutingFunction,
     SigmoidRouting,
 )
@@ -47,6 +48,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "device": ("nowhere", "cuda:x", 1.5, []),
     "dtype": ("float32", 3, torch.int64, torch.complex64, torch.float8_e5m2),
     "routing": (3, None, "nope", "", "sigmoid(1)", "sigmoid(x=1)", "n" * 9999, lambda *sizes: {}, SigmoidRouting(4, 9)),
+    "experts": (3, None, "nope", "", "dense(1)", "dense(rank=1)", "n" * 9999, lambda *sizes: {}),
     "impl": NO_NAMES,
     "expert_dropout": (-0.1, 1, 1.5, "half", None, float("nan")),
     "hidden_ratio": (*NOT_POSITIVE, None),
@@ -74,6 +76,10 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "init": NO_NAMES,
 }
 SPECIAL: dict[tuple[str, str], tuple[Any, ...]] = {
+    ("make_experts", "spec"): (),  # made by a layer
+    ("make_experts", "num_experts"): (),
+    ("make_experts", "device"): (),
+    ("make_experts", "dtype"): (),
     ("init_experts_", "bias"): (*NO_TENSORS, torch.ones(6), torch.ones(2, 6), torch.ones(3, 6).long()),
     ("spread_experts", "routing_weights"): (None, *NO_TENSORS, torch.ones(2, 2), torch.ones(0)),
     ("route_block_", "routing_fn"): NO_MODULES,
@@ -83,6 +89,11 @@ NOTHING_TO_CHECK = {
     "ROUTING": "a table",
     "CONDITIONAL_CLASSES": "a table",
     "LayerChoice": "a type; tests/nn/test_choice.py walks its messages",
+    "EXPERTS": "a table",
+    "Experts": "the base of the stores",
+    "KernelSpec": "made by a layer of its own arguments",
+    "MixCost": "what Experts.cost returns",
+    "DenseExperts": "made by make_experts, of what the layer has checked",
     "BlockRouting": "what route_block_ returns",
     "RoutingSlot": "made by route_block_; its call is walked below",
     "TFSameConv2d": "torch.nn.Conv2d checks its arguments",
@@ -103,6 +114,7 @@ def good(name: str) -> Good:
     conditional = CondConv2d(4, 6, 3, num_experts=3)
     arguments: dict[str, Callable[[], Good]] = {
         "make_routing": lambda: {"routing": "sigmoid", "in_channels": 4, "num_experts": 3},
+        "make_experts": lambda: {"experts": "dense", "spec": KernelSpec((6, 4), 6), "num_experts": 3},
         "fold_batch_norm": lambda: {"layer": conditional, "norm": nn.BatchNorm2d(6)},
         "anneal_": lambda: {"model": conditional, "steps": 1},
         "init_experts_": lambda: {"weight": torch.ones(3, 6, 4), "bias": torch.ones(3, 6)},

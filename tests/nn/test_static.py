@@ -173,8 +173,8 @@ def test_plain_attributes_move_along() -> None:
         layer: Any = CondConv2d.from_conv(static, 2, init=init)
         assert (layer.stage, layer.position, layer.note) == ("late", 3, ("kept", 2.5))
         assert layer.sizes == {"in": [1, 2], "dtype": torch.float32}
-        assert layer.weight.no_weight_decay
-        assert not hasattr(layer.bias, "no_weight_decay")
+        assert layer.experts.weight.no_weight_decay
+        assert not hasattr(layer.experts.bias, "no_weight_decay")
     assert "num_experts=2" in repr(layer)
 
 

@@ -222,7 +222,7 @@ def test_report_reads_well() -> None:
         "state dict: 38 tensors copied, matched by name",
         "experts made from static kernels in 4 layers, blocks.1.depthwise, blocks.1.pointwise, blocks.2.depthwise, "
         "blocks.2.pointwise",
-        "left as they were: classifier.weight, classifier.bias, classifier.routing_fn.fc.weight, "
+        "left as they were: classifier.experts.weight, classifier.experts.bias, classifier.routing_fn.fc.weight, "
         "classifier.routing_fn.fc.bias",
     ]
 

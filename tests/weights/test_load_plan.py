@@ -19,7 +19,7 @@ from .networks import assert_same_logits, assert_unchanged, copy_of, randomise, 
 
 def test_a_trained_routing_cannot_start_from_one_kernel() -> None:
     state = small(2).state_dict()
-    state["blocks.1.pointwise.weight"] = state["blocks.1.pointwise.weight"][0]
+    state["blocks.1.pointwise.weight"] = state.pop("blocks.1.pointwise.experts.weight")[0]
     with pytest.raises(ValueError, match="it has one kernel for blocks.1.pointwise and a trained routing for it, bl"):
         load_state_dict(small(2), state)
 

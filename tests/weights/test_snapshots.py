@@ -233,4 +233,4 @@ def test_a_network_on_another_device() -> None:
         spread_kernels_(layers, dict.fromkeys(("3", "6", "10"), start), states[0], expert_spread=0.5)
         for layer, norm in (("3", "4"), ("6", "7"), ("10", None)):
             own = [_layer_tensors(state, layer, norm) for state in states]
-            _set_layer_(model.get_submodule(layer), norm and model.get_submodule(norm), own, start)
+            _set_layer_(model.get_submodule(layer).experts, norm and model.get_submodule(norm), own, start)

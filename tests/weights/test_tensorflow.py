@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from copy import deepcopy
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import nn
 import condconv
 from condconv import convert_
 from condconv.errors import UsageError
+from condconv.weights import load_state_dict
 from condconv.weights.tensorflow import from_tensorflow, read_tensorflow_checkpoint
 
 from .author import (
@@ -103,8 +103,7 @@ def test_our_layers_compute_what_timm_s_do(conditional, variables) -> None:
     example = torch.randn(2, 3, 64, 64)
     convert_(model, 4, layers="blocks.[456].?.conv_*", scope="block", example_input=example)
     state = from_tensorflow(variables, model)
-    ours = {re.sub(r"(routing_fn)\.(weight|bias)", r"\1.fc.\2", name): value for name, value in state.items()}
-    model.load_state_dict(ours)
+    load_state_dict(model, state)
     with torch.no_grad():
         expected = deepcopy(conditional).double()(example.double())
         torch.testing.assert_close(model.double()(example.double()), expected)

@@ -23,9 +23,7 @@ def expert_similarity(layers: Iterable[ConditionalLayer]) -> Tensor:
     Returns:
         `[E, E]` fp64 on the CPU, 1 on the diagonal; 0 for a kernel of zeros.
     """
-    # The scales of int8 experts are part of them.
-    kernels = (layer.experts_fp64() if layer.quantized else layer.weight for layer in layers)
-    found = [_similarity(each.flatten(1)) for each in kernels]
+    found = [_similarity(layer.experts.kernels().flatten(1)) for layer in layers]
     return torch.stack(found).amin(0)
 
 

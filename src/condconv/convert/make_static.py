@@ -57,7 +57,7 @@ def make_static_(model: nn.Module, routing_weights: Mapping[str, Tensor | None],
                 f"{few(layers, most=8) or 'none'}"
             )
         layer: Any = layers[name]
-        if (reason := why_not_hooks(layer)) is not None:
+        if (reason := why_not_hooks(layer) or why_not_hooks(layer.experts)) is not None:
             raise UsageError(f"`routing_weights` must be for layers that can be exchanged, got {name!r}: {reason}")
         equal = torch.full((layer.num_experts,), 1 / layer.num_experts)
         constant[layer] = equal if weights is None else _checked(name, weights, layer.num_experts)

@@ -73,10 +73,13 @@ def exchange_parameters_(
         for index, old in enumerate(group["params"]):
             if id(old) not in replaced:
                 continue
-            group["params"][index], routing = replaced[id(old)]
+            new, *more = replaced[id(old)]
+            group["params"][index] = new
+            if "param_names" in group:
+                group["param_names"][index] = names[id(new)]
             optimizer.state.pop(old, None)
             exchanged += 1
-            joining += [parameter for parameter in routing if id(parameter) not in held]
+            joining += [parameter for parameter in more if id(parameter) not in held]
             held.update(map(id, joining))
         group["params"] += joining
         if "param_names" in group:
@@ -87,13 +90,13 @@ def exchange_parameters_(
 
 def _replaced(
     model: nn.Module, old_layers: Mapping[str, nn.Module], new_layers: Mapping[str, ConditionalLayer]
-) -> dict[int, tuple[nn.Parameter, list[nn.Parameter]]]:
-    """Return new parameters by the `id` of the old one; with a kernel also the parameters of its routing."""
+) -> dict[int, list[nn.Parameter]]:
+    """Return by `id` of an old parameter the new ones: for a kernel those of the experts and of their routing."""
     functions = routing_functions(model)
     replaced = {}
     for name, old in old_layers.items():
         new = new_layers[name]
-        replaced[id(old.weight)] = (new.weight, list(functions[new.routing_fn].parameters()))
-        if new.bias is not None:
-            replaced[id(old.bias)] = (new.bias, [])
+        replaced[id(old.weight)] = [*new.experts.kernel_parameters(), *functions[new.routing_fn].parameters()]
+        if new.experts.bias is not None:
+            replaced[id(old.bias)] = [new.experts.bias]
     return replaced

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from condconv.convert.refusals import why_not_shared
 from condconv.convert.rounding import check_rounded, run_watched
@@ -16,7 +16,7 @@ from condconv.convert.verification import run_changed
 from condconv.counting import format_table
 from condconv.counting.tracing import Trace, trace
 from condconv.errors import UsageError, check_type, shown
-from condconv.nn import ConditionalLayer
+from condconv.nn import ConditionalLayer, Experts
 from condconv.nn.choice import LayerChoice, choose_named
 from condconv.nn.conditional import conditional_layers
 
@@ -116,8 +116,8 @@ def quantize_experts_(
     Raises:
         UsageError: There is no such layer or dtype, or a layer cannot be quantized: it is quantized already, is not in
             fp32, is not finite, or shares its experts. Nothing is changed then.
-        UsageError: The model does not run as before, for example since it reads the dtype of `layer.weight`; it has
-            been restored.
+        UsageError: The model does not run as before, for example since it reads the dtype of `layer.experts.weight`; it
+            has been restored.
 
     Example:
         >>> net = torch.nn.Sequential(condconv.CondConv2d(16, 32, 3, num_experts=4))
@@ -134,18 +134,18 @@ def quantize_experts_(
     chosen = _choose(model, layers, skip)
     shared = why_not_shared(model)
     for name, layer in chosen.items():
-        reason = _why_not(layer) or shared.get(id(layer))
+        reason = layer.experts.why_not_quantize() or shared.get(id(layer))
         if reason is not None:
             raise UsageError(f"`model` must have layers whose experts can be quantized, got {name!r}: {reason}")
     before, dtypes, notes = _watch(model, chosen, example_input)
     with ExitStack() as undo:
         rows = []
         for name, layer in chosen.items():
-            experts = layer.weight
-            layer.quantize_(_DTYPES[dtype])
-            undo.callback(_restore, layer, experts)
-            error = _relative_error(experts.detach(), layer)
-            rows.append(QuantizedLayer(name, experts.nbytes, _expert_bytes(layer), error))
+            experts = layer.experts
+            layer.experts = experts.quantize(_DTYPES[dtype])
+            undo.callback(setattr, layer, "experts", experts)
+            before_and_after = _kernel_bytes(experts), _kernel_bytes(layer.experts)
+            rows.append(QuantizedLayer(name, *before_and_after, _relative_error(experts, layer.experts)))
         moved = None
         if before is not None:
             after, _ = run_watched(lambda: run_changed(model, before.example), chosen, dtypes)
@@ -168,10 +168,6 @@ def _watch(
         return None, {}, [f"output not checked: {error}"]
 
 
-def _restore(layer: ConditionalLayer, experts: nn.Parameter) -> None:
-    layer.weight, layer.weight_scale, layer.quantized = experts, None, False
-
-
 def _choose(model: nn.Module, choice: LayerChoice | None, skip: LayerChoice | None) -> dict[str, ConditionalLayer]:
     """Return the layers that are chosen."""
     layers = conditional_layers(model)
@@ -182,27 +178,15 @@ def _choose(model: nn.Module, choice: LayerChoice | None, skip: LayerChoice | No
     return choose_named(layers, choice, skip, kind="conditional layers")
 
 
-def _why_not(layer: ConditionalLayer) -> str | None:
-    """Return why a layer's experts cannot be quantized, with the remedy, or `None`."""
-    weight = layer._parameters.get("weight")
-    if weight is None:
-        return "its experts are computed from other tensors (a parametrization): remove that first"
-    if layer.quantized:
-        return f"they are already, in {weight.dtype}: quantize the network it came from"
-    if weight.dtype != torch.float32:
-        return f"they are {weight.dtype}, not torch.float32: call model.float() first, and change its dtype afterwards"
-    if weight.is_meta:
-        return "they have no values, on the meta device: call model.to_empty(device=...) or load them first"
-    if not weight.isfinite().all():
-        return "they are not all finite: look at how it was trained"
-    return None
+def _kernel_bytes(experts: Experts) -> int:
+    """Return the bytes of what kernels are made of, scales too, without biases."""
+    return sum(each.nbytes for name, each in experts.state_dict().items() if name != "bias")
 
 
-def _expert_bytes(layer: ConditionalLayer) -> int:
-    return layer.weight.nbytes + (0 if layer.weight_scale is None else layer.weight_scale.nbytes)
-
-
-def _relative_error(before: Tensor, layer: ConditionalLayer) -> float:
-    exact = before.double()
+@torch.no_grad()
+def _relative_error(before: Experts, after: Experts) -> float:
+    """Return the norm of what changed in the kernels over their norm; computed in fp64."""
+    each = torch.eye(before.num_experts, dtype=torch.float64, device=next(before.parameters()).device)
+    exact, stored = before.mix(each)[0], after.mix(each)[0]
     norm = exact.norm().item()
-    return (layer.experts_fp64() - exact).norm().item() / norm if norm else 0.0
+    return (stored - exact).norm().item() / norm if norm else 0.0

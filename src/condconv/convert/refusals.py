@@ -11,7 +11,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from condconv.convert.blocks import Blocks
 from condconv.counting.tracing import Trace
 from condconv.errors import few, shown
+from condconv.nn import Experts
 from condconv.nn.classes import STATIC_CLASSES, conditional_class
+from condconv.nn.conditional import own_parameters
 from condconv.nn.static import why_not_static
 
 
@@ -73,7 +75,7 @@ def why_not_shared(model: nn.Module) -> dict[int, str]:
     """Return reasons by `id` of the layer, for layers whose parameters belong to other modules too."""
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
+        for parameter in [] if isinstance(module, Experts) else own_parameters(module):
             owners.setdefault(id(parameter), []).append((name, module))
     reasons = {}
     for sharing in owners.values():

@@ -13,6 +13,7 @@ from condconv.convert.record import Conversion
 from condconv.counting import CostReport, format_table
 from condconv.files.atomic import write_atomic
 from condconv.nn import ConditionalLayer, RoutingSlot
+from condconv.nn.conditional import own_parameters
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def describe_layer(
         None if report is None else next((cost.madds for cost in report.layers if cost.name == name), 0)
         for report in (before, after)
     ]
-    params = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in (old, new)]
+    params = [sum(p.numel() for p in own_parameters(layer)) for layer in (old, new)]
     slot = isinstance(new.routing_fn, RoutingSlot)
     routing = new.routing_fn.extra_repr() if slot else type(new.routing_fn).__name__
     kinds = (type(old).__name__, f"{type(new).__name__} x{new.num_experts}")

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from condconv.counting.tracing import Call, Trace, trace
 from condconv.errors import check_type
 from condconv.nn import ConditionalLayer
+from condconv.nn.conditional import own_parameters
 from condconv.nn.conv_base import CondConvNd
 from condconv.nn.routing import Float32Linear
 
@@ -111,7 +112,7 @@ def count_trace(model: nn.Module, watched: Trace) -> CostReport:
         if cost is not None:
             before = costs.get(call.module)
             costs[call.module] = cost if before is None else _add(cost, before)
-    counted = {id(p) for module in costs for p in module.parameters(recurse=False)}
+    counted = {id(p) for module in costs for p in own_parameters(module)}
     other = sum(p.numel() for p in model.parameters() if id(p) not in counted)
     layers = (*costs.values(), LayerCost("(other)", "", other, 0))
     total = LayerCost(
@@ -134,18 +135,12 @@ def _layer_cost(call: Call, batch: int) -> LayerCost | None:
     module: Any = call.module
     if not call.input_shape or not call.output_shape or not batch:
         return None
-    own = sum(p.numel() for p in module.parameters(recurse=False))
+    own = sum(p.numel() for p in own_parameters(module))
     kind = type(module).__name__
     if isinstance(module, ConditionalLayer):
-        kernel = module.weight[0].numel()
-        outputs = 0 if module.bias is None else module.num_outputs
         # Windows or frames that the model folds into the batch have a kernel each.
-        mixed = module.num_experts * (kernel + outputs) * max(1, call.input_shape[0] // batch)
-        madds = kernel * _applications(module, call, batch) + mixed
-        # Quantized experts have scales beside them, and are mixed in fp32.
-        held = sum(each.nbytes for each in (module.weight, module.bias, module.weight_scale) if each is not None)
-        size = 4 if module.quantized else module.weight.element_size()
-        return LayerCost(call.name, kind, own, madds, held, (kernel + outputs) * size)
+        cost = module.experts.cost(_applications(module, call, batch), max(1, call.input_shape[0] // batch))
+        return LayerCost(call.name, kind, own, *cost)
     if isinstance(module, (_ConvNd, nn.Linear, Float32Linear)):
         return LayerCost(call.name, kind, own, module.weight.numel() * _applications(module, call, batch))
     return None

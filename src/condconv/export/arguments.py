@@ -69,7 +69,7 @@ def check_model(model: Any) -> None:
     unset = nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer
     if any(tensor.is_meta or isinstance(tensor, unset) for tensor in tensors):
         raise UsageError("`model` must have values in its weights, got some without: load them, or run it once")
-    if any(layer.quantized for layer in conditional_layers(model).values()):
+    if any(layer.experts.quantized for layer in conditional_layers(model).values()):
         raise UsageError(
             "`model` must have ordinary experts, got quantized ones: export the network as it was before "
             'quantize_experts_, with weights="int8" or "bfloat16" for a small file'

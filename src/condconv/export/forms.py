@@ -40,7 +40,8 @@ class MixedBias(nn.Module):
 
     def __init__(self, layer: ConditionalLayer) -> None:
         super().__init__()
-        self.mixer = None if layer.bias is None else Mixer(layer.bias, layer.num_outputs)
+        bias = layer.experts.bias
+        self.mixer = None if bias is None else Mixer(bias, layer.experts.spec.out_channels)
         self.folded_bias = None if layer.folded_bias is None else nn.Parameter(layer.folded_bias.detach().clone())
 
     def forward(self, y: Tensor, routing_weights: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ class Convolution(nn.Module):
     def __init__(self, layer: CondConv2d) -> None:
         super().__init__()
         self.geometry = Geometry.of(layer)
-        self.experts = self.make_mixer(layer.weight.detach())
+        self.experts = self.make_mixer(layer.experts.kernels().detach())
         self.bias = MixedBias(layer)
 
     def make_mixer(self, experts: Tensor) -> Mixer:
@@ -191,7 +192,7 @@ class BmmLinear(nn.Module):
     def __init__(self, layer: CondLinear) -> None:
         super().__init__()
         self.sizes = layer.out_features, layer.in_features
-        self.experts = Mixer(layer.weight, layer.out_features)
+        self.experts = Mixer(layer.experts.kernels(), layer.out_features)
         self.bias = MixedBias(layer)
 
     def forward(self, x: Tensor, routing_weights: Tensor) -> Tensor:

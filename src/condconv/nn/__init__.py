@@ -6,7 +6,16 @@ from condconv.nn.classes import CONDITIONAL_CLASSES
 from condconv.nn.conditional import ConditionalLayer
 from condconv.nn.conv import CondConv1d, CondConv2d, CondConv3d
 from condconv.nn.conv_transpose import CondConvTranspose1d, CondConvTranspose2d, CondConvTranspose3d
-from condconv.nn.experts import init_experts_, spread_experts
+from condconv.nn.experts import (
+    EXPERTS,
+    DenseExperts,
+    Experts,
+    KernelSpec,
+    MixCost,
+    init_experts_,
+    make_experts,
+    spread_experts,
+)
 from condconv.nn.factory import ROUTING, make_routing
 from condconv.nn.folding import fold_batch_norm
 from condconv.nn.linear import CondLinear
@@ -24,6 +33,7 @@ from condconv.nn.softmax_routing import SoftmaxRouting, anneal_
 
 __all__ = [
     "CONDITIONAL_CLASSES",
+    "EXPERTS",
     "ROUTING",
     "BlockRouting",
     "CondConv1d",
@@ -35,10 +45,14 @@ __all__ = [
     "CondLinear",
     "ConditionalLayer",
     "ConstantRouting",
+    "DenseExperts",
+    "Experts",
     "ExternalRouting",
     "HiddenRouting",
     "HierarchicalRouting",
+    "KernelSpec",
     "LayerChoice",
+    "MixCost",
     "RoutingFunction",
     "RoutingSlot",
     "SigmoidRouting",
@@ -48,6 +62,7 @@ __all__ = [
     "anneal_",
     "fold_batch_norm",
     "init_experts_",
+    "make_experts",
     "make_routing",
     "route_block_",
     "spread_experts",

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from condconv import ops
 from condconv.nn.conv_base import CondConvNd
+from condconv.nn.experts.build import ExpertsOption
 from condconv.nn.factory import Routing
+from condconv.nn.geometry import ConvGeometry
 from condconv.ops.arguments import Size
 from condconv.ops.padding import Padding
 
@@ -34,6 +36,7 @@ class _CondConv(CondConvNd):
         *,
         num_experts: int = 8,
         routing: Routing = "sigmoid",
+        experts: ExpertsOption = "dense",
         impl: str = "auto",
     ) -> None:
         super().__init__(
@@ -51,23 +54,12 @@ class _CondConv(CondConvNd):
             dtype,
             num_experts,
             routing,
+            experts,
             impl,
         )
 
-    def _convolve(self, x: Tensor, routing_weights: Tensor) -> Tensor:
-        return type(self)._op(
-            x,
-            self.weight,
-            routing_weights,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            padding_mode=self.padding_mode,
-            impl=self.impl,
-            weight_scale=self.weight_scale,
-        )
+    def _geometry(self) -> ConvGeometry:
+        return ConvGeometry(type(self)._op, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
 
 
 class CondConv1d(_CondConv):
@@ -97,6 +89,7 @@ class CondConv2d(_CondConv):
         routing: From the input to the weights `[B, E]`: a name (`"sigmoid"`, `"softmax"`, `"hidden"`,
             `"hierarchical"`, `"top_k"`, `"constant"`, `"external"`), a factory called with
             `(in_channels, num_experts)`, or a module.
+        experts: What the kernels are made of: `"dense"`, E whole kernels; or a factory of `condconv.nn.Experts`.
         impl: How it is computed; see `condconv.ops.cond_conv2d`.
 
     Raises:

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from condconv.errors import UsageError
 from condconv.nn.conditional import ConditionalLayer
+from condconv.nn.experts import KernelSpec
+from condconv.nn.experts.base import Geometry
+from condconv.nn.experts.build import ExpertsOption
 from condconv.nn.factory import Routing
 from condconv.nn.foreign import pads_same
 from condconv.nn.same_padding import static_conv
 from condconv.ops.arguments import Size, check_padding, to_tuple
 from condconv.ops.padding import Padding
 from condconv.ops.recording import plain_shape
-from condconv.ops.scalars import positive
+from condconv.ops.scalars import flag, positive
 from condconv.ops.validation import check_tensor, shape_remedy
 
 _Conv = TypeVar("_Conv", bound="CondConvNd")
@@ -42,6 +45,7 @@ class CondConvNd(ConditionalLayer):
         dtype: torch.dtype | None,
         num_experts: int,
         routing: Routing,
+        experts: ExpertsOption,
         impl: str,
     ) -> None:
         dims = self.spatial_dims
@@ -57,17 +61,9 @@ class CondConvNd(ConditionalLayer):
         padding, padding_mode = check_padding(padding, padding_mode, stride, dims, self.transposed)
         output_padding = to_tuple("output_padding", output_padding, dims, 0)
         outer, inner = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
-        super().__init__(
-            (outer, inner // groups, *kernel),
-            out_channels,
-            in_channels,
-            bias,
-            device,
-            dtype,
-            num_experts,
-            routing,
-            impl,
-        )
+        shape = (outer, inner // groups, *kernel)
+        spec = KernelSpec(shape, out_channels, groups, self.transposed, flag("bias", bias))
+        super().__init__(spec, in_channels, device, dtype, num_experts, routing, experts, impl)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel
@@ -91,7 +87,7 @@ class CondConvNd(ConditionalLayer):
         Raises:
             UsageError: A shape does not fit; the message names the argument.
         """
-        return self._with_folded_bias(self._convolve(x, self._route(x, routing_weights)))
+        return self._convolve(x, self._route(x, routing_weights), self._geometry())
 
     def _route(self, x: Tensor, routing_weights: Tensor | None) -> Tensor:
         """Return the routing weights of x, whose shape is checked, or those given."""
@@ -104,10 +100,12 @@ class CondConvNd(ConditionalLayer):
         weights: Tensor = self.routing_fn(x) if routing_weights is None else routing_weights
         return weights
 
-    def _convolve(self, x: Tensor, routing_weights: Tensor) -> Tensor:
+    def _geometry(self) -> Geometry:
+        """Return the layer's geometry, of its attributes as they are now: a network may change its strides."""
         raise NotImplementedError
 
-    def _with_folded_bias(self, y: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, routing_weights: Tensor, geometry: Geometry) -> Tensor:
+        y = self.experts.convolve(x, routing_weights, geometry, self.impl)
         return y if self.folded_bias is None else y + self.folded_bias.to(y.dtype)[(..., *(None,) * self.spatial_dims)]
 
     @staticmethod
@@ -138,9 +136,7 @@ class CondConvNd(ConditionalLayer):
         Raises:
             UsageError: The weights do not have shape `[E]`.
         """
-        kernel, bias = self.mix(routing_weights)
-        conv = static_conv(self, kernel, bias)
-        return conv.train(self.training)
+        return static_conv(self, *self.fold(routing_weights)).train(self.training)
 
     def extra_repr(self) -> str:
         """Describe the layer as its twin does, with the number of experts."""
@@ -150,6 +146,6 @@ class CondConvNd(ConditionalLayer):
             if value != (default,) * self.spatial_dims:
                 parts.append(f"{name}={value!r}")
         parts += [f"groups={self.groups}"] if self.groups != 1 else []
-        parts += ["bias=False"] if self.bias is None else []
+        parts += ["bias=False"] if self.experts.bias is None else []
         parts += [f"padding_mode={self.padding_mode}"] if self.padding_mode != "zeros" else []
         return ", ".join([*parts, f"num_experts={self.num_experts}"])

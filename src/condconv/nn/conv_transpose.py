@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from condconv import ops
 from condconv.errors import UsageError, shown
 from condconv.nn.conv_base import CondConvNd
+from condconv.nn.experts.build import ExpertsOption
 from condconv.nn.factory import Routing
+from condconv.nn.geometry import TransposedGeometry
 from condconv.ops.arguments import Size
 from condconv.ops.geometry import Geometry
 from condconv.ops.recording import plain_shape
@@ -38,6 +40,7 @@ class _CondConvTranspose(CondConvNd):
         *,
         num_experts: int = 8,
         routing: Routing = "sigmoid",
+        experts: ExpertsOption = "dense",
         impl: str = "auto",
     ) -> None:
         super().__init__(
@@ -55,6 +58,7 @@ class _CondConvTranspose(CondConvNd):
             dtype,
             num_experts,
             routing,
+            experts,
             impl,
         )
 
@@ -82,23 +86,14 @@ class _CondConvTranspose(CondConvNd):
         routing_weights, output_size = sizes_second(routing_weights, output_size)
         given: Any = routing_weights
         weights = self._route(x, given)
-        added = None if output_size is None else self._padding_for(output_size, plain_shape(x)[2:])
-        return self._with_folded_bias(self._convolve(x, weights, added))
+        geometry = self._geometry()
+        if output_size is not None:
+            geometry = geometry._replace(output_padding=self._padding_for(output_size, plain_shape(x)[2:]))
+        return self._convolve(x, weights, geometry)
 
-    def _convolve(self, x: Tensor, routing_weights: Tensor, output_padding: tuple[int, ...] | None = None) -> Tensor:
-        return type(self)._op(
-            x,
-            self.weight,
-            routing_weights,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.output_padding if output_padding is None else output_padding,
-            self.groups,
-            self.dilation,
-            impl=self.impl,
-            weight_scale=self.weight_scale,
-        )
+    def _geometry(self) -> TransposedGeometry:
+        sizes = self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        return TransposedGeometry(type(self)._op, *sizes)
 
     def _padding_for(self, output_size: Sequence[int], input_size: Sequence[int]) -> tuple[int, ...]:
         """Return the output padding that gives an output of some size."""
@@ -129,7 +124,7 @@ class CondConvTranspose1d(_CondConvTranspose):
 class CondConvTranspose2d(_CondConvTranspose):
     """`torch.nn.ConvTranspose2d` with example-dependent kernels: `[B, C, H, W] -> [B, O, H', W']`.
 
-    Arguments of the twin in its order, then `num_experts`, `routing` and `impl` as in `CondConv2d`.
+    Arguments of the twin in its order, then `num_experts`, `routing`, `experts` and `impl` as in `CondConv2d`.
     """
 
     spatial_dims = 2

@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from condconv.errors import UsageError
 from condconv.nn.block_routing import RoutingSlot
 from condconv.nn.conditional import ConditionalLayer
-from condconv.ops.quantized import along_outputs
 
 
 def why_not_fold(layer: ConditionalLayer, norm: _BatchNorm) -> str | None:
@@ -21,8 +20,9 @@ def why_not_fold(layer: ConditionalLayer, norm: _BatchNorm) -> str | None:
         return "it has a forward of its own, which may do more than normalise; put a torch.nn.BatchNorm in its place"
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics, and so depends on the batch; give it track_running_stats=True and train"
-    if norm.num_features != layer.num_outputs:
-        return f"it has {norm.num_features} channels, and the layer {layer.num_outputs}; give the norm after the layer"
+    outputs = layer.experts.spec.out_channels
+    if norm.num_features != outputs:
+        return f"it has {norm.num_features} channels, and the layer {outputs}; give the norm after the layer"
     return None
 
 
@@ -47,7 +47,7 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
     """
     if not isinstance(layer, ConditionalLayer):
         raise UsageError(f"`layer` must be a conditional layer, got {type(layer).__name__}: convert it first")
-    if layer.quantized:
+    if layer.experts.quantized:
         raise UsageError(
             f"`layer` must have ordinary experts, got quantized ones ({layer.weight.dtype}): fold the batch norm "
             "first, then quantize"
@@ -59,7 +59,6 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
     # A slot is filled by the block that owns it: the copy must read the same one.
     shared = {id(layer.routing_fn): layer.routing_fn} if isinstance(layer.routing_fn, RoutingSlot) else {}
     folded = copy.deepcopy(layer, shared).eval()
-    dtype = layer.weight.dtype
     mean, variance = (cast(Tensor, each) for each in (norm.running_mean, norm.running_var))
     scale = torch.rsqrt(variance.double() + norm.eps)
     if norm.weight is not None:
@@ -69,20 +68,9 @@ def fold_batch_norm(layer: ConditionalLayer, norm: nn.Module) -> ConditionalLaye
         shift = shift + norm.bias.double()
     if layer.folded_bias is not None:
         shift = shift + layer.folded_bias.double() * scale
-    folded.weight = layer.parameter_from(scale_outputs(layer, scale).to(dtype), layer.weight, norm.weight)
-    if layer.bias is not None:
-        folded.bias = layer.parameter_from((layer.bias.double() * scale).to(dtype), layer.bias, norm.weight)
-    folded.folded_bias = layer.parameter_from(shift.to(dtype), layer.folded_bias, norm.weight, norm.bias)
+    folded.experts.scale_outputs_(scale)
+    if norm.weight is not None and norm.weight.requires_grad:  # it is in the experts now
+        folded.experts.requires_grad_(True)
+    shift = shift.to(layer.experts.dtype)
+    folded.folded_bias = layer.parameter_from(shift, layer.folded_bias, norm.weight, norm.bias)
     return folded
-
-
-def scale_outputs(layer: ConditionalLayer, scale: Tensor) -> Tensor:
-    """Return the experts of a layer, fp64, multiplied along their output channels.
-
-    Args:
-        layer: A conditional layer; not changed.
-        scale: `[O]`, or `[E, O]` for a separate scale per expert.
-    """
-    weight = layer.weight.detach().double()
-    scale = scale.double().expand(layer.num_experts, -1)
-    return weight * along_outputs(scale, weight, layer.groups, layer.transposed)

@@ -7,13 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv import ops
 from condconv.errors import UsageError
 from condconv.nn.conditional import ConditionalLayer
+from condconv.nn.experts import KernelSpec
+from condconv.nn.experts.build import ExpertsOption
 from condconv.nn.factory import Routing
+from condconv.nn.geometry import LinearGeometry
 from condconv.ops.recording import plain_shape
-from condconv.ops.scalars import positive
+from condconv.ops.scalars import flag, positive
 from condconv.ops.validation import check_tensor, shape_remedy
+
+_GEOMETRY = LinearGeometry()
 
 
 class CondLinear(ConditionalLayer):
@@ -29,6 +33,7 @@ class CondLinear(ConditionalLayer):
         dtype: Of the parameters.
         num_experts: E.
         routing: As in `CondConv2d`.
+        experts: As in `CondConv2d`.
         impl: As in `condconv.ops.cond_conv2d`.
 
     Raises:
@@ -47,12 +52,12 @@ class CondLinear(ConditionalLayer):
         *,
         num_experts: int = 8,
         routing: Routing = "sigmoid",
+        experts: ExpertsOption = "dense",
         impl: str = "auto",
     ) -> None:
         in_features, out_features = positive("in_features", in_features), positive("out_features", out_features)
-        super().__init__(
-            (out_features, in_features), out_features, in_features, bias, device, dtype, num_experts, routing, impl
-        )
+        spec = KernelSpec((out_features, in_features), out_features, bias=flag("bias", bias))
+        super().__init__(spec, in_features, device, dtype, num_experts, routing, experts, impl)
         self.in_features = in_features
         self.out_features = out_features
 
@@ -76,7 +81,7 @@ class CondLinear(ConditionalLayer):
             )
         if routing_weights is None:
             routing_weights = self.routing_fn(x if x.dim() == 2 else x.flatten(1, -2).transpose(-2, -1))
-        y = ops.cond_linear(x, self.weight, routing_weights, self.bias, impl=self.impl, weight_scale=self.weight_scale)
+        y = self.experts.convolve(x, routing_weights, _GEOMETRY, self.impl)
         return y if self.folded_bias is None else y + self.folded_bias.to(y.dtype)
 
     @staticmethod
@@ -100,15 +105,14 @@ class CondLinear(ConditionalLayer):
 
     def to_static(self, routing_weights: Tensor) -> nn.Linear:
         """Return the ordinary linear layer that constant routing weights `[E]` make of this one."""
-        weight, bias = self.mix(routing_weights)
+        weight, bias = self.fold(routing_weights)
         linear = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
-        linear.weight = self.parameter_from(weight, self.weight)
-        linear.bias = None if bias is None else self.parameter_from(bias, self.bias, self.folded_bias)  # type: ignore[assignment]
+        linear.weight, linear.bias = weight, bias  # type: ignore[assignment]
         return linear.train(self.training)
 
     def extra_repr(self) -> str:
         """Describe the layer as its twin does, with the number of experts."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, num_experts={self.num_experts}"
+            f"bias={self.experts.bias is not None}, num_experts={self.num_experts}"
         )

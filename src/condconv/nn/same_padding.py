@@ -24,7 +24,7 @@ class TFSameConv2d(nn.Conv2d):
         return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, zeros, self.dilation, self.groups)
 
 
-def static_conv(layer: Any, kernel: Tensor, bias: Tensor | None) -> nn.Module:
+def static_conv(layer: Any, kernel: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
     """Return the static twin of a conditional convolution with the given kernel `[O, C/G, *K]` and bias `[O]`.
 
     Raises:
@@ -51,6 +51,5 @@ def static_conv(layer: Any, kernel: Tensor, bias: Tensor | None) -> nn.Module:
                 "for it, give the amounts"
             )
     conv: Any = kind(**arguments, bias=bias is not None, device="meta")
-    conv.weight = layer.parameter_from(kernel, layer.weight)
-    conv.bias = None if bias is None else layer.parameter_from(bias, layer.bias, layer.folded_bias)
+    conv.weight, conv.bias = kernel, bias
     return conv

@@ -68,8 +68,10 @@ def carry_over_(layer: nn.Module, static: nn.Module, twin: type[nn.Module]) -> N
     for name, value in _plain_attributes(static, twin).items():
         setattr(layer, name, value)
     for name, parameter in static.named_parameters(recurse=False):
-        for attribute, value in _marks(parameter).items():
-            setattr(getattr(layer, name), attribute, value)
+        experts: Any = layer.experts
+        for own in (experts.bias,) if name == "bias" else experts.kernel_parameters():
+            for attribute, value in _marks(parameter).items():
+                setattr(own, attribute, value)
 
 
 def _why_not_values(layer: Any) -> str | None:

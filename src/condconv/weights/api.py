@@ -147,7 +147,8 @@ def _load(layers: Layers, source: Source, skip: LayerChoice | None, expert_sprea
     copy_tensors_(layers, plan.fit.copies)
     starts = start_routing_(layers, plan.fit.static)
     spread_kernels_(layers, starts, plan.matched.tensors, expert_spread)
-    return LoadReport(source.name, plan.matched.how, tuple(plan.fit.copies), plan.fit.static, plan.skipped, plan.notes)
+    copied, skipped = layers.own_names(plan.fit.copies), layers.own_names(plan.skipped)
+    return LoadReport(source.name, plan.matched.how, copied, plan.fit.static, skipped, plan.notes)
 
 
 def _check(model: nn.Module, skip: LayerChoice | None, averaged: bool, expert_spread: float) -> Layers:

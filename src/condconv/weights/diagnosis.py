@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from math import prod
+from typing import Any
 
 from torch.nn.modules.conv import _ConvNd
 
@@ -85,7 +87,7 @@ def _other_experts(misfit: Misfit) -> str | None:
         if not isinstance(layer, ConditionalLayer) or leaf != "weight" or tensor.dim() == 0:
             continue
         count = tensor.shape[0]
-        if count != layer.num_experts and tensor.numel() == count * layer.weight[0].numel():
+        if count != layer.num_experts and tensor.numel() == count * prod(layer.experts.spec.shape):
             return (
                 f"it has {count} experts per layer and the network {layer.num_experts}: create the network with {count}"
             )
@@ -143,20 +145,23 @@ def _without_classifier(misfit: Misfit) -> str | None:
 
 
 def _other_input(misfit: Misfit) -> str | None:
-    stem, own = next(
-        ((f"{name}.weight", module.weight) for name, module in misfit.layers.modules.items() if is_conv(module)),
-        ("", None),
+    stem, ours = next(
+        (
+            (f"{name}.weight", _kernel_shape(module))
+            for name, module in misfit.layers.modules.items()
+            if is_conv(module)
+        ),
+        ("", ()),
     )
     # Where the kernel does not fit, nor does one bias for all experts.
-    if own is None or {*misfit.fit.misfits} - {f"{stem.removesuffix('weight')}bias"} != {stem}:
+    if not ours or {*misfit.fit.misfits} - {f"{stem.removesuffix('weight')}bias"} != {stem}:
         return None
     theirs = misfit.tensor(stem)
-    ours = own[0] if isinstance(misfit.module(stem.rpartition(".")[0]), ConditionalLayer) else own
-    kernel = theirs[0] if theirs.dim() > ours.dim() else theirs
-    if kernel.dim() != ours.dim() or kernel.shape[:1] + kernel.shape[2:] != ours.shape[:1] + ours.shape[2:]:
+    kernel = theirs.shape[1:] if theirs.dim() > len(ours) else theirs.shape
+    if len(kernel) != len(ours) or (kernel[0], *kernel[2:]) != (ours[0], *ours[2:]):
         return None
     return (
-        f"its images have {kernel.shape[1]} channels: create the network with as many in_chans, or pass "
+        f"its images have {kernel[1]} channels: create the network with as many in_chans, or pass "
         f"skip={stem.removesuffix('weight') + '*'!r} to keep the network's own first layer"
     )
 
@@ -184,3 +189,7 @@ def _other_family(misfit: Misfit) -> str | None:
             depth = ", of another depth or form" if same else ", and the network is not"
             return f"it looks like {family}{depth}"
     return None
+
+
+def _kernel_shape(layer: Any) -> tuple[int, ...]:
+    return layer.experts.spec.shape if isinstance(layer, ConditionalLayer) else tuple(layer.weight.shape)

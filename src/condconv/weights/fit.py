@@ -39,7 +39,7 @@ def fit_tensors(layers: Layers, tensors: Mapping[str, Tensor]) -> Fit:
     static = [
         name
         for name, layer in conditional.items()
-        if f"{name}.weight" in tensors and _same(tensors[f"{name}.weight"], layer.weight[0]) is not None
+        if f"{name}.weight" in tensors and _same(tensors[f"{name}.weight"], layer.experts.spec.shape) is not None
     ]
     replaced = {f"{name}.{leaf}" for name in static for leaf in ("weight", "bias")}
     optional = _optional(layers, static)
@@ -52,25 +52,25 @@ def fit_tensors(layers: Layers, tensors: Mapping[str, Tensor]) -> Fit:
                 missing.append(name)
             continue
         layer = conditional.get(name.rpartition(".")[0])
-        fitted = _experts(tensors[name], target) if layer is not None else _same(tensors[name], target)
+        fitted = _experts(tensors[name], target) if layer is not None else _same(tensors[name], target.shape)
         if fitted is None:
             misfits.append(name)
         else:
             copies[name] = fitted
     for name in static:
-        found, bias = tensors.get(f"{name}.bias"), conditional[name].bias
-        if found is not None and bias is not None and _same(found, bias[0]) is None:
+        found, spec = tensors.get(f"{name}.bias"), conditional[name].experts.spec
+        if found is not None and spec.bias and _same(found, (spec.out_channels,)) is None:
             misfits.append(f"{name}.bias")
     return Fit(copies, tuple(static), tuple(missing), tuple(misfits))
 
 
-def _same(tensor: Tensor, target: Tensor) -> Tensor | None:
-    """Return a tensor in the shape of another, or `None`; dimensions of size one may be added or dropped."""
-    if tensor.shape == target.shape:
+def _same(tensor: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """Return a tensor in a shape, or `None`; dimensions of size one may be added or dropped."""
+    if tensor.shape == shape:
         return tensor
-    lean = [[size for size in shape if size != 1] for shape in (tensor.shape, target.shape)]
-    close = lean[0] == lean[1] and {tensor.dim(), target.dim()} == {2, 4} and 1 not in tensor.shape[:2]
-    return tensor.reshape(target.shape) if close else None
+    lean = [[size for size in each if size != 1] for each in (tensor.shape, shape)]
+    close = lean[0] == lean[1] and {tensor.dim(), len(shape)} == {2, 4} and 1 not in tensor.shape[:2]
+    return tensor.reshape(shape) if close else None
 
 
 def _experts(tensor: Tensor, target: Tensor) -> Tensor | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class Layers:
         names: First names by module.
         first: The names of its tensors, each with the first name of the same tensor, since modules may share it. Other
             entries of the state dict are left out.
-        tensors: Its tensors by first name.
+        tensors: Its tensors by first name; experts have a static layer's, `conv.weight` for `conv.experts.weight`.
         conditional: Its layers with experts by name.
         most_entries: Maximum number of entries of a tensor for this network or a similar one.
         routing: For each object that a layer holds as its `routing_fn`, the function that computes the weights.
@@ -37,17 +38,36 @@ class Layers:
         self.model = model
         self.modules = dict(model.named_modules())
         self.names = {module: name for name, module in self.modules.items()}
-        kept = model.state_dict(keep_vars=True)  # the objects themselves, not views of them
+        self.conditional = conditional_layers(model)
+        self._layers = {
+            name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, ConditionalLayer)
+        }
+        self._own: dict[str, str] = {}
+        kept = self._named(model.state_dict(keep_vars=True))  # the objects themselves, not views of them
         ids: dict[int, str] = {}
         self.first = {name: ids.setdefault(id(each), name) for name, each in kept.items() if isinstance(each, Tensor)}
-        state = model.state_dict()
+        state = self._named(model.state_dict())
         self.tensors: dict[str, Tensor] = {name: state[name] for name in dict.fromkeys(self.first.values())}
-        self.conditional = conditional_layers(model)
         self.routing = routing_functions(model)
         # No kernel of a relative is as large as many whole networks.
         self.most_entries = 16 * sum(each.numel() for each in self.tensors.values()) + 2**24
         self._parts = {part for name in self.first for part in name.split(".")}
         self._ends = {end for name in self.first for end in ends(name)}
+
+    def _named(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a state dict with the names that static networks and most ports have: without `experts`."""
+        named = {}
+        for own, value in state.items():
+            owner, _, leaf = own.rpartition(".")
+            layer = owner.removesuffix("experts").removesuffix(".")
+            is_expert = owner.rpartition(".")[2] == "experts" and layer in self._layers
+            name = f"{layer}.{leaf}".removeprefix(".") if is_expert else own
+            named[name], self._own[name] = value, own
+        return named
+
+    def own_names(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return what the network's state dict calls its tensors, of their names here."""
+        return tuple(self._own[name] for name in names)
 
     def function(self, layer: str) -> nn.Module:
         """Return the function that computes the routing weights of a conditional layer."""

@@ -85,7 +85,7 @@ def plan_load(layers: Layers, source: Source, skip: LayerChoice | None) -> LoadP
 
 def _check_memory(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, ConditionalLayer) and module.quantized:
+        if isinstance(module, ConditionalLayer) and module.experts.quantized:
             raise UsageError(
                 f"`model` must have ordinary experts, got quantized ones in {name!r}: load the weights first, then "
                 "call condconv.quantize_experts_"
@@ -114,9 +114,10 @@ def _skip(
         return matched, ()
     firsts = layers.first
     holders = {name: layers.modules.get(first.rpartition(".")[0]) for name, first in firsts.items()}
-    tensors = {**dict.fromkeys(state), **holders}
+    called = dict(zip(firsts, layers.own_names(firsts), strict=True))
+    tensors = {**dict.fromkeys(state), **holders, **{called[name]: holder for name, holder in holders.items()}}
     asked = choose_named(tensors, skip, argument="skip", kind="names of the network or the file").keys()
-    named = {firsts[name] for name in firsts if {name, matched.sources.get(name, name)} & asked}
+    named = {firsts[name] for name in firsts if {name, called[name], matched.sources.get(name, name)} & asked}
     # A file has no name for the routing of a layer that it has one kernel for.
     conditional = [f"{name}." for name in layers.conditional]
     whole = tuple(layer for layer in conditional if f"{layer}weight" in named)

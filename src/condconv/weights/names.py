@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from condconv.nn import ConditionalLayer
-from condconv.nn.classes import is_conv, is_linear
+from condconv.nn.classes import is_conv, is_linear, static_class
 from condconv.weights.layers import Layers, common_parts
 
 BY_ORDER = "by kind and order"
 """How names were matched where they are not the network's own at all."""
 
 # What ports call a layer's experts and their biases.
-_EXPERTS = re.compile(r"(?P<layer>.+)\.(experts|expert_weights?|kernels?|weights|condconv_kernel)")
-_BIASES = re.compile(r"(?P<layer>.+)\.(expert_bias(es)?|biases|condconv_bias)")
+_EXPERTS = re.compile(r"(?P<layer>.+)\.(experts(\.weight)?|expert_weights?|kernels?|weights|condconv_kernel)")
+_BIASES = re.compile(r"(?P<layer>.+)\.(experts\.bias|expert_bias(es)?|biases|condconv_bias)")
 # And its routing function, whose one linear layer is all of it.
 _ROUTING = re.compile(r"(?P<owner>(.+\.)?)_?(routing\w*|router|attention)(\.\w+)*\.(?P<leaf>weight|bias)")
 
@@ -70,7 +70,11 @@ def _by_name(layers: Layers, state: Mapping[str, Tensor], wrapper: str) -> Match
     """Match by name; all names of the network may begin with the name of a wrapper that the source does not have."""
     own = {_uncompiled(name.removeprefix(wrapper)): first for name, first in layers.first.items()}
     modules = {_uncompiled(name.removeprefix(wrapper)): module for name, module in layers.modules.items()}
-    renamed = {prefix: _rename(modules, own, state, prefix) for prefix in sorted(_prefixes(state))}
+    spelled = {
+        _uncompiled(full.removeprefix(wrapper)): name
+        for full, name in zip(layers.own_names(layers.first), own, strict=True)
+    }
+    renamed = {prefix: _rename(modules, spelled, state, prefix) for prefix in sorted(_prefixes(state))}
     best = max(renamed, key=lambda prefix: (sum(name in own for name in renamed[prefix].values()), -len(prefix)))
     places: dict[str, list[str]] = {}
     for source, name in renamed[best].items():
@@ -105,10 +109,18 @@ def _prefixes(state: Mapping[str, Tensor]) -> set[str]:
 def _rename(
     modules: Mapping[str, nn.Module], own: Mapping[str, str], state: Mapping[str, Tensor], prefix: str
 ) -> dict[str, str]:
-    """Return the network's names for the source's names under a prefix."""
+    """Return the network's names for the source's names under a prefix.
+
+    Args:
+        modules: Of the network, by name.
+        own: What a load calls the network's tensors, by their names in its state dict.
+        state: The source.
+        prefix: Of names in the source.
+    """
     names = {source: _uncompiled(source.removeprefix(prefix)) for source in state if source.startswith(prefix)}
+    names = {source: own.get(name, name) for source, name in names.items()}
     # What has the network's own name is meant; a port's name for the same place is then something else.
-    exact = own.keys() & names.values()
+    exact = {*own.values()} & {*names.values()}
     aliases = {source: _known_alias(modules, name) for source, name in names.items()}
     return {source: name if aliases[source] in exact else aliases[source] for source, name in names.items()}
 
@@ -121,7 +133,8 @@ def _uncompiled(name: str) -> str:
 def _known_alias(modules: Mapping[str, nn.Module], name: str) -> str:
     for pattern, leaf in ((_EXPERTS, "weight"), (_BIASES, "bias")):
         match = pattern.fullmatch(name)
-        if match is not None and isinstance(modules.get(match["layer"]), ConditionalLayer):
+        layer = None if match is None else modules.get(match["layer"])
+        if match is not None and layer is not None and static_class(layer) is not None:
             return f"{match['layer']}.{leaf}"
     match = _ROUTING.fullmatch(name)
     if match is not None:

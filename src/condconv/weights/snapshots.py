@@ -20,9 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from condconv.convert.fold import find_norms
 from condconv.counting.tracing import arguments_of
 from condconv.errors import UsageError, few, shown
-from condconv.nn import ConditionalLayer, LayerChoice
+from condconv.nn import ConditionalLayer, DenseExperts, LayerChoice
 from condconv.nn.classes import is_conv
-from condconv.nn.folding import scale_outputs
+from condconv.ops.quantized import along_outputs
 from condconv.weights.layers import Layers
 from condconv.weights.load_plan import LoadPlan, plan_load
 from condconv.weights.report import LoadReport
@@ -49,6 +49,12 @@ def load_snapshots(network: Layers, sources: Sequence[Source], skip: LayerChoice
         raise UsageError(
             f"`path` must be one file, or one static network's file for each expert, got {found}: give as many files"
         )
+    dense = {name: layer.experts for name, layer in layers.items() if isinstance(layer.experts, DenseExperts)}
+    if other := sorted(layers.keys() - dense.keys()):
+        raise UsageError(
+            f"`model` must have dense experts for several checkpoints, got {type(layers[other[0]].experts).__name__} "
+            f'in {shown(other[0])}: create the network with experts="dense"'
+        )
     plans = [plan_load(network, source, skip) for source in sources]
     first = plans[0]
     for plan, source in zip(plans, sources, strict=True):
@@ -63,15 +69,15 @@ def load_snapshots(network: Layers, sources: Sequence[Source], skip: LayerChoice
     for name, start in start_routing_(network, first.fit.static).items():
         norm_name, norm = norms.get(name, (None, None))
         own = [_layer_tensors(plan.matched.tensors, name, norm_name) for plan in plans]
-        if _set_layer_(layers[name], norm, own, start):
+        if _set_layer_(dense[name], norm, own, start):
             shifted.append(name)
     alone = [name for name in first.fit.static if name not in norms and is_conv(layers[name])]
     return LoadReport(
         f"{len(sources)} checkpoints",
         first.matched.how,
-        tuple(first.fit.copies),
+        network.own_names(first.fit.copies),
         first.fit.static,
-        first.skipped,
+        network.own_names(first.skipped),
         (*first.notes, *_notes(shifted, alone)),
     )
 
@@ -143,15 +149,17 @@ def _layer_tensors(tensors: Mapping[str, Tensor], layer: str, norm: str | None) 
 
 
 @torch.no_grad()
-def _set_layer_(layer: ConditionalLayer, norm: Any, own: list[dict[str, Any]], start: Tensor) -> bool:
-    """Set the experts of a layer and the norm after it, in place; return whether a shift was lost."""
+def _set_layer_(experts: DenseExperts, norm: Any, own: list[dict[str, Any]], start: Tensor) -> bool:
+    """Set the experts and the norm after it, in place; return whether a shift was lost."""
     total = start.sum()
     share = start / total  # of each checkpoint in the average the network starts with
-    layer.weight.copy_(torch.stack([each["kernel"].reshape(layer.weight.shape[1:]) for each in own]) / total)
-    biases = torch.stack([_or(each["bias"], 0.0, layer.num_outputs) for each in own])  # [E, O]
+    spec = experts.spec
+    kernels = torch.stack([each["kernel"].reshape(spec.shape) for each in own]) / total
+    biases = torch.stack([_or(each["bias"], 0.0, spec.out_channels) for each in own])  # [E, O]
     if norm is None:
-        if layer.bias is not None:
-            layer.bias.copy_(biases / total)
+        experts.weight.copy_(kernels)
+        if experts.bias is not None:
+            experts.bias.copy_(biases / total)
         return False
     means = torch.stack([each["running_mean"] for each in own])
     variances = torch.stack([each["running_var"] for each in own])
@@ -164,10 +172,10 @@ def _set_layer_(layer: ConditionalLayer, norm: Any, own: list[dict[str, Any]], s
     norm.running_var.copy_(variance)
     norm.weight.copy_(common * (variance + norm.eps).sqrt())
     norm.bias.copy_(share @ shifts + common * (share @ (ratios * (means - biases))))
-    layer.weight.copy_(scale_outputs(layer, ratios.to(layer.weight.device)))
+    experts.weight.copy_(kernels * along_outputs(ratios, kernels, spec.groups, spec.transposed))
     apart = shifts - share @ shifts
-    if layer.bias is not None:
-        layer.bias.copy_(torch.where(common > 0, apart / common, 0.0) / total)
+    if experts.bias is not None:
+        experts.bias.copy_(torch.where(common > 0, apart / common, 0.0) / total)
         return False
     return bool(apart.abs().max() > 1e-6 * shifts.abs().max())  # more than rounding
 

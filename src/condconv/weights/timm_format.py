@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
-from condconv.nn import RoutingSlot, SigmoidRouting
+from condconv.nn import DenseExperts, RoutingSlot, SigmoidRouting
 from condconv.nn.block_routing import routing_functions
 from condconv.nn.conditional import conditional_layers
 
@@ -45,9 +45,11 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
             reason = "it routes by its own input, not by its block's"
         elif type(function) is not SigmoidRouting:
             reason = f"its block routes by {type(function).__name__}, not by a sigmoid of one linear layer"
-        elif layer.bias is not None or layer.folded_bias is not None:
+        elif not isinstance(layer.experts, DenseExperts):
+            reason = f"its experts are {type(layer.experts).__name__}"
+        elif layer.experts.bias is not None or layer.folded_bias is not None:
             reason = "it has a bias or a folded batch norm"
-        elif layer.quantized:
+        elif layer.experts.quantized:
             reason = "its experts are quantized"
         if reason is not None:
             raise UsageError(
@@ -62,8 +64,8 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
     state = {}
     for name, tensor in model.state_dict().items():
         owner, _, leaf = name.rpartition(".")
-        if owner in layers and leaf == "weight":
-            state[name] = tensor.flatten(1)
+        if owner.removesuffix(".experts") in layers:
+            state[f"{owner.removesuffix('.experts')}.{leaf}"] = tensor.flatten(1)
         elif owner.removesuffix(".fc") in functions:
             state[f"{owner.removesuffix('.fc')}.{leaf}"] = tensor
         else:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from condconv.errors import UsageError
-from condconv.nn import spread_experts
 from condconv.nn.block_routing import RoutingSlot
 from condconv.nn.factory import start_constant_
 from condconv.weights.layers import Layers
@@ -86,8 +85,10 @@ def spread_kernels_(
     """
     for name, start in starts.items():
         layer = layers.conditional[name]
-        kernel = tensors[f"{name}.weight"].to(layer.weight).reshape(layer.weight.shape[1:])
-        layer.weight.copy_(spread_experts(kernel, start, expert_spread))
-        bias = tensors.get(f"{name}.bias")
-        if bias is not None and layer.bias is not None:
-            layer.bias.copy_(spread_experts(bias.to(layer.bias), start, 0.0))
+        started = layer.experts.with_own_parameters()
+        own = next(started.parameters())
+        kernel = tensors[f"{name}.weight"].to(own).reshape(started.spec.shape)
+        bias = tensors.get(f"{name}.bias") if started.spec.bias else None
+        started.start_from_(kernel, None if bias is None else bias.to(own), start, expert_spread)
+        for own, value in zip(layer.experts.parameters(), started.parameters(), strict=True):
+            own.copy_(value)  # optimizers hold the parameter

@@ -34,7 +34,7 @@ def default_example(model: nn.Module) -> Tensor:
     parameter = next(model.parameters(), None)
     device = None if parameter is None else parameter.device
     layers = (module for module in model.modules() if isinstance(module, ConditionalLayer))
-    quantized = {id(layer.weight) for layer in layers if layer.quantized}
+    quantized = {id(each) for layer in layers if layer.experts.quantized for each in layer.experts.kernel_parameters()}
     dtype = next((each.dtype for each in model.parameters() if id(each) not in quantized), None)
     first: Any = next((m for m in model.modules() if _size_for(m) is not None), None)
     if any(is_lazy(parameter) for parameter in model.parameters()):

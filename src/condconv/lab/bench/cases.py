@@ -87,7 +87,7 @@ class LayerCase:
         timm = None
         if (layers := _timm("timm.layers")) is not None:
             timm = layers.CondConv2d(*shape, **options, num_experts=self.experts)
-            timm.weight.data.copy_(ours.weight.detach().flatten(1))
+            timm.weight.data.copy_(ours.experts.kernels().detach().flatten(1))
         inputs = (torch.randn(batch, self.in_channels, self.size, self.size), torch.rand(batch, self.experts))
         return Trio(nn.Conv2d(*shape, **options), ours, timm, inputs)
 

@@ -70,9 +70,10 @@ class Contender:
             if conditions.impl is not None and isinstance(each, CondConv2d):
                 each.impl = conditions.impl
         self.module: nn.Module = module.to(memory_format=LAYOUTS[layout])
-        self.is_network = len(list(module.children())) > 1
+        self.is_network = not isinstance(module, CondConv2d) and len(list(module.children())) > 1
         self.inputs = tuple(_lay_out(each.to(self.device, own), layout) for each in inputs)
-        self.leaves: dict[str, Tensor] = dict(module.named_parameters())
+        parameters = module.named_parameters()  # experts are named as the static layer and timm name theirs
+        self.leaves: dict[str, Tensor] = {name.replace("experts.", ""): each for name, each in parameters}
         if self.training and not self.is_network:
             self.inputs = tuple(each.requires_grad_() for each in self.inputs)
             self.leaves |= {f"input {index}": each for index, each in enumerate(self.inputs)}

@@ -1,0 +1,194 @@
+"""What every store of experts is: it owns the tensors that a layer's kernels are made of."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from condconv.errors import UsageError
+from condconv.ops.validation import check_tensor
+
+_Experts = TypeVar("_Experts", bound="Experts")
+
+
+class KernelSpec(NamedTuple):
+    """One example's kernel: its shape, and what the dimensions mean.
+
+    Attributes:
+        shape: `[O, C/G, *K]`, of a transposed convolution `[C, O/G, *K]`, of a linear layer `[O, C]`.
+        out_channels: O.
+        groups: G.
+        transposed: Whether the convolution is transposed.
+        bias: Whether there is a bias `[O]` per expert.
+    """
+
+    shape: tuple[int, ...]
+    out_channels: int
+    groups: int = 1
+    transposed: bool = False
+    bias: bool = True
+
+
+class MixCost(NamedTuple):
+    """What experts cost for one example of a model's input.
+
+    Attributes:
+        madds: Multiply-adds of the convolution, and of mixing.
+        expert_bytes: Bytes of all that the kernels are made of, biases and scales too.
+        kernel_bytes: Bytes of one example's mixed kernel and bias; 0 if no kernel is ever mixed.
+    """
+
+    madds: int
+    expert_bytes: int
+    kernel_bytes: int
+
+
+class Geometry(Protocol):
+    """How a layer applies kernels: stride, padding and so on, of a convolution or a linear map."""
+
+    def per_example(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        routing_weights: Tensor,
+        bias: Tensor | None,
+        *,
+        impl: str,
+        weight_scale: Tensor | None = None,
+    ) -> Tensor:
+        """Apply to each example its own mixture of `weight` `[E, *shape]`; see `condconv.ops`."""
+
+
+class Experts(nn.Module):
+    """The experts of one layer: a subclass per way to store them.
+
+    A layer is a geometry, experts, and a routing function. Nothing outside this package knows how a store keeps its
+    kernels; `mix` is the specification, and all else must agree with it.
+
+    Attributes:
+        spec: The kernel of one example.
+        num_experts: E, the length of the routing weights.
+        bias: `[E, O]`, mixed by the routing weights, or `None`.
+        quantized: Whether the kernels are stored in fewer bits than they are computed in; for inference only.
+        linear: Whether the kernel is the sum of the kernels of the single experts, weighted by the routing weights.
+    """
+
+    linear: ClassVar[bool]
+    bias: nn.Parameter | None
+
+    def __init__(self, spec: KernelSpec, num_experts: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.num_experts = num_experts
+        self.quantized = False
+
+    def reset_parameters(self) -> None:
+        """Draw the experts at random, as torch draws the kernel of one static layer, in place."""
+        raise NotImplementedError
+
+    def start_from_(
+        self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, expert_spread: float = 0.5
+    ) -> None:
+        """Make experts of a static layer's kernel, in place: they mix to it under some routing weights.
+
+        Args:
+            kernel: `[*shape]`. Its device, dtype, layout and `requires_grad` become those of the experts.
+            bias: `[O]`, or `None`.
+            routing_weights: `[E]`, those that every input has at the start.
+            expert_spread: Difference between the experts, relative to the kernel's standard deviation.
+        """
+        raise NotImplementedError
+
+    def draw_(self, kernel: Tensor, bias: Tensor | None, deviation: Tensor) -> None:
+        """Draw each expert for itself, in place: normal with a given standard deviation; biases are copied.
+
+        Args:
+            kernel: `[*shape]`, of the static layer that is replaced; only its layout and `requires_grad` matter.
+            bias: `[O]`, or `None`.
+            deviation: A scalar tensor.
+        """
+        raise NotImplementedError
+
+    def mix(self, routing_weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the kernel and the bias of each example, `[B, *shape]` and `[B, O]` or `None`.
+
+        Args:
+            routing_weights: `[B, E]`; the result has their dtype.
+        """
+        raise NotImplementedError
+
+    def convolve(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
+        """Return what each example's kernel makes of it, biases included.
+
+        Args:
+            x: The layer's input, `[B, ...]`.
+            routing_weights: `[B, E]`.
+            geometry: How the layer applies a kernel.
+            impl: As in `condconv.ops.cond_conv2d`.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def fold(self, routing_weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the kernel `[*shape]` and the bias `[O]` that constant routing weights amount to, in fp64.
+
+        Raises:
+            UsageError: The weights do not have shape `[E]`.
+        """
+        check_tensor("routing_weights", routing_weights)
+        if tuple(routing_weights.shape) != (self.num_experts,):
+            raise UsageError(
+                f"`routing_weights` must have shape [E] = {(self.num_experts,)}, got {tuple(routing_weights.shape)}: "
+                "for weights of several examples, give their mean over the batch"
+            )
+        device = next(self.parameters()).device
+        kernels, biases = self.mix(routing_weights.detach().to(device, torch.float64)[None])
+        return kernels[0], None if biases is None else biases[0]
+
+    def kernels(self) -> Tensor:
+        """Return the kernel that each expert alone makes with weight 1, `[E, *shape]`."""
+        raise NotImplementedError
+
+    def scale_outputs_(self, scale: Tensor) -> None:
+        """Multiply kernels and biases along their output channels, in place; computed in fp64, rounded once.
+
+        Args:
+            scale: `[O]`.
+        """
+        raise NotImplementedError
+
+    def cost(self, applications: int, mixtures: int) -> MixCost:
+        """Return what the experts cost for one example of a model's input.
+
+        Args:
+            applications: How often each number of a kernel is multiplied.
+            mixtures: How many kernels are mixed: more than one where the model folds windows into the batch.
+        """
+        raise NotImplementedError
+
+    def with_own_parameters(self: _Experts) -> _Experts:
+        """Return a copy that shares these parameters, and in which others can be set."""
+        copied = copy.copy(self)
+        copied._parameters, copied._buffers = dict(self._parameters), dict(self._buffers)
+        return copied
+
+    def kernel_parameters(self) -> Sequence[nn.Parameter]:
+        """Return the parameters that take the place of a static layer's weight, in a fixed order."""
+        return [each for name, each in self.named_parameters() if name != "bias"]
+
+    def why_not_quantize(self) -> str | None:
+        """Return why the kernels cannot be stored in fewer bits, with the remedy, or `None`."""
+        raise NotImplementedError
+
+    def quantize(self, dtype: torch.dtype) -> Experts:
+        """Return these experts with their kernels stored in bfloat16 or int8, for inference; biases are shared."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which kernels are computed."""
+        return torch.float32 if self.quantized else next(self.parameters()).dtype
