@@ -90,8 +90,8 @@ def _nothing(model: Any, candidates: Sequence[Candidate], layers: Any, selector:
         return "`model` must have layers left to convert, got only conditional convolutions: it is done already"
     linear = selector.among({each.name: each for each in candidates})
     if linear:
-        few_names = few(sorted(linear))
-        return f"`layers` must name linear layers in full, got {selector!r}: give {few_names}, or a function"
+        names = few(sorted(linear))
+        return f"`layers` must name linear layers in full, got {selector!r}: give {names}, or a function"
     names = few((each.name for each in candidates), most=8)
     there = f"there are {names}" if candidates else "the model has none"
     return f"`layers` must select a layer, got {selector!r}, which selects none: {there}"
