@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from condconv.convert.blocks import Blocks
 from condconv.counting.tracing import Trace
@@ -57,9 +58,9 @@ def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
     return None
 
 
-def why_not_called(watched: Trace | None, layer: nn.Module) -> str | None:
+def why_not_called(watched: Trace | None, layer: Any) -> str | None:
     """Return why a conditional layer cannot be called as the model calls a static one, or `None`."""
-    dims = len(layer.kernel_size) + 2 if isinstance(layer, _ConvNd) else 2
+    dims = 2 if isinstance(layer, nn.Linear) else len(layer.kernel_size) + 2
     allowed = {"output_size"} if isinstance(layer, _ConvTransposeNd) else set()
     for call in () if watched is None else watched.calls:
         if call.module is not layer:

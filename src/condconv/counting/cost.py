@@ -8,13 +8,12 @@ from math import prod
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from condconv.counting.tracing import Call, Trace, trace
 from condconv.errors import check_type
 from condconv.nn import ConditionalLayer
+from condconv.nn.classes import STATIC_CLASSES, is_conv
 from condconv.nn.conditional import own_parameters
-from condconv.nn.conv_base import CondConvNd
 from condconv.nn.routing import Float32Linear
 
 
@@ -141,7 +140,7 @@ def _layer_cost(call: Call, batch: int) -> LayerCost | None:
         # Windows or frames that the model folds into the batch have a kernel each.
         cost = module.experts.cost(_applications(module, call, batch), max(1, call.input_shape[0] // batch))
         return LayerCost(call.name, kind, own, *cost)
-    if isinstance(module, (_ConvNd, nn.Linear, Float32Linear)):
+    if isinstance(module, (*STATIC_CLASSES, Float32Linear)):
         return LayerCost(call.name, kind, own, module.weight.numel() * _applications(module, call, batch))
     return None
 
@@ -152,7 +151,7 @@ def _applications(module: Any, call: Call, batch: int) -> int:
     A model may fold windows or frames into the batch of a layer; all of them belong to the example.
     """
     inputs, outputs = call.input_shape or (), call.output_shape or ()
-    if isinstance(module, (_ConvNd, CondConvNd)):
+    if is_conv(module):
         sizes = inputs if module.transposed else outputs
         return sizes[0] * prod(sizes[2:]) // batch
     return prod(outputs[:-1]) // batch
