@@ -12,7 +12,7 @@ from torch import nn
 from condconv.counting.tracing import Call, Trace, trace
 from condconv.errors import check_type
 from condconv.nn import ConditionalLayer
-from condconv.nn.classes import STATIC_CLASSES, is_conv
+from condconv.nn.classes import is_conv, static_class
 from condconv.nn.conditional import own_parameters
 from condconv.nn.routing import Float32Linear
 
@@ -140,7 +140,7 @@ def _layer_cost(call: Call, batch: int) -> LayerCost | None:
         # Windows or frames that the model folds into the batch have a kernel each.
         cost = module.experts.cost(_applications(module, call, batch), max(1, call.input_shape[0] // batch))
         return LayerCost(call.name, kind, own, *cost)
-    if isinstance(module, (*STATIC_CLASSES, Float32Linear)):
+    if static_class(module) is not None or isinstance(module, Float32Linear):
         return LayerCost(call.name, kind, own, module.weight.numel() * _applications(module, call, batch))
     return None
 
