@@ -27,6 +27,7 @@ OPTIONS: dict[str, float] = {
     "rank": 8,
     "spread": 0.3,  # of the D_e at the start, as a share of the kernel's
     "rate": 1,  # of learning, for the routed parts
+    "decay": 1,  # of the routed parts, as a share of the kernels'
     "router": 1,  # of learning, for the routers
     "root": 0,  # 1: divide the router's input by sqrt(channels / 16)
     "width": 1,

@@ -38,17 +38,18 @@ DECAY = 5e-4
 
 
 def optimizer_of(model: nn.Module, name: str, lr: float, options: dict[str, float]) -> torch.optim.Optimizer:
-    """Return the optimizer. Routers do not decay, and parts decay as fast at any rate."""
+    """Return the optimizer. Routers do not decay, and how fast parts decay does not depend on their rate."""
     groups: dict[str, list[nn.Parameter]] = {"kernels": [], "parts": [], "routers": []}
     for key, values in model.named_parameters():
         groups["routers" if ".router." in key else "parts" if ".parts." in key else "kernels"].append(values)
     rates = {"kernels": 1.0, "parts": options["rate"], "routers": options["router"]}
+    decays = {"kernels": DECAY, "parts": DECAY * options["decay"] / options["rate"], "routers": 0.0}
     settings = [
         {
             "params": groups[key],
             "lr": lr * rates[key],
             "base": lr * rates[key],
-            "weight_decay": 0.0 if key == "routers" else DECAY / rates[key],
+            "weight_decay": decays[key],
         }
         for key in groups
     ]

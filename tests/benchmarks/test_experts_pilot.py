@@ -74,6 +74,13 @@ def test_costs():
     assert dearer - madds == sum(2 * channels + 2 * 81 + 81 * channels for channels in (16, 32, 32, 64))
 
 
+def test_rate_and_decay_of_the_routed_parts():
+    options = parse("s-pw-mixcore@rate=4,decay=0.5,router=2")[-1]
+    groups = optimizer_of(build("s-pw-mixcore", seed=0), "sgd", 0.1, options).param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.1, 5e-4), (0.4, 6.25e-5), (0.2, 0.0)]
+    assert [len(group["params"]) for group in groups] == [9 + 18 + 2, 4 * 3, 4 * 2]
+
+
 def test_a_run_that_was_stopped_resumes(data, tmp_path, monkeypatch):
     command = ["pilot", "--data", str(tmp_path), "--cache", str(tmp_path), "--out", str(tmp_path / "records.jsonl")]
     monkeypatch.setattr(sys, "argv", [*command, "--arms", "s-all-gains", "--seeds", "1", "--epochs", "2"])
