@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,14 @@ def test_costs():
     routed, dearer = count(build("s-dw-taps@experts=2", seed=0), SIZE)
     assert routed - params == sum(2 * 81 + 2 * (channels + 1) for channels in (16, 32, 32, 64))
     assert dearer - madds == sum(2 * channels + 2 * 81 + 81 * channels for channels in (16, 32, 32, 64))
+
+
+def test_the_records_are_of_these_networks():
+    lines = (Path(experts_pilot.__file__).parent / "results" / "experts-pilot.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines[1:]]
+    assert len({(record["arm"], record["seed"]) for record in records}) == len(records)
+    for arm, params, madds in {(record["arm"], record["params"], record["madds"]) for record in records}:
+        assert count(build(arm, seed=0), 16) == (params, madds), arm
 
 
 def test_rate_and_decay_of_the_routed_parts():
