@@ -22,7 +22,7 @@ def decayed(network: nn.Module, tmp_path, **options) -> set[str]:
 
 def test_kernels_decay_and_biases_and_norms_do_not_unless_asked(tmp_path):
     network = nn.Sequential(CondConv2d(2, 3, 3, num_experts=2), nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1))
-    kernels, routers = {"0.weight", "2.weight"}, {"0.routing_fn.fc.weight", "0.routing_fn.fc.bias"}
+    kernels, routers = {"0.experts.weight", "2.weight"}, {"0.routing_fn.fc.weight", "0.routing_fn.fc.bias"}
     every = {name for name, _ in network.named_parameters()}
     assert decayed(network, tmp_path) == kernels | {"0.routing_fn.fc.weight"}
     assert decayed(network, tmp_path, router_decay=False) == kernels

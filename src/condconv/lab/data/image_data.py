@@ -40,16 +40,6 @@ class ImageData:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
 
-    @property
-    def image_size(self) -> int:
-        """S, in pixels."""
-        return self.preprocessing.size
-
-    @property
-    def in_chans(self) -> int:
-        """C."""
-        return self.preprocessing.channels
-
 
 def open_data(config: TrainConfig, preprocessing: Preprocessing | None = None) -> ImageData:
     """Open the training and validation images of a run.

@@ -44,8 +44,9 @@ def size_of(settings: TrainConfig) -> Size:
         UsageError: The data cannot be used.
     """
     data = open_data(settings)
-    options: dict[str, Any] = default_options(replace(settings, model="mobilenet_v1_100"), data.image_size)
-    return Size(data.image_size, options.get("output_stride", 32), len(data.class_names))
+    image_size = data.preprocessing.size
+    options: dict[str, Any] = default_options(replace(settings, model="mobilenet_v1_100"), image_size)
+    return Size(image_size, options.get("output_stride", 32), len(data.class_names))
 
 
 def arms(network: str, number: int, size: Size = IMAGENET) -> tuple[Arm, ...]:

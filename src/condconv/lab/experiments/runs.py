@@ -257,8 +257,9 @@ def _classify(run: Run, progress: bool) -> dict[str, Any]:
     ]
     loaded = [load_trained(each.last, build=build) for each in results]
     networks = [network for _, network in loaded]
-    data = open_data(run.configs()[0], loaded[0][0].preprocessing)
-    example = torch.zeros(1, data.in_chans, data.image_size, data.image_size)
+    preprocessing = loaded[0][0].preprocessing
+    data = open_data(run.configs()[0], preprocessing)
+    example = torch.zeros(1, preprocessing.channels, preprocessing.size, preprocessing.size)
     costs = [count(network, example).total for network in networks]
     reading = Reading(batch_size=256, device=run.settings.device, progress=False)
     curves = [[each.val_top1 for each in result.metrics] for result in results]

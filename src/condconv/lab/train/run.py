@@ -83,7 +83,9 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
         data = open_data(config, None if checkpoint is None else checkpoint.preprocessing)
     seed_everything(config.seed)
     options = (
-        networks.resolved_options(config, data.image_size) if checkpoint is None else dict(checkpoint.model_options)
+        networks.resolved_options(config, data.preprocessing.size)
+        if checkpoint is None
+        else dict(checkpoint.model_options)
     )
     network = _build_network(config, build, data, checkpoint, options)
     average = _build_average(config, network, accelerator, checkpoint)
@@ -137,12 +139,14 @@ def _build_network(
     if checkpoint is None:
         # A builder sees what the data is like, not what was asked for.
         options = {**config.model_options, **options}
-        config = replace(config, model_options=options, image_size=data.image_size, in_chans=data.in_chans)
+        config = replace(
+            config, model_options=options, image_size=data.preprocessing.size, in_chans=data.preprocessing.channels
+        )
     else:  # its weights replace all others, whose file may be gone
         config = checkpoint.network_config
-    network = build(config, len(data.class_names), data.in_chans)
+    network = build(config, len(data.class_names), data.preprocessing.channels)
     networks.start_(network, config)
-    networks.check_output(network, len(data.class_names), data.in_chans, data.image_size)
+    networks.check_output(network, len(data.class_names), data.preprocessing.channels, data.preprocessing.size)
     if checkpoint is not None:
         check_same_data(checkpoint, data, config)
         restore_weights_(network, checkpoint.model, last_path(config.out))
