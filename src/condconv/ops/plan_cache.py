@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _is_any_autocast_enabled
+from torch._C import _get_tracing_state, _is_any_autocast_enabled
 
 from condconv.ops import arguments
 from condconv.ops.arguments import How
@@ -20,7 +20,7 @@ from condconv.ops.call_plan import CallPlan, make_plan
 from condconv.ops.implementations import check_impl
 from condconv.ops.native import library
 from condconv.ops.problem import transforming
-from condconv.ops.recording import tracing, untraced
+from condconv.ops.recording import untraced
 
 _MOST_PLANS = 4096  # a plan is a few kilobytes; bounds memory when input sizes keep changing
 _plans: dict[Any, CallPlan] = {}
@@ -50,7 +50,7 @@ def find_plan(
     """
     if torch.compiler.is_compiling():  # or exporting
         return make_plan(x, weight, routing_weights, bias, weight_scale, _plain(how))
-    if tracing():
+    if _get_tracing_state() is not None:
         with untraced():
             return make_plan(x, weight, routing_weights, bias, weight_scale, _plain(how), True)
     try:

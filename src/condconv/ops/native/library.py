@@ -7,6 +7,7 @@ import functools
 from ctypes import byref
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ class Convolution:
         self._strides = dense_strides(self._shape, channels_last=True)
         self._depthwise = is_depthwise(geometry.groups, x[1]) and not has_multiplier(x[1], outputs)
         self._library = _loaded()
-        self._forward = self._library.condconv_forward
+        self._forward, self._parallel = self._library.condconv_forward, _parallel_for()
 
     def forward(self, x: Tensor, weight: Tensor, routing_weights: Tensor) -> Tensor:
         """Return the convolution, `[B, O, H', W']`, channels_last."""
@@ -124,7 +125,8 @@ class Convolution:
         # Quicker than torch.empty, and whatever torch's default dtype and device are.
         y = x.new_empty_strided(self._shape, self._strides)
         problem.y = y.data_ptr()
-        _check(self._forward(byref(problem), self._depthwise, _parallel_for()))
+        if self._forward(byref(problem), self._depthwise, self._parallel):
+            _fail()
         return y
 
     def input_gradient(
@@ -133,7 +135,8 @@ class Convolution:
         """Fill `grad_x` as x; of a dense kernel with taps the experts' channels must be innermost."""
         problem = self._problem(x, weight, routing_weights)
         problem.grad_output, problem.grad_x = grad_output.data_ptr(), grad_x.data_ptr()
-        _check(self._library.condconv_input_gradient(byref(problem), self._depthwise, _parallel_for()))
+        if self._library.condconv_input_gradient(byref(problem), self._depthwise, self._parallel):
+            _fail()
 
     def weight_gradient(
         self, x: Tensor, weight: Tensor, routing_weights: Tensor, grad_output: Tensor, grad_weight: Tensor
@@ -147,7 +150,8 @@ class Convolution:
         partial = x.new_empty(tasks, *routing_weights.shape)
         problem.grad_output, problem.grad_weight = grad_output.data_ptr(), grad_weight.data_ptr()
         problem.partial = partial.data_ptr()
-        _check(self._library.condconv_weight_gradient(byref(problem), self._depthwise, _parallel_for()))
+        if self._library.condconv_weight_gradient(byref(problem), self._depthwise, self._parallel):
+            _fail()
         return partial.sum(0)
 
     def _problem(self, x: Tensor, weight: Tensor, routing_weights: Tensor) -> Problem:
@@ -161,9 +165,8 @@ class Convolution:
 convolution = functools.lru_cache(maxsize=4096)(Convolution)
 
 
-def _check(failed: int) -> None:
-    if failed:
-        raise MemoryError("the native kernels could not get a buffer of a few megabytes")
+def _fail() -> NoReturn:
+    raise MemoryError("the native kernels could not get a buffer of a few megabytes")
 
 
 def _loaded() -> ctypes.CDLL:
