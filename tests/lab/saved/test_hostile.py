@@ -146,7 +146,7 @@ def no_reading(self, *parts):
         ({"config": {"model": "x" * 100_000}}, "`model` must be one of condconv.list_models(), such as "),
         ({"config": {"model": "mobilenet_v1_cc_999_400e"}}, "of another shape"),
         ({"model_options": {"output_stride": 4, "routing": "hidden(999999999)"}}, "`"),
-        ({"class_names": [str(number) for number in range(100_000)]}, "classifier.weight"),
+        ({"class_names": [str(number) for number in range(100_000)]}, "classifier.experts.weight"),
         ({"model_options": {"global_pool": None}}, "`model_options` must be what mobilenet_v1_cc_012_2e can be built"),
         ({"static_layers": ["no.such"]}, "`routing_weights` must be for conditional layers of the network"),
     ],
@@ -181,7 +181,7 @@ def test_a_file_with_holes_is_not_read(tmp_path, honest, monkeypatch):
         metadata = file.metadata()
     size = 4 * 2**40
     table = {"__metadata__": metadata}
-    table["model.classifier.weight"] = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, size]}
+    table["model.classifier.experts.weight"] = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, size]}
     text = json.dumps(table).encode()
     path = tmp_path / "a.safetensors"
     with path.open("wb") as file:
@@ -192,7 +192,7 @@ def test_a_file_with_holes_is_not_read(tmp_path, honest, monkeypatch):
             pytest.skip("the file system has no files as large")
     monkeypatch.setattr(StoredCheckpoint, "read", no_reading)
     assert open_checkpoint(path).header == stored.header
-    with pytest.raises(UsageError, match=r"it lacks .* of another shape classifier.weight \(1099511627776,\)"):
+    with pytest.raises(UsageError, match=r"it lacks .* of another shape classifier.experts.weight \(1099511627776,\)"):
         load_trained(path)
 
 
@@ -219,7 +219,7 @@ def test_classes_with_escape_codes_do_not_reach_the_terminal(tmp_path, honest):
     ("command", "name", "value"),
     [
         (["evaluate"], "conv_stem.weight", float("nan")),
-        (["report", "--out", "a.json"], "classifier.weight", float("-inf")),
+        (["report", "--out", "a.json"], "classifier.experts.weight", float("-inf")),
         (["make-static", "--layers", "*", "--out", "a.safetensors"], "bn1.running_mean", float("inf")),
         (["export", "--format", "onnx", "--out", "a.onnx"], "bn1.bias", float("nan")),
     ],
@@ -238,8 +238,8 @@ def test_a_network_that_has_diverged(tmp_path, honest, capsys, monkeypatch, comm
 def test_a_loss_that_is_not_finite(tmp_path, honest):
     """Of finite weights, whose differences are not."""
     checkpoint = load_checkpoint(honest)
-    checkpoint.model["classifier.bias"][..., 0] = 3e38
-    checkpoint.model["classifier.bias"][..., 1] = -3e38
+    checkpoint.model["classifier.experts.bias"][..., 0] = 3e38
+    checkpoint.model["classifier.experts.bias"][..., 1] = -3e38
     save_checkpoint(tmp_path / "a.safetensors", checkpoint)
     with pytest.raises(TrainingError, match="has diverged, its loss is inf: take a checkpoint of an earlier epoch"):
         evaluate_checkpoint(tmp_path / "a.safetensors", reading=CPU)
