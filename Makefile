@@ -51,8 +51,9 @@ $(VENV)/.installed-%: pyproject.toml $(KERNELS) $(VENV)/.created
 	$(PIP) install --quiet --editable '.[$*]'
 	@touch $@
 
-# The lower bounds of pyproject.toml, with what they need now. Python 3.10 to 3.12: the oldest numpy has no wheel for newer.
+# The lower bounds of pyproject.toml, with what they need now: the oldest numpy has no wheel for Python 3.13 and newer.
 $(OLDEST)/.installed: pyproject.toml scripts/oldest.py $(KERNELS)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v < (3, 13) or sys.exit(f"PYTHON must be Python 3.10 to 3.12 for the oldest versions, got {v[0]}.{v[1]}: run make test-oldest PYTHON=python3.12")'
 	$(PYTHON) -m venv $(OLDEST)
 	$(PYTHON) scripts/oldest.py > $(OLDEST)/oldest.txt
 	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(OLDEST)/oldest.txt \

@@ -23,8 +23,8 @@ def tf_same_padding(size: int, taps: int, stride: int, dilation: int) -> tuple[i
     on the size and is asymmetric, unlike torch's.
     """
     reach = dilation * (taps - 1) + 1
-    # Not -(-size // stride): ONNX divides towards zero, where a size is left open in a graph.
-    total = max(((size + stride - 1) // stride - 1) * stride + reach - size, 0)
+    # One remainder, not a division rounded up: where a graph leaves the size open, a compiler has to simplify it.
+    total = max(reach - 1 - (size - 1) % stride, 0)
     return total // 2, total - total // 2
 
 
