@@ -91,8 +91,17 @@ def test_the_scales_of_quantized_experts_count():
     with torch.no_grad():
         layer.weight[:, :4] *= 100  # int8 experts have a scale for each output
     before = expert_similarity([layer])
-    layer.quantize_(torch.int8)
+    layer.experts = layer.experts.quantize(torch.int8)
     assert torch.allclose(expert_similarity([layer]), before, atol=0.01)
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e25, 1e37])
+def test_the_similarity_of_kernels_whose_squares_have_no_float(scale):
+    layer = CondConv2d(4, 8, 3, num_experts=3)
+    before = expert_similarity([layer])
+    with torch.no_grad():
+        layer.weight[1] *= scale
+    assert torch.allclose(expert_similarity([layer]), before, atol=1e-5)
 
 
 def test_similarity_is_the_lowest_over_the_layers():

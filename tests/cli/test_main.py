@@ -182,6 +182,11 @@ def test_models_lists_cost_beside_the_paper(capsys):
     ]  # fmt: skip
 
 
+def test_models_without_a_pattern_lists_all(capsys):
+    assert main(["models"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == condconv.list_models()
+
+
 @pytest.mark.parametrize(
     ("command", "status", "message"),
     [

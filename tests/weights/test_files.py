@@ -327,5 +327,23 @@ def test_a_pickle_with_holes_is_not_read(tmp_path, monkeypatch):
         if (tmp_path / name).stat().st_blocks * 512 > 2**30:
             pytest.skip("the file system has no holes")
         monkeypatch.setattr(torch, "load", None)
-        with pytest.raises(UsageError, match="of 1,048,576 MiB, of which the disk holds 0.0: take another"):
+        with pytest.raises(UsageError, match="of 1,048,576 MiB, most of which are holes: take another"):
             load_pretrained(network, tmp_path / name)
+
+
+def test_many_tensors_of_holes_are_not_read(tmp_path: Path) -> None:
+    """Each is as large as the network's, and all together take a gigabyte."""
+    pytest.importorskip("safetensors")
+    network, size, count = torch.nn.Linear(1024, 1024), 2**20, 256
+    table = {
+        f"a{index}": {"dtype": "F32", "shape": [size], "data_offsets": [4 * index * size, 4 * (index + 1) * size]}
+        for index in range(count)
+    }
+    text = json.dumps(table).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + 4 * count * size)
+    if 512 * path.stat().st_blocks > 2**28:
+        pytest.skip("the file system has no holes")
+    with pytest.raises(UsageError, match="MiB, most of which are holes: take another copy"):
+        load_pretrained(network, path)

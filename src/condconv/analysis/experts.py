@@ -28,8 +28,9 @@ def expert_similarity(layers: Iterable[ConditionalLayer]) -> Tensor:
 
 
 def _similarity(kernels: Tensor) -> Tensor:
-    gram = kernels.float() @ kernels.float().mT  # fp32: a copy in fp64 would be twice the layer
-    gram = gram.double().cpu()
+    kernels = kernels.float()  # a copy in fp64 would be twice the layer
+    kernels = kernels / kernels.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    gram = (kernels @ kernels.mT).double().cpu()  # of entries up to 1, or the squares of large ones would overflow
     norms = gram.diagonal().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     return (gram / norms[:, None] / norms).clamp(-1, 1)
 

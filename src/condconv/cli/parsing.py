@@ -91,11 +91,13 @@ class Option(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Set the value, or add it to earlier ones."""
+        if values is None:  # of an argument that may be left out: its default is there already
+            return
         name = self.option_strings[-1] if self.option_strings else self.dest
         if isinstance(values, str):
             read: Any = self.rule.parse(name, values)
         else:
-            read = [self.rule.parse(name, each) for each in values or ()]
+            read = [self.rule.parse(name, each) for each in values]
         before = getattr(namespace, self.dest, None) or []
         setattr(namespace, self.dest, [*before, read] if self._repeat else read)
 

@@ -26,7 +26,8 @@ def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = F
         kinds = "as for 'condconv evaluate', or a directory of images without class folders"
     add_option(parser, "--data", PATH, f"{kinds} (not needed for a network trained on 'digits')")
     add_option(parser, "--data-dir", PATH, "where the files of torch/NAME are, or the cache of hfds/NAME")
-    add_option(parser, "--batch-size", whole(1), "images per forward pass", default=64)
+    text = "images per forward pass (default: 64, or fewer if they are larger than 512 pixels)"
+    add_option(parser, "--batch-size", whole(1), text)
     add_option(parser, "--workers", whole(0, 1024), "processes that read images", default=0)
     text = "what to do with an unreadable image"
     add_option(parser, "--on-bad-image", one_of("error", "skip"), text, default="error")

@@ -10,6 +10,7 @@ from pathlib import Path
 from condconv.errors import UsageError, shown_name
 
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255  # bytes, on Linux; no system allows more
+_LEAST_HOLES = 2**28  # bytes of a file that may be holes, whatever the disk holds
 
 
 def why_not_path(path: str | Path) -> str | None:
@@ -84,6 +85,16 @@ def make_directory(path: Path) -> None:
 def is_special(path: Path) -> bool:
     """Return whether there is a pipe or a device."""
     return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def is_mostly_holes(path: Path) -> bool:
+    """Return whether the disk holds hardly anything of a large file, which would take as much memory as its size.
+
+    Some file systems compress, but no file of weights to a sixtieth.
+    """
+    status = path.stat()
+    held = 512 * getattr(status, "st_blocks", 0) or status.st_size  # not every system counts
+    return status.st_size > max(_LEAST_HOLES, 60 * held)
 
 
 def check_own(*paths: Path) -> None:

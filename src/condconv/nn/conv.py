@@ -58,8 +58,7 @@ class _CondConv(CondConvNd):
             impl,
         )
 
-    def geometry(self) -> ConvGeometry:
-        """See the base."""
+    def _geometry(self) -> ConvGeometry:
         return ConvGeometry(type(self)._op, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
 
 

@@ -17,6 +17,7 @@ import torch
 
 from condconv.errors import UsageError, require_extra, shown
 from condconv.files.checkpoint_format import below, is_checkpoint, open_checkpoint
+from condconv.files.paths import is_mostly_holes
 from condconv.weights.kinds import first_bytes, is_safetensors, why_not_weights
 
 # What training scripts put beside the weights: their arguments, and figures of numpy's.
@@ -96,6 +97,7 @@ def _read_safetensors(file: Path, most: int) -> Mapping[str, Any]:
                 return _read_checkpoint(file, most)
             for name in opened.offset_keys():
                 check_size(name, opened.get_slice(name).get_shape(), most, path_shown(file))
+        _check_holes(file, most)  # which many tensors of the right size may be
         with safetensors.safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.offset_keys()}
     except safetensors.SafetensorError as error:
@@ -114,19 +116,16 @@ def _read_checkpoint(file: Path, most: int) -> Mapping[str, Any]:
 
 
 def _check_holes(file: Path, most: int) -> None:
-    """Check that a file is not larger than weights of this network can be, unless the disk holds all of it.
-
-    A file with holes takes hardly any of the disk, and as much memory as its size.
+    """Check that a file is not larger than weights of this network can be, unless the disk holds it.
 
     Raises:
         UsageError: It is.
     """
-    status = file.stat()
-    held = 512 * getattr(status, "st_blocks", status.st_size)  # Windows does not count
-    if status.st_size > max(held, _BYTES * most):
+    size = file.stat().st_size
+    if size > _BYTES * most and is_mostly_holes(file):
         raise UsageError(
             f"`path` must be a file of weights of this network or one like it, got {path_shown(file)} of "
-            f"{status.st_size / 2**20:,.0f} MiB, of which the disk holds {held / 2**20:,.1f}: take another copy"
+            f"{size / 2**20:,.0f} MiB, most of which are holes: take another copy"
         )
 
 

@@ -1,5 +1,6 @@
 """Damage, whatever bytes it hits, is noticed; and only files are opened."""
 
+import hashlib
 import json
 import os
 import struct
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from condconv.errors import UsageError
-from condconv.files.checkpoint_format import open_checkpoint, to_bytes
+from condconv.files.checkpoint_format import FORMAT, open_checkpoint, to_bytes
 from tests.files.checkpoint_format.samples import forge, header, tensors
 
 ALL = ("model", "ema", "optimizer", "group")
@@ -84,6 +85,43 @@ def test_a_part_that_the_header_does_not_know(tmp_path):
     digests = {"model": "0" * 64}
     with pytest.raises(UsageError, match="damaged in its list of tensors"):
         open_checkpoint(forge(tmp_path / "b.safetensors", header(digests=digests), tensors()))
+
+
+@pytest.mark.parametrize("part", ALL)
+def test_a_tensor_that_is_called_as_a_part_is_of_no_network(tmp_path, part):
+    """Nothing would compare its shape: it could be of any size."""
+    path = forge(tmp_path / "b.safetensors", header(), {**tensors(), part: torch.zeros(9)})
+    with pytest.raises(UsageError, match="damaged in its list of tensors"):
+        open_checkpoint(path)
+
+
+def test_a_file_of_holes_takes_no_memory(tmp_path):
+    """A terabyte that takes a few kilobytes of the disk."""
+    table = {"model.a": {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}}
+    text = json.dumps({"format": FORMAT, "digests": {"model": "0" * 64}, **header()})
+    metadata = {"condconv": text, "condconv.sha256": hashlib.sha256(text.encode()).hexdigest()}
+    start = json.dumps({"__metadata__": metadata, **table}).encode()
+    path = tmp_path / "b.safetensors"
+    path.write_bytes(struct.pack("<Q", len(start)) + start)
+    try:
+        os.truncate(path, 8 + len(start) + 2**40)
+    except OSError:
+        pytest.skip("the file system has no files as large")
+    if 600 * path.stat().st_blocks > path.stat().st_size:
+        pytest.skip("the file system has no holes")
+    with pytest.raises(UsageError, match=r"must be a whole safetensors file, got .* \(most of it is holes\)"):
+        open_checkpoint(path).read("model")
+
+
+def test_a_file_that_may_not_be_read(path, monkeypatch):
+    def refuse(self, *args, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(path), "open", refuse)
+    with pytest.raises(
+        UsageError, match=r"must be a file that can be read, got .* \(Permission denied\): check its per"
+    ):
+        open_checkpoint(path)
 
 
 def test_what_cannot_be_read_again_is_not_written():

@@ -55,5 +55,5 @@ def test_data_of_other_classes_is_refused(tmp_path):
 
 
 def test_a_batch_size_of_zero_is_refused():
-    with pytest.raises(UsageError, match="`batch_size` must be a whole number from 1 to 1,000,000, got 0"):
+    with pytest.raises(UsageError, match="`batch_size` must be a whole number from 1 to 1,000,000, or None, got 0"):
         Reading(batch_size=0)

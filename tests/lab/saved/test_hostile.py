@@ -26,12 +26,14 @@ from condconv.lab.saved import (
     make_checkpoint_static,
 )
 from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
+from condconv.lab.saved.reading import open_labelled
 from condconv.lab.train.previous import previous_checkpoint
 from condconv.models import create_model
-from tests.files.checkpoint_format.samples import forge_from
+from tests.files.checkpoint_format.samples import forge, forge_from
 from tests.lab.samples import make_folder
 
 MODEL = "mobilenet_v1_cc_012_2e"
+FACTS = {"size": 8, "channels": 1, "crop": 1.0, "interpolation": "bicubic", "mean": [0.3], "std": [0.4]}
 DIGITS = tuple("0123456789")
 CPU = Reading(device="cpu", progress=False)
 
@@ -98,9 +100,16 @@ def test_where_files_are_kept_is_not_taken_from_a_file(tmp_path, honest, monkeyp
         ({"config": {"model_options": {"pretrained_cfg": {"file": "x.pth"}}}}, "`model_options` must be a mapping"),
         ({"model_options": {"pretrained_cfg": {"url": "http://localhost"}}}, "`model_options` must be a mapping"),
         ({"model_options": {"checkpoint_path": "x.pth"}}, "`model_options` must be a mapping"),
+        ({"model_options": {"depth_multiplier": 1e9}}, "and a depth_multiplier of at most 16, got"),  # no end of blocks
         ({"config": {"image_size": "abc"}}, "`image_size` must be a whole number"),
+        (
+            {"config": {"image_size": 7}},
+            "`image_size` is 7, but images have 8 pixels: take another copy, or train again",
+        ),
+        ({"preprocessing": {**FACTS, "size": 2048}}, "`image_size` is None, but images have 2048 pixels"),
         ({"config": {"lr": 10**400}}, "`lr` must be a number above 0"),
-        ({"config": {"wings": 2}}, "wings"),
+        ({"config": {"wings": 2}}, "in which there is 'wings': take another copy, or train again"),
+        ({"config": {"self": 2}}, "in which there is 'self': take another copy, or train again"),
         ({"config": {"normalization": ["imagenet"]}}, "`normalization` must be one of"),
     ],
 )
@@ -109,6 +118,25 @@ def test_settings_that_train_would_not_take(tmp_path, honest, changes, message):
     with pytest.raises(UsageError, match="`checkpoint` must hold settings that condconv train takes, got") as caught:
         load_checkpoint(path)
     assert message in str(caught.value)
+
+
+def test_a_setting_that_is_missing(tmp_path, honest):
+    stored = open_checkpoint(honest)
+    del stored.header["config"]["data"]
+    weights = stored.read("model")
+    path = forge(tmp_path / "a.safetensors", stored.header, weights)
+    with pytest.raises(UsageError, match="in which 'data' is missing: take another copy, or train again"):
+        load_checkpoint(path)
+
+
+def test_large_images_come_in_small_batches(honest):
+    """A file may ask for any size: 64 images of 2048 pixels take 15 GB in a network that hardly halves them."""
+    checkpoint = load_checkpoint(honest)
+    for size, crop, batch in ((8, 1.0, 64), (512, 1.0, 64), (1024, 1.0, 16), (2048, 0.25, 1)):
+        facts = replace(checkpoint.preprocessing, size=size, crop=crop)
+        images = open_labelled(replace(checkpoint, preprocessing=facts), "digits")
+        assert CPU.loader(images).batch_size == batch
+        assert replace(CPU, batch_size=50).loader(images).batch_size == 50
 
 
 def values_of(config):
@@ -148,7 +176,11 @@ def no_reading(self, *parts):
         ({"model_options": {"output_stride": 4, "routing": "hidden(999999999)"}}, "`"),
         ({"class_names": [str(number) for number in range(100_000)]}, "classifier.experts.weight"),
         ({"model_options": {"global_pool": None}}, "`model_options` must be what mobilenet_v1_cc_012_2e can be built"),
-        ({"static_layers": ["no.such"]}, "`routing_weights` must be for conditional layers of the network"),
+        (
+            {"static_layers": ["no.such"]},
+            "`checkpoint` must name conditional layers of its network as static, got no.such",
+        ),
+        ({"model_options": {f"a{number}": "x" * 200 for number in range(64)}}, " and 56 more ("),
     ],
 )
 def test_a_small_file_cannot_ask_for_a_large_network(tmp_path, honest, monkeypatch, changes, message):

@@ -49,6 +49,23 @@ def test_settings_of_another_form_are_refused(name: str, value: object) -> None:
         load_optimizer_(optimizer, state, PATH)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("betas", [5.0, 5.0]), ("eps", -1.0), ("weight_decay", 1e9), ("maximize", True)]
+)
+def test_settings_are_those_of_the_run_and_not_the_files(name: str, value: object) -> None:
+    optimizer, state = stepped()
+    state["param_groups"][0][name] = value
+    with pytest.raises(UsageError, match=rf"\(its {name} is .*, where this optimizer has .*\): take another copy"):
+        load_optimizer_(optimizer, state, PATH)
+
+
+def test_steps_below_zero_are_refused() -> None:
+    optimizer, state = stepped()
+    state["state"][0]["step"] -= 5
+    with pytest.raises(UsageError, match=r"\(its step is below 0\): take another copy"):
+        load_optimizer_(optimizer, state, PATH)
+
+
 def test_settings_that_are_missing_are_refused() -> None:
     optimizer, state = stepped()
     del state["param_groups"][0]["betas"]
@@ -77,7 +94,7 @@ def test_groups_that_are_missing_are_refused() -> None:
         ("exp_avg_sq", 0.5, r"its exp_avg_sq is 0.5, where"),
         ("exp_avg", torch.tensor([0.1, float("nan"), 0.1]), "not all values of its exp_avg are finite"),
         ("step", torch.ones(2), r"its step is torch.float32 \(2,\), where this optimizer has torch.float32 \(\)"),
-        ("step", torch.tensor(-1.0), "division by zero"),
+        ("step", torch.tensor(-1.0), "its step is below 0"),
         ("sum", torch.ones(3), "this optimizer does not keep its sum"),
     ],
 )
@@ -100,7 +117,7 @@ def test_state_that_is_missing_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("betas", [1.0, 0.999], "division by zero"), ("params", [1], "other parameters"), ("wings", 2, "keep its wings")],
+    [("betas", [1.0, 0.999], "its betas is"), ("params", [1], "other parameters"), ("wings", 2, "keep its wings")],
 )
 def test_groups_that_no_step_can_be_made_with_are_refused(name: str, value: object, message: str) -> None:
     optimizer, state = stepped()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from condconv.errors import UsageError, first_line, require_extra, shown, shown_name
 from condconv.files.checkpoint_format.schema import check_header
-from condconv.files.paths import check_path
+from condconv.files.paths import check_path, is_mostly_holes
 
 FORMAT = 4
 """Version of the file's layout; a reader refuses one it does not know."""
@@ -48,6 +48,8 @@ class StoredCheckpoint:
             UsageError: They are not those that were written.
         """
         safetensors = require_extra("safetensors", "models")
+        if is_mostly_holes(self.path):
+            raise _broken(self.argument, self.path, "most of it is holes")
         names = [name for name in self.shapes if _part(name) in parts]
         try:
             with safetensors.safe_open(self.path, framework="pt", device="cpu") as file:
@@ -117,8 +119,8 @@ def open_checkpoint(path: str | Path, kind: str | None = None, *, argument: str 
         raise _refusal(argument, path, "have a header as condconv writes it", f", in which {error}") from error
     if kind is not None and header["kind"] != kind:
         raise _refusal(argument, path, f"be of a {kind}", f" of a {header['kind']}", "give another file")
-    if set(map(_part, shapes)) != set(header["digests"]):
-        raise _damaged(argument, path, "list of tensors")
+    if set(map(_part, shapes)) != set(header["digests"]) or not all("." in name for name in shapes):
+        raise _damaged(argument, path, "list of tensors")  # a part alone would be a tensor of no network: of any size
     return StoredCheckpoint(path, header, shapes, argument)
 
 
@@ -160,8 +162,7 @@ def _read_table(path: Path, argument: str) -> tuple[dict[str, str], dict[str, tu
     """Return a safetensors file's metadata, and the shapes of its tensors, which it has room for."""
     safetensors = require_extra("safetensors", "models")
     try:
-        with path.open("rb") as start:
-            length = int.from_bytes(start.read(8), "little")
+        length = _length_of_header(path, argument)
         if length > _MOST_HEADER:
             raise _broken(argument, path, f"its header would have {length} bytes")
         with safetensors.safe_open(path, framework="np") as file:  # of torch's it would map the tensors too
@@ -173,6 +174,17 @@ def _read_table(path: Path, argument: str) -> tuple[dict[str, str], dict[str, tu
     if wrong:  # only of a tensor without values, which a size of 0 makes possible in any file
         raise _broken(argument, path, f"{shown(wrong[0])} has shape {shown(shapes[wrong[0]])}")
     return metadata, shapes
+
+
+def _length_of_header(path: Path, argument: str) -> int:
+    try:
+        with path.open("rb") as start:
+            return int.from_bytes(start.read(8), "little")
+    except OSError as error:
+        raise UsageError(
+            f"`{argument}` must be a file that can be read, got {shown_name(path)} ({error.strerror}): check its "
+            "permissions"
+        ) from error
 
 
 def _loads(text: str, path: Path, argument: str) -> Any:

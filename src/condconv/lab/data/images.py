@@ -73,7 +73,7 @@ class Images(Dataset[tuple[Any, int]]):
         targets = {name: target for target, name in enumerate(self.class_names)}
         self._targets = [targets[name] for name in reader.class_names]
         self._mode = "L" if in_chans == 1 else "RGB"
-        self._scaled_to = scaled_to
+        self.scaled_to = scaled_to
         self._skip = skip_unreadable
         self._named = torch.zeros(len(reader), dtype=torch.bool).share_memory_()  # with the workers of all epochs
 
@@ -114,11 +114,11 @@ class Images(Dataset[tuple[Any, int]]):
         with shortages_explained():  # for which no image is to blame, nor may be left out
             stored, label = self._reader[index]
             if isinstance(stored, Image.Image):
-                check_sides(stored.size, self._scaled_to)
+                check_sides(stored.size, self.scaled_to)
                 image = in_mode(stored, self._mode)
             else:
                 with stored, open_image(stored) as opened:
-                    check_sides(opened.size, self._scaled_to)
+                    check_sides(opened.size, self.scaled_to)
                     image = in_mode(opened, self._mode)
         if not 0 <= label < len(self._targets):
             raise UsageError(

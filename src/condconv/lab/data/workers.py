@@ -13,7 +13,8 @@ _HANDLES = "too few file handles for the processes that read images: raise the l
 _MEMORY = "too little memory: free some, lower --batch-size"
 _SHARED = "too little shared memory for the processes that read images: give more (docker run --shm-size 8g)"
 _ENDED = "a process that reads images ended before its time ({0}), mostly for lack of memory: free some"
-_HANDLES_OF_A_WORKER = 3  # two ends of its queue of orders, and one to see it end
+_HANDLES_OF_A_WORKER = 7  # two ends of its queue of orders, one to see it end, and those of two batches that wait
+_HANDLES_INSIDE = 16  # what a worker opens itself: images, memory that is shared, sockets
 
 # Errors of the system come with a number, those of torch's loader with a text only.
 _NUMBERS = {errno.EMFILE: _HANDLES, errno.ENFILE: _HANDLES, errno.ENOMEM: _MEMORY, errno.EAGAIN: _MEMORY}
@@ -48,10 +49,11 @@ def check_handles(workers: int) -> None:
     Raises:
         ShortageError: There are too few file handles.
     """
+    needed = _HANDLES_OF_A_WORKER * workers + (_HANDLES_INSIDE if workers else 0)
     held: list[int] = []
     try:
         with shortages_explained():
-            held.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(_HANDLES_OF_A_WORKER * workers))
+            held.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(needed))
     finally:
         for each in held:
             os.close(each)

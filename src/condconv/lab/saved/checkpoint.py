@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor
 
-from condconv.errors import UsageError, shown_name
+from condconv.errors import UsageError, shown, shown_name
 from condconv.files.atomic import write_own
 from condconv.files.checkpoint_format import (
     StoredCheckpoint,
@@ -28,6 +28,8 @@ from condconv.lab.config import TrainConfig
 from condconv.lab.data.preprocessing import Preprocessing
 from condconv.lab.options import MODEL_OPTIONS
 from condconv.lab.saved.metrics import EpochMetrics
+
+_LARGEST_DEFAULT = 512  # pixels of images whose size is not set: more than any default
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def describe(stored: StoredCheckpoint) -> Checkpoint:
     """
     header = stored.header
     config = read_config(header["config"], stored.path)
+    _check_size(config, header["preprocessing"]["size"], stored.path)
     facts: dict[str, Any] = {
         name: tuple(each) if isinstance(each, list) else each for name, each in header["preprocessing"].items()
     }
@@ -176,15 +179,33 @@ def read_config(settings: Mapping[str, Any], path: Path) -> TrainConfig:
     Raises:
         UsageError: They break their rules.
     """
+    needed = [each.name for each in fields(TrainConfig) if each.default is each.default_factory is MISSING]
+    missing, unknown = set(needed) - settings.keys(), settings.keys() - {each.name for each in fields(TrainConfig)}
+    if missing or unknown:
+        wrong = f"{shown(min(missing))} is missing" if missing else f"there is {shown(min(unknown))}"
+        raise _not_taken(path, f"{wrong}: take another copy, or train again")
     try:
         return TrainConfig(**settings)
-    except (UsageError, TypeError) as error:  # TypeError: of a setting that there is not, or one that is not there
+    except UsageError as error:
         raise _not_taken(path, error) from error
 
 
-def _not_taken(path: Path, error: Exception) -> UsageError:
+def _check_size(config: TrainConfig, size: int, path: Path) -> None:
+    """Check that images are as large as the settings say: a run that is resumed takes memory for that.
+
+    Raises:
+        UsageError: They are not.
+    """
+    if size != config.image_size if config.image_size is not None else size > _LARGEST_DEFAULT:
+        raise _not_taken(
+            path,
+            f"`image_size` is {config.image_size}, but images have {size} pixels: take another copy, or train again",
+        )
+
+
+def _not_taken(path: Path, what: object) -> UsageError:
     return UsageError(
-        f"`checkpoint` must hold settings that condconv train takes, got {shown_name(path)}, in which {error}"
+        f"`checkpoint` must hold settings that condconv train takes, got {shown_name(path)}, in which {what}"
     )
 
 

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from condconv.models import ModelInfo
 
-_OF_EXPERTS = ("routing", "experts", "scope")
+_OF_EXPERTS = ("routing", "scope")
 _OF_THE_BEGINNING = ("init", "expert_spread", "pretrained_cfg")
 
 NOT_BUILT = (
@@ -85,7 +85,7 @@ def _given(config: TrainConfig) -> str:
     resolved = resolved_options(replace(config, model_options={}), config.image_size or 224)
     given = {name: value for name, value in config.model_options.items() if resolved.get(name) != value}
     options = [f"{name}={shown(value)}" for name, value in given.items()]
-    return ", ".join((*options, *(["pretrained"] if config.pretrained else ()))) or "these classes"
+    return few((*options, *(["pretrained"] if config.pretrained else ())), most=8) or "these classes"
 
 
 def start_(network: nn.Module, config: TrainConfig) -> None:

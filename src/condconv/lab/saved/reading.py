@@ -25,6 +25,8 @@ from condconv.lab.data.walking import class_folders
 from condconv.lab.rules import one_of, or_none, whole
 from condconv.lab.saved.checkpoint import Checkpoint
 
+_MOST_IMAGES, _USUAL_SIDE = 64, 512  # of a batch, and pixels a side up to which it has as many
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -32,7 +34,7 @@ class Reading:
 
     Attributes:
         max_images: Most images, a fixed random choice; None for all.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; None for 64, or fewer if images are larger than 512 pixels.
         workers: Processes that read images.
         on_bad_image: `"error"` or `"skip"`.
         device: `"auto"` or `"cpu"`.
@@ -43,7 +45,7 @@ class Reading:
     """
 
     max_images: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     workers: int = 0
     on_bad_image: str = "error"
     device: str = "auto"
@@ -51,7 +53,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         or_none(whole(1, 1_000_000_000)).check("max_images", self.max_images)
-        whole(1).check("batch_size", self.batch_size)
+        or_none(whole(1)).check("batch_size", self.batch_size)
         whole(0).check("workers", self.workers)
         one_of("error", "skip").check("on_bad_image", self.on_bad_image)
         one_of("auto", "cpu").check("device", self.device)
@@ -78,12 +80,17 @@ class Reading:
     def loader(self, images: Images, order: list[int] | None = None) -> DataLoader[tuple[Any, int]]:
         """Return a loader of images, by their numbers; None for all of them as they come."""
         chosen = images if order is None else Subset(images, order)
-        return create_loader(chosen, self.batch_size, workers=self.workers)
+        return create_loader(chosen, self.batch_size or _usual_batch(images.scaled_to), workers=self.workers)
 
     def read(self, images: Images, order: list[int], title: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the images of these numbers, and their classes, in batches, under a bar with a title."""
         loader = self.loader(images, order)
         yield from tqdm(batches(loader), title, len(loader), disable=None if self.progress else True)
+
+
+def _usual_batch(side: int) -> int:
+    """Return how many images of this many pixels a side take bounded memory: a file may ask for any size."""
+    return max(1, min(_MOST_IMAGES, _MOST_IMAGES * _USUAL_SIDE**2 // side**2))
 
 
 def own_data(checkpoint: Checkpoint, split: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from condconv.convert import make_static_
-from condconv.errors import TrainingError, UsageError, few, shown_name
+from condconv.errors import TrainingError, UsageError, few, first_line, shown_name
 from condconv.files.checkpoint_format import StoredCheckpoint, below, open_checkpoint
 from condconv.lab.saved import network as networks
 from condconv.lab.saved.checkpoint import Checkpoint, describe, with_weights
@@ -104,7 +104,13 @@ def planned_shapes(checkpoint: Checkpoint, build: networks.Build) -> dict[str, t
 
 def _build(checkpoint: Checkpoint, build: networks.Build) -> nn.Module:
     network = build(checkpoint.network_config, len(checkpoint.class_names), checkpoint.in_chans)
-    make_static_(network, dict.fromkeys(checkpoint.static_layers))
+    try:
+        make_static_(network, dict.fromkeys(checkpoint.static_layers))
+    except UsageError as error:
+        raise UsageError(
+            f"`checkpoint` must name conditional layers of its network as static, got {few(checkpoint.static_layers)} "
+            f"({first_line(error)}): take another copy, or train again"
+        ) from error
     return network
 
 

@@ -18,6 +18,9 @@ from condconv.lab.train.sharding import share_out_optimizer
 _STEPS = 10
 """Steps after which an optimizer has all that it ever keeps; Lookahead's slow weights come with the sixth."""
 
+_DECIDED_ELSEWHERE = ("params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable")
+"""Entries of a group that the schedule or the device decides."""
+
 _State = Mapping[str, Any]  # of `optimizer.state_dict()`
 
 
@@ -39,6 +42,7 @@ def load_optimizer_(optimizer: Any, state: _State, path: Path) -> None:
     try:
         device, first, last = _what_steps_leave(plain)
         _check_groups(state["param_groups"], first["param_groups"], last["param_groups"])
+        _check_settings(state["param_groups"], *(each["param_groups"] for each in (plain.state_dict(), first, last)))
         _check_parameters(state["state"], first["state"], last["state"])
         with _on_stand_ins(plain, device):
             plain.load_state_dict(_without_values(state, device))
@@ -150,6 +154,27 @@ def _check_groups(
                 _check_form(name, value, ours[name])
 
 
+def _check_settings(found: Sequence[Mapping[str, Any]], *own: Sequence[Mapping[str, Any]]) -> None:
+    """Check that what steps do not change is as the run's settings say, and not as the file does.
+
+    Args:
+        found: The file's groups, of the right form.
+        *own: This optimizer's at several times.
+
+    Raises:
+        ValueError: It is not.
+    """
+    for theirs, *ours in zip(found, *own, strict=True):
+        for name, value in ours[0].items():
+            plain = isinstance(value, (bool, int, float, str, tuple, list)) and name not in _DECIDED_ELSEWHERE
+            if plain and all(each[name] == value for each in ours) and not _same(theirs[name], value):
+                raise ValueError(f"its {name} is {_described(theirs[name])}, where this optimizer has {shown(value)}")
+
+
+def _same(value: Any, own: Any) -> bool:
+    return list(value) == list(own) if isinstance(own, (tuple, list)) else bool(value == own)
+
+
 def _check_parameters(found: _State, first: _State, last: _State) -> None:
     """Check that a file has what the optimizer keeps of each parameter; of those without a gradient it keeps nothing.
 
@@ -179,6 +204,8 @@ def _check_form(name: str, value: Any, own: Any) -> None:
         raise ValueError(f"its {name} is {_described(value)}, where this optimizer has {_described(own)}")
     if isinstance(value, Tensor) and not bool(value.isfinite().all()):
         raise ValueError(f"not all values of its {name} are finite")
+    if name == "step" and bool((torch.as_tensor(value) < 0).any()):  # whose powers would be roots of negative numbers
+        raise ValueError(f"its {name} is below 0")
 
 
 def _has_form_of(value: Any, own: Any) -> bool:
