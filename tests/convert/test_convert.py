@@ -115,7 +115,6 @@ def test_classifier_on_demand() -> None:
         (select.last_blocks(1), ["blocks.2.conv1", "blocks.2.conv2"]),
         (select.single_pixel(), ["squeeze"]),
     ],
-    ids=str,
 )
 def test_choices(layers: Any, expected: list[str]) -> None:
     report = convert_(Net(), 2, layers=layers, example_input=EXAMPLE)
