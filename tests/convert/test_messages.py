@@ -120,8 +120,12 @@ NO_LAYERS: list[Any] = [
     select.depth(0.1, 0.2),
 ]
 SCOPES: list[Any] = [None, 4, "", "nope", _LONG, "block(2)", "block(x=1)", "layer(" * 300, "network"]
+NO_EXPERTS: tuple[Any, ...] = (5, None, "few", "shared(", "dense(rank=2)", _LONG)
+WITHOUT_OWN = [name for name in REPORT if name not in ("routing", "experts")]
 ROWS: dict[str, list[Row]] = {
     "convert_": [
+        *(("experts", partial(converting, experts=each)) for each in NO_EXPERTS),
+        ("layers", lambda: converting(experts="shared(rank=99)")),
         *(("model", partial(converting, each)) for each in MODELS[:-1]),
         ("layers", partial(converting, MODELS[-1])),
         ("model", in_inference_mode),
@@ -150,8 +154,10 @@ ROWS: dict[str, list[Row]] = {
     ],
     "convert_like_": [
         *(("report", partial(repeating, report=each)) for each in NO_REPORTS),
-        *(("report", partial(repeating, report={**REPORT, name: None})) for name in REPORT if name != "routing"),
+        *(("report", partial(repeating, report={**REPORT, name: None})) for name in WITHOUT_OWN),
         ("routing", lambda: repeating(report={**REPORT, "routing": None})),
+        ("experts", lambda: repeating(report={**REPORT, "experts": None})),
+        ("experts", lambda: repeating(report={**REPORT, "experts": "shared(rank=_)"})),
         *(("model", partial(repeating, each, report=REPORT)) for each in MODELS[:6]),
         ("model", lambda: repeating(nn.Sequential(nn.ReLU()), report=REPORT)),
         ("model", lambda: repeating(conditional(), report=REPORT)),

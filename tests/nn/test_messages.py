@@ -94,6 +94,7 @@ NOTHING_TO_CHECK = {
     "KernelSpec": "made by a layer of its own arguments",
     "MixCost": "what Experts.cost returns",
     "DenseExperts": "made by make_experts, of what the layer has checked",
+    "SharedExperts": "made by make_experts; tests/nn/experts/test_contract.py has the messages about its options",
     "BlockRouting": "what route_block_ returns",
     "RoutingSlot": "made by route_block_; its call is walked below",
     "TFSameConv2d": "torch.nn.Conv2d checks its arguments",

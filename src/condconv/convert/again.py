@@ -16,6 +16,7 @@ from condconv.convert.refusals import why_not_layer, why_not_model, why_not_shar
 from condconv.convert.report import ConversionReport
 from condconv.counting.tracing import trace
 from condconv.errors import UsageError
+from condconv.nn.experts import ExpertsOption
 from condconv.nn.factory import Routing
 
 
@@ -24,6 +25,7 @@ def convert_like_(
     report: ConversionReport | Mapping[str, Any] | str | Path,
     *,
     routing: Routing | None = None,
+    experts: ExpertsOption | None = None,
     example_input: Any = None,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
 ) -> ConversionReport:
@@ -37,6 +39,7 @@ def convert_like_(
         report: The result of `convert_`; its `to_dict()`, as part of a configuration; or the file that its `save`
             wrote. If `convert_` was called several times, call this as often, in the same order.
         routing: If the report's was a class, a function or a module, the same again; `None` for the report's.
+        experts: The same for experts.
         example_input: A tensor or a tuple of arguments, to compare the outputs before and after as `convert_` does;
             `None` to not run the model.
         optimizer: As in `convert_`.
@@ -62,7 +65,7 @@ def convert_like_(
         data = read_conversion(report)
     else:
         data = report.to_dict() if isinstance(report, ConversionReport) else report
-    conversion = Conversion.from_dict(data, routing)
+    conversion = Conversion.from_dict(data, routing, experts)
     if (reason := why_not_model(model)) is not None:
         raise UsageError(reason)
     old_layers = _find_layers(model, conversion)
@@ -87,7 +90,7 @@ def _find_layers(model: nn.Module, conversion: Conversion) -> dict[str, nn.Modul
     shared = why_not_shared(model)
     layers = {name: modules[name] for name in names}
     for name, layer in layers.items():
-        reason = why_not_layer(model, name, layer) or shared.get(id(layer))
+        reason = why_not_layer(model, name, layer, conversion.experts) or shared.get(id(layer))
         if reason is not None:
             raise UsageError(f"`model` must have static layers where the report has some, got {name!r}: {reason}")
     return layers

@@ -20,6 +20,7 @@ from condconv.convert.select import Selector
 from condconv.counting.tracing import Trace, trace
 from condconv.errors import UsageError, shown
 from condconv.nn.choice import LayerChoice
+from condconv.nn.experts import ExpertsOption, resolve_experts
 from condconv.nn.factory import Routing
 
 
@@ -35,6 +36,7 @@ def convert_(
     example_input: Any = None,
     init: str = "same_output",
     expert_spread: float = 0.5,
+    experts: ExpertsOption = "dense",
     impl: str = "auto",
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
 ) -> ConversionReport:
@@ -62,6 +64,9 @@ def convert_(
         init: `"same_output"`, or `"random"` to train from scratch as the paper does: experts are drawn separately and
             the routing at random, so the output is a new network's; each expert's bias is the old layer's.
         expert_spread: Difference between experts, relative to the standard deviation of the kernel.
+        experts: What kernels are made of: `"dense"`, E whole kernels; `"shared"`, one kernel with small routed parts,
+            also with options as in `"shared(rank=16)"` (see `condconv.nn.SharedExperts`); or a factory of
+            `condconv.nn.Experts`. A layer that cannot have them stays static, with the reason in the report.
         impl: As in `condconv.ops.cond_conv2d`.
         optimizer: An optimizer of the model's parameters, or several. New parameters replace the old ones in their
             groups, and those of a routing function join the group of its layer; their state is reset. `None` if there
@@ -87,16 +92,17 @@ def convert_(
         ['2']
     """
     scope = _check_arguments(model, routing, scope)
+    resolve_experts(experts)
     optimizers = check_optimizers(optimizer, model)
     watched, notes = _watch(model, example_input)
     if watched is None and (layers is None or scope.kind != "layer"):
         needed = "without `layers`" if layers is None else f"with scope={scope.kind!r}"
         raise UsageError(f"`example_input` must be given {needed}, which takes a run, got none: {notes[0]}")
     blocks = Blocks(model, watched, scope.blocks)
-    chosen, refused = choose_layers(blocks, layers, skip, classifier, share=scope.kind != "layer")
+    chosen, refused = choose_layers(blocks, layers, skip, classifier, experts, share=scope.kind != "layer")
     old_layers = {candidate.name: candidate.module for candidate in chosen}
     groups, unrouted = group_layers(scope, chosen, blocks)
-    conversion = Conversion(num_experts, routing, init, expert_spread, impl, tuple(groups))
+    conversion = Conversion(num_experts, routing, init, expert_spread, experts, impl, tuple(groups))
     return exchange_layers_(model, conversion, old_layers, watched, refused, notes + unrouted, optimizers)
 
 

@@ -22,6 +22,8 @@ from condconv.nn.block_routing import ClearSlot
 from condconv.nn.classes import conditional_class
 from condconv.nn.factory import Routing, start_constant_
 
+_OF_LAYERS = ("init", "expert_spread", "experts", "impl")
+
 
 def build_layers(
     model: nn.Module, conversion: Conversion, old_layers: Mapping[str, nn.Module], undo: ExitStack
@@ -46,7 +48,7 @@ def build_layers(
 
     def make(old: nn.Module, routing: Routing) -> ConditionalLayer:
         twin = conditional_class(old)
-        options: dict[str, Any] = {name: getattr(conversion, name) for name in ("init", "expert_spread", "impl")}
+        options: dict[str, Any] = {name: getattr(conversion, name) for name in _OF_LAYERS}
         return twin.from_static(old, num_experts, routing=routing, **options)
 
     layers: dict[str, ConditionalLayer] = {}

@@ -13,6 +13,7 @@ from condconv.convert.select import Candidate, Selector, convs, runs_in_eval, se
 from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer
 from condconv.nn.choice import LayerChoice
+from condconv.nn.experts import ExpertsOption
 
 _USUAL = convs() & ~single_pixel() & runs_in_eval()
 
@@ -22,6 +23,7 @@ def choose_layers(
     layers: Selector | LayerChoice | None,
     skip: Selector | LayerChoice | None,
     classifier: bool,
+    experts: ExpertsOption,
     share: bool,
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Return the layers to convert in the order in which they run, and the selected ones that cannot be.
@@ -31,6 +33,7 @@ def choose_layers(
         layers: As in `convert_`.
         skip: As in `convert_`.
         classifier: As in `convert_`.
+        experts: As in `convert_`.
         share: Whether layers share a routing.
 
     Returns:
@@ -51,7 +54,8 @@ def choose_layers(
     refused = {}
     for candidate in selected:
         name, module = candidate.name, candidate.module
-        reason = refusals.why_not_layer(blocks.model, name, module) or refusals.why_not_called(blocks.watched, module)
+        reason = refusals.why_not_layer(blocks.model, name, module, experts)
+        reason = reason or refusals.why_not_called(blocks.watched, module)
         reason = reason or next((each[id(module)] for each in reasons if id(module) in each), None)
         if reason is not None:
             refused[name] = reason

@@ -12,6 +12,7 @@ from condconv.convert.scope import Group
 from condconv.errors import UsageError, first_line, shown, shown_name
 from condconv.files.paths import read_text
 from condconv.files.schema import FINITE, TEXT, SchemaError, none_or, record, sequence, whole
+from condconv.nn.experts import ExpertsOption
 from condconv.nn.factory import Routing
 
 _FORMAT = "condconv conversion 1"
@@ -24,6 +25,7 @@ _CONVERSION = {
     "routing": none_or(TEXT),
     "init": TEXT,
     "expert_spread": FINITE,
+    "experts": none_or(TEXT),
     "impl": TEXT,
     "groups": sequence(_GROUP),
 }
@@ -38,6 +40,7 @@ class Conversion:
         routing: As in `convert_`.
         init: As in `convert_`.
         expert_spread: As in `convert_`.
+        experts: As in `convert_`.
         impl: As in `convert_`.
         groups: Which layers share a routing function, in the order in which they run.
     """
@@ -46,26 +49,29 @@ class Conversion:
     routing: Routing
     init: str
     expert_spread: float
+    experts: ExpertsOption
     impl: str
     groups: tuple[Group, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the conversion as numbers and text in dicts and lists; routing that is not text becomes `None`."""
+        """Return the conversion as numbers and text in dicts and lists; what is not text becomes `None`."""
         values = {name: getattr(self, name) for name in _CONVERSION}
-        values["routing"] = self.routing if isinstance(self.routing, str) else None
+        for name in ("routing", "experts"):
+            values[name] = values[name] if isinstance(values[name], str) else None
         values["groups"] = [{**asdict(group), "layers": list(group.layers)} for group in self.groups]
         return {"format": _FORMAT, **values}
 
     @classmethod
-    def from_dict(cls, data: Any, routing: Routing | None = None) -> Conversion:
+    def from_dict(cls, data: Any, routing: Routing | None = None, experts: ExpertsOption | None = None) -> Conversion:
         """Return the conversion that `to_dict` made a dict of.
 
         Args:
             data: The dict; nothing in it is trusted or run.
             routing: Replaces the one in the dict.
+            experts: Replace those in the dict.
 
         Raises:
-            UsageError: It is something else, or it has no routing and none is given.
+            UsageError: It is something else, or it has no routing or experts and none are given.
         """
         if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
             raise UsageError(f"`report` must be a conversion, {_FORMAT!r}, got {shown(data)}: {_REMEDY}")
@@ -77,13 +83,15 @@ class Conversion:
             ) from error
         values = {name: data[name] for name in _CONVERSION}
         groups = tuple(_group(each) for each in values["groups"])
-        chosen = values["routing"] if routing is None else routing
-        if chosen is None:
-            raise UsageError(
-                "`routing` must be given where that of the report was a class, a function or a module, got None: give "
-                "the same again"
-            )
-        return cls(**{**values, "routing": chosen, "groups": groups})
+        given = {name: value for name, value in (("routing", routing), ("experts", experts)) if value is not None}
+        chosen = {**values, **given, "groups": groups}
+        for name in ("routing", "experts"):
+            if chosen[name] is None:
+                raise UsageError(
+                    f"`{name}` must be given where that of the report was a class, a function or a module, got None: "
+                    "give the same again"
+                )
+        return cls(**chosen)
 
 
 def read_conversion(path: str | Path) -> Any:

@@ -15,6 +15,7 @@ from condconv.errors import few, shown
 from condconv.nn import Experts
 from condconv.nn.classes import STATIC_CLASSES, conditional_class
 from condconv.nn.conditional import own_parameters
+from condconv.nn.experts import ExpertsOption, why_not_experts
 from condconv.nn.static import why_not_static
 
 
@@ -47,15 +48,15 @@ def why_not_model(model: nn.Module) -> str | None:
     return None
 
 
-def why_not_layer(model: nn.Module, name: str, layer: nn.Module) -> str | None:
-    """Return why a layer of a model cannot be converted, or `None`."""
+def why_not_layer(model: nn.Module, name: str, layer: nn.Module, experts: ExpertsOption) -> str | None:
+    """Return why a layer of a model cannot be given experts, or `None`."""
     if not isinstance(layer, STATIC_CLASSES):
         return f"it is a {type(layer).__name__}"
     if (reason := why_not_static(layer, conditional_class(layer))) is not None:
         return reason
     if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
         return "torch.nn.MultiheadAttention uses its weight without calling it"
-    return None
+    return why_not_experts(experts, layer)
 
 
 def why_not_called(watched: Trace | None, layer: Any) -> str | None:

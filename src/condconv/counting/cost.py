@@ -137,24 +137,19 @@ def _layer_cost(call: Call, batch: int) -> LayerCost | None:
     own = sum(p.numel() for p in own_parameters(module))
     kind = type(module).__name__
     if isinstance(module, ConditionalLayer):
-        # Windows or frames that the model folds into the batch have a kernel each.
-        cost = module.experts.cost(_applications(module, call, batch), max(1, call.input_shape[0] // batch))
+        # All windows or frames that a model folds into the batch of a layer belong to the example, with a kernel each.
+        inputs, outputs = (_places(module, shape) // batch for shape in (call.input_shape, call.output_shape))
+        cost = module.experts.cost(inputs, outputs, max(1, call.input_shape[0] // batch))
         return LayerCost(call.name, kind, own, *cost)
     if static_class(module) is not None or isinstance(module, Float32Linear):
-        return LayerCost(call.name, kind, own, module.weight.numel() * _applications(module, call, batch))
+        shape = call.input_shape if getattr(module, "transposed", False) else call.output_shape
+        return LayerCost(call.name, kind, own, module.weight.numel() * (_places(module, shape) // batch))
     return None
 
 
-def _applications(module: Any, call: Call, batch: int) -> int:
-    """Return how often each kernel parameter is multiplied for one example of the model's input.
-
-    A model may fold windows or frames into the batch of a layer; all of them belong to the example.
-    """
-    inputs, outputs = call.input_shape or (), call.output_shape or ()
-    if is_conv(module):
-        sizes = inputs if module.transposed else outputs
-        return sizes[0] * prod(sizes[2:]) // batch
-    return prod(outputs[:-1]) // batch
+def _places(module: Any, shape: tuple[int, ...]) -> int:
+    """Return the number of pixels of maps `[B, C, *S]`, or of rows `[B, ..., C]`, over the batch."""
+    return shape[0] * prod(shape[2:]) if is_conv(module) else prod(shape[:-1])
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

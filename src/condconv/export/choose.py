@@ -11,7 +11,7 @@ from torch import nn
 from condconv.errors import UsageError, shown, shown_name
 from condconv.export import forms
 from condconv.export.geometry import Geometry
-from condconv.nn import CondConv2d, ConditionalLayer, CondLinear, ConstantRouting
+from condconv.nn import CondConv2d, ConditionalLayer, CondLinear, ConstantRouting, DenseExperts
 from condconv.nn.block_routing import routing_functions
 from condconv.nn.choice import choose_named
 from condconv.nn.conditional import conditional_layers
@@ -54,6 +54,11 @@ class Choice:
     unfolded: tuple[str, str] | None = None
 
 
+def has_kernels(layer: Any) -> bool:
+    """Return whether the experts of a layer are whole kernels, which a form can hold."""
+    return isinstance(layer.experts, DenseExperts)
+
+
 def kind_of(layer: nn.Module) -> str:
     """Return `"1x1"`, `"depthwise"`, `"dense"` (grouped ones too), `"linear"` or `"other"`."""
     if isinstance(layer, CondLinear):
@@ -69,6 +74,7 @@ FORMS: dict[str, Callable[[Any], nn.Module]] = {
     "bmm": lambda layer: forms.BmmLinear(layer) if isinstance(layer, CondLinear) else forms.Bmm(layer),
     "esum": forms.Esum,
     "grouped": forms.Grouped,
+    "own": forms.Own,
     "scan": forms.Scan,
     "shift": forms.Shift,
     "unfold": forms.Unfold,
@@ -125,7 +131,7 @@ ROUTED_IN_4D = ("executorch", "litert", "coreml")
 """Runtimes whose delegates take a routing function in four dimensions only."""
 
 
-def why_not_form(form: str, layer: nn.Module, batch: int | None) -> str | None:
+def why_not_form(form: str, layer: Any, batch: int | None) -> str | None:
     """Return why a layer cannot be written in a form, or `None`.
 
     Args:
@@ -133,6 +139,9 @@ def why_not_form(form: str, layer: nn.Module, batch: int | None) -> str | None:
         layer: A conditional layer.
         batch: The fixed batch size of the file, or `None` if it is dynamic.
     """
+    if form == "own" or not has_kernels(layer):
+        wanted = "own" if not has_kernels(layer) else "another form"
+        return None if form == wanted else f"its experts are {type(layer.experts).__name__}: take {wanted}"
     if form == "esum":
         return None
     kind = kind_of(layer)
@@ -193,6 +202,8 @@ def _choice(name: str, layer: ConditionalLayer, format: str, asked: str | None) 
     kind = kind_of(layer)
     if asked is not None:
         return Choice(name, kind, asked, "as asked")
+    if not has_kernels(layer):
+        return Choice(name, kind, "own", "an ordinary layer, with small routed ones around it")
     if layer.num_experts == 1:
         return Choice(name, kind, "esum", "one expert: a static layer and a factor")
     rule = next(rule for rule in TABLES[format] if rule.kind == kind and rule.when(layer))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
+from condconv.errors import UsageError, shown
 from condconv.export.geometry import Geometry
 from condconv.nn import CondConv2d, ConditionalLayer, CondLinear
 
@@ -162,6 +163,28 @@ class Scan(Convolution):
             return torch.stack([convolve_one(*one) for one in zip(padded, kernels, strict=True)])
         # The loop must carry something from step to step.
         return scan(step, x.new_zeros(1), (padded, kernels))[1]
+
+
+class Own(nn.Module):
+    """The operations of the layer itself, for experts that mix no kernel: ordinary layers with constant weights."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.experts, self.folded_bias = layer.experts, layer.folded_bias
+        self.geometry = layer.geometry()
+        self.channels_last = isinstance(layer, CondLinear)
+
+    def forward(self, x: Tensor, routing_weights: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Compute what the layer does."""
+        if output_size is not None:
+            raise UsageError(
+                f"`output_size` must not be given to a layer with {type(self.experts).__name__} that is exported, got "
+                f"{shown(output_size)}: give the layer output_padding instead"
+            )
+        y: Tensor = self.experts.convolve(x, routing_weights, self.geometry, "auto")
+        if self.folded_bias is None:
+            return y
+        return y + (self.folded_bias if self.channels_last else self.folded_bias[(..., *(None,) * (y.dim() - 2))])
 
 
 class Esum(nn.Module):

@@ -84,11 +84,12 @@ def check_weights(name: Name, cfg: Any, recipe: Recipe) -> None:
             "condconv.load_pretrained reads your own"
         )
     conditional = str(name) in CONDITIONAL and not own
-    if conditional and recipe.routing != "sigmoid":
-        raise UsageError(
-            f'`routing` must be "sigmoid" with the weights of {str(name)!r}, which were trained with it, got '
-            f"{shown(recipe.routing)}: leave one of the two out"
-        )
+    for argument, trained in (("routing", "sigmoid"), ("experts", "dense")):
+        if conditional and getattr(recipe, argument) != trained:
+            raise UsageError(
+                f'`{argument}` must be "{trained}" with the weights of {str(name)!r}, which were trained with it, got '
+                f"{shown(getattr(recipe, argument))}: leave one of the two out"
+            )
     if recipe.init not in ((None,) if conditional else (None, "same_output")):
         raise UsageError(
             f"`init` must be None with pretrained, got {shown(recipe.init)}: leave it out, experts start "
@@ -146,10 +147,17 @@ class _Target:
         block = re.match(self.family.blocks, name)
         return name.partition(".")[0] if block is None else block[0]
 
+    def _fits(self, layer: str, state: Mapping[str, Tensor]) -> bool:
+        """Whether a source has a layer's kernel or fitting experts, whose name timm does not know and never drops."""
+        if f"{layer}.weight" in state:
+            return True
+        theirs, ours = (each.get(f"{layer}.experts.weight") for each in (state, self.model.state_dict()))
+        return theirs is not None and ours is not None and theirs.shape == ours.shape
+
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool) -> SimpleNamespace:
         """Load the weights that timm adapted; if not strict, timm dropped layers for other channels or classes."""
         layers = (self.family.stem, self.family.classifier)
-        dropped = tuple(f"{layer}." for layer in layers if not strict and f"{layer}.weight" not in state)
+        dropped = tuple(f"{layer}." for layer in layers if not strict and not self._fits(layer, state))
         kept = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
         kept |= {name: tensor for name, tensor in self.start.items() if name.startswith(dropped)}
         if f"{self.family.classifier}.weight" not in self.start:  # for features: it ends earlier

@@ -15,6 +15,7 @@ from condconv.convert.exchange import NO_VALUES
 from condconv.errors import UsageError, shown
 from condconv.models.families import Family
 from condconv.models.names import Name
+from condconv.nn.experts import ExpertsOption, resolve_experts
 
 _EXAMPLE_SIZE = 64
 
@@ -24,6 +25,7 @@ class Recipe:
     """The options of a conditional network; the attributes are arguments of `create_model`, as documented there."""
 
     routing: str | Callable[..., nn.Module] = "sigmoid"
+    experts: ExpertsOption = "dense"
     scope: str | Scope = "block"
     first_layer: int | None = None
     conditional_head: bool | None = None
@@ -48,6 +50,7 @@ class Recipe:
             raise UsageError(
                 f'`scope` must be "layer", "block", "network" or a Scope, got {shown(self.scope)}: "block" is usual'
             )
+        resolve_experts(self.experts)
         if self.routing == "external":
             raise UsageError("`routing` must take its weights from the input, got 'external': choose one that does")
         if self.first_layer is not None and type(self.first_layer) is not int:
@@ -91,6 +94,7 @@ class Recipe:
             int(name.num_experts or 0),
             layers=lambda layer, _: f"{layer}.".startswith(whole) and ".se." not in layer,
             routing=self.routing,
+            experts=self.experts,
             scope=self._scope(chosen, blocks),
             example_input=example,
             init=self.init or "random",

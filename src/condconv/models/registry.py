@@ -15,6 +15,7 @@ from condconv.models.names import Name, parse_name
 from condconv.models.paper import ROWS, PaperRow
 from condconv.models.pretrained import check_weights, describe_weights, load_weights_
 from condconv.models.recipe import Recipe
+from condconv.nn.experts import ExpertsOption
 
 _IMAGENET_CLASSES = 1000
 
@@ -73,6 +74,7 @@ def create_model(
     pretrained: bool = False,
     features_only: bool = False,
     routing: str | Callable[..., nn.Module] = "sigmoid",
+    experts: ExpertsOption = "dense",
     scope: str | Scope = "block",
     first_layer: int | None = None,
     conditional_head: bool | None = None,
@@ -95,6 +97,7 @@ def create_model(
         features_only: Return a network that returns a list of feature maps, as timm's do; takes timm's `out_indices`,
             and its `feature_cls` except `"fx"`.
         routing: Routing of conditional networks; see `condconv.convert_`.
+        experts: Experts of conditional networks; see `condconv.convert_`.
         scope: Scope of conditional networks; the paper's is one routing per block.
         first_layer: First layer with experts, counted as in the paper: 1 is the stem, each block is one layer, a 1x1
             convolution after the blocks is one, and the classifier is the last. `None` for the paper's choice;
@@ -133,7 +136,7 @@ def create_model(
         torch.Size([2, 10])
     """
     parsed = parse_name(name)
-    recipe = Recipe(routing, scope, first_layer, conditional_head, conditional_classifier, init, expert_spread)
+    recipe = Recipe(routing, experts, scope, first_layer, conditional_head, conditional_classifier, init, expert_spread)
     _check_sizes(parsed, num_classes, in_chans, pretrained, features_only, options)
     recipe.check(parsed)
     places = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")

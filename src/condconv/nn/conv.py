@@ -58,7 +58,8 @@ class _CondConv(CondConvNd):
             impl,
         )
 
-    def _geometry(self) -> ConvGeometry:
+    def geometry(self) -> ConvGeometry:
+        """See the base."""
         return ConvGeometry(type(self)._op, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
 
 

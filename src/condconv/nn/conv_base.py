@@ -87,7 +87,7 @@ class CondConvNd(ConditionalLayer):
         Raises:
             UsageError: A shape does not fit; the message names the argument.
         """
-        return self._convolve(x, self._route(x, routing_weights), self._geometry())
+        return self._convolve(x, self._route(x, routing_weights), self.geometry())
 
     def _route(self, x: Tensor, routing_weights: Tensor | None) -> Tensor:
         """Return the routing weights of x, whose shape is checked, or those given."""
@@ -100,7 +100,7 @@ class CondConvNd(ConditionalLayer):
         weights: Tensor = self.routing_fn(x) if routing_weights is None else routing_weights
         return weights
 
-    def _geometry(self) -> Geometry:
+    def geometry(self) -> Geometry:
         """Return the layer's geometry, of its attributes as they are now: a network may change its strides."""
         raise NotImplementedError
 

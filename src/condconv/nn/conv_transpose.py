@@ -86,12 +86,13 @@ class _CondConvTranspose(CondConvNd):
         routing_weights, output_size = sizes_second(routing_weights, output_size)
         given: Any = routing_weights
         weights = self._route(x, given)
-        geometry = self._geometry()
+        geometry = self.geometry()
         if output_size is not None:
             geometry = geometry._replace(output_padding=self._padding_for(output_size, plain_shape(x)[2:]))
         return self._convolve(x, weights, geometry)
 
-    def _geometry(self) -> TransposedGeometry:
+    def geometry(self) -> TransposedGeometry:
+        """See the base."""
         sizes = self.stride, self.padding, self.output_padding, self.groups, self.dilation
         return TransposedGeometry(type(self)._op, *sizes)
 

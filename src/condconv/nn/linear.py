@@ -84,6 +84,10 @@ class CondLinear(ConditionalLayer):
         y = self.experts.convolve(x, routing_weights, _GEOMETRY, self.impl)
         return y if self.folded_bias is None else y + self.folded_bias.to(y.dtype)
 
+    def geometry(self) -> LinearGeometry:
+        """Return how kernels are applied."""
+        return _GEOMETRY
+
     @staticmethod
     def arguments_of(static: Any) -> dict[str, Any]:
         """Return the constructor arguments of a static linear layer."""

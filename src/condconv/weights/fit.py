@@ -39,7 +39,9 @@ def fit_tensors(layers: Layers, tensors: Mapping[str, Tensor]) -> Fit:
     static = [
         name
         for name, layer in conditional.items()
-        if f"{name}.weight" in tensors and _same(tensors[f"{name}.weight"], layer.experts.spec.shape) is not None
+        if f"{name}.weight" in tensors
+        and _same(tensors[f"{name}.weight"], layer.experts.spec.shape) is not None
+        and not tensors.keys() & layers.parts(name)
     ]
     replaced = {f"{name}.{leaf}" for name in static for leaf in ("weight", "bias")}
     optional = _optional(layers, static)
@@ -85,6 +87,7 @@ def _optional(layers: Layers, static: list[str]) -> set[str]:
     """Return names that a source may lack: counters, schedules, and routing of layers that start from one kernel."""
     started = {layers.function(name) for name in static}
     names = {name for name in layers.tensors if name.endswith("num_batches_tracked")}
+    names |= {part for name in static for part in layers.parts(name)}
     for prefix, module in layers.modules.items():
         if module in started:
             names |= {f"{prefix}.{name}" for name in module.state_dict()}

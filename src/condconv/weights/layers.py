@@ -60,10 +60,14 @@ class Layers:
         for own, value in state.items():
             owner, _, leaf = own.rpartition(".")
             layer = owner.removesuffix("experts").removesuffix(".")
-            is_expert = owner.rpartition(".")[2] == "experts" and layer in self._layers
-            name = f"{layer}.{leaf}".removeprefix(".") if is_expert else own
+            is_kernel = leaf in ("weight", "bias") and owner.rpartition(".")[2] == "experts" and layer in self._layers
+            name = f"{layer}.{leaf}".removeprefix(".") if is_kernel else own
             named[name], self._own[name] = value, own
         return named
+
+    def parts(self, layer: str) -> list[str]:
+        """Return the names of what the experts of a layer have besides kernel and bias."""
+        return [name for name in self.tensors if name.startswith(f"{layer}.experts.")]
 
     def own_names(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return what the network's state dict calls its tensors, of their names here."""

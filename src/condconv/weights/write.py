@@ -87,8 +87,8 @@ def spread_kernels_(
         layer = layers.conditional[name]
         started = layer.experts.with_own_parameters()
         own = next(started.parameters())
-        kernel = tensors[f"{name}.weight"].to(own).reshape(started.spec.shape)
+        kernel = nn.Parameter(tensors[f"{name}.weight"].to(own).reshape(started.spec.shape), own.requires_grad)
         bias = tensors.get(f"{name}.bias") if started.spec.bias else None
         started.start_from_(kernel, None if bias is None else bias.to(own), start, expert_spread)
-        for own, value in zip(layer.experts.parameters(), started.parameters(), strict=True):
-            own.copy_(value)  # optimizers hold the parameter
+        for held, value in zip(layer.experts.state_dict().values(), started.state_dict().values(), strict=True):
+            held.copy_(value)  # optimizers hold the parameter

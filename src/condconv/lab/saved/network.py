@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from condconv.models import ModelInfo
 
-_OF_EXPERTS = ("routing", "scope")
+_OF_EXPERTS = ("routing", "experts", "scope")
 _OF_THE_BEGINNING = ("init", "expert_spread", "pretrained_cfg")
 
 NOT_BUILT = (

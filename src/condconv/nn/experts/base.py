@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,14 @@ class KernelSpec(NamedTuple):
     groups: int = 1
     transposed: bool = False
     bias: bool = True
+
+    @classmethod
+    def of(cls, static: Any) -> KernelSpec:
+        """Return that of a static layer of torch."""
+        shape, has_bias = tuple(static.weight.shape), static.bias is not None
+        if isinstance(static, nn.Linear):
+            return cls(shape, static.out_features, bias=has_bias)
+        return cls(shape, static.out_channels, static.groups, static.transposed, has_bias)
 
 
 class MixCost(NamedTuple):
@@ -62,6 +70,9 @@ class Geometry(Protocol):
     ) -> Tensor:
         """Apply to each example its own mixture of `weight` `[E, *shape]`; see `condconv.ops`."""
 
+    def shared(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply one kernel `[*shape]` and bias `[O]` to all examples, as the static layer does."""
+
 
 class Experts(nn.Module):
     """The experts of one layer: a subclass per way to store them.
@@ -72,7 +83,7 @@ class Experts(nn.Module):
     Attributes:
         spec: The kernel of one example.
         num_experts: E, the length of the routing weights.
-        bias: `[E, O]`, mixed by the routing weights, or `None`.
+        bias: `[E, O]`, mixed by the routing weights, or `[O]`, the same for all examples, or `None`.
         quantized: Whether the kernels are stored in fewer bits than they are computed in; for inference only.
         linear: Whether the kernel is the sum of the kernels of the single experts, weighted by the routing weights.
     """
@@ -150,7 +161,7 @@ class Experts(nn.Module):
         return kernels[0], None if biases is None else biases[0]
 
     def kernels(self) -> Tensor:
-        """Return the kernel that each expert alone makes with weight 1, `[E, *shape]`."""
+        """Return what each expert adds to the kernel with weight 1, `[E, *shape]`."""
         raise NotImplementedError
 
     def scale_outputs_(self, scale: Tensor) -> None:
@@ -161,11 +172,12 @@ class Experts(nn.Module):
         """
         raise NotImplementedError
 
-    def cost(self, applications: int, mixtures: int) -> MixCost:
+    def cost(self, inputs: int, outputs: int, mixtures: int) -> MixCost:
         """Return what the experts cost for one example of a model's input.
 
         Args:
-            applications: How often each number of a kernel is multiplied.
+            inputs: Number of places of the layer's input, pixels or rows.
+            outputs: Of its output.
             mixtures: How many kernels are mixed: more than one where the model folds windows into the batch.
         """
         raise NotImplementedError
@@ -175,6 +187,11 @@ class Experts(nn.Module):
         copied = copy.copy(self)
         copied._parameters, copied._buffers = dict(self._parameters), dict(self._buffers)
         return copied
+
+    @classmethod
+    def why_not(cls, spec: KernelSpec, **options: Any) -> str | None:
+        """Return why a layer cannot have these experts with some options, or `None`."""
+        return None
 
     def kernel_parameters(self) -> Sequence[nn.Parameter]:
         """Return the parameters that take the place of a static layer's weight, in a fixed order."""

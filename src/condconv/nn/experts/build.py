@@ -7,16 +7,51 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from condconv.errors import UsageError, shown
 from condconv.nn.calls import parse_call
 from condconv.nn.experts.base import Experts, KernelSpec
 from condconv.nn.experts.dense import DenseExperts
+from condconv.nn.experts.shared import SharedExperts
 from condconv.ops.scalars import one_of
 
-EXPERTS: dict[str, type[Experts]] = {"dense": DenseExperts}
+EXPERTS: dict[str, type[Experts]] = {"dense": DenseExperts, "shared": SharedExperts}
 _OF_THE_LAYER = ("spec", "num_experts", "device", "dtype")
 ExpertsOption = str | Callable[..., Experts]
+
+
+def resolve_experts(experts: ExpertsOption) -> tuple[Callable[..., Experts], dict[str, Any]]:
+    """Return what makes the experts that a user asks for, and its options.
+
+    Raises:
+        UsageError: `experts` is neither a known name nor callable, or its text has an option that it does not know.
+    """
+    if not isinstance(experts, str):
+        if callable(experts):
+            return experts, {}
+        raise UsageError(
+            f"`experts` must be a name or a factory, got {type(experts).__name__} {shown(experts, 40)}: names are "
+            f"{', '.join(EXPERTS)}"
+        )
+    name, options = parse_call(experts, "experts")
+    make = EXPERTS[one_of("experts", name, EXPERTS, "or give a factory")]
+    known = [each for each in inspect.signature(make).parameters if each not in _OF_THE_LAYER]
+    if unknown := [option for option in options if option not in known]:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise UsageError(f"`experts` must have options of {name} only, got {shown(unknown[0])}: {has}")
+    return make, options
+
+
+def why_not_experts(experts: ExpertsOption, static: nn.Module) -> str | None:
+    """Return why a static layer cannot get the experts that a user asks for, or `None`.
+
+    Raises:
+        UsageError: As `resolve_experts`.
+    """
+    make, options = resolve_experts(experts)
+    reason: str | None = make.why_not(KernelSpec.of(static), **options) if hasattr(make, "why_not") else None
+    return reason
 
 
 def make_experts(
@@ -41,20 +76,7 @@ def make_experts(
         UsageError: An unknown name, an option that it does not have, a value that the layer cannot have, or a factory
             of something else.
     """
-    make: Any = experts
-    options: dict[str, Any] = {}
-    if isinstance(experts, str):
-        name, options = parse_call(experts, "experts")
-        make = EXPERTS[one_of("experts", name, EXPERTS, "or give a factory")]
-        known = [each for each in inspect.signature(make).parameters if each not in _OF_THE_LAYER]
-        if unknown := [option for option in options if option not in known]:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise UsageError(f"`experts` must have options of {name} only, got {shown(unknown[0])}: {has}")
-    if not callable(make):
-        raise UsageError(
-            f"`experts` must be a name or a factory, got {type(make).__name__} {shown(make, 40)}: names are "
-            f"{', '.join(EXPERTS)}"
-        )
+    make, options = resolve_experts(experts)
     made: Any = make(spec, num_experts, device, dtype, **options)
     if not isinstance(made, Experts):
         raise UsageError(

@@ -94,12 +94,12 @@ class DenseExperts(Experts):
         if self.bias is not None:
             self.bias = nn.Parameter((self.bias.double() * scale).to(self.bias.dtype), self.bias.requires_grad)
 
-    def cost(self, applications: int, mixtures: int) -> MixCost:
+    def cost(self, inputs: int, outputs: int, mixtures: int) -> MixCost:
         """See the base; the multiply-adds of mixing are E for each number of kernel and bias."""
         kernel = self.weight[0].numel()
         mixed = kernel + (0 if self.bias is None else self.spec.out_channels)
         held = sum(each.nbytes for each in (self.weight, self.bias, self.weight_scale) if each is not None)
-        madds = kernel * applications + self.num_experts * mixed * mixtures
+        madds = kernel * (inputs if self.spec.transposed else outputs) + self.num_experts * mixed * mixtures
         return MixCost(madds, held, mixed * self.dtype.itemsize)
 
     def why_not_quantize(self) -> str | None:

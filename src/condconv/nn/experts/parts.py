@@ -1,0 +1,143 @@
+"""What routing changes in a kernel that all examples share: parts of `SharedExperts`.
+
+Each part takes centred routing weights c `[B, E]`: at c = 0 it changes nothing. It says the same twice, in the maps
+(`forward`) and in the kernels (`matrix`, `factor`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def along(factor: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Return factors per example and channel, `[B, C]`, in a shape that x, with channels at `dim`, is multiplied by."""
+    factor = factor.to(x.dtype)
+    if dim == 1:
+        return factor[(..., *(None,) * (x.dim() - 2))]
+    return factor.view(factor.shape[0], *(1,) * (x.dim() - 2), -1)
+
+
+def pointwise(x: Tensor, weight: Tensor, dim: int) -> Tensor:
+    """Map the channels of x, at `dim` (1 or -1), by `weight` `[C', C]`, for all examples and places."""
+    if dim == -1:
+        return F.linear(x, weight)
+    convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
+    y: Tensor = convolve(x, weight[(..., *(None,) * (x.dim() - 2))])
+    return y
+
+
+def mix_channels(x: Tensor, matrices: Tensor, dim: int) -> Tensor:
+    """Map the channels of each example of x, at `dim`, by its own matrix, of `[B, C', C]`."""
+    matrices = matrices.to(x.dtype)
+    if dim == 1:
+        return torch.bmm(matrices, x.flatten(2)).unflatten(2, x.shape[2:])
+    rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
+    return torch.bmm(rows, matrices.mT).view(*x.shape[:-1], -1)
+
+
+class Gains(nn.Module):
+    """A factor per channel, `1 + c G`: what squeeze-and-excitation does, as ODConv-1x and WeightNet do.
+
+    Attributes:
+        weight: G, `[E, C]`.
+    """
+
+    def __init__(self, num_experts: int, channels: int, **where: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, channels, **where))
+
+    @torch.no_grad()
+    def draw_(self, spread: float) -> None:
+        """Draw G so that a routed kernel differs by `spread` times its own standard deviation per unit of c."""
+        self.weight.normal_().mul_(spread)
+
+    def factor(self, c: Tensor) -> Tensor:
+        """Return the factors `[B, C]`."""
+        return 1 + c @ self.weight.to(c.dtype)
+
+    def forward(self, x: Tensor, c: Tensor, dim: int) -> Tensor:
+        """Multiply the channels of x, at `dim`."""
+        return x * along(self.factor(c), x, dim)
+
+    def madds(self, mixtures: int) -> int:
+        """Return the multiply-adds of the factors."""
+        return self.weight.numel() * mixtures
+
+
+class FullMixing(nn.Module):
+    """Channels that are mixed before the kernel, `I + sum_e c_e M_e`.
+
+    Attributes:
+        weight: M, `[E, C, C]`.
+    """
+
+    def __init__(self, num_experts: int, channels: int, **where: Any) -> None:
+        super().__init__()
+        self.channels = channels
+        self.weight = nn.Parameter(torch.empty(num_experts, channels, channels, **where))
+
+    @torch.no_grad()
+    def draw_(self, spread: float) -> None:
+        """Draw M; see `Gains.draw_`."""
+        self.weight.normal_().mul_(spread / self.channels**0.5)
+
+    def matrix(self, c: Tensor) -> Tensor:
+        """Return what is added to the identity, `[B, C, C]`."""
+        return torch.tensordot(c, self.weight.to(c.dtype), dims=1)
+
+    def forward(self, x: Tensor, c: Tensor, dim: int) -> Tensor:
+        """Return x with its channels, at `dim`, mixed."""
+        return x + mix_channels(x, self.matrix(c), dim)
+
+    def madds(self, places: int, mixtures: int) -> int:
+        """Return the multiply-adds on maps with this number of places in all."""
+        return self.channels**2 * places + self.weight.numel() * mixtures
+
+
+class LowRankMixing(nn.Module):
+    """Channels that are mixed before the kernel through R others, `I + Q (sum_e c_e S_e) P`.
+
+    In the maps: two pointwise convolutions that all examples share, and between them R channels per example.
+
+    Attributes:
+        down: P, `[R, C]`.
+        core: S, `[E, R, R]`.
+        up: Q, `[C, R]`.
+
+    Source:
+        Tucker decompositions of experts, as in DCD (arXiv:2103.08756), applied to the channels.
+    """
+
+    def __init__(self, num_experts: int, channels: int, rank: int, **where: Any) -> None:
+        super().__init__()
+        self.channels, self.rank = channels, rank
+        self.down = nn.Parameter(torch.empty(rank, channels, **where))
+        self.core = nn.Parameter(torch.empty(num_experts, rank, rank, **where))
+        self.up = nn.Parameter(torch.empty(channels, rank, **where))
+
+    @torch.no_grad()
+    def draw_(self, spread: float) -> None:
+        """Draw all three at random; see `Gains.draw_`. Of zeros none would ever get a gradient."""
+        self.down.normal_().mul_(self.channels**-0.5)
+        self.up.normal_().mul_(self.channels**-0.5)
+        self.core.normal_().mul_(spread * self.channels**0.5 / self.rank)
+
+    def _cores(self, c: Tensor) -> Tensor:
+        return torch.tensordot(c, self.core.to(c.dtype), dims=1)
+
+    def matrix(self, c: Tensor) -> Tensor:
+        """Return what is added to the identity, `[B, C, C]`."""
+        return self.up.to(c.dtype) @ self._cores(c) @ self.down.to(c.dtype)
+
+    def forward(self, x: Tensor, c: Tensor, dim: int) -> Tensor:
+        """Return x with its channels, at `dim`, mixed."""
+        code = mix_channels(pointwise(x, self.down, dim), self._cores(c), dim)
+        return x + pointwise(code, self.up, dim)
+
+    def madds(self, places: int, mixtures: int) -> int:
+        """Return the multiply-adds on maps with this number of places in all."""
+        return (2 * self.channels + self.rank) * self.rank * places + self.core.numel() * mixtures

@@ -1,0 +1,230 @@
+"""One kernel that all examples share, with parts that are routed: experts for about the price of one kernel."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condconv.errors import UsageError, shown
+from condconv.nn.experts.base import Experts, Geometry, KernelSpec, MixCost
+from condconv.nn.experts.parts import FullMixing, Gains, LowRankMixing
+from condconv.nn.experts.start import in_layout_of, init_experts_
+from condconv.ops.quantized import along_outputs
+
+_RANK = 8
+_FULL_UP_TO = 32  # channels, for kernels of several taps, which have more numbers than a matrix of channels
+_SPREAD = 0.6  # of `expert_spread`: 0.3 of the kernel's deviation for 0.5
+
+
+class SharedExperts(Experts):
+    """One kernel and routed parts, `W(x) = A(x) W0 B(x)`, of weights that are centred, `c = r - centre`.
+
+    - `B = I + Q (sum_e c_e S_e) P` mixes the input channels through `rank` others (or `sum_e c_e M_e`, rank "full").
+    - `A` and `B` multiply channels by a gain each, `1 + c G`.
+
+    A kernel per example is never mixed: the parts are small steps on the maps, before and after one ordinary
+    convolution. So a layer trains, compiles and exports as an ordinary one, and reads hardly more.
+
+    Args:
+        spec: The kernel.
+        num_experts: E; experts are cheap here.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        rank: Channels through which the input channels are mixed: a number; `"full"` for a whole matrix per expert;
+            or `None` for no mixing. `"auto"` for "full" in k x k layers of up to 32 channels, and for 8 in others.
+            Layers with groups, whose channels do not meet, have none.
+        gains: Whether input and output channels have a gain each; layers with groups always have them.
+
+    Attributes:
+        weight: W0, `[*shape]`.
+        bias: `[O]`, or `None`; not routed.
+        centre: `[E]`, the routing weights at which the kernel is W0: those that every input has at the start.
+
+    Raises:
+        UsageError: The layer cannot have the parts that are asked for.
+
+    Source:
+        The form unites OFA's kernel transforms (arXiv:1908.09791), DCD (arXiv:2103.08756), squeeze-and-excitation
+        (arXiv:1709.01507) and ODConv at one kernel (arXiv:2209.07947); the centred weights are ours: the kernel learns
+        as a static one does, whatever E is.
+    """
+
+    weight: nn.Parameter
+    centre: Tensor
+
+    def __init__(
+        self,
+        spec: KernelSpec,
+        num_experts: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rank: int | str | None = "auto",
+        gains: bool = False,
+    ) -> None:
+        super().__init__(spec, num_experts)
+        rank, gains = _resolve(spec, rank, gains)
+        where: Any = {"device": device, "dtype": dtype}
+        inputs, outputs = _channels(spec)
+        self.weight = nn.Parameter(torch.empty(spec.shape, **where))
+        self.register_parameter("bias", nn.Parameter(torch.empty(outputs, **where)) if spec.bias else None)
+        self.register_buffer("centre", torch.full((num_experts,), 0.5, **where))
+        self.mixing: FullMixing | LowRankMixing | None = None
+        if rank == "full":
+            self.mixing = FullMixing(num_experts, inputs, **where)
+        elif rank is not None:
+            self.mixing = LowRankMixing(num_experts, inputs, int(rank), **where)
+        self.input_gains = Gains(num_experts, inputs, **where) if gains else None
+        self.output_gains = Gains(num_experts, outputs, **where) if gains else None
+        self._dim = -1 if len(spec.shape) == 2 else 1
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        """Whether channels are mixed and nothing else is routed: parts multiply each other."""
+        return self.input_gains is None
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """See the base."""
+        init_experts_(self.weight[None], None if self.bias is None else self.bias[None])
+        self._draw_parts_(0.5)
+
+    @torch.no_grad()
+    def start_from_(
+        self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, expert_spread: float = 0.5
+    ) -> None:
+        """See the base; the output is the same whatever the parts are, since they vanish at the centre."""
+        self.weight = nn.Parameter(kernel.detach().clone(), kernel.requires_grad)
+        if bias is not None:
+            self.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
+        self.centre = routing_weights.detach().to(self.centre)
+        self._draw_parts_(expert_spread)
+        for name, parameter in self.named_parameters():
+            if name not in ("weight", "bias"):
+                parameter.requires_grad_(kernel.requires_grad)
+
+    @torch.no_grad()
+    def draw_(self, kernel: Tensor, bias: Tensor | None, deviation: Tensor) -> None:
+        """See the base."""
+        drawn = in_layout_of(kernel, self.weight.normal_().mul_(deviation)[None])[0]
+        self.start_from_(nn.Parameter(drawn, kernel.requires_grad), bias, self.centre)
+
+    def _draw_parts_(self, expert_spread: float) -> None:
+        for part in (self.mixing, self.input_gains, self.output_gains):
+            if part is not None:
+                part.draw_(_SPREAD * expert_spread)
+
+    def mix(self, routing_weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See the base."""
+        spec, dtype = self.spec, routing_weights.dtype
+        c = routing_weights - self.centre.to(dtype)
+        kernels = self.weight.to(dtype).expand(len(c), *spec.shape)
+        if self.mixing is not None:
+            added = self.mixing.matrix(c)  # [B, C, C], from channels of x to those that the kernel meets
+            axis = 1 if spec.transposed else 2
+            flat = kernels.movedim(axis, 1).flatten(2)  # [B, C, O * K]
+            mixed = (added.mT @ flat).view(kernels.movedim(axis, 1).shape)
+            kernels = kernels + mixed.movedim(1, axis)
+        if self.input_gains is not None and self.output_gains is not None:
+            kernels = kernels * _along_inputs(self.input_gains.factor(c), kernels, spec)
+            kernels = kernels * along_outputs(self.output_gains.factor(c), kernels, spec.groups, spec.transposed)
+        return kernels, None if self.bias is None else self.bias.to(dtype).expand(len(c), -1)
+
+    def convolve(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
+        """See the base; there is one way, whatever `impl` is."""
+        c = routing_weights - self.centre.to(routing_weights.dtype)
+        if self.input_gains is not None:
+            x = self.input_gains(x, c, self._dim)
+        if self.mixing is not None:
+            x = self.mixing(x, c, self._dim)
+        y = geometry.shared(x, self.weight, self.bias if self.output_gains is None else None)
+        if self.output_gains is not None:
+            y = self.output_gains(y, c, self._dim)
+            if self.bias is not None:  # it is not multiplied
+                y = y + (self.bias if self._dim == -1 else self.bias[(..., *(None,) * (y.dim() - 2))]).to(y.dtype)
+        return y
+
+    @torch.no_grad()
+    def kernels(self) -> Tensor:
+        """See the base; W0 is not in them."""
+        eye = torch.eye(self.num_experts, dtype=torch.float32, device=self.weight.device)
+        return self.mix(self.centre.float() + eye)[0] - self.weight.float()
+
+    @torch.no_grad()
+    def scale_outputs_(self, scale: Tensor) -> None:
+        """See the base; only W0 and the bias are scaled."""
+        scale = scale.to(self.weight.device, torch.float64)
+        kernel = self.weight.double()
+        kernel = kernel * along_outputs(scale[None], kernel[None], self.spec.groups, self.spec.transposed)[0]
+        self.weight = nn.Parameter(kernel.to(self.weight.dtype), self.weight.requires_grad)
+        if self.bias is not None:
+            self.bias = nn.Parameter((self.bias.double() * scale).to(self.bias.dtype), self.bias.requires_grad)
+
+    def cost(self, inputs: int, outputs: int, mixtures: int) -> MixCost:
+        """See the base; no mixed kernel exists."""
+        madds = self.weight.numel() * (inputs if self.spec.transposed else outputs)
+        if self.mixing is not None:
+            madds += self.mixing.madds(inputs, mixtures)
+        for gains in (self.input_gains, self.output_gains):
+            madds += 0 if gains is None else gains.madds(mixtures)
+        return MixCost(madds, sum(each.nbytes for each in self.parameters()), 0)
+
+    def why_not_quantize(self) -> str | None:
+        """See the base."""
+        return "they are one kernel and small parts: there is little to save"
+
+    @classmethod
+    def why_not(cls, spec: KernelSpec, **options: Any) -> str | None:
+        """See the base."""
+        try:
+            _resolve(spec, **{"rank": "auto", "gains": False, **options})
+        except UsageError as error:
+            return str(error)
+        return None
+
+    def extra_repr(self) -> str:
+        """Describe the parts."""
+        rank = self.mixing.rank if isinstance(self.mixing, LowRankMixing) else "full" if self.mixing else None
+        return f"rank={rank}, gains={self.input_gains is not None}"
+
+
+def _channels(spec: KernelSpec) -> tuple[int, int]:
+    """Return C and O."""
+    inputs = spec.shape[0] if spec.transposed else spec.shape[1] * spec.groups
+    return inputs, spec.out_channels
+
+
+def _along_inputs(factor: Tensor, kernels: Tensor, spec: KernelSpec) -> Tensor:
+    """Return numbers of input channels `[B, C]` in a shape that kernels `[B, *shape]` can be multiplied by."""
+    if spec.transposed:
+        return factor[(..., *(None,) * (kernels.dim() - 2))]
+    per_group = factor.unflatten(1, (spec.groups, -1)).repeat_interleave(spec.out_channels // spec.groups, dim=1)
+    return per_group[(..., *(None,) * (kernels.dim() - 3))]
+
+
+def _resolve(spec: KernelSpec, rank: Any, gains: Any) -> tuple[int | str | None, bool]:
+    """Return the parts that a layer has.
+
+    Raises:
+        UsageError: It cannot have those that are asked for, or would have none.
+    """
+    channels = _channels(spec)[0]
+    if not (rank in ("auto", "full", None) or (type(rank) is int and rank > 0)):
+        raise UsageError(f"`rank` must be a whole number, 'full', 'auto' or None, got {shown(rank)}: 'auto' is usual")
+    if not isinstance(gains, bool):
+        raise UsageError(f"`gains` must be True or False, got {shown(gains)}: leave it out for False")
+    if spec.groups > 1:
+        return None, True
+    if rank == "auto":
+        few = channels <= (_FULL_UP_TO if prod(spec.shape[2:]) > 1 else _RANK)
+        return "full" if few else _RANK, gains
+    if isinstance(rank, int) and rank > channels:
+        raise UsageError(
+            f"`rank` must be at most the number of input channels, {channels}, got {rank}: give less, or 'full'"
+        )
+    if rank is None and not gains:
+        raise UsageError("`rank` must not be None without gains, got None: experts would all be alike")
+    return rank, gains

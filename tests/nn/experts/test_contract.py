@@ -1,0 +1,260 @@
+"""What every store of experts must do, for every kind of layer: a new store is a row in `STORES`."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import condconv
+from condconv.convert.fold import fold_batch_norms_
+from condconv.errors import UsageError
+from condconv.nn import ConditionalLayer, Experts
+from condconv.nn.classes import conditional_class
+from condconv.nn.experts import why_not_experts
+
+STORES = ("dense", "shared", "shared(rank=2)", "shared(rank='full', gains=True)", "shared(rank=None, gains=True)")
+
+KINDS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "pointwise": (lambda: nn.Conv2d(8, 6, 1, stride=2), (8, 9, 7)),
+    "dense": (lambda: nn.Conv2d(8, 6, 3, padding=1), (8, 9, 7)),
+    "reflected": (lambda: nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect", bias=False), (8, 6, 7)),
+    "grouped": (lambda: nn.Conv2d(8, 6, 3, groups=2, dilation=2), (8, 9, 7)),
+    "depthwise": (lambda: nn.Conv2d(8, 16, 3, padding=1, groups=8, stride=2), (8, 9, 7)),
+    "transposed": (lambda: nn.ConvTranspose2d(8, 6, 3, stride=2, output_padding=1), (8, 5, 4)),
+    "transposed, grouped": (lambda: nn.ConvTranspose2d(8, 6, 3, groups=2), (8, 5, 4)),
+    "one dimension": (lambda: nn.Conv1d(8, 6, 3), (8, 11)),
+    "three dimensions": (lambda: nn.Conv3d(8, 4, 2), (8, 4, 3, 5)),
+    "linear": (lambda: nn.Linear(8, 5), (8,)),
+    "linear, rows": (lambda: nn.Linear(8, 5, bias=False), (3, 8)),
+}
+each_case = pytest.mark.parametrize(("store", "kind"), [(store, kind) for store in STORES for kind in KINDS])
+each_store = pytest.mark.parametrize("store", STORES)
+
+
+def make(store: str, kind: str, num_experts: int = 3) -> tuple[nn.Module, ConditionalLayer, Tensor]:
+    """Return a static layer, its conditional form with experts that differ, and three examples, all in fp64."""
+    torch.manual_seed(0)
+    build, shape = KINDS[kind]
+    static = build().double()
+    layer = conditional_class(static).from_static(static, num_experts, experts=store)
+    return static, layer, torch.randn(3, *shape, dtype=torch.float64)
+
+
+@each_case
+def test_the_start_is_the_static_layer(store: str, kind: str) -> None:
+    static, layer, x = make(store, kind)
+    torch.testing.assert_close(layer(x), static(x))
+    other = layer(x, torch.tensor([[0.9, 0.1, 0.4]], dtype=torch.float64).expand(3, -1))
+    assert (other - static(x)).abs().max() > 0.01  # the routed part is not nothing
+
+
+@each_case
+def test_convolve_is_what_mix_says_with_all_gradients(store: str, kind: str) -> None:
+    static, layer, x = make(store, kind)
+    routing_weights = torch.rand(3, 3, dtype=torch.float64)
+    leaves = [x.requires_grad_(), routing_weights.requires_grad_(), *layer.experts.parameters()]
+    y = layer(x, routing_weights)
+    kernels, biases = layer.experts.mix(routing_weights)
+    named = [{"weight": kernel} for kernel in kernels]
+    if biases is not None:
+        named = [{**each, "bias": bias} for each, bias in zip(named, biases, strict=True)]
+    each_alone = zip(named, x, strict=True)
+    expected = torch.cat([torch.func.functional_call(static, own, (one[None],)) for own, one in each_alone])
+    torch.testing.assert_close(y, expected)
+    toward = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, leaves, toward)
+    for found, wanted in zip(gradients, torch.autograd.grad(expected, leaves, toward), strict=True):
+        torch.testing.assert_close(found, wanted)
+        assert wanted.abs().sum() > 0
+
+
+@each_case
+def test_constant_routing_folds_into_a_static_layer(store: str, kind: str) -> None:
+    static, layer, x = make(store, kind)
+    constant = torch.rand(3, dtype=torch.float64)
+    ordinary = layer.to_static(constant)
+    assert type(ordinary) is type(static)
+    torch.testing.assert_close(ordinary(x), layer(x, constant.expand(3, -1)))
+
+
+@each_case
+def test_outputs_are_scaled_as_a_folded_norm_needs_it(store: str, kind: str) -> None:
+    _, layer, x = make(store, kind)
+    routing_weights = torch.rand(3, 3, dtype=torch.float64)
+    scale = torch.rand(layer.experts.spec.out_channels, dtype=torch.float64) + 0.5
+    along = scale if kind.startswith("linear") else scale[(..., *(None,) * (x.dim() - 2))]
+    expected = layer(x, routing_weights) * along
+    layer.experts.scale_outputs_(scale)
+    torch.testing.assert_close(layer(x, routing_weights), expected)
+
+
+@each_case
+def test_the_kernel_is_the_sum_over_experts_where_it_is_linear(store: str, kind: str) -> None:
+    _, layer, _ = make(store, kind)
+    first, second = torch.rand(2, 1, 3, dtype=torch.float64)
+    at_first, at_second = layer.experts.mix(first)[0], layer.experts.mix(second)[0]
+    summed = torch.tensordot((first - second)[0], layer.experts.kernels().double(), dims=1)
+    is_sum = torch.allclose(at_first - at_second, summed[None], atol=1e-5)
+    assert is_sum == layer.experts.linear
+    assert layer.experts.kernels().shape == (3, *layer.experts.spec.shape)
+
+
+@each_case
+def test_what_it_costs_is_counted(store: str, kind: str) -> None:
+    _, layer, x = make(store, kind)
+    one, layer.impl = x[:1], "grouped"  # mixes kernels, which is what is counted
+    with FlopCounterMode(display=False) as counter:
+        layer(one)
+    total = condconv.count(layer, one).total
+    assert total.params == sum(parameter.numel() for parameter in layer.parameters())
+    assert total.madds == counter.get_total_flops() / 2
+    assert total.expert_bytes == sum(each.nbytes for each in layer.experts.parameters())
+
+
+@each_store
+@pytest.mark.parametrize("kind", ["dense", "depthwise", "linear"])
+def test_copies_and_state_dicts(store: str, kind: str) -> None:
+    _, layer, x = make(store, kind)
+    expected = layer(x)
+    torch.testing.assert_close(copy.deepcopy(layer)(x), expected)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(x), expected)
+    other = conditional_class(KINDS[kind][0]())
+    again = other.from_static(KINDS[kind][0]().double(), 3, experts=store)
+    again.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(again(x), expected)
+
+
+@each_store
+@pytest.mark.parametrize("kind", ["pointwise", "dense", "depthwise", "transposed"])
+def test_layouts_and_autocast(store: str, kind: str) -> None:
+    _, layer, x = make(store, kind)
+    layer, x = layer.float(), x.float()
+    expected = layer(x)
+    last = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(x)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.1)
+    assert layer.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
+@each_store
+@pytest.mark.parametrize("batch", [0, 1, 5])
+def test_any_batch(store: str, batch: int) -> None:
+    _, layer, x = make(store, "dense")
+    some = x[:1].expand(batch, -1, -1, -1)
+    assert layer(some).shape == (batch, *layer(x).shape[1:])
+    layer(some).sum().backward()
+
+
+@each_store
+def test_experts_part_in_two_steps(store: str) -> None:
+    """A start from which all experts get one gradient would never leave it."""
+    _, layer, x = make(store, "dense")
+    before = {name: value.clone() for name, value in layer.named_parameters()}
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(x).square().mean().backward()
+        optimizer.step()
+    for name, value in layer.named_parameters():
+        assert not torch.equal(value, before[name]), name
+    moved = layer.experts.kernels().flatten(1)
+    assert nn.functional.pdist(moved).min() > 0
+    assert layer.routing_fn(x).std(0).max() > 0
+
+
+@each_store
+def test_a_random_start_and_a_frozen_kernel(store: str) -> None:
+    static = nn.Conv2d(8, 6, 3)
+    random = condconv.CondConv2d.from_static(static, 3, experts=store, init="random")
+    assert not torch.allclose(random(torch.ones(1, 8, 4, 4)), static(torch.ones(1, 8, 4, 4)))
+    assert random(torch.randn(64, 8, 4, 4)).std() < 10
+    static.requires_grad_(False)
+    frozen = condconv.CondConv2d.from_static(static, 3, experts=store)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+@each_store
+def test_compiled_and_exported_with_any_batch(store: str) -> None:
+    _, layer, x = make(store, "dense")
+    layer, x = layer.float().eval(), x.float()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-4)
+    program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+    torch.testing.assert_close(program.module()(x[:1]), layer(x[:1]), rtol=1e-4, atol=1e-4)
+
+
+@each_store
+@pytest.mark.parametrize("scope", ["layer", "block"])
+def test_a_network_is_converted_folded_and_loaded(store: str, scope: str) -> None:
+    torch.manual_seed(0)
+
+    def block() -> nn.Module:
+        depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        pointwise = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        return nn.Sequential(*depthwise, *pointwise)
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), block(), block()).eval()
+
+    static, x = network(), torch.randn(2, 3, 9, 9)
+    model = copy.deepcopy(static)
+    report = condconv.convert_(model, 3, scope=scope, experts=store, example_input=x)
+    assert len(report.layers) + len(report.refused) == 5
+    torch.testing.assert_close(model(x), static(x), rtol=1e-4, atol=1e-5)
+    other = network()
+    again = condconv.convert_like_(network(), report.to_dict(), example_input=x)
+    assert again.to_dict() == report.to_dict()
+    loaded = condconv.weights.load_state_dict(model, other.state_dict())
+    assert len(loaded.upcycled) == len(report.layers)
+    torch.testing.assert_close(model(x), other(x), rtol=1e-4, atol=1e-5)
+    for module in model.modules():
+        if isinstance(module, ConditionalLayer):
+            nn.init.normal_(module.routing_fn.fc.weight) if scope == "layer" else None
+    expected = model(x)
+    twin = network()
+    condconv.convert_(twin, 3, scope=scope, experts=store, example_input=x)
+    condconv.weights.load_state_dict(twin, model.state_dict())
+    torch.testing.assert_close(twin(x), expected)
+    fold_batch_norms_(model, x)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("store", "layer", "message"),
+    [
+        ("shared(rank=9)", nn.Conv2d(8, 6, 1), "`rank` must be at most the number of input channels, 8, got 9: give"),
+        ("shared(rank=None)", nn.Conv2d(8, 6, 1), "`rank` must not be None without gains, got None: experts would all"),
+        ("shared(rank=0)", nn.Conv2d(8, 6, 1), "`rank` must be a whole number, 'full', 'auto' or None, got 0"),
+        ("shared(gains=2)", nn.Conv2d(8, 6, 1), "`gains` must be True or False, got 2: leave it out"),
+    ],
+)
+def test_what_a_layer_cannot_have(store: str, layer: nn.Module, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        condconv.CondConv2d.from_static(layer, 3, experts=store)
+    assert message in str(why_not_experts(store, layer))
+
+
+def test_a_store_of_ones_own() -> None:
+    """What `Experts` promises: a subclass is all that a new way to store experts needs."""
+
+    class Alone(condconv.nn.DenseExperts):
+        """One expert per image at most."""
+
+        def convolve(self, x: Tensor, routing_weights: Tensor, geometry: Any, impl: str) -> Tensor:
+            best = nn.functional.one_hot(routing_weights.argmax(1), self.num_experts).to(routing_weights.dtype)
+            return super().convolve(x, best, geometry, impl)
+
+    layer = condconv.CondConv2d(3, 4, 3, num_experts=2, experts=Alone)
+    x = torch.randn(1, 3, 5, 5)
+    first = nn.functional.conv2d(x, layer.experts.kernels()[0], layer.experts.bias[0])
+    torch.testing.assert_close(layer(x, torch.tensor([[0.9, 0.8]])), first)
+    assert isinstance(layer.experts, Experts)
