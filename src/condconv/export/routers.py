@@ -35,7 +35,7 @@ class Router4d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the routing weights `[B, E]` of x `[B, C, *S]`."""
         image = x if x.dim() == 4 else x.reshape(x.shape[0], x.shape[1], 1, -1)
-        pooled = image.mean((2, 3), keepdim=True)
+        pooled = self.weighing.standardize(image.mean((2, 3), keepdim=True))
         return (
             _weigh_top_k(self.weighing, pooled.flatten(1)) if self.is_flat else self.weighing.weigh(pooled).flatten(1)
         )

@@ -31,6 +31,7 @@ from condconv.nn.routing import (
 )
 from condconv.nn.same_padding import TFSameConv2d
 from condconv.nn.softmax_routing import SoftmaxRouting, anneal_
+from condconv.nn.standardization import Standardization
 
 __all__ = [
     "CONDITIONAL_CLASSES",
@@ -59,6 +60,7 @@ __all__ = [
     "SharedExperts",
     "SigmoidRouting",
     "SoftmaxRouting",
+    "Standardization",
     "TFSameConv2d",
     "TopKRouting",
     "anneal_",

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
+from condconv.nn.standardization import Standardization
 from condconv.ops.autocast import autocast_disabled
 from condconv.ops.mixing import accumulation_dtype, as_dtype
 from condconv.ops.recording import plain_shape
-from condconv.ops.scalars import check_device, check_dtype, number, positive, whole
+from condconv.ops.scalars import check_device, check_dtype, flag, number, positive, whole
 from condconv.ops.validation import check_tensor
 
 
@@ -74,6 +75,8 @@ class RoutingFunction(nn.Module):
         num_experts: Number of experts, E.
         expert_dropout: Probability that an expert's weight is set to zero for an example in training; the others
             are scaled by `1 / (1 - expert_dropout)`.
+        standardize: Whether the pooled input is standardised per channel by running statistics over images, so that
+            routing learns at the common learning rate; see `condconv.nn.Standardization`.
         device: Device of the parameters.
         dtype: Dtype of the parameters; the weights are always fp32 (fp64 for fp64 input).
 
@@ -90,14 +93,17 @@ class RoutingFunction(nn.Module):
         num_experts: int,
         *,
         expert_dropout: float = 0.0,
+        standardize: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = positive("in_channels", in_channels)
         self.num_experts = positive("num_experts", num_experts)
-        check_device(device)
+        device = check_device(device)
         check_dtype(dtype)
+        with_statistics = flag("standardize", standardize)
+        self.standardization = Standardization(in_channels, device=device) if with_statistics else None
         rule, remedy = "in [0, 1)", "give a share of the experts, or 0 for none"
         self.expert_dropout = number("expert_dropout", expert_dropout, rule, lambda share: 0 <= share < 1, remedy)
 
@@ -110,7 +116,7 @@ class RoutingFunction(nn.Module):
         return self.drop(self.weigh(self.pool(x)))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Average x over its positions, to `[B, C]`.
+        """Average x over its positions, to `[B, C]`, and standardise that if the function does.
 
         Raises:
             UsageError: x has another number of channels.
@@ -121,7 +127,11 @@ class RoutingFunction(nn.Module):
                 f"`x` must have shape [B, {self.in_channels}, ...] to be routed, got {tuple(plain_shape(x))}: "
                 "create the routing function with in_channels equal to the channels of x"
             )
-        return global_average_pool(x)
+        return self.standardize(global_average_pool(x))
+
+    def standardize(self, pooled: Tensor) -> Tensor:
+        """Return a pooled input `[B, C, ...]`, standardised if the function does that."""
+        return pooled if self.standardization is None else self.standardization(pooled)
 
     def weigh(self, pooled: Tensor) -> Tensor:
         """Return the routing weights `[B, E]` of pooled inputs `[B, C]`. Subclasses define it."""
@@ -152,7 +162,8 @@ class RoutingFunction(nn.Module):
     def extra_repr(self) -> str:
         """Describe the sizes in `repr`."""
         dropout = f", expert_dropout={self.expert_dropout}" if self.expert_dropout else ""
-        return f"in_channels={self.in_channels}, num_experts={self.num_experts}{dropout}"
+        standardize = "" if self.standardization is None else ", standardize=True"
+        return f"in_channels={self.in_channels}, num_experts={self.num_experts}{dropout}{standardize}"
 
 
 class SigmoidRouting(RoutingFunction):

@@ -162,7 +162,7 @@ def _check_trained_routing(layers: Layers, matched: Matched, source: str, skippe
     for function in dict.fromkeys(layers.routing.values()):
         weight = f"{names[function]}.fc.weight"
         theirs = matched.sources[weight] if weight in matched.tensors else ""
-        if theirs.endswith(".routing_fn.weight") and not isinstance(function, SigmoidRouting):  # timm's, TensorFlow's
+        if theirs.endswith(".routing_fn.weight") and not _is_plain(function):  # timm's, TensorFlow's
             raise UsageError(
                 f"`model` must route by a sigmoid of one linear layer to take {theirs} of {source}, got "
                 f'{type(function).__name__}: create the network with routing="sigmoid"'
@@ -173,6 +173,11 @@ def _check_trained_routing(layers: Layers, matched: Matched, source: str, skippe
                 f"`model` must route as {source} was trained to, which lacks {min(lacking)}, got "
                 f"{type(function).__name__}: create the network with the routing of that run"
             )
+
+
+def _is_plain(function: nn.Module) -> bool:
+    """Whether a function is a sigmoid of one linear layer of the pooled input as it is."""
+    return isinstance(function, SigmoidRouting) and function.standardization is None
 
 
 def _check_skipped_routing(layers: Layers, fit: Fit, skipped: tuple[str, ...]) -> None:

@@ -139,7 +139,7 @@ def _known_alias(modules: Mapping[str, nn.Module], name: str) -> str:
     match = _ROUTING.fullmatch(name)
     if match is not None:
         routing = modules.get(f"{match['owner']}routing_fn")
-        if routing is not None and [child for child, _ in routing.named_children()] == ["fc"]:
+        if routing is not None and {child for child, _ in routing.named_children()} - {"standardization"} == {"fc"}:
             return f"{match['owner']}routing_fn.fc.{match['leaf']}"
     return name
 

@@ -45,6 +45,8 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
             reason = "it routes by its own input, not by its block's"
         elif type(function) is not SigmoidRouting:
             reason = f"its block routes by {type(function).__name__}, not by a sigmoid of one linear layer"
+        elif function.standardization is not None:
+            reason = "its routing standardises its input"
         elif not isinstance(layer.experts, DenseExperts):
             reason = f"its experts are {type(layer.experts).__name__}"
         elif layer.experts.bias is not None or layer.folded_bias is not None:
