@@ -144,6 +144,7 @@ RECORD, INTERVENTION = ("routings", 0), ("interventions", 0)
         ((*RECORD, "class_sums"), [[1.0, 2.0]], "has 'class_sums' of '0.routing_fn' in shape (1, 2), not (3, 2)"),
         ((*RECORD, "histogram"), [[1, 2], [3, 4]], "has 'histogram' of '0.routing_fn' in shape (2, 2), not (2, 40)"),
         ((*RECORD, "top_ids"), 4, "has 'top_weights' of '0.routing_fn' in shape (2, 10), not (2, 0)"),
+        ((*RECORD, "entropy_sum"), 1e308, "has an 'entropy_sum' of '0.routing_fn' beyond "),
         ((*RECORD, "entropy_sum"), float("nan"), "has numbers that are not finite in 'entropy_sum' of '0.routing_fn'"),
         (("interventions",), 5, "`interventions` must be a list of 0 to 1000000, got 5)"),
         ((*INTERVENTION, "lost"), ..., "got one without 'lost')"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from typing import Any
 
 import pytest
@@ -201,6 +202,16 @@ def changed(**values: Any) -> dict[str, Any]:
         ),
         ({"num_experts": "2"}, "got one in which `num_experts` must be a whole number from 1 to .*, got '2': give a"),
         ({"num_experts": True}, "`num_experts` must be a whole number from 1 to .*, got True"),
+        ({"num_experts": 10_000_000}, "`num_experts` must be a whole number from 1 to 4096, got 10000000"),
+        ({"groups": []}, "`groups` must be a list of 1 to"),
+        (
+            {"groups": [{"leader": None, "layers": ["a", "b", "a"], "last": "a", "channels": None}] * 100_000},
+            "`report` must name each layer once, got 'a', 'b' again: give a",
+        ),
+        (
+            {"groups": [{"leader": None, "layers": ["a" * 10**6], "last": "a", "channels": None}]},
+            "`model` must have the modules of the report, got none called 'a{39}…a{38}': build it as it was then",
+        ),
         ({"expert_spread": None}, "`expert_spread` must be a finite number, got None"),
         ({"groups": {}}, "`groups` must be a list of"),
         ({"groups": [3]}, r"`groups\[0\]` must be a mapping, got 3"),
@@ -239,11 +250,18 @@ def test_what_is_not_a_conversion_is_said(values: dict[str, Any], message: str) 
         (b"\xff", "`report` must be a JSON file"),
         (b"[" * 100_000, "`report` must be a JSON file"),
         (b"[1, 2]", "`report` must be a conversion, "),
+        (
+            2**29,
+            r"`report` must be a file, got .*conversion.json \(not a regular file of at most 1024 MiB, or of holes\)",
+        ),
     ],
 )
-def test_files_that_are_not_a_conversions_are_said(content: bytes | None, message: str, tmp_path) -> None:
+def test_files_that_are_not_a_conversions_are_said(content: bytes | int | None, message: str, tmp_path) -> None:
     path = tmp_path / "conversion.json"
-    if content is not None:
+    if isinstance(content, int):  # of holes, which would take as much memory
+        path.write_bytes(b"[")
+        os.truncate(path, content)
+    elif content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=message):
         convert_like_(Network(), path)

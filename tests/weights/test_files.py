@@ -347,3 +347,27 @@ def test_many_tensors_of_holes_are_not_read(tmp_path: Path) -> None:
         pytest.skip("the file system has no holes")
     with pytest.raises(UsageError, match="MiB, most of which are holes: take another copy"):
         load_pretrained(network, path)
+
+
+def test_a_damaged_zip_archive_is_not_loaded(tmp_path: Path) -> None:
+    """Torch reads other weights from it without a word."""
+    network = small()
+    path = tmp_path / "a.pth"
+    torch.save(network.state_dict(), path)
+    whole = path.read_bytes()
+    position = whole.index(network.stem.weight.detach().numpy().tobytes())
+    path.write_bytes(whole[: position + 3] + bytes([whole[position + 3] ^ 1]) + whole[position + 4 :])
+    with pytest.raises(
+        UsageError, match=r"must be as it was written, got .*, damaged in '.*data/\d+': take another copy"
+    ):
+        load_pretrained(small(), path)
+
+
+def test_a_zip_archive_without_checksums_is_loaded(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(small().state_dict(), tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    load_pretrained(small(), tmp_path / "a.pth")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -128,6 +129,9 @@ def record_from_lists(given: Mapping[str, Any], num_classes: int) -> RoutingReco
             raise ValueError(f"has {name!r} of {where} in shape {found}, not {shape}")
     if int(tensors["examples"]) < 1:
         raise ValueError(f"has no examples of {where}")
+    most = int(tensors["examples"]) * math.log2(experts) + 1  # and one for rounding
+    if abs(float(tensors["entropy_sum"])) > most:
+        raise ValueError(f"has an 'entropy_sum' of {where} beyond {most:,.0f}")
     return RoutingRecord(given["name"], tuple(given["layers"]), given["kind"], **tensors)
 
 

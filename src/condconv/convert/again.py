@@ -15,7 +15,7 @@ from condconv.convert.record import Conversion, read_conversion
 from condconv.convert.refusals import why_not_layer, why_not_model, why_not_shared
 from condconv.convert.report import ConversionReport
 from condconv.counting.tracing import trace
-from condconv.errors import UsageError
+from condconv.errors import UsageError, shown
 from condconv.nn.experts import ExpertsOption
 from condconv.nn.factory import Routing
 
@@ -85,12 +85,12 @@ def _find_layers(model: nn.Module, conversion: Conversion) -> dict[str, nn.Modul
     for name in (*names, *around):
         if name not in modules:
             raise UsageError(
-                f"`model` must have the modules of the report, got none called {name!r}: build it as it was then"
+                f"`model` must have the modules of the report, got none called {shown(name)}: build it as it was then"
             )
     shared = why_not_shared(model)
     layers = {name: modules[name] for name in names}
     for name, layer in layers.items():
         reason = why_not_layer(model, name, layer, conversion.experts) or shared.get(id(layer))
         if reason is not None:
-            raise UsageError(f"`model` must have static layers where the report has some, got {name!r}: {reason}")
+            raise UsageError(f"`model` must have static layers where the report has some, got {shown(name)}: {reason}")
     return layers

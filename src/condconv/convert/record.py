@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from condconv.convert.scope import Group
-from condconv.errors import UsageError, first_line, shown, shown_name
+from condconv.errors import UsageError, few, first_line, shown, shown_name
 from condconv.files.paths import read_text
 from condconv.files.schema import FINITE, TEXT, SchemaError, none_or, record, sequence, whole
 from condconv.nn.experts import ExpertsOption
 from condconv.nn.factory import Routing
 
 _FORMAT = "condconv conversion 1"
+_MOST_EXPERTS = 4096  # as in networks by name: a report may not ask for more memory than anybody uses
 _REMEDY = "give a ConversionReport, what its to_dict returned, or the file that its save wrote"
 _GROUP = record(
     {"leader": none_or(TEXT), "layers": sequence(TEXT, 1), "last": TEXT, "channels": none_or(whole(1))}, exact=False
 )
 _CONVERSION = {
-    "num_experts": whole(1),
+    "num_experts": whole(1, _MOST_EXPERTS),
     "routing": none_or(TEXT),
     "init": TEXT,
     "expert_spread": FINITE,
     "experts": none_or(TEXT),
     "impl": TEXT,
-    "groups": sequence(_GROUP),
+    "groups": sequence(_GROUP, 1),
 }
 
 
@@ -83,6 +85,11 @@ class Conversion:
             ) from error
         values = {name: data[name] for name in _CONVERSION}
         groups = tuple(_group(each) for each in values["groups"])
+        repeated = [
+            name for name, times in Counter(each for group in groups for each in group.layers).items() if times > 1
+        ]
+        if repeated:
+            raise UsageError(f"`report` must name each layer once, got {few(map(repr, repeated))} again: {_REMEDY}")
         given = {name: value for name, value in (("routing", routing), ("experts", experts)) if value is not None}
         chosen = {**values, **given, "groups": groups}
         for name in ("routing", "experts"):

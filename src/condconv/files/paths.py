@@ -116,12 +116,12 @@ def check_own(*paths: Path) -> None:
 
 
 def read_text(path: Path, most: int = 2**30, encoding: str = "utf-8") -> str:
-    """Return the text of a regular file of at most `most` bytes.
+    """Return the text of a regular file of at most `most` bytes, which are not mostly holes.
 
     Raises:
         OSError: It is larger, of another kind, or cannot be read.
         ValueError: It is not of this encoding.
     """
-    if path.exists() and (is_special(path) or path.stat().st_size > most):
-        raise OSError(f"not a regular file of at most {most / 2**20:.0f} MiB")
+    if path.exists() and (is_special(path) or path.stat().st_size > most or is_mostly_holes(path)):
+        raise OSError(f"not a regular file of at most {most / 2**20:.0f} MiB, or of holes")
     return path.read_text(encoding=encoding)

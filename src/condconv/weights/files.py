@@ -8,6 +8,7 @@ import pickle
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def read_file(path: str | Path, most: int) -> Any:
         return _read_safetensors(file, most)
     _check_holes(file, most)
     _check_unpacked(file, most)
+    _check_checksums(file)
     return _read_pickle(file)
 
 
@@ -151,6 +153,29 @@ def _check_unpacked(file: Path, most: int) -> None:
             f"`path` must be a file as torch.save writes it, got {path_shown(file)} of {size / 2**20:.1f} MiB, which "
             f"would unpack to {unpacked / 2**20:.0f} MiB: take the file that was saved, not a compressed one"
         )
+
+
+def _check_checksums(file: Path) -> None:
+    """Check that a zip archive of torch holds the bytes that were written, which torch itself does not.
+
+    Raises:
+        UsageError: It does not.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        for each in archive.infolist():
+            if each.CRC == 0:  # of one that is saved without checksums
+                continue
+            try:
+                with archive.open(each) as member:
+                    while member.read(2**24):
+                        pass
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+                raise UsageError(
+                    f"`path` must be as it was written, got {path_shown(file)}, damaged in {shown(each.filename)}: "
+                    "take another copy"
+                ) from error
 
 
 def _read_pickle(file: Path) -> Any:

@@ -371,7 +371,9 @@ def test_names_that_are_not_utf8_in_a_tar_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["1" * 19, "9" * 5000, "2147483648", "one", "", "1.0", "-0x1"], ids=lambda text: text[:12] or "none"
+    "text",
+    ["1" * 19, "9" * 5000, "2147483648", "one", "", "1.0", "-0x1", "1_0", "+1"],
+    ids=lambda text: text[:12] or "none",
 )
 def test_a_class_number_has_an_end(tmp_path, text):
     make_tar(tmp_path / "train.tar", member("1.png", picture()), member("1.cls", text.encode()))

@@ -89,6 +89,11 @@ def test_a_wrong_folder_is_explained(tmp_path, spoil, message):
     assert message.format(root=root) in str(caught.value)
 
 
+def test_a_device_is_there_but_no_folder(tmp_path):
+    with pytest.raises(UsageError, match="named dataset, got /dev/null, which is none of these: check the path"):
+        open_data(folder_settings("/dev/null", tmp_path))
+
+
 def test_more_images_an_update_than_there_are_is_refused(tmp_path):
     root = make_folder(tmp_path / "data")
     with pytest.raises(UsageError, match=r"`batch_size` must be at most the number of training images \(12\), got 13"):

@@ -263,6 +263,31 @@ def test_hugging_face_gives_what_the_folder_gives(tmp_path, hub):
     assert "none" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        (
+            "README.md",
+            '---\nconfigs: !!python/object/apply:os.system ["touch run"]\n---\n',
+            "could not determine a constr",
+        ),
+        (
+            "train/metadata.csv",
+            "file_name,label\n../../../../etc/passwd,a\n",
+            "Invalid metadata file_name '../../../../",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_hostile_folder_of_hugging_face_is_one_sentence(tmp_path, hub, monkeypatch, path, text, message):
+    monkeypatch.chdir(tmp_path)
+    (hub / path).write_text(text)
+    with pytest.raises(UsageError, match="`data` must be a dataset with images and classes, got hfds/") as caught:
+        open_data(small(f"hfds/{hub}", tmp_path, data_dir=str(tmp_path / "cache")))
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_kind_of_pixel_is_read_in_8_bits():
     """16 bits keep their upper half: 0x80FF is 128. Pillow alone would make it 255."""
     sixteen = Image.fromarray(np.array([[0, 0x00FF], [0x80FF, 0xFFFF]], dtype=np.uint16))

@@ -183,8 +183,9 @@ def open_path(path: Path, split: str, *, alone: bool) -> Reader:
 def _why_not_directory(path: Path) -> str:
     if path.is_file():
         return f"`val_data` must be given when `data` is a tar file, got {shown_name(path)} alone: give --val-data"
+    wrong = "is none of these" if path.exists() else "does not exist"
     return (
-        f"`data` must be a directory, a tar file or a named dataset, got {shown_name(path)}, which does not exist: "
+        f"`data` must be a directory, a tar file or a named dataset, got {shown_name(path)}, which {wrong}: "
         "check the path (named are digits, torch/NAME, hfds/NAME and wds/DIRECTORY)"
     )
 

@@ -9,7 +9,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from condconv.errors import UsageError, first_line, require_extra, shown_name
+from condconv.errors import MissingExtraError, UsageError, first_line, require_extra, shown_name
 from condconv.lab.data.contents import open_image
 
 DIGITS_MEAN, DIGITS_STD = (0.3053,), (0.3761,)
@@ -131,10 +131,12 @@ class HuggingFaceReader:
         try:
             found = asked[split] or _split_name(datasets.get_dataset_split_names(name), split)
             self._reader: Any = create_reader(f"hfds/{name}", root=root, split=found, **options)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except MissingExtraError:
+            raise
+        except Exception as error:  # of its parsers, and of what lies behind a DatasetGenerationError
             raise UsageError(
                 f"`data` must be a dataset with images and classes, got hfds/{shown_name(name)} "
-                f"({shown_name(first_line(error))}): name the split and columns by --data-option "
+                f"({first_line(_cause(error))}): name the split and columns by --data-option "
                 "val_split=..., input_key=... and target_key=..."
             ) from error
         reader = self._reader
@@ -159,6 +161,12 @@ class HuggingFaceReader:
     def filename(self, index: int) -> str:
         """Return what to call an image in a message."""
         return f"image {index} of {self._place}"
+
+
+def _cause(error: Exception) -> Exception:
+    """Return the error that datasets wraps in one that says nothing, or the error itself."""
+    cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
+    return cause if isinstance(cause, Exception) else error
 
 
 def _split_name(names: list[str], split: str) -> str:

@@ -133,10 +133,8 @@ def _scan(shard: Path, left_out: Counter[str]) -> Iterator[tuple[int, int, int]]
 
 def _label(member: tarfile.TarInfo, shard: Path) -> int:
     text = read_part(shard, member.offset_data, min(member.size, _LONGEST_NUMBER + 1)).read()
-    try:
-        label = int(text) if len(text) <= _LONGEST_NUMBER else -1
-    except ValueError:
-        label = -1
+    written = text.strip()
+    label = int(written) if written.isdigit() and len(text) <= _LONGEST_NUMBER else -1  # int takes 1_0 for 10
     if not 0 <= label <= _LARGEST_CLASS:
         raise UsageError(
             f"`data` must have a class number from 0 to {_LARGEST_CLASS} in each .cls, got {shown(text)} in "
