@@ -407,7 +407,7 @@ def test_several_members_are_scored_by_their_mean_probability():
             return self.probabilities.log().expand(len(x), -1)
 
     def accuracy(members, images):
-        return evaluate_images(_Average(members), images, Reading(device="cpu", progress=False)).top1
+        return evaluate_images(_Average(members), images, Reading(device="cpu", batch_size=4, progress=False)).top1
 
     images = [(torch.zeros(1), 0), (torch.zeros(1), 1), (torch.zeros(1), IGNORED)]
     # Means (0.5, 0.45, 0.05): class 0, one of the two images that count. Two of three members alone say class 1.
