@@ -90,3 +90,26 @@ def test_without_tensorflow(copy, monkeypatch) -> None:
 def test_a_variable_that_is_larger_than_the_network_is_not_read(checkpoint) -> None:
     with pytest.raises(UsageError, match=r"with 'a/kernel' of shape \(2, 3\), larger than the whole network: give"):
         read_tensorflow_checkpoint(checkpoint, 5)
+
+
+def test_a_pipe_among_the_files_is_not_opened(copy) -> None:
+    data = Path(f"{copy}.data-00000-of-00001")
+    data.unlink()
+    os.mkfifo(data)
+    with pytest.raises(
+        UsageError, match=r"must be a TensorFlow checkpoint of regular files, got .*, a pipe or a device: "
+    ):
+        read_tensorflow_checkpoint(copy)
+
+
+def test_a_state_without_end_names_no_checkpoint(copy) -> None:
+    """Of three gigabytes, which are holes."""
+    Path(f"{copy.with_name('other')}.index").write_bytes(b"")
+    state = copy.parent / "checkpoint"
+    state.write_text(f'model_checkpoint_path: "{copy.name}"\n')
+    assert read_tensorflow_checkpoint(copy.parent)["global_step"] == 5
+    os.truncate(state, 3 * 2**30)
+    with pytest.raises(
+        UsageError, match=r"a folder with one TensorFlow checkpoint, got .* with 2 \(.*: give the prefix of"
+    ):
+        read_tensorflow_checkpoint(copy.parent)

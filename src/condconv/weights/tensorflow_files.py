@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv.errors import UsageError, few, require_extra
+from condconv.errors import UsageError, few, require_extra, shown_name
+from condconv.files.paths import is_special, read_text
 from condconv.weights.files import check_size
 
 _FILE = re.compile(r"\.(?:index|data-[0-9]{5}-of-[0-9]{5})$")
+_LONGEST_STATE = 2**20  # bytes of the file that names the latest checkpoint, and the few before it
 _LATEST = re.compile(r'^model_checkpoint_path:\s*"(.*)"', re.MULTILINE)
 
 
@@ -52,6 +54,12 @@ def read_tensorflow_checkpoint(path: str | os.PathLike[str], most: int = 2**40) 
         MissingExtraError: TensorFlow is not installed.
     """
     prefix = _find_prefix(Path(path))
+    odd = [each for each in prefix.parent.iterdir() if each.name.startswith(f"{prefix.name}.") and is_special(each)]
+    if odd:  # which TensorFlow would read, or wait for, without end
+        raise UsageError(
+            f"`path` must be a TensorFlow checkpoint of regular files, got {shown_name(odd[0])}, a pipe or a device: "
+            "copy its .index and .data files again"
+        )
     with _quiet():
         tf: Any = require_extra("tensorflow", "tensorflow")
     try:
@@ -95,10 +103,17 @@ def _find_prefix(path: Path) -> Path:
     if len(names) == 1:
         return path / names[0]
     state = path / "checkpoint"
-    latest = _LATEST.search(state.read_text(encoding="utf-8", errors="replace")) if state.is_file() else None
+    latest = _LATEST.search(_text_of(state)) if state.is_file() else None
     # The file may give the folder in which the checkpoint was written.
     name = re.split(r"[/\\]", latest.group(1))[-1] if latest else None
     if name in names:
         return path / str(name)
     held = f"{len(names)} ({few(names)}): give the prefix of one" if names else "none: no .index file is in it"
     raise UsageError(f"`path` must be a folder with one TensorFlow checkpoint, got {str(path)!r} with {held}")
+
+
+def _text_of(state: Path) -> str:
+    try:
+        return read_text(state, _LONGEST_STATE)
+    except (OSError, ValueError):  # so it names no checkpoint
+        return ""

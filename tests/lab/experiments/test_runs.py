@@ -109,6 +109,28 @@ def test_a_record_counts_for_its_own_settings_and_data_wherever_it_runs(tmp_path
         assert replace(run, settings=replace(SETTINGS, **changes)).record() is None
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": "2 experts"}, "`label` must be one of 'plain', got '2 experts'"),
+        ({"seed": 1}, "`seed` must be one of 0, got 1"),
+        ({"experiment": "other"}, "`experiment` must be one of 'pair', got 'other'"),
+        ({"settings": "{}"}, "`settings` must be one of '"),
+        ({"score": 5.0}, "`score` must be a number from 0 to 1, got 5.0"),
+        ({"curve": [[0.5, -1.0]]}, "`score` must be a number from 0 to 1, got -1.0"),
+        ({"madds": 0}, "`madds` must be a whole number from 1 to"),
+        ({"seconds": -1.0}, "`seconds` must be a number of at least 0, got -1.0"),
+    ],
+)
+def test_a_record_of_another_run_is_not_taken_for_this_ones(tmp_path, changes, message):
+    run = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)[0]
+    _save(run)
+    run.path.write_text(json.dumps(asdict(_record(run, 0.5)) | changes))
+    with pytest.raises(UsageError, match="`out` must hold records of this version, got .*: remove it") as caught:
+        run.record()
+    assert message in str(caught.value)
+
+
 def test_data_of_one_name_in_two_places_is_other_data(tmp_path):
     places = ("/flowers/train.tar", "/pets/train.tar", "torch/cifar10", "hfds/cifar10", "cifar10")
     runs = [list_runs(EXPERIMENT, replace(SETTINGS, data=each), tmp_path, 1)[0] for each in places]

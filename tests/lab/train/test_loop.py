@@ -201,7 +201,9 @@ def test_ctrl_c_while_an_epoch_is_saved_does_not_count_it(tmp_path, monkeypatch)
     assert load_checkpoint(tmp_path / "last.safetensors").epoch == 1
 
 
-def test_an_optimizer_that_cannot_be_saved_is_refused_at_its_first_update(tmp_path):
+def test_an_optimizer_that_cannot_be_saved_is_refused_at_its_first_update(tmp_path, monkeypatch):
+    # Or torch compiles its functions first. What it keeps is the same.
+    monkeypatch.setattr(pytest.importorskip("timm.optim.kron"), "has_dynamo", False)
     stop = StopAt(2, RuntimeError("a second update"))
     with pytest.raises(UsageError, match="`optimizer` must keep numbers and tensors only, to be saved"):
         train(settings(tmp_path, optimizer="kron"), build=build_with(stop))

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from condconv.counting import count
 from condconv.errors import UsageError, first_line, shown, shown_name
 from condconv.files.atomic import write_own
 from condconv.files.paths import check_own, make_directory, read_text
-from condconv.files.schema import read_record
+from condconv.files.schema import number, one_of, read_record, whole
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.image_data import open_data
 from condconv.lab.experiments.branches import build
@@ -158,7 +159,8 @@ class Run:
         trained = [Path(each.out) for each in self.configs()]
         check_own(self.path.parent, self.path, self.log, self.out / _TRAINED, *trained)
         try:
-            return read_record(RunRecord, json.loads(read_text(self.path)))
+            found = read_record(RunRecord, json.loads(read_text(self.path)))
+            self._check_own_record(found)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
@@ -166,6 +168,23 @@ class Run:
                 f"`out` must hold records of this version, got {shown_name(self.path)}, which is not one "
                 f"({first_line(error)}): remove it"
             ) from error
+        return found
+
+    def _check_own_record(self, found: RunRecord) -> None:
+        """Check that a record is of this run, and of a run at all.
+
+        Raises:
+            SchemaError: It is of another one, or has a number that no run measures.
+        """
+        own = {"experiment": self.experiment.name, "label": self.arm.label, "seed": self.seed}
+        for name, value in {**own, "settings": self.fingerprint()}.items():
+            one_of(value)(f"`{name}`", getattr(found, name))
+        for name in ("params", "madds", "images_trained"):
+            whole(1)(f"`{name}`", getattr(found, name))
+        scores = (found.score, *found.member_scores, *chain(*found.curve))
+        for each in scores:
+            number("a number from 0 to 1", lambda value: 0 <= value <= 1)("`score`", each)
+        number("a number of at least 0", lambda value: value >= 0)("`seconds`", found.seconds)
 
 
 def _what(config: TrainConfig, *, follows: bool) -> dict[str, Any]:
