@@ -1,4 +1,5 @@
 import copy
+import errno
 import re
 
 import pytest
@@ -68,7 +69,7 @@ def test_forms_can_be_chosen_by_pattern():
 @pytest.mark.parametrize(
     ("forms", "message"),
     [
-        ({"0": "magic"}, "`forms` must name one of bmm, esum, grouped, scan, shift, unfold, got 'magic' for '0'"),
+        ({"0": "magic"}, "`forms` must name one of bmm, esum, grouped, own, scan, shift, unfold, got 'magic' for '0'"),
         ({"9": "esum"}, "got '9' for none: near names are 3.pointwise, 3.depthwise, 0"),
         ({"0": "bmm"}, "got 'bmm' for 0: only a 1 x 1 kernel is a product of matrices"),
     ],
@@ -267,6 +268,16 @@ def test_what_an_exporter_cannot_write_is_one_sentence_and_no_file(tmp_path):
     with pytest.raises(ExportError, match=message) as error:
         export(Branching(), tmp_path / "n.pt2", format="torch-export", example_input=IMAGE)
     assert len(str(error.value).splitlines()) == 1
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_full_disk_is_not_the_networks_fault(tmp_path, monkeypatch):
+    def write(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "save", write)
+    with pytest.raises(UsageError, match=r"^no space left on the disk for .*n.pt2; nothing was written: free some"):
+        export(CONV, tmp_path / "n.pt2", format="torch-export", example_input=IMAGE)
     assert not [*tmp_path.iterdir()]
 
 

@@ -239,3 +239,16 @@ def test_a_place_where_no_folder_can_be_made_is_refused(tmp_path):
     with pytest.raises(UsageError, match="`path` must be where files can be written, got .*no/n.onnx"):  # noqa: SIM117
         with written_beside(tmp_path / "no" / "n.onnx", "path"):
             pass
+
+
+def test_a_full_disk_under_another_packages_hands_is_said(tmp_path):
+    path = tmp_path / "a.onnx"
+    path.write_text("old")
+    with (
+        pytest.raises(UsageError, match=r"^no space left on the disk for .*; the previous a.onnx is intact: free some"),
+        written_beside(path, "path"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), written_beside(path, "path"):
+        raise FileNotFoundError(errno.ENOENT, "of something else")
+    assert [each.name for each in tmp_path.iterdir()] == ["a.onnx"]

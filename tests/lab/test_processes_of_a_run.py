@@ -1,8 +1,10 @@
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
+from accelerate.state import PartialState
 
 from condconv.errors import MissingExtraError, UsageError
 from condconv.lab.processes import create_accelerator, micro_batch, only_here
@@ -59,12 +61,16 @@ def test_the_accelerator_is_of_the_device_asked_for(tmp_path):
     [
         ({"ACCELERATE_DYNAMO_BACKEND": "foo"}, "`accelerate` must be able to start here, got ACCELERATE_DYNAMO_BAC"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "x"}, "correct these variables of the environment, or unset them"),
+        ({"ACCELERATE_TORCH_DEVICE": "moon"}, "got ACCELERATE_TORCH_DEVICE='moon' (Expected one of cpu, cuda, "),
+        ({"RANK": "5"}, "`RANK` must be the number of this process, 0 of 1, got '5' in the environment: unset it, or"),
         ({"RANK": "abc"}, "`RANK` must be a number in the environment, got 'abc'"),
     ],
 )
-def test_variables_that_no_launcher_sets_are_named(tmp_path, monkeypatch, variables, said):
+def test_variables_that_no_launcher_sets_are_named(tmp_path, monkeypatch, request, variables, said):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    PartialState._reset_state()  # as in a new process
+    request.addfinalizer(PartialState._reset_state)
     with pytest.raises(UsageError) as caught, only_here(tmp_path / "run"):
-        create_accelerator(settings(tmp_path))
+        create_accelerator(replace(settings(tmp_path), device="auto"))
     assert said in str(caught.value)

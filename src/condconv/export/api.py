@@ -18,7 +18,7 @@ from condconv.export.formats.request import Format, Inspection, Request, make_re
 from condconv.export.report import ExportReport
 from condconv.export.rewrite import copy_of, rewrite_
 from condconv.export.trials import make_trials, run_trials, store_
-from condconv.files.atomic import written_beside
+from condconv.files.atomic import is_disk_full, written_beside
 
 
 def export(
@@ -135,6 +135,8 @@ def _write(writer: Format, rewritten: nn.Module, path: Path, request: Request) -
     except (UsageError, MissingExtraError):
         raise
     except Exception as error:
+        if is_disk_full(error):
+            raise  # explained where the file's place is known
         reason = one_line(str(error))[:300]
         raise ExportError(
             f"`model` must consist of operations that the exporter for {writer.RUNTIME} knows, got "

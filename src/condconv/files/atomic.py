@@ -101,11 +101,21 @@ def written_beside(path: Path, argument: str = "out") -> Iterator[Path]:
         made = tempfile.TemporaryDirectory(_SUFFIX, _prefix(path.name), path.parent)
     with made as folder:
         temporary = Path(folder) / path.name
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise UsageError(_explain(path, error, argument, None)) from error
         others = [each for each in Path(folder).iterdir() if each != temporary]
         with _explained(path, argument):
             for written in (*others, temporary):  # which may name the others: it comes last
                 _put(written, path.parent / written.name)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether the system refused to write more, since the disk is full or a file would be too large."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def remove_leftovers(*paths: Path) -> None:

@@ -98,7 +98,7 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
             # The processes' batch statistics are averaged after each epoch, not replaced by the first one's each step.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, RuntimeError) as error:  # RuntimeError: of a device that torch does not know
         if "mixed precision" in str(error):
             raise UsageError(
                 f"`mixed_precision` must be supported by the device, got {config.mixed_precision!r} "
@@ -124,6 +124,12 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
 
 def _check_launch(config: TrainConfig, accelerator: Accelerator) -> None:
     """Refuse settings that accelerate would silently ignore."""
+    rank = os.environ.get("RANK", "0")
+    if rank != str(accelerator.process_index):  # then no process would make the directory
+        raise UsageError(
+            f"`RANK` must be the number of this process, {accelerator.process_index} of {accelerator.num_processes}, "
+            f"got {shown(rank)} in the environment: unset it, or start all processes by accelerate launch"
+        )
     kind = accelerator.distributed_type
     plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if kind not in plain and not accelerator.is_fsdp2:
