@@ -58,3 +58,11 @@ def test_a_second_demo_keeps_the_runs_and_says_the_same(out, capsys):
 def test_other_settings_in_the_same_directory_are_refused(out, capsys):
     assert main(["demo", "--seeds", "1", "--epochs", "2", "-o", str(out)]) == 2
     assert "differs in epochs: 2, not 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["table.md", "routing.png"])
+def test_a_link_in_the_place_of_a_result_is_refused_before_training(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(demo, "train", None)
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    assert main(["demo", "--seeds", "1", "--epochs", "1", "-o", str(tmp_path)]) == 2
+    assert f"got {tmp_path / name}, a link: remove it" in capsys.readouterr().err

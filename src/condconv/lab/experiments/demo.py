@@ -29,6 +29,8 @@ from condconv.lab.saved.metrics import TrainResult
 from condconv.lab.saved.rebuild import load_trained
 from condconv.lab.train.loop import train
 
+_FILES = ("table.md", "results.json", "curves.png", "routing.png")  # which come last, after minutes of training
+
 
 @dataclass(frozen=True)
 class DemoResult:
@@ -94,6 +96,7 @@ def _run(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> D
 def _train_all(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> dict[str, list[TrainResult]]:
     runs: dict[str, list[TrainResult]] = {config.static: [], config.conditional: []}
     check_own(*(Path(config.run(name, seed).out) for seed in range(config.seeds) for name in runs))
+    check_own(*(Path(config.out) / name for name in _FILES))
     for seed in range(config.seeds):
         for name, results in runs.items():
             title = f"{name}, seed {seed + 1} of {config.seeds}"
@@ -143,9 +146,10 @@ def _write_numbers(
         f"turns with {config.batch_size} images. MADDs: multiply-adds for one image (convolutions, routing, mixing "
         "of kernels)."
     )
-    write_own(out / "table.md", f"{table}\n\n{verdict}\n\n{note}\n")
-    write_own(out / "results.json", json.dumps(record, indent=2) + "\n")
-    return out / "table.md", out / "results.json"
+    text, values = (out / name for name in _FILES[:2])
+    write_own(text, f"{table}\n\n{verdict}\n\n{note}\n")
+    write_own(values, json.dumps(record, indent=2) + "\n")
+    return text, values
 
 
 def _draw_pictures(
@@ -155,7 +159,7 @@ def _draw_pictures(
     data: ImageData,
 ) -> tuple[Path, Path]:
     """Draw the learning curves and the routing of the conditional network; return the two paths."""
-    curves, picture = Path(config.out) / "curves.png", Path(config.out) / "routing.png"
+    curves, picture = (Path(config.out) / name for name in _FILES[2:])
     accuracy = {name: [[each.val_top1 for each in run.metrics] for run in results] for name, results in runs.items()}
     loss = {name: [[each.train_loss for each in run.metrics] for run in results] for name, results in runs.items()}
     plot_learning_curves(curves, accuracy, loss, title="Static network and its CondConv twin on digits")
