@@ -35,6 +35,7 @@ MEANT = {
     ("models", "pattern"): ["transformer", LONG],
     ("bench", "--layers"): ["x9", LONG],
     ("bench", "--networks"): ["vgg", LONG],
+    ("bench", "--experts"): ["vgg", "shared(rank=", "dense(rank=2)", LONG],
     ("bench", "--impl"): ["best", LONG],
     ("bench", "--device"): ["tpu", "cuda:x", LONG],
     ("bench", "--out"): ["no/such/a.json", ".", LONG],

@@ -38,6 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     text = "layers whose names match, such as '*1x1*'; 'all' adds those of the networks"
     add_option(parser, "--layers", TEXT, text, metavar="PATTERN")
     add_option(parser, "--networks", TEXT, "networks whose names match, such as '*b0*'", metavar="PATTERN")
+    text = "time networks with these experts, such as 'shared(rank=8)' (default: dense)"
+    add_option(parser, "--experts", TEXT, text, metavar="NAME")
     add_option(parser, "--mode", one_of("inference", "training"), "measure only this mode (default: both)")
     text = "implementation of the layers with experts, as in cond_conv2d (default: auto)"
     add_option(parser, "--impl", TEXT, text, metavar="NAME")
@@ -111,7 +113,7 @@ def _run_runtime(arguments: argparse.Namespace, repetitions: int) -> int:
 
     print(runtimes.header(), flush=True)
     rows = []
-    for case in networks_of(arguments.networks):
+    for case in networks_of(arguments.networks, arguments.experts):
         for row in runtimes.measure_runtime(case, arguments.runtime, arguments.batch or BATCHES, repetitions):
             print(runtimes.line(row), flush=True)
             rows.append(row)
@@ -130,19 +132,30 @@ def _tasks(arguments: argparse.Namespace) -> list[Any]:
     conditions = [Conditions(mode, *how) for mode in modes]
     if arguments.quick:
         return quick_tasks(conditions[0])
-    return full_tasks(conditions, arguments.batch, arguments.layers, arguments.networks)
+    return full_tasks(conditions, arguments.batch, arguments.layers, arguments.networks, arguments.experts)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     import torch
 
+    from condconv.nn.experts import resolve_experts
     from condconv.ops.implementations import AUTO, TABLE
+
+    if arguments.experts is not None:
+        resolve_experts(arguments.experts)
+        if arguments.layers is not None:
+            raise UsageError(
+                f"`--experts` must be given without --layers, got {shown(arguments.experts)}: the listed layers have "
+                "dense experts, leave one of them out"
+            )
 
     if arguments.impl not in (None, AUTO, *TABLE):
         raise UsageError(
             f"`--impl` must be {AUTO} or one of {', '.join(TABLE)}, got {shown(arguments.impl)}: choose another"
         )
-    chosen = [name for name in ("layers", "networks", "batch", "mode") if getattr(arguments, name) is not None]
+    chosen = [
+        name for name in ("layers", "networks", "experts", "batch", "mode") if getattr(arguments, name) is not None
+    ]
     alone = [name for name in ("quick", "call") if getattr(arguments, name)]
     if alone and (others := [*alone[1:], *chosen]):
         raise UsageError(f"`--{alone[0]}` must be alone in choosing rows, got --{others[0]} too: leave one of them out")

@@ -106,3 +106,15 @@ def test_patterns_of_a_benchmark_that_fit_nothing(argument: str, pattern: str) -
         full_tasks([Conditions()], None, **chosen)
     with pytest.raises(UsageError, match=f"^{message}$"):
         networks_of(pattern)
+
+
+def test_networks_with_other_experts() -> None:
+    (case,) = networks_of("*b0_8e", "shared(rank=8)")
+    assert case.name == "tf_efficientnet_cc_b0_8e, shared(rank=8)"
+    dense = NetworkCase("tf_efficientnet_cc_b0_8e")
+    assert case.bound < 1.1
+    assert dense.expert_bytes > 4 * case.expert_bytes
+    assert {task.case.name for task in full_tasks([Conditions()], [1], None, "*b0_8e", "shared(rank=8)")} == {case.name}
+    trio = NetworkCase("mobilenet_v1_cc_025_2e", "shared").make(1)
+    assert trio.timm is None
+    assert trio.ours(*trio.inputs).shape == (1, 1000)

@@ -97,30 +97,37 @@ class NetworkCase:
     """A conditional network of `condconv.list_models()`, on images of 224 pixels.
 
     Attributes:
-        name: Of the network.
+        network: Its name.
+        experts: As in `condconv.create_model`.
     """
 
-    name: str
+    network: str
+    experts: str = "dense"
+
+    @property
+    def name(self) -> str:
+        """Return the name of the network, and what its experts are if they are not dense."""
+        return self.network if self.experts == "dense" else f"{self.network}, {self.experts}"
 
     @property
     def bound(self) -> float:
         """Return its multiply-adds over those of its static twin."""
-        return _costs(self.name)[0] / _costs(_static_name(self.name))[0]
+        return _costs(self.network, self.experts)[0] / _costs(_static_name(self.network))[0]
 
     @property
     def expert_bytes(self) -> int:
         """Return the bytes of all its experts in fp32."""
-        return _costs(self.name)[1]
+        return _costs(self.network, self.experts)[1]
 
     def make(self, batch: int) -> Trio:
         """Return the networks and `batch` random images, fp32 on the CPU."""
-        ours = create_model(self.name)
+        ours = create_model(self.network, **_options(self.experts))
         timm = None
-        if (library := _timm("timm")) is not None and library.is_model(self.name):
-            timm = library.create_model(self.name)
+        if self.experts == "dense" and (library := _timm("timm")) is not None and library.is_model(self.network):
+            timm = library.create_model(self.network)
             timm.load_state_dict(to_timm_state_dict(ours))
         images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE)
-        return Trio(create_model(_static_name(self.name)), ours, timm, (images,))
+        return Trio(create_model(_static_name(self.network)), ours, timm, (images,))
 
 
 Case = LayerCase | NetworkCase
@@ -171,10 +178,14 @@ def _static_name(name: str) -> str:
     return f"{info.family}_{info.size}"
 
 
+def _options(experts: str) -> dict[str, Any]:
+    return {} if experts == "dense" else {"experts": experts}  # a static network takes none
+
+
 @cache
-def _costs(name: str) -> tuple[int, int]:
+def _costs(name: str, experts: str = "dense") -> tuple[int, int]:
     with torch.device("meta"):
-        total = count(create_model(name), torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)).total
+        total = count(create_model(name, **_options(experts)), torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)).total
     return total.madds, total.expert_bytes
 
 

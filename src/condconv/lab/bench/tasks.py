@@ -30,7 +30,11 @@ def quick_tasks(conditions: Conditions) -> list[Task]:
 
 
 def full_tasks(
-    conditions: Sequence[Conditions], batches: Sequence[int] | None, layers: str | None, networks: str | None
+    conditions: Sequence[Conditions],
+    batches: Sequence[int] | None,
+    layers: str | None,
+    networks: str | None,
+    experts: str | None = None,
 ) -> list[Task]:
     """Return what the patterns choose, under each of the conditions.
 
@@ -40,16 +44,17 @@ def full_tasks(
         layers: Patterns of layers' names, as in a `LayerChoice`; "all" adds the distinct layers of the networks to the
             fixed list. Where neither this nor `networks` is given, both take everything listed.
         networks: As `layers`, for `NETWORKS`.
+        experts: Of the networks; the listed layers, whose experts are dense, are then left out.
 
     Raises:
         UsageError: A pattern fits nothing.
     """
-    neither = layers is None and networks is None
+    neither = layers is None and networks is None and experts is None
     cases: list[Case] = []
     if layers is not None or neither:
         cases += _layers(layers)
-    if networks is not None or neither:
-        cases += networks_of(networks)
+    if networks is not None or experts is not None or neither:
+        cases += networks_of(networks, experts)
     tasks = [Task(case, batch, each) for case in cases for each in conditions for batch in batches or BATCHES]
     if batches is None:
         training = [each for each in conditions if each.mode == "training"]
@@ -64,11 +69,11 @@ def _layers(patterns: str | None) -> list[LayerCase]:
     return [*choose_named(named, patterns, argument="--layers", kind="listed layers").values()]
 
 
-def networks_of(patterns: str | None) -> list[NetworkCase]:
-    """Return the networks that patterns choose, as `full_tasks` reads them.
+def networks_of(patterns: str | None, experts: str | None = None) -> list[NetworkCase]:
+    """Return the networks that patterns choose, as `full_tasks` reads them, with experts of a kind.
 
     Raises:
         UsageError: A pattern fits none.
     """
-    named = {name: NetworkCase(name) for name in NETWORKS}
+    named = {name: NetworkCase(name, experts or "dense") for name in NETWORKS}
     return [*choose_named(named, patterns, argument="--networks", kind="listed networks").values()]
