@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import condconv
 from condconv.errors import UsageError
@@ -139,3 +140,28 @@ def test_compiled() -> None:
 def test_the_option_is_checked() -> None:
     with pytest.raises(UsageError, match="`standardize` must be"):
         make_routing("sigmoid(standardize='yes')", 4, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_models_of_any_dtype_train_and_round_no_statistics(dtype: torch.dtype) -> None:
+    layer = CondConv2d(3, 4, 3, num_experts=2, routing="sigmoid(standardize=True)").to(dtype)
+    layer(torch.randn(2, 3, 5, 5, dtype=dtype)).sum().backward()
+    statistics = layer.routing_fn.standardization.state_dict()
+    wide = torch.promote_types(dtype, torch.float32)
+    assert {each.dtype for each in statistics.values()} == {wide}
+    layer.load_state_dict({name: value.to(dtype) for name, value in layer.state_dict().items()}, assign=True)
+    assert layer(torch.randn(2, 3, 5, 5, dtype=dtype)).isfinite().all()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing_updates_once_and_has_the_same_gradients(use_reentrant: bool) -> None:
+    torch.manual_seed(0)
+    plain = CondConv2d(3, 4, 3, num_experts=2, routing="sigmoid(standardize=True)")
+    plain(torch.randn(2, 3, 5, 5))
+    recomputed, x = copy.deepcopy(plain), torch.randn(2, 3, 5, 5, requires_grad=True)
+    plain(x).square().sum().backward()
+    checkpoint(recomputed, x, use_reentrant=use_reentrant).square().sum().backward()
+    for one, other in zip(plain.parameters(), recomputed.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    for one, other in zip(plain.buffers(), recomputed.buffers(), strict=True):
+        assert torch.equal(one, other)

@@ -145,11 +145,11 @@ def test_layouts_and_autocast(store: str, kind: str) -> None:
     assert layer.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
-@each_store
+@each_case
 @pytest.mark.parametrize("batch", [0, 1, 5])
-def test_any_batch(store: str, batch: int) -> None:
-    _, layer, x = make(store, "dense")
-    some = x[:1].expand(batch, -1, -1, -1)
+def test_any_batch(store: str, kind: str, batch: int) -> None:
+    _, layer, x = make(store, kind)
+    some = x[:1].expand(batch, *x.shape[1:])
     assert layer(some).shape == (batch, *layer(x).shape[1:])
     layer(some).sum().backward()
 

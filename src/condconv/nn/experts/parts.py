@@ -18,7 +18,7 @@ def along(factor: Tensor, x: Tensor, dim: int) -> Tensor:
     factor = factor.to(x.dtype)
     if dim == 1:
         return factor[(..., *(None,) * (x.dim() - 2))]
-    return factor.view(factor.shape[0], *(1,) * (x.dim() - 2), -1)
+    return factor.view(factor.shape[0], *(1,) * (x.dim() - 2), factor.shape[1])
 
 
 def pointwise(x: Tensor, weight: Tensor, dim: int) -> Tensor:
@@ -36,7 +36,7 @@ def mix_channels(x: Tensor, matrices: Tensor, dim: int) -> Tensor:
     if dim == 1:
         return torch.bmm(matrices, x.flatten(2)).unflatten(2, x.shape[2:])
     rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
-    return torch.bmm(rows, matrices.mT).view(*x.shape[:-1], -1)
+    return torch.bmm(rows, matrices.mT).view(*x.shape[:-1], matrices.shape[1])
 
 
 class Gains(nn.Module):
