@@ -181,7 +181,7 @@ class Own(nn.Module):
                 f"`output_size` must not be given to a layer with {type(self.experts).__name__} that is exported, got "
                 f"{shown(output_size)}: give the layer output_padding instead"
             )
-        y: Tensor = self.experts.convolve(x, routing_weights, self.geometry, "auto")
+        y: Tensor = self.experts(x, routing_weights, self.geometry, "auto")
         if self.folded_bias is None:
             return y
         return y + (self.folded_bias if self.channels_last else self.folded_bias[(..., *(None,) * (y.dim() - 2))])

@@ -105,7 +105,7 @@ class CondConvNd(ConditionalLayer):
         raise NotImplementedError
 
     def _convolve(self, x: Tensor, routing_weights: Tensor, geometry: Geometry) -> Tensor:
-        y = self.experts.convolve(x, routing_weights, geometry, self.impl)
+        y: Tensor = self.experts(x, routing_weights, geometry, self.impl)
         return y if self.folded_bias is None else y + self.folded_bias.to(y.dtype)[(..., *(None,) * self.spatial_dims)]
 
     @staticmethod

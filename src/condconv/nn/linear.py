@@ -81,7 +81,7 @@ class CondLinear(ConditionalLayer):
             )
         if routing_weights is None:
             routing_weights = self.routing_fn(x if x.dim() == 2 else x.flatten(1, -2).transpose(-2, -1))
-        y = self.experts.convolve(x, routing_weights, _GEOMETRY, self.impl)
+        y: Tensor = self.experts(x, routing_weights, _GEOMETRY, self.impl)
         return y if self.folded_bias is None else y + self.folded_bias.to(y.dtype)
 
     def geometry(self) -> LinearGeometry:

@@ -141,11 +141,11 @@ def test_what_cannot_be_read_again_is_not_written():
     [
         ("[" * 100_000, "must have a header in JSON, got"),
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "must have a header in JSON, got"),
-        ('{"format": 4, "format": 4}', "a name is there twice"),
+        ('{"format": 5, "format": 5}', "a name is there twice"),
         ('{"format": ' + "9" * 5_000 + "}", "must have a header in JSON, got"),
         ("null", "with format None"),
-        ('{"format": "4"}', "with format '4'"),
-        ('{"format": 4}', "`kind` must be one of 'classifier', 'detector', got None: take another copy"),
+        ('{"format": "5"}', "with format '5'"),
+        ('{"format": 5}', "`kind` must be one of 'classifier', 'detector', got None: take another copy"),
     ],
 )
 def test_headers_that_are_none(tmp_path, text, message):

@@ -21,7 +21,7 @@ NEVER = [float("nan"), float("inf"), -1e400, "\x1b[2J", "x" * 10_000, [None] * 7
 
 
 def whole(values):
-    return {"format": 4, "digests": {"model": "0" * 64}, **copy.deepcopy(values)}
+    return {"format": 5, "digests": {"model": "0" * 64}, **copy.deepcopy(values)}
 
 
 def places(value, path=()):

@@ -55,7 +55,7 @@ def test_the_start_is_the_static_layer(store: str, kind: str) -> None:
 
 
 @each_case
-def test_convolve_is_what_mix_says_with_all_gradients(store: str, kind: str) -> None:
+def test_a_call_is_what_mix_says_with_all_gradients(store: str, kind: str) -> None:
     static, layer, x = make(store, kind)
     routing_weights = torch.rand(3, 3, dtype=torch.float64)
     leaves = [x.requires_grad_(), routing_weights.requires_grad_(), *layer.experts.parameters()]
@@ -249,9 +249,9 @@ def test_a_store_of_ones_own() -> None:
     class Alone(condconv.nn.DenseExperts):
         """One expert per image at most."""
 
-        def convolve(self, x: Tensor, routing_weights: Tensor, geometry: Any, impl: str) -> Tensor:
+        def forward(self, x: Tensor, routing_weights: Tensor, geometry: Any, impl: str) -> Tensor:
             best = nn.functional.one_hot(routing_weights.argmax(1), self.num_experts).to(routing_weights.dtype)
-            return super().convolve(x, best, geometry, impl)
+            return super().forward(x, best, geometry, impl)
 
     layer = condconv.CondConv2d(3, 4, 3, num_experts=2, experts=Alone)
     x = torch.randn(1, 3, 5, 5)

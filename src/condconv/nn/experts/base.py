@@ -132,8 +132,10 @@ class Experts(nn.Module):
         """
         raise NotImplementedError
 
-    def convolve(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
+    def forward(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
         """Return what each example's kernel makes of it, biases included.
+
+        It is the module's call, so that hooks on the experts run, such as those which gather sharded parameters.
 
         Args:
             x: The layer's input, `[B, ...]`.

@@ -74,7 +74,7 @@ class DenseExperts(Experts):
         kernels = torch.tensordot(routing_weights, self._widened(dtype), dims=1)
         return kernels, None if self.bias is None else routing_weights @ self.bias.to(dtype)
 
-    def convolve(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
+    def forward(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
         """See the base; the operation `condconv.ops.cond_conv2d` and its siblings."""
         return geometry.per_example(
             x, self.weight, routing_weights, self.bias, impl=impl, weight_scale=self.weight_scale

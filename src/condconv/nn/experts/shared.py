@@ -133,7 +133,7 @@ class SharedExperts(Experts):
             kernels = kernels * along_outputs(self.output_gains.factor(c), kernels, spec.groups, spec.transposed)
         return kernels, None if self.bias is None else self.bias.to(dtype).expand(len(c), -1)
 
-    def convolve(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
+    def forward(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
         """See the base; there is one way, whatever `impl` is."""
         c = routing_weights - self.centre.to(routing_weights.dtype)
         if self.input_gains is not None:
