@@ -80,6 +80,7 @@ def test_what_is_resolved(tmp_path):
     assert resolved("resnet_cc_18_2e", 64, init="same_output", expert_spread=0.1, routing="softmax") == {
         "output_stride": 16,
         "routing": "softmax",
+        "experts": "dense",
         "scope": "block",
     }
     assert resolved("tf_efficientnet_b0", 224, pretrained_cfg="in1k") == {"output_stride": 32}
