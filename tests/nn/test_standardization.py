@@ -116,6 +116,17 @@ def test_converted_trained_saved_and_exported(tmp_path: Path, name: str, scope: 
     assert exported.verified
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "softmax", "hidden", "top_k"])
+def test_openvino_multiplies_the_right_channels(tmp_path: Path, name: str) -> None:
+    """It merges a factor per channel into a mean over the pixels of [B, C, H * W], along the wrong dimension."""
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    model = nn.Sequential(CondConv2d(8, 6, 3, num_experts=3, routing=f"{name}(standardize=True)"))
+    for _ in range(9):
+        model(torch.randn(4, 8, 9, 9) + torch.arange(8)[:, None, None])
+    assert export(model.eval(), tmp_path / "n.xml", format="openvino", example_input=torch.randn(2, 8, 9, 9)).verified
+
+
 def test_it_is_not_loaded_from_or_written_as_a_plain_sigmoid() -> None:
     plain = condconv.create_model("tf_efficientnet_cc_b0_4e", num_classes=3)
     model = condconv.create_model("tf_efficientnet_cc_b0_4e", num_classes=3, routing="sigmoid(standardize=True)")

@@ -127,8 +127,11 @@ TABLES: dict[str, tuple[ExportRule, ...]] = {
 }
 
 
-ROUTED_IN_4D = ("executorch", "litert", "coreml")
-"""Runtimes whose delegates take a routing function in four dimensions only."""
+ROUTED_IN_4D = ("executorch", "litert", "coreml", "openvino")
+"""Runtimes that need routing functions in four dimensions.
+
+Delegates take no others. OpenVINO merges a standardization into the mean before it, along a wrong dimension in others.
+"""
 
 
 def why_not_form(form: str, layer: Any, batch: int | None) -> str | None:
