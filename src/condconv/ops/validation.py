@@ -102,15 +102,25 @@ def check_shapes(
         )
     if any(extent < 1 for extent in shape[2:]):
         raise UsageError(f"`x` must have a pixel in each spatial dimension, got {shape}: leave empty inputs out")
-    if tuple(routing_weights.shape) != (x.shape[0], num_experts):
-        raise UsageError(
-            f"`routing_weights` must have shape [B, E] = {(x.shape[0], num_experts)}, got "
-            f"{tuple(routing_weights.shape)}: give one weight per example and expert"
-        )
+    check_routing_weights(routing_weights, x, num_experts)
     if bias is not None and tuple(bias.shape) != (num_experts, out_channels):
         raise UsageError(
             f"`bias` must have shape [E, O] = {(num_experts, out_channels)}, got {tuple(bias.shape)}: "
             "a bias shared by the experts is bias.expand(E, -1)"
+        )
+
+
+def check_routing_weights(routing_weights: Tensor, x: Tensor, num_experts: int) -> None:
+    """Check that there is a weight per example of x and expert.
+
+    Raises:
+        UsageError: There is not.
+    """
+    expected, found = (plain_shape(x)[0], num_experts), tuple(plain_shape(routing_weights))
+    if found != expected:
+        raise UsageError(
+            f"`routing_weights` must have shape [B, E] = {expected}, got {found}: "
+            "give one weight per example and expert"
         )
 
 

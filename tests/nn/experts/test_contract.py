@@ -155,6 +155,19 @@ def test_any_batch(store: str, kind: str, batch: int) -> None:
 
 
 @each_store
+@pytest.mark.parametrize("kind", ["dense", "depthwise", "linear"])
+def test_wrong_routing_weights_and_dtypes_are_refused(store: str, kind: str) -> None:
+    _, layer, x = make(store, kind)
+    for shape in ((1, 3), (3, 1), (3, 2), (3,)):
+        with pytest.raises(UsageError, match=r"`routing_weights` must have shape \[B, E\] = \(3, 3\), got"):
+            layer(x, torch.rand(shape, dtype=torch.float64))
+    with pytest.raises(UsageError, match="`routing_weights` must have a floating-point dtype"):
+        layer(x, torch.ones(3, 3, dtype=torch.int64))
+    with pytest.raises(UsageError, match=r"`weight` must have the dtype of x, torch.float32, got torch.float64"):
+        layer(x.float())
+
+
+@each_store
 def test_experts_part_in_two_steps(store: str) -> None:
     """A start from which all experts get one gradient would never leave it."""
     _, layer, x = make(store, "dense")

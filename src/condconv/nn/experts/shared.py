@@ -13,6 +13,7 @@ from condconv.nn.experts.base import Experts, Geometry, KernelSpec, MixCost
 from condconv.nn.experts.parts import FullMixing, Gains, LowRankMixing
 from condconv.nn.experts.start import in_layout_of, init_experts_
 from condconv.ops.quantized import along_outputs
+from condconv.ops.validation import check_routing_weights, check_tensors
 
 _RANK = 8
 _FULL_UP_TO = 32  # channels, for kernels of several taps, which have more numbers than a matrix of channels
@@ -135,6 +136,8 @@ class SharedExperts(Experts):
 
     def forward(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
         """See the base; there is one way, whatever `impl` is."""
+        check_tensors(x, self.weight, routing_weights, self.bias)
+        check_routing_weights(routing_weights, x, self.num_experts)  # smaller ones would be broadcast
         c = routing_weights - self.centre.to(routing_weights.dtype)
         if self.input_gains is not None:
             x = self.input_gains(x, c, self._dim)
