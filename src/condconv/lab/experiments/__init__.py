@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from condconv.lazy import public_names
+from condconv._lazy import public_names
 
 if TYPE_CHECKING:
     from condconv.lab.experiments.catalog import create_experiment

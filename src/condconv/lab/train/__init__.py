@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from condconv._lazy import public_names
 from condconv.lab.config import TrainConfig
-from condconv.lazy import public_names
 
 if TYPE_CHECKING:
     from condconv.lab.train.loop import train
