@@ -20,7 +20,7 @@ from condconv.nn import (
 )
 from condconv.nn.block_routing import ClearSlot
 from condconv.nn.classes import conditional_class
-from condconv.nn.factory import Routing, start_constant_
+from condconv.nn.factory import Routing, even_weights, start_constant_
 
 _OF_LAYERS = ("init", "expert_spread", "experts", "impl")
 
@@ -64,8 +64,8 @@ def build_layers(
         routing_fn = _make_routing(routing, group.channels, num_experts, first, previous)
         chained = isinstance(routing_fn, HierarchicalRouting)
         slot = RoutingSlot(f"block {group.leader!r}", num_experts)
-        if conversion.init == "same_output":
-            slot.start = start_constant_(routing_fn)
+        at_start = start_constant_ if conversion.init == "same_output" else even_weights
+        slot.start = at_start(routing_fn)
         if not any(_learns(old_layers[name]) for name in group.layers):
             routing_fn.requires_grad_(False)
         for name in group.layers:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from condconv.errors import UsageError, shown
 from condconv.nn.experts import Experts, KernelSpec, is_expert_spread, make_experts
 from condconv.nn.experts.build import ExpertsOption
-from condconv.nn.factory import Routing, make_routing, start_constant_
+from condconv.nn.factory import Routing, even_weights, make_routing, start_constant_
 from condconv.nn.foreign import full_name
 from condconv.nn.static import carry_over_, why_not_static
 from condconv.ops.implementations import check_impl
@@ -58,6 +58,8 @@ class ConditionalLayer(nn.Module):
         self.experts = make_experts(experts, spec, num_experts, device=device, dtype=dtype)
         self.register_parameter("folded_bias", None)
         self.routing_fn = make_routing(routing, routed_channels, num_experts, device=device, dtype=dtype)
+        if self.experts.centred and (even := even_weights(self.routing_fn)) is not None:
+            self.experts.centre_on_(even)
         self.reset_parameters()
 
     @property

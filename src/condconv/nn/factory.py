@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -100,6 +101,19 @@ def _options_of(make: Callable[..., nn.Module]) -> list[str]:
     parameters = [each for kind in kinds for each in inspect.signature(kind).parameters.values()]
     names = dict.fromkeys(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
     return [name for name in names if name not in ("device", "dtype")]
+
+
+def even_weights(routing_fn: nn.Module) -> Tensor | None:
+    """Return the weights `[E]` that a routing function would give every input at the start; it is left as it is.
+
+    `None` if it does not say, as functions of other libraries and slots that no block has filled.
+    """
+    start = getattr(copy.deepcopy(routing_fn), "start_constant_", None)
+    try:
+        weights: Tensor | None = None if start is None else start()
+    except (UsageError, RuntimeError):  # a slot without a block
+        return None
+    return weights
 
 
 def start_constant_(routing_fn: nn.Module) -> Tensor:

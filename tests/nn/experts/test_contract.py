@@ -241,6 +241,21 @@ def test_a_network_is_converted_folded_and_loaded(store: str, scope: str) -> Non
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("routing", ["sigmoid", "softmax", "hidden", "top_k"])
+@pytest.mark.parametrize("scope", ["layer", "block"])
+def test_the_centre_is_what_inputs_have_on_average(routing: str, scope: str) -> None:
+    """Of a random start too: around another point all kernels would be off by the same amount."""
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(6, 6, 3)))
+    options: Any = {"routing": routing, "scope": scope, "init": "random", "experts": "shared"}
+    condconv.convert_(model, 4, **options, example_input=torch.randn(2, 3, 9, 9))
+    layer = condconv.CondConv2d(3, 6, 3, num_experts=4, routing=routing, experts="shared")
+    for each in (layer, *(module for module in model.modules() if isinstance(module, ConditionalLayer))):
+        expected = 0.5 if routing in ("sigmoid", "hidden") else 0.25
+        assert each.experts.centre.mean().item() == pytest.approx(expected)
+    external = condconv.CondConv2d(3, 6, 3, num_experts=4, routing="external", experts="shared")
+    assert external.experts.centre.tolist() == [0.25] * 4
+
+
 @pytest.mark.parametrize(
     ("store", "layer", "message"),
     [

@@ -85,10 +85,12 @@ class Experts(nn.Module):
         num_experts: E, the length of the routing weights.
         bias: `[E, O]`, mixed by the routing weights, or `[O]`, the same for all examples, or `None`.
         quantized: Whether the kernels are stored in fewer bits than they are computed in; for inference only.
+        centred: Whether the store has a centre, the routing weights that inputs have at the start; see `centre_on_`.
         linear: Whether the kernel is the sum of the kernels of the single experts, weighted by the routing weights.
     """
 
     linear: ClassVar[bool]
+    centred: ClassVar[bool] = False
     bias: nn.Parameter | None
 
     def __init__(self, spec: KernelSpec, num_experts: int) -> None:
@@ -100,6 +102,9 @@ class Experts(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the experts at random, as torch draws the kernel of one static layer, in place."""
         raise NotImplementedError
+
+    def centre_on_(self, routing_weights: Tensor) -> None:
+        """Take routing weights `[E]` for the centre of a store that has one, in place."""
 
     def start_from_(
         self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, expert_spread: float = 0.5

@@ -53,6 +53,7 @@ class SharedExperts(Experts):
         as a static one does, whatever E is.
     """
 
+    centred = True
     weight: nn.Parameter
     centre: Tensor
 
@@ -93,6 +94,10 @@ class SharedExperts(Experts):
         init_experts_(self.weight[None], None if self.bias is None else self.bias[None])
         self._draw_parts_(0.5)
 
+    def centre_on_(self, routing_weights: Tensor) -> None:
+        """See the base."""
+        self.centre = routing_weights.detach().to(self.centre)
+
     @torch.no_grad()
     def start_from_(
         self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, expert_spread: float = 0.5
@@ -101,7 +106,7 @@ class SharedExperts(Experts):
         self.weight = nn.Parameter(kernel.detach().clone(), kernel.requires_grad)
         if bias is not None:
             self.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
-        self.centre = routing_weights.detach().to(self.centre)
+        self.centre_on_(routing_weights)
         self._draw_parts_(expert_spread)
         for name, parameter in self.named_parameters():
             if name not in ("weight", "bias"):
