@@ -176,3 +176,9 @@ def test_activation_checkpointing_updates_once_and_has_the_same_gradients(use_re
         torch.testing.assert_close(one.grad, other.grad)
     for one, other in zip(plain.buffers(), recomputed.buffers(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["constant", "external"])
+def test_routing_that_reads_no_input_cannot_standardise_it(name: str) -> None:
+    with pytest.raises(UsageError, match="`standardize` must be False for .*, which does not read its input, got True"):
+        make_routing(f"{name}(standardize=True)", 4, 2)

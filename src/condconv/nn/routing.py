@@ -87,6 +87,8 @@ class RoutingFunction(nn.Module):
         CondConv, section 3; dropping experts in training: the paper, as we recall it.
     """
 
+    _reads_input = True
+
     def __init__(
         self,
         in_channels: int,
@@ -103,6 +105,11 @@ class RoutingFunction(nn.Module):
         device = check_device(device)
         check_dtype(dtype)
         with_statistics = flag("standardize", standardize)
+        if with_statistics and not self._reads_input:
+            raise UsageError(
+                f"`standardize` must be False for {type(self).__name__}, which does not read its input, got True: "
+                "leave it out"
+            )
         self.standardization = Standardization(in_channels, device=device) if with_statistics else None
         rule, remedy = "in [0, 1)", "give a share of the experts, or 0 for none"
         self.expert_dropout = number("expert_dropout", expert_dropout, rule, lambda share: 0 <= share < 1, remedy)
@@ -328,6 +335,7 @@ class ConstantRouting(RoutingFunction):
         UsageError: `weights` is not a number, nor E of them.
     """
 
+    _reads_input = False
     weights: Tensor
 
     def __init__(
@@ -363,6 +371,8 @@ class ExternalRouting(RoutingFunction):
         num_experts: Number of experts, E.
         **options: Of `RoutingFunction`.
     """
+
+    _reads_input = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Raise an error: the weights are missing.
