@@ -21,6 +21,7 @@ from torch._higher_order_ops.scan import scan
 from condconv.errors import UsageError, shown
 from condconv.export.geometry import Geometry
 from condconv.nn import CondConv2d, ConditionalLayer, CondLinear
+from condconv.nn.experts.parts import along
 
 
 class Mixer(nn.Linear):
@@ -172,7 +173,7 @@ class Own(nn.Module):
         super().__init__()
         self.experts, self.folded_bias = layer.experts, layer.folded_bias
         self.geometry = layer.geometry()
-        self.channels_last = isinstance(layer, CondLinear)
+        self.dim = -1 if isinstance(layer, CondLinear) else 1  # of the channels
 
     def forward(self, x: Tensor, routing_weights: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Compute what the layer does."""
@@ -182,9 +183,7 @@ class Own(nn.Module):
                 f"{shown(output_size)}: give the layer output_padding instead"
             )
         y: Tensor = self.experts(x, routing_weights, self.geometry, "auto")
-        if self.folded_bias is None:
-            return y
-        return y + (self.folded_bias if self.channels_last else self.folded_bias[(..., *(None,) * (y.dim() - 2))])
+        return y if self.folded_bias is None else y + along(self.folded_bias, y, self.dim)
 
 
 class Esum(nn.Module):
@@ -196,17 +195,13 @@ class Esum(nn.Module):
         unbiased.folded_bias = None
         self.experts = nn.ModuleList(unbiased.to_static(one) for one in torch.eye(layer.num_experts))
         self.folded_bias = None if layer.folded_bias is None else nn.Parameter(layer.folded_bias.detach().clone())
-        self.channels_last = isinstance(layer, CondLinear)
+        self.dim = -1 if isinstance(layer, CondLinear) else 1  # of the channels
 
     def forward(self, x: Tensor, routing_weights: Tensor, **options: Any) -> Tensor:
         """Apply every expert to x, with the options of the ordinary layer, and add up by `[B, E]`."""
         weights = routing_weights[(..., *(None,) * (x.dim() - 2))]
         total = add(expert(x, **options) * weights[:, e : e + 1] for e, expert in enumerate(self.experts))
-        if self.folded_bias is None:
-            return total
-        return total + (
-            self.folded_bias if self.channels_last else self.folded_bias[(..., *(None,) * (total.dim() - 2))]
-        )
+        return total if self.folded_bias is None else total + along(self.folded_bias, total, self.dim)
 
 
 class BmmLinear(nn.Module):

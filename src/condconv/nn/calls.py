@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from condconv.errors import UsageError, shown
+from condconv.ops.scalars import one_of
+
+_Entry = TypeVar("_Entry")
 
 _LONGEST = 1000  # characters: Python's parser is not safe from text that is nested thousands deep
 
@@ -43,3 +47,36 @@ def parse_call(text: str, argument: str) -> tuple[str, dict[str, Any]]:
         f"`{argument}` must be a name or name(option=value, ...), got {shown(text)}: values are numbers, text in "
         "quotes, None, True or False"
     )
+
+
+def resolve_call(
+    text: str,
+    argument: str,
+    table: Mapping[str, _Entry],
+    options_of: Callable[[_Entry], Sequence[str]],
+    remedy: str,
+    **more: Any,
+) -> tuple[_Entry, dict[str, Any]]:
+    """Return the entry of a table that a text names, and its options, all of which the entry has.
+
+    Args:
+        text: As in `parse_call`.
+        argument: What the text was given for, for the message.
+        table: Entries by name.
+        options_of: Returns the names of the options of an entry.
+        remedy: What to do if there is no such name.
+        **more: Options that are given besides those in the text, and replace them.
+
+    Raises:
+        UsageError: The text cannot be read, or names no entry, or an option that the entry does not have.
+    """
+    name, options = parse_call(text, argument)
+    entry = table[one_of(argument, name, table, remedy)]
+    options |= more
+    known = options_of(entry)
+    if unknown := [option for option in options if option not in known]:
+        raise UsageError(
+            f"`{argument}` must have options of {name} only, got {shown(unknown[0])}: it has "
+            f"{', '.join(known) or 'none'}"
+        )
+    return entry, options

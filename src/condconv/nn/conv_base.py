@@ -12,6 +12,7 @@ from condconv.nn.conditional import ConditionalLayer
 from condconv.nn.experts import KernelSpec
 from condconv.nn.experts.base import Geometry
 from condconv.nn.experts.build import ExpertsOption
+from condconv.nn.experts.parts import along
 from condconv.nn.factory import Routing
 from condconv.nn.foreign import pads_same
 from condconv.nn.same_padding import static_conv
@@ -106,7 +107,7 @@ class CondConvNd(ConditionalLayer):
 
     def _convolve(self, x: Tensor, routing_weights: Tensor, geometry: Geometry) -> Tensor:
         y: Tensor = self.experts(x, routing_weights, geometry, self.impl)
-        return y if self.folded_bias is None else y + self.folded_bias.to(y.dtype)[(..., *(None,) * self.spatial_dims)]
+        return y if self.folded_bias is None else y + along(self.folded_bias, y, 1)
 
     @staticmethod
     def arguments_of(static: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
-from condconv.nn.calls import parse_call
+from condconv.nn.calls import resolve_call
 from condconv.nn.routing import (
     ConstantRouting,
     ExternalRouting,
@@ -22,7 +22,7 @@ from condconv.nn.routing import (
     TopKRouting,
 )
 from condconv.nn.softmax_routing import SoftmaxRouting
-from condconv.ops.scalars import one_of, positive
+from condconv.ops.scalars import positive
 
 ROUTING: dict[str, Callable[..., nn.Module]] = {
     "sigmoid": SigmoidRouting,
@@ -70,15 +70,7 @@ def make_routing(
             )
         return routing
     if isinstance(routing, str):
-        name, given = parse_call(routing, "routing")
-        remedy = "or give a factory or a module"
-        make = ROUTING[one_of("routing", name, ROUTING, remedy)]
-        given |= options
-        known = _options_of(make)
-        if unknown := [option for option in given if option not in known]:
-            raise UsageError(
-                f"`routing` must have options of {name} only, got {shown(unknown[0])}: it has {', '.join(known)}"
-            )
+        make, given = resolve_call(routing, "routing", ROUTING, _options_of, "or give a factory or a module", **options)
         return make(in_channels, num_experts, device=device, dtype=dtype, **given)
     if not callable(routing):
         raise UsageError(

@@ -11,6 +11,7 @@ from condconv.errors import UsageError
 from condconv.nn.conditional import ConditionalLayer
 from condconv.nn.experts import KernelSpec
 from condconv.nn.experts.build import ExpertsOption
+from condconv.nn.experts.parts import along
 from condconv.nn.factory import Routing
 from condconv.nn.geometry import LinearGeometry
 from condconv.ops.recording import plain_shape
@@ -82,7 +83,7 @@ class CondLinear(ConditionalLayer):
         if routing_weights is None:
             routing_weights = self.routing_fn(x if x.dim() == 2 else x.flatten(1, -2).transpose(-2, -1))
         y: Tensor = self.experts(x, routing_weights, _GEOMETRY, self.impl)
-        return y if self.folded_bias is None else y + self.folded_bias.to(y.dtype)
+        return y if self.folded_bias is None else y + along(self.folded_bias, y, -1)
 
     def geometry(self) -> LinearGeometry:
         """Return how kernels are applied."""

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from condconv.errors import UsageError, shown
-from condconv.nn.calls import parse_call
+from condconv.nn.calls import resolve_call
 from condconv.nn.experts.base import Experts, KernelSpec
 from condconv.nn.experts.dense import DenseExperts
 from condconv.nn.experts.shared import SharedExperts
-from condconv.ops.scalars import one_of
 
 EXPERTS: dict[str, type[Experts]] = {"dense": DenseExperts, "shared": SharedExperts}
 _OF_THE_LAYER = ("spec", "num_experts", "device", "dtype")
@@ -34,13 +33,11 @@ def resolve_experts(experts: ExpertsOption) -> tuple[Callable[..., Experts], dic
             f"`experts` must be a name or a factory, got {type(experts).__name__} {shown(experts, 40)}: names are "
             f"{', '.join(EXPERTS)}"
         )
-    name, options = parse_call(experts, "experts")
-    make = EXPERTS[one_of("experts", name, EXPERTS, "or give a factory")]
-    known = [each for each in inspect.signature(make).parameters if each not in _OF_THE_LAYER]
-    if unknown := [option for option in options if option not in known]:
-        has = f"it has {', '.join(known)}" if known else "it has none"
-        raise UsageError(f"`experts` must have options of {name} only, got {shown(unknown[0])}: {has}")
-    return make, options
+    return resolve_call(experts, "experts", EXPERTS, _options_of, "or give a factory")
+
+
+def _options_of(make: type[Experts]) -> list[str]:
+    return [each for each in inspect.signature(make).parameters if each not in _OF_THE_LAYER]
 
 
 def why_not_experts(experts: ExpertsOption, static: nn.Module) -> str | None:

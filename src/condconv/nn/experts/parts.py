@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def along(factor: Tensor, x: Tensor, dim: int) -> Tensor:
-    """Return factors per example and channel, `[B, C]`, in a shape that x, with channels at `dim`, is multiplied by."""
-    factor = factor.to(x.dtype)
+def along(values: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Return numbers of channels, `[C]` or `[B, C]`, in the dtype of x and a shape that fits its channels at `dim`."""
+    values = values.to(x.dtype)
     if dim == 1:
-        return factor[(..., *(None,) * (x.dim() - 2))]
-    return factor.view(factor.shape[0], *(1,) * (x.dim() - 2), factor.shape[1])
+        return values[(..., *(None,) * (x.dim() - 2))]
+    return values if values.dim() == 1 else values.view(values.shape[0], *(1,) * (x.dim() - 2), values.shape[1])
 
 
 def pointwise(x: Tensor, weight: Tensor, dim: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
 from condconv.nn.experts.base import Experts, Geometry, KernelSpec, MixCost
-from condconv.nn.experts.parts import FullMixing, Gains, LowRankMixing
+from condconv.nn.experts.parts import FullMixing, Gains, LowRankMixing, along
 from condconv.nn.experts.start import in_layout_of, init_experts_
 from condconv.ops.quantized import along_outputs
 from condconv.ops.validation import check_routing_weights, check_tensors
@@ -152,7 +152,7 @@ class SharedExperts(Experts):
         if self.output_gains is not None:
             y = self.output_gains(y, c, self._dim)
             if self.bias is not None:  # it is not multiplied
-                y = y + (self.bias if self._dim == -1 else self.bias[(..., *(None,) * (y.dim() - 2))]).to(y.dtype)
+                y = y + along(self.bias, y, self._dim)
         return y
 
     @torch.no_grad()
