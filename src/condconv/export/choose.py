@@ -11,7 +11,7 @@ from torch import nn
 from condconv.errors import UsageError, shown, shown_name
 from condconv.export import forms
 from condconv.export.geometry import Geometry
-from condconv.nn import CondConv2d, ConditionalLayer, CondLinear, ConstantRouting, DenseExperts
+from condconv.nn import CondConv2d, ConditionalLayer, CondLinear, ConstantRouting, MixedExperts
 from condconv.nn.block_routing import routing_functions
 from condconv.nn.choice import choose_named
 from condconv.nn.conditional import conditional_layers
@@ -56,7 +56,7 @@ class Choice:
 
 def has_kernels(layer: Any) -> bool:
     """Return whether the experts of a layer are whole kernels, which a form can hold."""
-    return isinstance(layer.experts, DenseExperts)
+    return isinstance(layer.experts, MixedExperts)
 
 
 def kind_of(layer: nn.Module) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch._higher_order_ops.scan import scan
 from condconv.errors import UsageError, shown
 from condconv.export.geometry import Geometry
 from condconv.nn import CondConv2d, ConditionalLayer, CondLinear
+from condconv.nn.experts.deltas import one_and_centred
 from condconv.nn.experts.parts import along
 
 
@@ -220,3 +221,23 @@ class BmmLinear(nn.Module):
             return self.bias(torch.bmm(kernels, x[..., None])[..., 0], routing_weights)
         y = self.bias(torch.bmm(kernels, x.flatten(1, -2).mT), routing_weights)  # [B, O, rows]
         return y.mT.unflatten(1, x.shape[1:-1])
+
+
+class Centred(nn.Module):
+    """A form of a layer with `DeltaExperts`: that of dense experts, weighted by a one and the centred weights.
+
+    The layer, which is about to be replaced, is given the same kernels as dense experts.
+    """
+
+    centre: Tensor
+
+    def __init__(self, layer: Any, make: Callable[[Any], nn.Module]) -> None:
+        super().__init__()
+        self.register_buffer("centre", layer.experts.centre)
+        layer.experts = layer.experts.as_dense()
+        self.form = make(layer)
+
+    def forward(self, x: Tensor, routing_weights: Tensor, **options: Any) -> Tensor:
+        """Compute what the layer does."""
+        y: Tensor = self.form(x, one_and_centred(routing_weights, self.centre), **options)
+        return y

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from condconv.convert.surgery import replace
 from condconv.export.arguments import check_batch, check_example, check_model
 from condconv.export.choose import FORMS, ROUTED_IN_4D, Choice, choose
 from condconv.export.formats import format_named
+from condconv.export.forms import Centred
 from condconv.export.routers import use_4d_routers_
-from condconv.nn import ConditionalLayer, CondLinear
+from condconv.nn import ConditionalLayer, CondLinear, DeltaExperts
 from condconv.nn.block_routing import routing_functions
 from condconv.nn.conv_transpose import sizes_second
 
@@ -122,10 +123,14 @@ def rewrite_(
             constant: Any = routings[layer.routing_fn]
             replace(model, layer, _Static(layer.to_static(constant.weights)))
         else:
-            replace(model, layer, Formed(layer, FORMS[choice.form](layer)))
+            replace(model, layer, Formed(layer, _form(layer, FORMS[choice.form])))
     if format in ROUTED_IN_4D:
         use_4d_routers_(model)
     return model.eval().requires_grad_(False), tuple(made.values())
+
+
+def _form(layer: Any, make: Callable[[Any], nn.Module]) -> nn.Module:
+    return Centred(layer, make) if isinstance(layer.experts, DeltaExperts) else make(layer)
 
 
 class _Static(nn.Module):

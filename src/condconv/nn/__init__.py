@@ -8,10 +8,12 @@ from condconv.nn.conv import CondConv1d, CondConv2d, CondConv3d
 from condconv.nn.conv_transpose import CondConvTranspose1d, CondConvTranspose2d, CondConvTranspose3d
 from condconv.nn.experts import (
     EXPERTS,
+    DeltaExperts,
     DenseExperts,
     Experts,
     KernelSpec,
     MixCost,
+    MixedExperts,
     SharedExperts,
     init_experts_,
     make_experts,
@@ -47,6 +49,7 @@ __all__ = [
     "CondLinear",
     "ConditionalLayer",
     "ConstantRouting",
+    "DeltaExperts",
     "DenseExperts",
     "Experts",
     "ExternalRouting",
@@ -55,6 +58,7 @@ __all__ = [
     "KernelSpec",
     "LayerChoice",
     "MixCost",
+    "MixedExperts",
     "RoutingFunction",
     "RoutingSlot",
     "SharedExperts",

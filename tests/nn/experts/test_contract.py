@@ -18,7 +18,14 @@ from condconv.nn import ConditionalLayer, Experts
 from condconv.nn.classes import conditional_class
 from condconv.nn.experts import why_not_experts
 
-STORES = ("dense", "shared", "shared(rank=2)", "shared(rank='full', gains=True)", "shared(rank=None, gains=True)")
+STORES = (
+    "dense",
+    "deltas",
+    "shared",
+    "shared(rank=2)",
+    "shared(rank='full', gains=True)",
+    "shared(rank=None, gains=True)",
+)
 
 KINDS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "pointwise": (lambda: nn.Conv2d(8, 6, 1, stride=2), (8, 9, 7)),

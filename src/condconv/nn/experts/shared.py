@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from condconv.errors import UsageError, shown
 from condconv.nn.experts.base import Experts, Geometry, KernelSpec, MixCost
 from condconv.nn.experts.parts import FullMixing, Gains, LowRankMixing, along
-from condconv.nn.experts.start import in_layout_of, init_experts_
+from condconv.nn.experts.start import ROUTED_SPREAD, in_layout_of, init_experts_
 from condconv.ops.quantized import along_outputs
 from condconv.ops.validation import check_routing_weights, check_tensors
 
 _RANK = 8
 _FULL_UP_TO = 32  # channels, for kernels of several taps, which have more numbers than a matrix of channels
-_SPREAD = 0.6  # of `expert_spread`: 0.3 of the kernel's deviation for 0.5
 
 
 class SharedExperts(Experts):
@@ -121,7 +120,7 @@ class SharedExperts(Experts):
     def _draw_parts_(self, expert_spread: float) -> None:
         for part in (self.mixing, self.input_gains, self.output_gains):
             if part is not None:
-                part.draw_(_SPREAD * expert_spread)
+                part.draw_(ROUTED_SPREAD * expert_spread)
 
     def mix(self, routing_weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """See the base."""

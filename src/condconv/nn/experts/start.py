@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from condconv.errors import UsageError, shown
 from condconv.ops.validation import check_tensor
 
+ROUTED_SPREAD = 0.6
+"""Of `expert_spread`, where a shared kernel has routed parts: for 0.5 these start at 0.3 of the kernel's deviation."""
+
 
 @torch.no_grad()
 def init_experts_(weight: Tensor, bias: Tensor | None) -> None:

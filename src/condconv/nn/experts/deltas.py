@@ -1,0 +1,107 @@
+"""One kernel that all examples share, and E differences from it that are routed."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condconv.nn.experts.base import Geometry, KernelSpec
+from condconv.nn.experts.dense import DenseExperts
+from condconv.nn.experts.mixed import MixedExperts
+from condconv.nn.experts.start import ROUTED_SPREAD, in_layout_of, init_experts_
+from condconv.ops.validation import check_routing_weights, check_tensors
+
+
+def one_and_centred(routing_weights: Tensor, centre: Tensor) -> Tensor:
+    """Return the coefficients of a shared kernel and of E differences, `[B, 1 + E]`: a one, and `r - centre`."""
+    return F.pad(routing_weights - centre.to(routing_weights.dtype), (1, 0), value=1.0)
+
+
+class DeltaExperts(MixedExperts):
+    """One kernel and E routed differences: `W(x) = W0 + sum_e c_e(x) D_e`, with centred weights `c = r - centre`.
+
+    E experts of the paper learn mostly a common factor: their kernels start alike, so all routing weights move
+    together. Here the common part is a kernel of its own, which learns as a static one does whatever E is, and routing
+    moves the kernel only along what the experts differ by. It holds E + 1 kernels.
+
+    Attributes:
+        weight: `[1 + E, *shape]`: W0, then the D_e.
+        bias: `[1 + E, O]`: that of W0, then the differences; or `None`.
+        centre: `[E]`, the routing weights at which the kernel is W0: those that every input has at the start.
+
+    Source:
+        A form of CondConv, section 3, of E + 1 experts whose first has weight 1; the centring is ours.
+    """
+
+    centred = True
+    centre: Tensor
+
+    def __init__(
+        self,
+        spec: KernelSpec,
+        num_experts: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(spec, num_experts, 1 + num_experts, device, dtype)
+        self.register_buffer("centre", torch.full((num_experts,), 0.5, device=device, dtype=dtype))
+
+    def coefficients(self, routing_weights: Tensor) -> Tensor:
+        """Return `[B, 1 + E]`: a one, and the centred weights."""
+        return one_and_centred(routing_weights, self.centre)
+
+    def forward(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
+        """See the base."""
+        check_tensors(x, self.weight, routing_weights, self.bias)
+        check_routing_weights(routing_weights, x, self.num_experts)  # smaller ones would be broadcast
+        return super().forward(x, routing_weights, geometry, impl)
+
+    def kernels(self) -> Tensor:
+        """See the base; W0 is not in them."""
+        return self.all_kernels()[1:]
+
+    def centre_on_(self, routing_weights: Tensor) -> None:
+        """See the base."""
+        self.centre = routing_weights.detach().to(self.centre)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """See the base; for W0, and the differences have a share of its deviation."""
+        init_experts_(self.weight[:1], None if self.bias is None else self.bias[:1])
+        self._draw_deltas_(0.5)
+
+    @torch.no_grad()
+    def start_from_(
+        self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, expert_spread: float = 0.5
+    ) -> None:
+        """See the base; the output is the same whatever the differences are, since they have weight 0 at the centre."""
+        stacked = torch.empty(self.weight.shape, device=kernel.device, dtype=kernel.dtype)
+        stacked[0] = kernel.detach()
+        self.weight = nn.Parameter(in_layout_of(kernel, stacked), kernel.requires_grad)
+        if self.bias is not None and bias is not None:
+            biases = bias.detach()[None].repeat(len(self.weight), 1)
+            self.bias = nn.Parameter(biases, bias.requires_grad)
+        self.centre_on_(routing_weights)
+        self._draw_deltas_(expert_spread)
+
+    @torch.no_grad()
+    def draw_(self, kernel: Tensor, bias: Tensor | None, deviation: Tensor) -> None:
+        """See the base."""
+        drawn = in_layout_of(kernel, torch.empty_like(kernel).normal_().mul_(deviation)[None])[0]
+        self.start_from_(nn.Parameter(drawn, kernel.requires_grad), bias, self.centre)
+
+    def _draw_deltas_(self, expert_spread: float) -> None:
+        shared, deltas = self.weight.detach().split([1, self.num_experts])
+        # An entry alone has no deviation; no number leaves the device, as the meta device has none.
+        deviation = shared.std(correction=0) if shared.numel() > 1 else shared.abs().mean()
+        deltas.normal_().mul_(ROUTED_SPREAD * expert_spread * deviation)
+        if self.bias is not None:
+            self.bias.detach()[1:].zero_()
+
+    def as_dense(self) -> DenseExperts:
+        """Return the same E + 1 kernels as experts that are weighted by the coefficients; tensors are shared."""
+        dense = DenseExperts(self.spec, len(self.weight), device="meta")
+        dense.weight, dense.bias, dense.weight_scale = self.weight, self.bias, self.weight_scale
+        dense.quantized = self.quantized
+        return dense
