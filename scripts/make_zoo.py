@@ -48,9 +48,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def costs() -> str:
-    """Return the table of all listed networks."""
+    """Return the table of the listed networks of the paper."""
     rows = []
     for name in list_models():
+        if name.startswith("small_"):
+            continue
         row = get_model_info(name).paper or PaperRow("", 0)
         params, madds, profiled = measure_row(name, row)
         printed = [] if row.madds is None else [f"{row.madds:.0f}M", f"{profiled / 1e4 / row.madds - 100:+.2f} %"]
@@ -76,6 +78,18 @@ def costs() -> str:
         "source",
     ]
     return table(header, rows)
+
+
+def small_costs() -> str:
+    """Return the table of the networks for small images."""
+    rows = []
+    for name in list_models():
+        if name.startswith("small_"):
+            family = FAMILIES[get_model_info(name).family]
+            model = create_model(name, num_classes=family.num_classes)
+            total = count(model, torch.zeros(1, 3, family.image_size, family.image_size)).total
+            rows.append([f"`{name}`", f"{total.params / 1e3:.1f}k", f"{total.madds / 1e6:.2f}M"])
+    return table(["name", "params", "MADDs"], rows)
 
 
 def ablations(title: str, ablation: Sequence[Ablation]) -> str:
@@ -122,15 +136,15 @@ def placements() -> str:
     for family in FAMILIES.values():
         size = next(iter(family.listed))
         layers = family.layers(create_model(f"{family.name}_{size}"))
-        first = layers.index(family.first_block)
+        first = layers.index(family.first_conditional)
         blocks = [name for name in layers if name not in (family.stem, family.head, family.classifier)]
         head = "-" if family.head is None else "experts" if family.conditional_head else "static"
         classifier = "experts" if family.conditional_classifier else "static"
         rows.append(
             [
                 f"`{family.name}`, {size}",
-                f"{first + 1} of {len(layers)} (`{family.first_block}`)",
-                f"{len(blocks) - blocks.index(family.first_block)} of {len(blocks)}",
+                f"{first + 1} of {len(layers)} (`{family.first_conditional}`)",
+                f"{sum(name in blocks for name in layers[first:])} of {len(blocks)}",
                 head,
                 classifier,
                 family.source,
@@ -173,7 +187,7 @@ def mobilenet_v2_costs(first: int, head: bool, classifier: bool) -> tuple[int, i
 
 def page() -> str:
     """Return the page of the networks."""
-    return filled("zoo.md", {"placements": placements, "costs": costs})
+    return filled("zoo.md", {"placements": placements, "costs": costs, "small costs": small_costs})
 
 
 def paper() -> str:

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from condconv.export.choose import FORMS, why_not_form
-from condconv.nn import fold_batch_norm
+from condconv.export.rewrite import rewrite
+from condconv.nn import CondConv2d, fold_batch_norm
 from tests.export.cases import LAYERS, layer_case
 
 FITTING = [
@@ -22,3 +23,14 @@ def test_a_form_computes_what_the_layer_does(name, form):
         x = torch.randn(batch, *example.shape[1:], dtype=torch.float64)
         weights = torch.rand(batch, layer.num_experts, dtype=torch.float64) - 0.3
         torch.testing.assert_close(formed(x, weights), layer(x, weights))
+
+
+@pytest.mark.parametrize("experts", ["dense", "deltas"])
+def test_a_learned_constant_makes_an_ordinary_layer(experts):
+    layer = CondConv2d(6, 10, 3, num_experts=3, routing="constant(learn=True)", experts=experts)
+    nn.init.normal_(layer.routing_fn.weights)
+    network, x = nn.Sequential(layer, nn.BatchNorm2d(10)).eval(), torch.randn(2, 6, 7, 7)
+    rewritten, choices = rewrite(network, "onnx", x)
+    assert [choice.form for choice in choices] == ["static"]
+    assert any(isinstance(module, nn.Conv2d) for module in rewritten.modules())
+    torch.testing.assert_close(rewritten(x), network(x), rtol=1e-4, atol=1e-5)

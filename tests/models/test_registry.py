@@ -23,6 +23,8 @@ SMALL = {
     "resnet_cc_50_2e": (10, 3),
     "efficientnet_cc_b0_2e": (24, 8),
     "tf_efficientnet_cc_b0_2e": (24, 8),
+    "small_separable_cc_100_2e": (8, 4),
+    "small_dense_cc_050_2e": (4, 4),
 }
 
 
@@ -32,7 +34,7 @@ def conditional(model: nn.Module) -> list[str]:
 
 def test_every_listed_name_is_what_it_says() -> None:
     names = list_models()
-    assert len(names) == len(set(names)) == 40
+    assert len(names) == len(set(names)) == 44
     for name in names:
         info = get_model_info(name)
         assert info.name == name
@@ -46,6 +48,7 @@ def test_every_listed_name_is_what_it_says() -> None:
     assert {name.removeprefix("tf_") for name in without_row} == {
         *("efficientnet_b0", "efficientnet_cc_b0_4e", "efficientnet_cc_b0_8e"),  # the paper's pad as TensorFlow does
         *("efficientnet_b0_depth", "efficientnet_cc_b0_depth_8e"),
+        *("small_separable_100", "small_separable_cc_100_8e", "small_dense_100", "small_dense_cc_100_8e"),
     }
 
 

@@ -201,4 +201,6 @@ def test_networks_without_weights_are_described_as_timms_are() -> None:
     without = [name for name in condconv.list_models() if condconv.get_model_info(name).timm_name is None]
     assert without
     for name in without:
-        assert timm.get_pretrained_cfg(f"condconv_{name}").pool_size == (7, 7)
+        cfg = timm.get_pretrained_cfg(f"condconv_{name}")
+        expected = ((3, 32, 32), (8, 8)) if name.startswith("small_") else ((3, 224, 224), (7, 7))
+        assert (cfg.input_size, cfg.pool_size) == expected

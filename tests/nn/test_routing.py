@@ -85,6 +85,23 @@ def test_constant() -> None:
     torch.testing.assert_close(routing(torch.randn(2, 5)), torch.full((2, 3), 0.5))
 
 
+def test_a_constant_that_is_learned() -> None:
+    """It moves with the gradient, is the same for every input, and stays constant where it starts."""
+    layer = CondConv2d(5, 4, 1, num_experts=3, routing="constant(weights=0.5, learn=True)")
+    routing = layer.routing_fn
+    assert dict(layer.named_parameters())["routing_fn.weights"].tolist() == [0.5] * 3
+    assert not list(routing.buffers())
+    layer(torch.randn(2, 5, 4, 4)).square().sum().backward()
+    assert (routing.weights.grad != 0).all()
+    with torch.no_grad():
+        routing.weights.copy_(torch.tensor([0.1, 0.2, 0.7]))
+    torch.testing.assert_close(routing(torch.randn(2, 5)), torch.tensor([[0.1, 0.2, 0.7]]).expand(2, 3))
+    torch.testing.assert_close(routing.start_constant_(), torch.tensor([0.1, 0.2, 0.7]).double())
+    assert "learn=True" in repr(routing)
+    x = torch.randn(2, 5, 4, 4)
+    torch.testing.assert_close(layer.to_static(routing.weights)(x), layer(x))
+
+
 def test_hidden_sizes_of_the_paper() -> None:
     sizes = [HiddenRouting(16, 4, hidden_ratio=ratio).hidden.out_features for ratio in (1 / 8, 1, 8)]
     assert sizes == [2, 16, 128]
@@ -218,6 +235,7 @@ class TestAnnealing:
         (lambda: SigmoidRouting(4, 2, expert_dropout=1.0), r"`expert_dropout` must be a number in \[0, 1\), got 1.0"),
         (lambda: TopKRouting(4, 2, k=3), "`k` must be at most num_experts = 2, got 3"),
         (lambda: HiddenRouting(4, 2, hidden_ratio=0), "`hidden_ratio` must be a number above 0 and finite, got 0"),
+        (lambda: ConstantRouting(4, 2, learn="yes"), "`learn` must be True or False, got .yes."),
         (lambda: ConstantRouting(4, 2, weights=[1.0]), r"`weights` must be a number or E = 2 of them, got \[1.0\]"),
         (lambda: SoftmaxRouting(4, 2, temperature=0), "`temperature` must be a number above 0 and finite, got 0"),
         (
@@ -269,23 +287,24 @@ def test_a_factory_with_settings() -> None:
     [
         lambda: SoftmaxRouting(6, 3, temperature=30.0, final_temperature=1.0, annealing_steps=10),
         lambda: ConstantRouting(6, 3, weights=[0.25, 0.5, 0.75]),
+        lambda: ConstantRouting(6, 3, weights=[0.25, 0.5, 0.75], learn=True),
     ],
-    ids=["softmax", "constant"],
+    ids=["softmax", "constant", "learned constant"],
 )
-def test_a_routing_from_the_meta_device_gets_its_buffers(make) -> None:
-    """As sharding builds networks: without storage, then with any, then reset."""
-    expected = {name: buffer.clone() for name, buffer in make().named_buffers()}
+def test_a_routing_from_the_meta_device_gets_its_numbers(make) -> None:
+    """As sharding builds networks: without storage, then with any, then reset. A linear layer is drawn again."""
+    expected = {name: each.clone() for name, each in make().state_dict().items() if not name.startswith("fc.")}
     with torch.device("meta"):
         routing = make()
-    assert all(tensor.is_meta for tensor in routing.buffers())
+    assert all(tensor.is_meta for tensor in routing.state_dict().values())
     routing.to_empty(device="cpu")
-    for buffer in routing.buffers():
-        buffer.fill_(77)
+    for tensor in routing.state_dict().values():
+        tensor.fill_(77)
     for module in routing.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    for name, buffer in routing.named_buffers():
-        assert torch.equal(buffer, expected[name]), name
+    for name, tensor in expected.items():
+        assert torch.equal(routing.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize("name", SELF_ROUTED)

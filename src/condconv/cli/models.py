@@ -17,9 +17,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "models",
         help="list the networks",
         description="Lists the networks with parameters and multiply-adds (MADDs: convolutions, routing and "
-        "mixing of kernels; one image of 224 pixels, 1000 classes). For networks of the paper it adds the paper's "
-        "MADDs, how far these differ, and the paper's ImageNet top-1. The paper's tool also counts element-wise "
-        "operations and pooling.",
+        "mixing of kernels; one image of 224 pixels, 1000 classes, or of 32 pixels, 10 classes for small_*). For "
+        "networks of the paper it adds the paper's MADDs, how far these differ, and the paper's ImageNet top-1. The "
+        "paper's tool also counts element-wise operations and pooling.",
     )
     add_option(parser, "pattern", _PATTERN, "list only names that match, such as 'resnet*'", nargs="?")
     parser.set_defaults(run=run)
@@ -45,8 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         printed = None if paper is None else paper.madds
         line(
             name,
-            _millions(total.params),
-            _millions(total.madds),
+            _amount(total.params),
+            _amount(total.madds),
             "-" if printed is None else f"{printed:.0f}M",
             "-" if printed is None else f"{total.madds / 1e6 / printed - 1:+.1%}",
             "-" if paper is None else f"{paper.top1:.1f} %",
@@ -54,5 +54,5 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _millions(value: float) -> str:
-    return f"{value / 1e6:.1f}M"
+def _amount(value: float) -> str:
+    return f"{value / 1e6:.1f}M" if value >= 1e5 else f"{value / 1e3:.1f}k"

@@ -1,6 +1,7 @@
 """Costs of the listed networks, as data: counting all of them takes half a minute.
 
-They are for one image of 224 pixels, 3 channels and 1000 classes. A slow test counts each network again.
+They are for one image with 3 channels: of 224 pixels and 1000 classes, or of 32 pixels and 10 classes for `small_*`. A
+slow test counts each network again.
 """
 
 from __future__ import annotations
@@ -61,5 +62,9 @@ COSTS: dict[str, Cost] = {
     "tf_efficientnet_cc_b0_8e": Cost(24_013_284, 407_213_024),
     "tf_efficientnet_b0_depth": Cost(7_794_184, 569_651_680),
     "tf_efficientnet_cc_b0_depth_8e": Cost(39_715_968, 606_131_552),
+    "small_separable_100": Cost(10_762, 1_063_552),
+    "small_separable_cc_100_8e": Cost(83_754, 1_145_488),
+    "small_dense_100": Cost(15_698, 1_401_152),
+    "small_dense_cc_100_8e": Cost(137_738, 1_538_352),
 }
 """By name, for each of `condconv.list_models()`."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from condconv.errors import UsageError, require_extra
+from condconv.errors import require_extra
+from condconv.models import builders
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,18 @@ class Family:
         blocks: Pattern of the names of the blocks.
         head: Name of the 1x1 convolution after the blocks; `None` if there is none.
         classifier: Name of the last layer.
-        first_block: Name of the first block with experts.
+        first_conditional: Name of the first layer with experts.
         conditional_head: Whether the head has experts.
         conditional_classifier: Whether the classifier has experts.
         source: Source of the placement.
         listed: Sizes and numbers of experts that `list_models` returns.
         output_strides: Possible ratios of the image's size to that of the last feature map.
         classes_widen: Whether timm starts the classifier between ±1 / sqrt(classes), which is wider for fewer classes.
+        routing: Routing of its networks with experts, unless another is asked for.
+        experts: Experts of its networks with experts, unless others are asked for.
+        init: How its networks with experts start, unless another start is asked for.
+        image_size: Side of the images that they are for, in pixels.
+        num_classes: Classes with which their cost is listed.
     """
 
     name: str
@@ -47,13 +53,18 @@ class Family:
     blocks: str
     head: str | None
     classifier: str
-    first_block: str
+    first_conditional: str
     conditional_head: bool
     conditional_classifier: bool
     source: str
     listed: dict[str, tuple[int, ...]]
     output_strides: tuple[int, ...] = (8, 16, 32)
     classes_widen: bool = False
+    routing: str = "sigmoid"
+    experts: str = "dense"
+    init: str = "random"
+    image_size: int = 224
+    num_classes: int = 1000
 
     def timm_name(self, size: str) -> str | None:
         """Return timm's name of the static network of a size; `None` if timm has none.
@@ -77,51 +88,6 @@ class Family:
         return [self.stem, *blocks, *(name for name in last if hasattr(modules.get(name), "weight"))]
 
 
-def _by_name(name_in_timm: Callable[[str], str]) -> dict[str, Any]:
-    def build(size: str, **options: Any) -> nn.Module:
-        network: nn.Module = require_extra("timm", "models").create_model(name_in_timm(size), **options)
-        return network
-
-    return {"build": build, "name_in_timm": name_in_timm}
-
-
-def _by_width(prefix: str, generator: str) -> dict[str, Any]:
-    """Return a network at any width in percent: timm has names for a few; its generator makes all."""
-
-    def build(size: str, **options: Any) -> nn.Module:
-        generate = getattr(require_extra("timm.models.efficientnet", "models"), generator)
-        network: nn.Module = generate(f"{prefix}_100", int(size) / 100, **options)
-        return network
-
-    return {"build": build, "name_in_timm": lambda size: f"{prefix}_{size}"}
-
-
-def _leave_out_halvings_(network: nn.Module, surplus: int) -> None:
-    """Remove the earliest halvings, in place, so that the last feature map is larger by a factor."""
-    output_stride = 32 // surplus
-    feature_info: Any = network.feature_info
-    for each in getattr(feature_info, "info", feature_info):
-        each["reduction"] = max(1, each["reduction"] // surplus)
-    for module in network.modules():
-        if surplus > 1 and isinstance(module, nn.Conv2d) and module.stride == (2, 2):
-            module.stride, surplus = (1, 1), surplus // 2
-    if surplus > 1:
-        raise UsageError(
-            f"`output_stride` must be 32 where other layers than convolutions halve, got {output_stride}: leave out "
-            "`aa_layer`"
-        )
-
-
-_MOBILENET_V1 = _by_width("mobilenetv1", "_gen_mobilenet_v1")
-
-
-def _mobilenet_v1(size: str, output_stride: int = 32, **options: Any) -> nn.Module:
-    # timm would dilate the late layers, whose kernels then see nothing of a small map but their own pixel.
-    network: nn.Module = _MOBILENET_V1["build"](size, **options)
-    _leave_out_halvings_(network, 32 // output_stride)
-    return network
-
-
 # What every network has in common that timm builds as an EfficientNet, the names of its layers above all.
 _EFFICIENTNET: dict[str, Any] = {
     "stem": "conv_stem",
@@ -138,13 +104,32 @@ def _efficientnet(prefix: str, source: str) -> Family:
         name=prefix,
         sizes=r"b[0-8]|b0_depth",
         # B0 at depth 1.1 is what B1 is, apart from the size of its images.
-        **_by_name(lambda size: f"{prefix}_{'b1' if size == 'b0_depth' else size}"),
+        **builders.by_name(lambda size: f"{prefix}_{'b1' if size == 'b0_depth' else size}"),
         **_EFFICIENTNET,
-        first_block="blocks.4.0",
+        first_conditional="blocks.4.0",
         conditional_head=False,
         conditional_classifier=False,
         source=source,
         listed={"b0": (4, 8), "b0_depth": (8,)},
+    )
+
+
+def _small(name: str, stem: int, stages: tuple[str, ...], surplus: int, first_conditional: str) -> Family:
+    return Family(
+        name=name,
+        sizes=r"[0-9]{3}",
+        **builders.small(name, stem, stages, surplus) | _EFFICIENTNET | {"head": None},
+        first_conditional=first_conditional,
+        conditional_head=False,
+        conditional_classifier=False,
+        source="Ours, for images of 16 to 64 pixels",
+        listed={"100": (8,)},
+        output_strides=(4,),
+        routing="sigmoid(standardize=True)",
+        experts="deltas",
+        init="same_output",
+        image_size=32,
+        num_classes=10,
     )
 
 
@@ -154,8 +139,8 @@ FAMILIES = {
         Family(
             name="mobilenet_v1",
             sizes=r"[0-9]{3}",
-            **_MOBILENET_V1 | _EFFICIENTNET | {"build": _mobilenet_v1, "head": None},
-            first_block="blocks.3.0",
+            **builders.mobilenet_v1() | _EFFICIENTNET | {"head": None},
+            first_conditional="blocks.3.0",
             conditional_head=False,
             conditional_classifier=True,
             source=_PAPER,
@@ -165,9 +150,9 @@ FAMILIES = {
         Family(
             name="mobilenet_v2",
             sizes=r"[0-9]{3}",
-            **_by_width("mobilenetv2", "_gen_mobilenet_v2"),
+            **builders.by_width("mobilenetv2", "_gen_mobilenet_v2"),
             **_EFFICIENTNET,
-            first_block="blocks.3.0",
+            first_conditional="blocks.3.0",
             conditional_head=True,
             conditional_classifier=True,
             source="Ours, the paper does not settle it; one of three choices that give its 329M",
@@ -176,9 +161,11 @@ FAMILIES = {
         Family(
             name="mnasnet_a1",
             sizes=r"[0-9]{3}",
-            **_by_width("semnasnet", "_gen_mnasnet_a1"),  # MnasNet-A1 has squeeze-and-excitation, hence timm's name
+            **builders.by_width(
+                "semnasnet", "_gen_mnasnet_a1"
+            ),  # MnasNet-A1 has squeeze-and-excitation, hence timm's name
             **_EFFICIENTNET,
-            first_block="blocks.4.0",
+            first_conditional="blocks.4.0",
             conditional_head=False,
             conditional_classifier=False,
             source=_PAPER,
@@ -187,12 +174,12 @@ FAMILIES = {
         Family(
             name="resnet",
             sizes="18|34|50|101|152",
-            **_by_name(lambda size: f"resnet{size}"),
+            **builders.by_name(lambda size: f"resnet{size}"),
             stem="conv1",
             blocks=r"layer[0-9]\.[0-9]+",
             head=None,
             classifier="fc",
-            first_block="layer4.0",
+            first_conditional="layer4.0",
             conditional_head=False,
             conditional_classifier=False,
             source=f"{_PAPER}; v1.5, which strides in its 3 x 3 convolutions",
@@ -200,5 +187,7 @@ FAMILIES = {
         ),
         _efficientnet("efficientnet", f"{_PAPER}; padding and batch norm as torch's"),
         _efficientnet("tf_efficientnet", f"{_PAPER} and the authors' release; padding and batch norm as TensorFlow's"),
+        _small("small_separable", 16, ("dsa_r2_k3_s1_c32", "dsa_r2_k3_s2_c64"), 1, "blocks.0.0"),
+        _small("small_dense", 8, ("cn_r1_k3_s2_c16", "cn_r1_k3_s2_c32", "cn_r1_k3_s1_c32"), 2, "conv_stem"),
     )
 }

@@ -60,7 +60,9 @@ def describe_weights(
         pretrained_cfg = pretrained_cfg or {
             "first_conv": name.family.stem,
             "classifier": name.family.classifier,
-            "pool_size": (7, 7),  # of the last map of 224 x 224 images, as timm's networks of these families say
+            "input_size": (3, name.family.image_size, name.family.image_size),
+            # Of the last map, as timm's networks of these families say.
+            "pool_size": (name.family.image_size // name.family.output_strides[-1],) * 2,
         }
     timms = pretrained_cfg is None or isinstance(pretrained_cfg, str)
     images = _IMAGES_OF_B0 if timms and name.size == "b0_depth" else {}
@@ -85,7 +87,7 @@ def check_weights(name: Name, cfg: Any, recipe: Recipe) -> None:
         )
     conditional = str(name) in CONDITIONAL and not own
     for argument, trained in (("routing", "sigmoid"), ("experts", "dense")):
-        if conditional and getattr(recipe, argument) != trained:
+        if conditional and getattr(recipe, argument) not in (None, trained):
             raise UsageError(
                 f'`{argument}` must be "{trained}" with the weights of {str(name)!r}, which were trained with it, got '
                 f"{shown(getattr(recipe, argument))}: leave one of the two out"

@@ -24,8 +24,8 @@ _EXAMPLE_SIZE = 64
 class Recipe:
     """The options of a conditional network; the attributes are arguments of `create_model`, as documented there."""
 
-    routing: str | Callable[..., nn.Module] = "sigmoid"
-    experts: ExpertsOption = "dense"
+    routing: str | Callable[..., nn.Module] | None = None
+    experts: ExpertsOption | None = None
     scope: str | Scope = "block"
     first_layer: int | None = None
     conditional_head: bool | None = None
@@ -50,7 +50,8 @@ class Recipe:
             raise UsageError(
                 f'`scope` must be "layer", "block", "network" or a Scope, got {shown(self.scope)}: "block" is usual'
             )
-        resolve_experts(self.experts)
+        if self.experts is not None:
+            resolve_experts(self.experts)
         if self.routing == "external":
             raise UsageError("`routing` must take its weights from the input, got 'external': choose one that does")
         if self.first_layer is not None and type(self.first_layer) is not int:
@@ -68,7 +69,7 @@ class Recipe:
                 f'`init` must be "same_output", "random" or None, got {shown(self.init)}: leave it out to train from '
                 "scratch"
             )
-        if "expert_spread" in given and self.init != "same_output":
+        if "expert_spread" in given and (self.init or name.family.init) != "same_output":
             raise UsageError(
                 f"`expert_spread` must be given with init='same_output' only, got {shown(self.expert_spread)} "
                 f"with {shown(self.init)}: leave it out, random experts differ anyway"
@@ -93,11 +94,11 @@ class Recipe:
             model,
             int(name.num_experts or 0),
             layers=lambda layer, _: f"{layer}.".startswith(whole) and ".se." not in layer,
-            routing=self.routing,
-            experts=self.experts,
+            routing=name.family.routing if self.routing is None else self.routing,
+            experts=name.family.experts if self.experts is None else self.experts,
             scope=self._scope(chosen, blocks),
             example_input=example,
-            init=self.init or "random",
+            init=self.init or name.family.init,
             expert_spread=self.expert_spread,
         )
         refused = [f"{layer!r} cannot have experts, {reason}" for layer, reason in report.refused.items()]
@@ -132,11 +133,11 @@ class Recipe:
     def _first(self, family: Family, layers: Sequence[str]) -> int:
         """Return the position of the first layer that may have experts."""
         if self.first_layer is None:
-            if family.first_block in layers:
-                return layers.index(family.first_block)
+            if family.first_conditional in layers:
+                return layers.index(family.first_conditional)
             raise UsageError(
                 f"`out_indices` must reach a layer with experts, got a network that ends with {layers[-1]!r}: "
-                f"they start with {family.first_block!r}, ask for a later map or give an earlier first_layer"
+                f"they start with {family.first_conditional!r}, ask for a later map or give an earlier first_layer"
             )
         if not 1 <= self.first_layer <= len(layers):
             raise UsageError(

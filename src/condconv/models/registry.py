@@ -32,6 +32,8 @@ class ModelInfo:
         timm_name: timm's name of its static network; `None` if timm has none.
         placement: Source for which layers are conditional.
         output_strides: Values that the option `output_stride` may have.
+        routing: Routing of its form with experts, unless another is asked for.
+        experts: Experts of that form, unless others are asked for.
         paper: The paper's figures; `None` if it prints none.
     """
 
@@ -42,6 +44,8 @@ class ModelInfo:
     timm_name: str | None
     placement: str
     output_strides: tuple[int, ...]
+    routing: str
+    experts: str
     paper: PaperRow | None
 
 
@@ -62,6 +66,8 @@ def get_model_info(name: str) -> ModelInfo:
         timm_name=family.timm_name(parsed.size),
         placement=family.source,
         output_strides=family.output_strides,
+        routing=family.routing,
+        experts=family.experts,
         paper=ROWS.get(name),
     )
 
@@ -73,8 +79,8 @@ def create_model(
     in_chans: int = 3,
     pretrained: bool = False,
     features_only: bool = False,
-    routing: str | Callable[..., nn.Module] = "sigmoid",
-    experts: ExpertsOption = "dense",
+    routing: str | Callable[..., nn.Module] | None = None,
+    experts: ExpertsOption | None = None,
     scope: str | Scope = "block",
     first_layer: int | None = None,
     conditional_head: bool | None = None,
@@ -96,8 +102,10 @@ def create_model(
             which, and where they are stored. For other files see `condconv.load_pretrained`.
         features_only: Return a network that returns a list of feature maps, as timm's do; takes timm's `out_indices`,
             and its `feature_cls` except `"fx"`.
-        routing: Routing of conditional networks; see `condconv.convert_`.
-        experts: Experts of conditional networks; see `condconv.convert_`.
+        routing: Routing of conditional networks; see `condconv.convert_`. `None` for the family's
+            (`ModelInfo.routing`), "sigmoid" as in the paper or "sigmoid(standardize=True)" for small images.
+        experts: Experts of conditional networks; see `condconv.convert_`. `None` for the family's
+            (`ModelInfo.experts`), "dense" as in the paper or "deltas" for small images.
         scope: Scope of conditional networks; the paper's is one routing per block.
         first_layer: First layer with experts, counted as in the paper: 1 is the stem, each block is one layer, a 1x1
             convolution after the blocks is one, and the classifier is the last. `None` for the paper's choice;
@@ -106,13 +114,14 @@ def create_model(
         conditional_classifier: Whether the classifier has experts; `None` as for `first_layer`.
         init: Start of conditional networks: `"random"` draws each expert separately, as the paper does; `"same_output"`
             starts as the static network of the same seed, with experts that differ a little, as `pretrained` does.
-            `None` for `"random"`.
+            `None` for `"random"`, and for `"same_output"` in networks for small images.
         expert_spread: With `init="same_output"`, how far experts are apart, relative to the spread of the kernel's
             entries; it cancels in the mixture that all images start with.
         **options: Options of timm's network: `drop_rate`, `drop_path_rate`, `bn_eps` and so on. `output_stride` is the
             size of the image over that of the last feature map, 32 as in the paper or less
             (`ModelInfo.output_strides`): timm then replaces late halvings by dilation; MobileNetV1 omits its earliest
-            halvings instead, which suits small images and costs more.
+            halvings instead, which suits small images and costs more. Networks for small images have the option `se`,
+            squeeze-and-excitation in each block, with this share of the channels as hidden units.
 
     Returns:
         The network, in training mode. A static network and its conditional form made with the same seed share the

@@ -323,12 +323,14 @@ class TopKRouting(RoutingFunction):
 
 
 class ConstantRouting(RoutingFunction):
-    """The same weights for every input, stored as a buffer: a control without input-dependence.
+    """The same weights for every input: a control without input-dependence.
 
     Args:
         in_channels: C of the input; not used. All routing functions have this argument.
         num_experts: Number of experts, E.
         weights: The E weights, or one weight for all experts; `None` for `1 / E`.
+        learn: Whether the weights are trained, from these values on: a control that has all that routing has but the
+            input. Otherwise they are a buffer.
         **options: Of `RoutingFunction`.
 
     Raises:
@@ -339,7 +341,13 @@ class ConstantRouting(RoutingFunction):
     weights: Tensor
 
     def __init__(
-        self, in_channels: int, num_experts: int, *, weights: Tensor | list[float] | float | None = None, **options: Any
+        self,
+        in_channels: int,
+        num_experts: int,
+        *,
+        weights: Tensor | list[float] | float | None = None,
+        learn: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(in_channels, num_experts, **options)
         values = _as_numbers(1 / num_experts if weights is None else weights)
@@ -351,9 +359,14 @@ class ConstantRouting(RoutingFunction):
                 "number per expert, or one for all"
             )
         self._start = values.detach().float()
-        self.register_buffer("weights", torch.empty(num_experts, dtype=torch.float32, device=options.get("device")))
+        empty = torch.empty(num_experts, dtype=torch.float32, device=options.get("device"))
+        if flag("learn", learn):
+            self.weights = nn.Parameter(empty)
+        else:
+            self.register_buffer("weights", empty)
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the weights again, in place: those of a layer made on the meta device have no values."""
         self.weights.copy_(self._start)
@@ -361,6 +374,10 @@ class ConstantRouting(RoutingFunction):
     def weigh(self, pooled: Tensor) -> Tensor:
         """Return the constant, expanded to `[B, E]`."""
         return self.weights.to(pooled.dtype).expand(pooled.shape[0], -1)
+
+    def extra_repr(self) -> str:
+        """Describe the sizes in `repr`."""
+        return f"{super().extra_repr()}, learn={isinstance(self.weights, nn.Parameter)}"
 
 
 class ExternalRouting(RoutingFunction):

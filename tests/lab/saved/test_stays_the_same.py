@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from condconv import models
 from condconv.lab.data import preprocessing
 from condconv.lab.saved import image_transform, load_checkpoint, load_network
 from condconv.lab.saved import network as networks
 from condconv.lab.saved.checkpoint import save_checkpoint
 from condconv.lab.train import train
+from condconv.models.families import FAMILIES
 from tests.lab.samples import make_folder, settings
 
 
@@ -53,9 +53,7 @@ def test_another_default_of_the_routing(tmp_path, monkeypatch):
     result = train(config, progress=False)
     picture = next((data / "val").rglob("*.png"))
     before = outputs(result, picture)
-    made = models.create_model
-    defaults = {**(made.__kwdefaults__ or {}), "routing": "softmax"}
-    monkeypatch.setattr(made, "__kwdefaults__", defaults)
+    monkeypatch.setitem(FAMILIES, "mobilenet_v1", replace(FAMILIES["mobilenet_v1"], routing="softmax"))
     assert torch.equal(outputs(result, picture), before)
 
 
@@ -82,6 +80,13 @@ def test_what_is_resolved(tmp_path):
         "routing": "softmax",
         "experts": "dense",
         "scope": "block",
+    }
+    assert resolved("small_dense_cc_100_2e", 16, se=0.5) == {
+        "output_stride": 4,
+        "routing": "sigmoid(standardize=True)",
+        "experts": "deltas",
+        "scope": "block",
+        "se": 0.5,
     }
     assert resolved("tf_efficientnet_b0", 224, pretrained_cfg="in1k") == {"output_stride": 32}
     assert resolved("branches", 32, base="mobilenet_v1_025", branches=2) == {

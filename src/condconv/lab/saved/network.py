@@ -24,7 +24,6 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from condconv.models import ModelInfo
 
-_OF_EXPERTS = ("routing", "experts", "scope")
 _OF_THE_BEGINNING = ("init", "expert_spread", "pretrained_cfg")
 
 NOT_BUILT = (
@@ -135,8 +134,8 @@ def resolved_options(config: TrainConfig, image_size: int) -> dict[str, Any]:
         return options
     options.setdefault("output_stride", max(info.output_strides))
     if info.num_experts is not None:  # only networks with experts take the others
-        parameters = inspect.signature(create_model).parameters
-        options = {**{name: parameters[name].default for name in _OF_EXPERTS}, **options}
+        scope = inspect.signature(create_model).parameters["scope"].default
+        options = {"routing": info.routing, "experts": info.experts, "scope": scope, **options}
     return {name: value for name, value in options.items() if name not in _OF_THE_BEGINNING}
 
 
