@@ -21,7 +21,7 @@ shared = functools.partial(CondConv2d, num_experts=4, experts="shared")
 
 
 class Block(nn.Module):
-    """A separable block with one routing, whose layers have mixed channels, gains, and both."""
+    """A separable block with one routing, whose layers have different parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,11 @@ class Block(nn.Module):
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    layers = [shared(3, 12, 3), nn.BatchNorm2d(12), nn.SiLU(), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    added = [
+        shared(8, 8, 3, padding=1, experts="shared(outputs=3)"),
+        shared(8, 8, 3, padding=1, groups=8, experts="shared(kernels=2)"),
+    ]
+    layers = [shared(3, 12, 3), nn.BatchNorm2d(12), nn.SiLU(), Block(), *added, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return sharpen_(nn.Sequential(*layers, CondLinear(8, 5, num_experts=3, experts="shared"))).eval()
 
 
@@ -57,7 +61,7 @@ def test_a_network_with_any_batch(tmp_path: Path, format: str) -> None:
         graph = pytest.importorskip("onnx").load(path).graph
         constants = {each.name for each in graph.initializer}
         convolutions = [node for node in graph.node if node.op_type == "Conv"]
-        assert len(convolutions) >= 6
+        assert len(convolutions) >= 11
         assert all(node.input[1] in constants for node in convolutions)  # no kernel is computed
         assert not any(node.op_type in ("Loop", "Scan") for node in graph.node)
 
@@ -68,8 +72,11 @@ def test_a_network_with_any_batch(tmp_path: Path, format: str) -> None:
         (CondConv1d(6, 10, 3, padding=1, num_experts=3, experts="shared"), (6, 11)),
         (CondConvTranspose2d(6, 10, 3, stride=2, num_experts=3, experts="shared(rank=2)"), (6, 9, 10)),
         (CondLinear(6, 10, num_experts=3, experts="shared(gains=True)"), (4, 6)),
+        (CondConv1d(6, 10, 3, padding=1, num_experts=3, experts="shared(outputs=2)"), (6, 11)),
+        (CondConvTranspose2d(6, 10, 3, stride=2, num_experts=3, experts="shared(outputs=2, kernels=1)"), (6, 9, 10)),
+        (CondLinear(6, 10, num_experts=3, experts="shared(outputs=2)"), (4, 6)),
     ],
-    ids=["one dimension", "transposed", "rows"],
+    ids=["one dimension", "transposed", "rows", "one dimension, added", "transposed, added", "rows, added"],
 )
 def test_other_kinds_of_layers(tmp_path: Path, layer: nn.Module, shape: tuple[int, ...]) -> None:
     model = sharpen_(nn.Sequential(layer, nn.Tanh())).eval()

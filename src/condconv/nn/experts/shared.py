@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import UsageError, shown
+from condconv.errors import UsageError
+from condconv.nn.experts.added import Kernels, LowRankKernel
 from condconv.nn.experts.base import Experts, Geometry, KernelSpec, MixCost
 from condconv.nn.experts.parts import FullMixing, Gains, LowRankMixing, along
 from condconv.nn.experts.start import ROUTED_SPREAD, in_layout_of, init_experts_
+from condconv.nn.experts.which_parts import channels_of, resolve_parts
 from condconv.ops.quantized import along_outputs
 from condconv.ops.validation import check_routing_weights, check_tensors
 
-_RANK = 8
-_FULL_UP_TO = 32  # channels, for kernels of several taps, which have more numbers than a matrix of channels
-
 
 class SharedExperts(Experts):
-    """One kernel and routed parts, `W(x) = A(x) W0 B(x)`, of weights that are centred, `c = r - centre`.
+    """One kernel and routed parts, `W(x) = A(x) W0 B(x) + U F(x) V`, of centred weights `c = r - centre`.
 
     - `B = I + Q (sum_e c_e S_e) P` mixes the input channels through `rank` others (or `sum_e c_e M_e`, rank "full").
     - `A` and `B` multiply channels by a gain each, `1 + c G`.
+    - `U F V` adds a kernel through `outputs` channels, `F = sum_e c_e S_e`.
+    - `kernels` whole kernels are added, `sum_k (c code)_k P_k`: for layers with groups, which no low rank fits.
 
     A kernel per example is never mixed: the parts are small steps on the maps, before and after one ordinary
     convolution. So a layer trains, compiles and exports as an ordinary one, and reads hardly more.
@@ -34,9 +34,12 @@ class SharedExperts(Experts):
         device: Of the parameters.
         dtype: Of the parameters.
         rank: Channels through which the input channels are mixed: a number; `"full"` for a whole matrix per expert;
-            or `None` for no mixing. `"auto"` for "full" in k x k layers of up to 32 channels, and for 8 in others.
-            Layers with groups, whose channels do not meet, have none.
-        gains: Whether input and output channels have a gain each; layers with groups always have them.
+            or `None` for no mixing. `"auto"` for "full" in k x k layers of up to 32 channels, and for 8 in others; with
+            `outputs` or `kernels` for none. Layers with groups, whose channels do not meet, have none.
+        gains: Whether input and output channels have a gain each; layers with groups always have them, unless they have
+            `kernels`.
+        outputs: Channels through which a kernel is added, R; not for layers with groups.
+        kernels: Whole kernels that are added, fewer than E.
 
     Attributes:
         weight: W0, `[*shape]`.
@@ -65,27 +68,40 @@ class SharedExperts(Experts):
         *,
         rank: int | str | None = "auto",
         gains: bool = False,
+        outputs: int | None = None,
+        kernels: int | None = None,
     ) -> None:
         super().__init__(spec, num_experts)
-        rank, gains = _resolve(spec, rank, gains)
+        rank, gains, outputs, kernels = resolve_parts(spec, rank, gains, outputs, kernels)
+        if kernels is not None and kernels >= num_experts > 1:
+            raise UsageError(
+                f"`kernels` must be fewer than the {num_experts} experts, got {kernels}: give less, or take 'dense'"
+            )
         where: Any = {"device": device, "dtype": dtype}
-        inputs, outputs = _channels(spec)
+        channels = channels_of(spec)
         self.weight = nn.Parameter(torch.empty(spec.shape, **where))
-        self.register_parameter("bias", nn.Parameter(torch.empty(outputs, **where)) if spec.bias else None)
+        self.register_parameter("bias", nn.Parameter(torch.empty(channels[1], **where)) if spec.bias else None)
         self.register_buffer("centre", torch.full((num_experts,), 0.5, **where))
         self.mixing: FullMixing | LowRankMixing | None = None
         if rank == "full":
-            self.mixing = FullMixing(num_experts, inputs, **where)
+            self.mixing = FullMixing(num_experts, channels[0], **where)
         elif rank is not None:
-            self.mixing = LowRankMixing(num_experts, inputs, int(rank), **where)
-        self.input_gains = Gains(num_experts, inputs, **where) if gains else None
-        self.output_gains = Gains(num_experts, outputs, **where) if gains else None
+            self.mixing = LowRankMixing(num_experts, channels[0], int(rank), **where)
+        self.input_gains = Gains(num_experts, channels[0], **where) if gains else None
+        self.output_gains = Gains(num_experts, channels[1], **where) if gains else None
+        self.outputs = None if outputs is None else LowRankKernel(spec, num_experts, outputs, **where)
+        self.principal = None if kernels is None else Kernels(spec, num_experts, kernels, **where)
         self._dim = -1 if len(spec.shape) == 2 else 1
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
-        """Whether channels are mixed and nothing else is routed: parts multiply each other."""
+        """Whether there are no gains: these multiply each other."""
         return self.input_gains is None
+
+    @property
+    def _added(self) -> list[LowRankKernel | Kernels]:
+        """The parts that add kernels."""
+        return [part for part in (self.outputs, self.principal) if part is not None]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -121,6 +137,8 @@ class SharedExperts(Experts):
         for part in (self.mixing, self.input_gains, self.output_gains):
             if part is not None:
                 part.draw_(ROUTED_SPREAD * expert_spread)
+        for added in self._added:
+            added.draw_(ROUTED_SPREAD * expert_spread, self.weight)
 
     def mix(self, routing_weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """See the base."""
@@ -136,13 +154,19 @@ class SharedExperts(Experts):
         if self.input_gains is not None and self.output_gains is not None:
             kernels = kernels * _along_inputs(self.input_gains.factor(c), kernels, spec)
             kernels = kernels * along_outputs(self.output_gains.factor(c), kernels, spec.groups, spec.transposed)
-        return kernels, None if self.bias is None else self.bias.to(dtype).expand(len(c), -1)
+        bias = None if self.bias is None else self.bias.to(dtype).expand(len(c), -1)
+        for part in self._added:
+            kernel, added_bias = part.kernels(c)
+            kernels = kernels + kernel
+            bias = None if bias is None or added_bias is None else bias + added_bias
+        return kernels, bias
 
     def forward(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
         """See the base; there is one way, whatever `impl` is."""
         check_tensors(x, self.weight, routing_weights, self.bias)
         check_routing_weights(routing_weights, x, self.num_experts)  # smaller ones would be broadcast
         c = routing_weights - self.centre.to(routing_weights.dtype)
+        added = [part(x, c, geometry, self._dim) for part in self._added]
         if self.input_gains is not None:
             x = self.input_gains(x, c, self._dim)
         if self.mixing is not None:
@@ -152,7 +176,7 @@ class SharedExperts(Experts):
             y = self.output_gains(y, c, self._dim)
             if self.bias is not None:  # it is not multiplied
                 y = y + along(self.bias, y, self._dim)
-        return y
+        return sum(added, y)
 
     @torch.no_grad()
     def kernels(self) -> Tensor:
@@ -162,13 +186,15 @@ class SharedExperts(Experts):
 
     @torch.no_grad()
     def scale_outputs_(self, scale: Tensor) -> None:
-        """See the base; only W0 and the bias are scaled."""
+        """See the base; W0, the bias and what is added are scaled."""
         scale = scale.to(self.weight.device, torch.float64)
         kernel = self.weight.double()
         kernel = kernel * along_outputs(scale[None], kernel[None], self.spec.groups, self.spec.transposed)[0]
         self.weight = nn.Parameter(kernel.to(self.weight.dtype), self.weight.requires_grad)
         if self.bias is not None:
             self.bias = nn.Parameter((self.bias.double() * scale).to(self.bias.dtype), self.bias.requires_grad)
+        for part in self._added:
+            part.scale_outputs_(scale)
 
     def cost(self, inputs: int, outputs: int, mixtures: int) -> MixCost:
         """See the base; no mixed kernel exists."""
@@ -177,6 +203,7 @@ class SharedExperts(Experts):
             madds += self.mixing.madds(inputs, mixtures)
         for gains in (self.input_gains, self.output_gains):
             madds += 0 if gains is None else gains.madds(mixtures)
+        madds += sum(part.madds(inputs, outputs, mixtures) for part in self._added)
         return MixCost(madds, sum(each.nbytes for each in self.parameters()), 0)
 
     def why_not_quantize(self) -> str | None:
@@ -187,7 +214,7 @@ class SharedExperts(Experts):
     def why_not(cls, spec: KernelSpec, **options: Any) -> str | None:
         """See the base."""
         try:
-            _resolve(spec, **{"rank": "auto", "gains": False, **options})
+            resolve_parts(spec, **{"rank": "auto", "gains": False, "outputs": None, "kernels": None, **options})
         except UsageError as error:
             return str(error)
         return None
@@ -195,13 +222,9 @@ class SharedExperts(Experts):
     def extra_repr(self) -> str:
         """Describe the parts."""
         rank = self.mixing.rank if isinstance(self.mixing, LowRankMixing) else "full" if self.mixing else None
-        return f"rank={rank}, gains={self.input_gains is not None}"
-
-
-def _channels(spec: KernelSpec) -> tuple[int, int]:
-    """Return C and O."""
-    inputs = spec.shape[0] if spec.transposed else spec.shape[1] * spec.groups
-    return inputs, spec.out_channels
+        told = {"outputs": self.outputs and self.outputs.rank, "kernels": self.principal and self.principal.count}
+        more = "".join(f", {name}={value}" for name, value in told.items() if value)
+        return f"rank={rank}, gains={self.input_gains is not None}{more}"
 
 
 def _along_inputs(factor: Tensor, kernels: Tensor, spec: KernelSpec) -> Tensor:
@@ -210,28 +233,3 @@ def _along_inputs(factor: Tensor, kernels: Tensor, spec: KernelSpec) -> Tensor:
         return factor[(..., *(None,) * (kernels.dim() - 2))]
     per_group = factor.unflatten(1, (spec.groups, -1)).repeat_interleave(spec.out_channels // spec.groups, dim=1)
     return per_group[(..., *(None,) * (kernels.dim() - 3))]
-
-
-def _resolve(spec: KernelSpec, rank: Any, gains: Any) -> tuple[int | str | None, bool]:
-    """Return the parts that a layer has.
-
-    Raises:
-        UsageError: It cannot have those that are asked for, or would have none.
-    """
-    channels = _channels(spec)[0]
-    if not (rank in ("auto", "full", None) or (type(rank) is int and rank > 0)):
-        raise UsageError(f"`rank` must be a whole number, 'full', 'auto' or None, got {shown(rank)}: 'auto' is usual")
-    if not isinstance(gains, bool):
-        raise UsageError(f"`gains` must be True or False, got {shown(gains)}: leave it out for False")
-    if spec.groups > 1:
-        return None, True
-    if rank == "auto":
-        few = channels <= (_FULL_UP_TO if prod(spec.shape[2:]) > 1 else _RANK)
-        return "full" if few else _RANK, gains
-    if isinstance(rank, int) and rank > channels:
-        raise UsageError(
-            f"`rank` must be at most the number of input channels, {channels}, got {rank}: give less, or 'full'"
-        )
-    if rank is None and not gains:
-        raise UsageError("`rank` must not be None without gains, got None: experts would all be alike")
-    return rank, gains
