@@ -159,6 +159,8 @@ ROWS: dict[str, list[Row]] = {
         ("network", lambda: analysis.layers_by_routing(anything)),
         ("network", lambda: analysis.layers_by_routing(nn.Linear(3, 3))),
     ],
+    "headline": [("report", lambda: analysis.headline(anything))],
+    "summarize": [("report", lambda: analysis.summarize(anything))],
     "verdicts": [("report", lambda: analysis.verdicts(anything))],
 }
 

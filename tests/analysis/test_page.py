@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from condconv.analysis import Intervention, charts, choose_pictures, make_picture, render_page, save_page
+from condconv.analysis import Intervention, charts, choose_pictures, headline, make_picture, render_page, save_page
 from condconv.analysis.pictures import shown
 from tests.analysis.samples import layer, recorded, routed_block
 
@@ -33,7 +33,8 @@ def content(page: str):
 
 def test_names_cannot_leave_their_place():
     picture = make_picture(Image.new("RGB", (8, 8)), NASTY[0])
-    page = render_page(report_of(), title=NASTY[0], subtitle=NASTY[1], pictures={0: picture}, command=NASTY[1])
+    report = report_of()
+    page = render_page(report, title=NASTY[0], subtitle=NASTY[1], pictures={0: picture}, command=NASTY[1])
     # The page without its scripts: what is left is the template's own markup.
     markup = page.replace(resources.files("condconv.analysis").joinpath("template/page.js").read_text(), "")
     assert "alert(1)</script>" not in markup
@@ -43,6 +44,7 @@ def test_names_cannot_leave_their_place():
     # Everything is there all the same, as text.
     found = content(page)
     assert found["title"] == NASTY[0]
+    assert found["headline"] == headline(report)
     assert {name for name, _ in found["layers"][0]["experts"][0]["classes"]} == set(NASTY)
     # Plotly reads a part of HTML in labels, so there the names are escaped.
     labels = found["layers"][0]["charts"]["heatmap"]["data"][0]["y"]

@@ -34,6 +34,11 @@ def content(path: Path):
 def test_a_page_of_the_validation_images(untrained, tmp_path, capsys):
     assert report(untrained, tmp_path / "a.html") == 0
     said = capsys.readouterr().out
+    first = said.splitlines()[0]
+    assert re.match(
+        r"(Routing depends on the image|All images get almost the same kernels, because .*): routing ", first
+    )
+    assert " With the same weights for every image, accuracy " in first
     assert re.search(r"^learned +\d+\.\d\d%$", said, re.MULTILINE)
     assert f"report: {tmp_path / 'a.html'}" in said
     # Nine images carry no verdict, and no advice.
@@ -43,6 +48,7 @@ def test_a_page_of_the_validation_images(untrained, tmp_path, capsys):
     assert "advised" not in said
     assert {layer["verdict"]["kind"] for layer in content(tmp_path / "a.html")["layers"]} <= {"few", "needed"}
     found = content(tmp_path / "a.html")
+    assert found["headline"] == first
     assert (found["images"], found["classes"]) == (9, 3)
     assert [len(layer["layers"]) for layer in found["layers"]] == [2] * 8 + [1]
     assert {each["id"] for each in found["layers"][-1]["experts"][0]["images"]} == set(range(9))

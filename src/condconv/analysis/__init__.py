@@ -7,6 +7,7 @@ from condconv.analysis.pictures import Picture, choose_pictures, make_picture
 from condconv.analysis.recorder import RoutingRecorder, layers_by_routing
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.report import RoutingReport
+from condconv.analysis.summary import RoutingSummary, headline, summarize
 
 __all__ = [
     "Intervention",
@@ -14,9 +15,11 @@ __all__ = [
     "RoutingRecord",
     "RoutingRecorder",
     "RoutingReport",
+    "RoutingSummary",
     "Verdict",
     "changed_routing",
     "choose_pictures",
+    "headline",
     "keep_top",
     "layers_by_routing",
     "make_picture",
@@ -25,5 +28,6 @@ __all__ = [
     "measure_static",
     "render_page",
     "save_page",
+    "summarize",
     "verdicts",
 ]

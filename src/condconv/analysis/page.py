@@ -16,6 +16,7 @@ from condconv.analysis import advice, charts, depth
 from condconv.analysis.pictures import LONGEST_SIDE, MOST_PICTURES, Picture, shown
 from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.report import RoutingReport
+from condconv.analysis.summary import headline
 from condconv.errors import UsageError, check_type, require_extra, shown_name
 from condconv.files.atomic import write_atomic
 
@@ -96,6 +97,7 @@ def _content(
     return {
         "title": title,
         "subtitle": subtitle,
+        "headline": headline(report),
         "images": min(int(record.examples) for record in report.routings),
         "dead": sum(len(record.dead) for record in report.routings),
         "duplicates": sum(len(record.duplicates) for record in report.routings),

@@ -94,6 +94,7 @@ class RoutingRecorder:
         self._top_examples = top_examples
         self._pending: dict[str, list[Tensor]] = {name: [] for name in self._layers}
         self._accumulators: dict[str, Accumulator] = {}
+        self._similarities: dict[str, Tensor] = {}  # of each layer's experts
         self._images = 0
         self._handles: list[RemovableHandle] = []
         self._eagerly = ExitStack()
@@ -109,6 +110,9 @@ class RoutingRecorder:
         for name in self._layers:
             routing_fn = self._network.get_submodule(name)
             self._handles.append(routing_fn.register_forward_hook(partial(self._store, name)))
+        for name, layer in conditional_layers(self._network).items():
+            # While it runs: only then does a process have all of parameters that are sharded.
+            self._handles.append(layer.experts.register_forward_pre_hook(partial(self._compare, name)))
         return self
 
     def __exit__(
@@ -134,6 +138,9 @@ class RoutingRecorder:
 
     def _store(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self._pending[name].append(output.detach())
+
+    def _compare(self, name: str, *call: Any) -> None:
+        self._similarity(name)
 
     def update(self, targets: Tensor | None = None, ids: Tensor | None = None) -> None:
         """Add the examples of the last forward pass.
@@ -211,7 +218,6 @@ class RoutingRecorder:
 
     def _record(self, name: str) -> RoutingRecord:
         accumulator = self._accumulators[name]
-        layers = conditional_layers(self._network)
         found = accumulator.top_weights[0].isfinite()  # all experts have seen as many examples
         return RoutingRecord(
             name=name,
@@ -220,6 +226,11 @@ class RoutingRecorder:
             highest_shares=accumulator.highest_shares.clone(),
             top_weights=accumulator.top_weights[:, found].clone(),
             top_ids=accumulator.top_ids[:, found].clone(),
-            similarity=expert_similarity(layers[layer] for layer in self._layers[name]),
+            similarity=torch.stack([self._similarity(layer) for layer in self._layers[name]]).amin(0),
             **{field: value.clone() for field, value in accumulator.sums.items()},
         )
+
+    def _similarity(self, layer: str) -> Tensor:
+        if layer not in self._similarities:  # it did not run, though another one that shares its routing did
+            self._similarities[layer] = expert_similarity([conditional_layers(self._network)[layer]])
+        return self._similarities[layer]

@@ -68,6 +68,11 @@ class RoutingRecord:
         return self.weight_sums / self.examples
 
     @property
+    def variation(self) -> float:
+        """How much the weights vary over examples, relative to their size; 0 if all examples have the same, below 1."""
+        return statistics.variation(self.examples, self.weight_sums, self.weight_squares)
+
+    @property
     def class_mean(self) -> Tensor:
         """Mean weight by class, `[K, E]`; NaN in the row of a class that was not seen."""
         return self.class_sums / self.class_examples[:, None]

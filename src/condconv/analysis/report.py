@@ -68,6 +68,7 @@ class RoutingReport:
             "kind": record.kind,
             "experts": record.num_experts,
             "examples": int(record.examples),
+            "variation": record.variation,
             "between_class_share": record.between_class_share,
             "mutual_information": record.mutual_information,
             "entropy": record.entropy,

@@ -68,6 +68,53 @@ def variances(examples: Tensor, sums: Tensor, squares: Tensor) -> tuple[Tensor, 
     return torch.where(between > floor, between, 0.0), torch.where(within > floor, within, 0.0)
 
 
+def variation(examples: Tensor, sums: Tensor, squares: Tensor) -> float:
+    """Return how much weights vary over examples, relative to their size: 0 if all examples have the same weights.
+
+    It is the root of the share of the weights' mean square that is variance over examples. One half of the examples
+    with a weight of 0.4 and the other with 0.6 give 0.2; examples that use one of E experts each, all equally often,
+    give the most, `sqrt(1 - 1 / E)`.
+
+    Args:
+        examples: Number of examples, `[]`.
+        sums: Sum of the weights, `[E]`.
+        squares: Sum of their squares, `[E]`.
+
+    Example:
+        >>> weights = torch.tensor([[0.4], [0.6]], dtype=torch.float64)
+        >>> round(variation(torch.tensor(2), weights.sum(0), weights.square().sum(0)), 2)
+        0.2
+    """
+    mean_squares = squares / examples
+    variance = mean_squares - (sums / examples).square()
+    variance = torch.where(variance > _ROUNDING * mean_squares, variance, 0.0)
+    total = mean_squares.sum()
+    return float((variance.sum() / total).sqrt()) if total > 0 else 0.0
+
+
+def leeway(examples: Tensor, sums: Tensor, squares: Tensor) -> float:
+    """Return how far weights between 0 and 1 are from both ends: 1 in the middle, 0 at the ends.
+
+    It is the mean of `r (1 - r)`, by which the gradients of a sigmoid and of a softmax are multiplied, relative to its
+    largest value: at 1/2 for a sigmoid, at `1 / E` for weights that sum to one.
+
+    Args:
+        examples: Number of examples, `[]`.
+        sums: Sum of the weights, `[E]`.
+        squares: Sum of their squares, `[E]`.
+    """
+    experts = len(sums)
+    sum_to_one = abs(float(sums.sum() / examples) - 1) < 1e-3
+    most = 1 - 1 / experts if sum_to_one else experts / 4
+    return float((sums - squares).sum() / examples) / most
+
+
+def mean_similarity(similarity: Tensor) -> float:
+    """Return the mean over pairs of different experts, of similarities `[E, E]` of two or more experts."""
+    experts = len(similarity)
+    return float(similarity.sum() - similarity.diagonal().sum()) / (experts * (experts - 1))
+
+
 def between_class_share(between: Tensor, within: Tensor) -> float:
     """Return the share of the variance that lies between classes, all experts together; 0 without any variance."""
     total = (between + within).sum()

@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page and print its path, with the figures that matter most."""
-    from condconv.analysis import verdicts
+    from condconv.analysis import headline, verdicts
     from condconv.lab.saved import Inspection, inspect_checkpoint
 
     out = Path(arguments.out)
@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         reading=reading_of(arguments),
     )
     found.save(out)
+    print(headline(found.report))
     for each in found.report.interventions:
         if not each.routings:
             score = f"{100 * each.agreement:6.2f} % predicted as before" if each.top1 is None else f"{each.top1:8.2%}"

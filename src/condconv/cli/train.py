@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--quiet",
         action="store_true",
         default=False,
-        help="no progress bar, and without a terminal no line per epoch",
+        help="no progress bar, and no line per epoch",
     )
     add_settings(parser)
     parser.set_defaults(run=run)

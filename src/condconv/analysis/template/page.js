@@ -209,6 +209,7 @@
 
   find("title").textContent = report.title;
   find("subtitle").textContent = report.subtitle;
+  find("headline").textContent = report.headline;
   showFacts();
   showInterventions();
   showCharts(find("curves"), CURVES, report.charts);

@@ -112,7 +112,13 @@ _classifier = {
                 "train_images_per_second": FINITE,
                 "seconds": FINITE,
                 "skipped_images": whole(0),
-            }
+            },
+            optional={
+                "routing_variation": none_or(_share),
+                "experts_in_use": none_or(FINITE),
+                "expert_similarity": none_or(FINITE),
+                "routing_state": none_or(_text),
+            },
         ),
         0,
         _MOST_EPOCHS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,18 @@ class Evaluation:
     images_per_second: float
 
 
-def evaluate(accelerator: Accelerator, network: nn.Module, loader: Any, *, progress: bool = False) -> Evaluation:
+Batches = Iterator[tuple[Tensor, Tensor]]
+"""Images `[B, C, S, S]` and classes `[B]`."""
+
+
+def evaluate(
+    accelerator: Accelerator,
+    network: nn.Module,
+    loader: Any,
+    *,
+    progress: bool = False,
+    watch: Callable[[Batches], Batches] | None = None,
+) -> Evaluation:
     """Score a network on a prepared loader; correct with any number of processes (each image counts once).
 
     Args:
@@ -61,11 +72,13 @@ def evaluate(accelerator: Accelerator, network: nn.Module, loader: Any, *, progr
         network: Classifier, `[B, C, S, S]` to `[B, classes]`; put into eval mode and back.
         loader: Loader prepared by `accelerator`.
         progress: Whether to show a bar on a terminal.
+        watch: Yields the batches that it is given, and may look at the network while it runs on each.
     """
     rows: list[Tensor] = []
     num_classes = 0
     start = time.perf_counter()
-    bar = tqdm(batches(loader), "evaluate", len(loader), disable=None if progress else True)
+    read = batches(loader) if watch is None else watch(batches(loader))
+    bar = tqdm(read, "evaluate", len(loader), disable=None if progress else True)
     with shortages_explained(), evaluating(network), accelerator.autocast():
         for _, targets, output in outputs(network, bar, accelerator.device):
             num_classes = output.shape[1]

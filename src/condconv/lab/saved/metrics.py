@@ -27,6 +27,11 @@ class EpochMetrics:
         train_images_per_second: Speed of the training part, over all processes.
         seconds: Wall time of training and validation.
         skipped_images: Unreadable images left out, training and validation together.
+        routing_variation: How much routing weights vary over images, relative to their size, 0 to below 1; this and
+            what follows is about some of the validation images, and None if no routing depends on the input.
+        experts_in_use: Effective number of experts over all images, mean over routing functions.
+        expert_similarity: Cosine similarity of the experts, mean over pairs and routing functions.
+        routing_state: A state of `condconv.analysis.RoutingSummary`, or `"starting"` if it is too early to judge.
     """
 
     epoch: int
@@ -38,6 +43,10 @@ class EpochMetrics:
     train_images_per_second: float
     seconds: float
     skipped_images: int
+    routing_variation: float | None = None
+    experts_in_use: float | None = None
+    expert_similarity: float | None = None
+    routing_state: str | None = None
 
 
 @dataclass(frozen=True)

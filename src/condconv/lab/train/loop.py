@@ -29,6 +29,7 @@ from condconv.lab.train.loss import mean_loss, mix
 from condconv.lab.train.previous import FILES, check_files, last_path, previous_checkpoint
 from condconv.lab.train.run import Run, save, set_up
 from condconv.lab.train.tracking import finish_logs, log_epoch, start_logs
+from condconv.lab.train.watching import RoutingWatch, is_settled, warning, watch
 from condconv.nn import anneal_
 
 _log = logging.getLogger(__name__)
@@ -115,14 +116,27 @@ def _train_epochs(run: Run, *, progress: bool, title: str) -> None:
             epoch = len(run.metrics) + 1
             started = time.perf_counter()
             train_loss, skipped, rate = _train_epoch(run, epoch, bar)
-            last = _validate(run, epoch, train_loss, skipped, rate, started)
+            last, watched = _validate(run, epoch, train_loss, skipped, rate, started)
+            said = None if watched is None else warning(run, last, watched)
             save(run, last)
             log_epoch(run, last)
             bar.set_postfix(epoch=f"{epoch}/{epochs}", loss=f"{train_loss:.3f}", val=f"{100 * last.val_top1:.1f}%")
-            _log.info("epoch %d/%d: train loss %.4f, top-1 %.4f", epoch, epochs, train_loss, last.val_top1)
-            if show and not sys.stderr.isatty():  # where a bar is not shown, as in a log
-                line = f"epoch {epoch}/{epochs}: train loss {train_loss:.4f}, top-1 {100 * last.val_top1:.2f} %"
-                print(line, file=sys.stderr, flush=True)
+            with tqdm.external_write_mode(sys.stderr):  # the bar makes room
+                _print_epoch(run, last, watched, show=show)
+                if said is not None:
+                    _log.warning("%s", said)
+
+
+def _print_epoch(run: Run, last: EpochMetrics, watched: RoutingWatch | None, *, show: bool) -> None:
+    """Print one line for an epoch, unless the bar of a terminal has all of it: it has no room for routing."""
+    found = None if watched is None else watched.found
+    line = (
+        f"epoch {last.epoch}/{run.config.epochs}: train loss {last.train_loss:.4f}, top-1 {100 * last.val_top1:.2f} %"
+    )
+    line += "" if found is None else f"; {found.numbers}"
+    _log.info("%s", line)
+    if show and (found is not None or not sys.stderr.isatty()):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _is_finished(run: Run) -> bool:
@@ -185,15 +199,19 @@ def _after_update(run: Run, update: int) -> None:
     run.scheduler.step_update(update)
 
 
-def _validate(run: Run, epoch: int, train_loss: float, skipped: int, rate: float, started: float) -> EpochMetrics:
+def _validate(
+    run: Run, epoch: int, train_loss: float, skipped: int, rate: float, started: float
+) -> tuple[EpochMetrics, RoutingWatch | None]:
     if run.accelerator.num_processes > 1:
         # Each process keeps batch statistics of its own share of the images; their mean is scored, saved, gone on with.
         for network in dict.fromkeys((run.network, run.scored)):
             distribute_bn(network, run.accelerator.num_processes, reduce=True)
-    scores = evaluate(run.accelerator, run.scored, run.val_loader)
+    watched = watch(run)
+    over = None if watched is None else watched.over
+    scores = evaluate(run.accelerator, run.scored, run.val_loader, watch=over)
     lr = run.optimizer.param_groups[0]["lr"]
     _check_finite(run, scores.loss, epoch, run.updates_per_epoch * run.config.grad_accumulation, lr)
-    return EpochMetrics(
+    metrics = EpochMetrics(
         epoch=epoch,
         lr=lr,
         train_loss=train_loss,
@@ -203,7 +221,9 @@ def _validate(run: Run, epoch: int, train_loss: float, skipped: int, rate: float
         train_images_per_second=rate,
         seconds=time.perf_counter() - started,
         skipped_images=skipped + scores.skipped_images,
+        **({} if watched is None else watched.metrics(is_settled(run, epoch))),
     )
+    return metrics, watched
 
 
 def _check_finite(run: Run, loss: float, epoch: int, step: int, lr: float) -> None:
