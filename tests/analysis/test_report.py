@@ -77,26 +77,26 @@ def test_other_files_are_refused(tmp_path, report):
     [
         (b"", "is not a complete JSON text, from line 1, column 1 on"),
         (b"<!DOCTYPE html>", "is not a complete JSON text, from line 1, column 1 on"),
-        (b'{"format": 1, "routings": [{"name"', "is not a complete JSON text, from line 1, column 35 on"),
-        (pickle.dumps({"format": 1}), "is not text (a pickle or a checkpoint?)"),
+        (b'{"format": 2, "routings": [{"name"', "is not a complete JSON text, from line 1, column 35 on"),
+        (pickle.dumps({"format": 2}), "is not text (a pickle or a checkpoint?)"),
         (b"[" * 100_000, "is nested too deeply"),
         (b"[]", "is JSON of something else, without a 'format'"),
         (b"{}", "is JSON of something else, without a 'format'"),
         (b'{"format": 9}', "has format 9"),
         (
-            b'{"format": 1, "class_names": null}',
+            b'{"format": 2, "class_names": null}',
             "has a value of another kind (it must be a mapping of class_names, inter",
         ),
         (
-            b'{"format": 1, "class_names": null, "routings": [], "interventions": []}',
+            b'{"format": 2, "class_names": null, "routings": [], "interventions": []}',
             "has a value of another kind (`routings` must be a list of",
         ),
         (
-            b'{"format": 1, "class_names": null, "routings": [3], "interventions": []}',
+            b'{"format": 2, "class_names": null, "routings": [3], "interventions": []}',
             "has a value of another kind (`routings[0]` must be a mapping, got 3)",
         ),
         (
-            b'{"format": 1, "class_names": null, "routings": {}, "interventions": []}',
+            b'{"format": 2, "class_names": null, "routings": {}, "interventions": []}',
             "has a value of another kind (`routings` must be a list of",
         ),
     ],
@@ -104,7 +104,7 @@ def test_other_files_are_refused(tmp_path, report):
 def test_files_that_are_no_reports(tmp_path, content, why):
     path = tmp_path / "b.json"
     path.write_bytes(content)
-    rule = f"`path` must be a JSON file that RoutingReport.save wrote (format 1), got {path}, which {why}"
+    rule = f"`path` must be a JSON file that RoutingReport.save wrote (format 2), got {path}, which {why}"
     with pytest.raises(UsageError, match=re.escape(rule)):
         RoutingReport.load(path)
 

@@ -45,7 +45,7 @@ def test_the_static_network_is_that_of_the_mean_weights(untrained, tmp_path, cap
     images, _ = open_images(checkpoint, str(data / "train"))
     reading = Reading(progress=False)
     found = record(network, reading.read(images, reading.choose(images), ""), None)
-    routings = {found.routing(name).name: found.routing(name).mean for name in last}
+    routings = {found.routing(name).name: found.routing(name).mean_vector for name in last}
     assert len(routings) == 2
     x = torch.randn(2, 3, 16, 16)
     with changed_routing(network, lambda name, weights: routings[name].to(weights).expand_as(weights), routings):

@@ -10,7 +10,7 @@ import condconv
 from condconv.errors import ExportError, MissingExtraError, UsageError
 from condconv.export import FORMATS, choose, export, rewrite, verification
 from condconv.export.routers import Router4d
-from condconv.nn.routing import Float32Linear
+from condconv.nn.float32_linear import Float32Linear
 from tests.export.cases import layer_case, small_network
 
 

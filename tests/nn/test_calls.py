@@ -16,6 +16,7 @@ from condconv.nn.calls import parse_call
         (" softmax( temperature = 30.5 ) ", ("softmax", {"temperature": 30.5})),
         ("top_k(k=2, renormalize=False)", ("top_k", {"k": 2, "renormalize": False})),
         ("hidden()", ("hidden", {})),
+        ("hidden(hidden_ratio=1/4)", ("hidden", {"hidden_ratio": 0.25})),
     ],
 )
 def test_names_with_and_without_options(text, expected):
@@ -31,6 +32,9 @@ def test_names_with_and_without_options(text, expected):
         "softmax(**x)",
         "softmax(t=open('f'))",
         "a.b(c=1)",
+        "f(x=1/0)",
+        "f(x='a'/2)",
+        "f(x=1e308/1e-308/2)",
         "softmax(t=1, t=2)",
         "1",
         "f(x=1",

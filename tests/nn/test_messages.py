@@ -22,6 +22,7 @@ from condconv.nn import (
     CondLinear,
     HierarchicalRouting,
     KernelSpec,
+    Part,
     RoutingFunction,
     SigmoidRouting,
 )
@@ -52,7 +53,10 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "impl": NO_NAMES,
     "expert_dropout": (-0.1, 1, 1.5, "half", None, float("nan")),
     "standardize": ("yes", 0.5, []),
-    "hidden_ratio": (*NOT_POSITIVE, None),
+    "learn": ("yes", 0.5, []),
+    "hidden_ratio": NOT_POSITIVE,
+    "least_hidden": NO_COUNTS,
+    "parts": (3, "outputs", [], [("outputs", 3)], [Part("experts", 4)], [Part("a", 2), Part("experts", 3)]),
     "previous_experts": (-1, 0.5, "3", None, True),
     "weights": ("even", [1.0], torch.ones(2, 3), [float("nan")] * 3, object(), 1j, True),
     "temperature": (*NOT_POSITIVE, None),
@@ -77,6 +81,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "init": NO_NAMES,
 }
 SPECIAL: dict[tuple[str, str], tuple[Any, ...]] = {
+    ("HiddenRouting", "hidden_ratio"): (*NOT_POSITIVE, None),
     ("make_experts", "spec"): (),  # made by a layer
     ("make_experts", "num_experts"): (),
     ("make_experts", "device"): (),
@@ -94,6 +99,7 @@ NOTHING_TO_CHECK = {
     "Experts": "the base of the stores",
     "KernelSpec": "made by a layer of its own arguments",
     "Standardization": "made by routing functions, of what they have checked",
+    "Part": "made by stores of experts",
     "MixCost": "what Experts.cost returns",
     "DeltaExperts": "made by make_experts, of what the layer has checked",
     "DenseExperts": "made by make_experts, of what the layer has checked",

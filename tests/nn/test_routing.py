@@ -23,7 +23,7 @@ from condconv.nn import (
     anneal_,
     make_routing,
 )
-from condconv.nn.routing import Float32Linear
+from condconv.nn.float32_linear import Float32Linear
 
 SELF_ROUTED = [name for name in ROUTING if name != "external"]
 

@@ -14,16 +14,18 @@ class Accumulator:
     Args:
         num_classes: K; 0 for examples without classes.
         num_experts: Number of experts, E.
+        num_weights: Length of the routing vector, N.
         top_examples: How many of the examples with the highest weights are remembered for each expert.
 
     Attributes:
         sums: The sums, by the names of the fields of `RoutingRecord`.
     """
 
-    def __init__(self, num_classes: int, num_experts: int, top_examples: int) -> None:
+    def __init__(self, num_classes: int, num_experts: int, num_weights: int, top_examples: int) -> None:
         per_class = (num_classes, num_experts)
         self.sums: dict[str, Tensor] = {
             "examples": torch.zeros((), dtype=torch.long),
+            "vector_sums": torch.zeros(num_weights, dtype=torch.float64),
             "weight_sums": torch.zeros(num_experts, dtype=torch.float64),
             "weight_squares": torch.zeros(num_experts, dtype=torch.float64),
             "share_sums": torch.zeros(num_experts, dtype=torch.float64),
@@ -39,8 +41,15 @@ class Accumulator:
         self.top_weights = torch.full((num_experts, top_examples), -torch.inf, dtype=torch.float64)
         self.top_ids = torch.full((num_experts, top_examples), -1)
 
-    def add(self, weights: Tensor, targets: Tensor | None, ids: Tensor) -> None:
-        """Add the weights `[B, E]` (fp64, CPU) of examples with classes `[B]` (or None) and numbers `[B]`."""
+    def add(self, weights: Tensor, vectors: Tensor, targets: Tensor | None, ids: Tensor) -> None:
+        """Add examples, of fp64 on the CPU.
+
+        Args:
+            weights: Those of the experts, `[B, E]`.
+            vectors: The routing vectors that hold them, `[B, N]`.
+            targets: Classes `[B]`, or None.
+            ids: Numbers of the examples, `[B]`.
+        """
         if len(weights) == 0:
             return
         shares = statistics.shares(weights)
@@ -48,6 +57,7 @@ class Accumulator:
         self._remember_highest(weights, ids)
         self._add(
             examples=torch.tensor(len(weights)),
+            vector_sums=vectors.sum(0),
             weight_sums=weights.sum(0),
             weight_squares=weights.square().sum(0),
             share_sums=shares.sum(0),

@@ -150,15 +150,15 @@ def measure_interventions(
     _check(network, report)
     if type(layer_images) is not int or layer_images < 0:
         raise UsageError(f"`layer_images` must be a whole number of 0 or more, got {shown(layer_images)}: 0 skips that")
-    means = {record.name: record.mean for record in report.routings}
+    means = {record.name: record.mean_vector for record in report.routings}
     every = tuple(means)
     static = _constant(means)
-    experts = max(record.num_experts for record in report.routings)
+    experts = {record.name: record.num_experts for record in report.routings}
     variants = [
         _Variant("learned", (), None),
         _Variant("mean", (), static),
         _Variant("shuffled", (), lambda name, weights: weights.roll(1, 0), least_batch=2),
-        *(_Variant(f"top-{k}", (), _top(k)) for k in (1, 2, 4) if k < experts),
+        *(_Variant(f"top-{k}", (), _top(k, experts)) for k in (1, 2, 4) if k < max(experts.values())),
         *(_Variant("mean", (name,), static, layer_images) for name in every),
     ]
     return _measure(network, batches, variants, every, labelled=report.class_names is not None)
@@ -183,7 +183,7 @@ def measure_static(
     """
     _check(network, report)
     names = _names_among([record.name for record in report.routings], routings)
-    means = {name: report.routing(name).mean for name in names}
+    means = {name: report.routing(name).mean_vector for name in names}
     variant = _Variant("mean", tuple(means), _constant(means))
     return _measure(network, batches, [variant], (), labelled=report.class_names is not None)[0]
 
@@ -221,8 +221,16 @@ def _constant(means: Mapping[str, Tensor]) -> Change:
     return lambda name, weights: means[name].to(weights).expand_as(weights)
 
 
-def _top(k: int) -> Change:
-    return lambda name, weights: keep_top(weights, min(k, weights.shape[1]))
+def _top(k: int, num_experts: Mapping[str, int]) -> Change:
+    """Return a change that keeps the k largest weights of experts, and all other parts of the routing vector."""
+
+    def change(name: str, weights: Tensor) -> Tensor:
+        experts = num_experts[name]
+        if experts <= k:
+            return weights
+        return torch.cat([keep_top(weights[:, :experts], k), weights[:, experts:]], 1)
+
+    return change
 
 
 @torch.inference_mode()

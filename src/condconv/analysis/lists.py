@@ -18,13 +18,14 @@ from condconv.errors import shown
 from condconv.files.paths import read_text
 from condconv.files.schema import TEXT, SchemaError, anything, none_or, record, sequence, whole
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON file's layout."""
 
 _COUNTS = ("examples", "histogram", "outside", "class_examples", "top_ids")
-# Experts, classes, bins, and the examples that are remembered.
+# Experts, classes, bins, the examples that are remembered, and the routing vector.
 _SHAPES = {
     "examples": "",
+    "vector_sums": "V",
     "weight_sums": "E",
     "weight_squares": "E",
     "share_sums": "E",
@@ -119,7 +120,7 @@ def record_from_lists(given: Mapping[str, Any], num_classes: int) -> RoutingReco
     tensors = {name: _tensor(given[name], f"{name!r} of {where}", name in _COUNTS) for name in _SHAPES}
     experts = tensors["weight_sums"].numel()
     remembered = tensors["top_ids"].shape[-1] if tensors["top_ids"].dim() else 0
-    sizes = {"E": experts, "K": num_classes, "B": BINS, "N": remembered}
+    sizes = {"E": experts, "K": num_classes, "B": BINS, "N": remembered, "V": tensors["vector_sums"].numel()}
     for name, letters in _SHAPES.items():
         shape = tuple(sizes[letter] for letter in letters)
         if tensors[name].numel() == 0 and 0 in shape:

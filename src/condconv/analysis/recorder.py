@@ -91,6 +91,8 @@ class RoutingRecorder:
         self.class_names = None if class_names is None else tuple(class_names)
         self._network = network
         self._layers = layers_by_routing(network)
+        layers = conditional_layers(network)
+        self._experts = {name: layers[routed[0]].experts for name, routed in self._layers.items()}
         self._top_examples = top_examples
         self._pending: dict[str, list[Tensor]] = {name: [] for name in self._layers}
         self._accumulators: dict[str, Accumulator] = {}
@@ -168,7 +170,11 @@ class RoutingRecorder:
         self._images += count
         for name, calls in self._pending.items():
             for weights in calls:
-                self._accumulator(name, weights.shape[1]).add(weights.double().cpu()[seen], known, numbers[seen])
+                vectors = weights.double().cpu()[seen]
+                of_experts = self._experts[name].weights_of_experts(vectors)
+                self._accumulator(name, *of_experts.shape[1:], *vectors.shape[1:]).add(
+                    of_experts, vectors, known, numbers[seen]
+                )
         self._forget()
 
     def _check_pending(self, targets: Tensor | None) -> int:
@@ -197,9 +203,10 @@ class RoutingRecorder:
             )
         return sizes.pop()
 
-    def _accumulator(self, name: str, num_experts: int) -> Accumulator:
+    def _accumulator(self, name: str, num_experts: int, num_weights: int) -> Accumulator:
         if name not in self._accumulators:
-            self._accumulators[name] = Accumulator(len(self.class_names or ()), num_experts, self._top_examples)
+            sizes = (len(self.class_names or ()), num_experts, num_weights)
+            self._accumulators[name] = Accumulator(*sizes, self._top_examples)
         return self._accumulators[name]
 
     def report(self) -> RoutingReport:

@@ -15,13 +15,15 @@ from condconv.analysis.experts import duplicate_experts
 class RoutingRecord:
     """The weights that one routing function returned for all examples, as sums, and the layers that it routes.
 
-    Sums are fp64, counts int64, all on the CPU. K is the number of classes, 0 without classes; E that of experts.
+    Sums are fp64, counts int64, all on the CPU. K is the number of classes, 0 without classes; E that of experts. One
+    expert whose weight is always 1 stands for the single kernel of layers that only other parts of the vector route.
 
     Attributes:
         name: Name of the routing function in the network.
         layers: Names of the layers that it routes.
         kind: Class of the routing function, such as `SigmoidRouting`.
         examples: Number of weight vectors seen, `[]`.
+        vector_sums: Sum of the routing vectors, `[N]`: of the weights, and of other parts where the experts want some.
         weight_sums: Sum of the weights, `[E]`.
         weight_squares: Sum of their squares, `[E]`.
         share_sums: Sum of the shares of the mixture (`condconv.analysis.statistics.shares`), `[E]`.
@@ -42,6 +44,7 @@ class RoutingRecord:
     layers: tuple[str, ...]
     kind: str
     examples: Tensor
+    vector_sums: Tensor
     weight_sums: Tensor
     weight_squares: Tensor
     share_sums: Tensor
@@ -64,13 +67,18 @@ class RoutingRecord:
 
     @property
     def mean(self) -> Tensor:
-        """Mean weight of each expert, `[E]`, which a static layer would have."""
+        """Mean weight of each expert, `[E]`."""
         return self.weight_sums / self.examples
 
     @property
     def variation(self) -> float:
         """How much the weights vary over examples, relative to their size; 0 if all examples have the same, below 1."""
         return statistics.variation(self.examples, self.weight_sums, self.weight_squares)
+
+    @property
+    def mean_vector(self) -> Tensor:
+        """Mean of the routing vectors, `[N]`, with which a layer is static; the mean weights if they are all of it."""
+        return self.vector_sums / self.examples
 
     @property
     def class_mean(self) -> Tensor:

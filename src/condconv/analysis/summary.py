@@ -121,10 +121,13 @@ def headline(report: RoutingReport) -> str:
         report: Of `RoutingRecorder.report()`; with interventions it says what routing is worth.
     """
     summary = summarize(report)
-    if summary is None:
-        return "All images get the same kernels: the routing is constant by choice, or there is one expert."
     mean = next((each for each in report.interventions if each.name == "mean" and not each.routings), None)
-    text = f"{summary.finding}: {summary.numbers}."
+    if summary is not None:
+        text = f"{summary.finding}: {summary.numbers}."
+    elif any(len(each.vector_sums) > each.num_experts and each.kind not in _CONSTANT for each in report.routings):
+        text = "each layer has one kernel, which routing modulates."
+    else:
+        return "All images get the same kernels: the routing is constant by choice, or there is one expert."
     return f"{text[0].upper()}{text[1:]}{'' if mean is None else f' {_worth(mean)}'}"
 
 

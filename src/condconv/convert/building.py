@@ -14,7 +14,10 @@ from condconv.errors import UsageError, few
 from condconv.nn import (
     ConditionalLayer,
     HierarchicalRouting,
+    KernelSpec,
+    Part,
     RoutingSlot,
+    make_experts,
     make_routing,
     route_block_,
 )
@@ -61,9 +64,11 @@ def build_layers(
             continue
         block = model.get_submodule(group.leader)
         first = old_layers[group.layers[0]].weight
-        routing_fn = _make_routing(routing, group.channels, num_experts, first, previous)
+        parts = _common_parts(conversion, {name: old_layers[name] for name in group.layers})
+        routing_fn = _make_routing(routing, group.channels, num_experts, parts, first, previous)
         chained = isinstance(routing_fn, HierarchicalRouting)
-        slot = RoutingSlot(f"block {group.leader!r}", num_experts)
+        size = None if parts is None else sum(part.size for part in parts)
+        slot = RoutingSlot(f"block {group.leader!r}", num_experts, size)
         at_start = start_constant_ if conversion.init == "same_output" else even_weights
         slot.start = at_start(routing_fn)
         if not any(_learns(old_layers[name]) for name in group.layers):
@@ -114,8 +119,33 @@ def _learns(layer: nn.Module) -> bool:
     return any(parameter.requires_grad for name, parameter in layer.named_parameters() if name == "weight")
 
 
+def _common_parts(conversion: Conversion, old_layers: Mapping[str, nn.Module]) -> tuple[Part, ...] | None:
+    """Return the parts of the routing vector that the layers of a group want.
+
+    Raises:
+        UsageError: They want different ones.
+    """
+    wanted = {
+        name: make_experts(conversion.experts, KernelSpec.of(old), conversion.num_experts, device="meta").parts
+        for name, old in old_layers.items()
+    }
+    (first, parts), *others = wanted.items()
+    for name, other in others:
+        if other != parts:
+            raise UsageError(
+                f"`scope` must be 'layer' for experts whose routing has a number per channel, got {first!r} and "
+                f"{name!r} in one scope, whose channels differ: route each layer by itself"
+            )
+    return parts
+
+
 def _make_routing(
-    routing: Routing, channels: int, num_experts: int, like: Any, previous: RoutingSlot | None
+    routing: Routing,
+    channels: int,
+    num_experts: int,
+    parts: tuple[Part, ...] | None,
+    like: Any,
+    previous: RoutingSlot | None,
 ) -> nn.Module:
     """Return the routing function of a block, on the device of a weight; in a chain it takes the previous weights.
 
@@ -123,10 +153,11 @@ def _make_routing(
         routing: As in `convert_`.
         channels: C of the block's input.
         num_experts: Number of experts, E.
+        parts: The parts of the routing vector.
         like: The weight.
         previous: Slot of the previous block; `None` for the first.
     """
-    options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+    options: dict[str, Any] = {"parts": parts, "device": like.device, "dtype": like.dtype}
     routing_fn = make_routing(routing, channels, num_experts, **options)
     if previous is None or not isinstance(routing_fn, HierarchicalRouting):
         return routing_fn

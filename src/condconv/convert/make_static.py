@@ -59,8 +59,8 @@ def make_static_(model: nn.Module, routing_weights: Mapping[str, Tensor | None],
         layer: Any = layers[name]
         if (reason := why_not_hooks(layer) or why_not_hooks(layer.experts)) is not None:
             raise UsageError(f"`routing_weights` must be for layers that can be exchanged, got {name!r}: {reason}")
-        equal = torch.full((layer.num_experts,), 1 / layer.num_experts)
-        constant[layer] = equal if weights is None else _checked(name, weights, layer.num_experts)
+        experts = layer.experts
+        constant[layer] = experts.even_weights() if weights is None else _checked(name, weights, experts.num_weights)
         static[name] = layer.to_static(constant[layer])
     expected = None if example_input is None else _run_with(model, constant, example_input)
     with ExitStack() as undo:
@@ -96,16 +96,16 @@ def _run_with(model: nn.Module, constant: Mapping[ConditionalLayer, Tensor], exa
             layer.routing_fn = routing_fn
 
 
-def _checked(name: str, weights: Tensor, num_experts: int) -> Tensor:
+def _checked(name: str, weights: Tensor, num_weights: int) -> Tensor:
     """Return the weights of a layer.
 
     Raises:
         UsageError: They are not finite floats `[E]` with values.
     """
-    rule = f"`routing_weights` must have one finite float for each of the {num_experts} experts of {name!r}, got "
+    rule = f"`routing_weights` must have one finite float for each of the {num_weights} experts of {name!r}, got "
     if not isinstance(weights, Tensor):
         raise UsageError(f"{rule}{type(weights).__name__}: give a tensor, such as torch.tensor([...])")
-    if tuple(weights.shape) != (num_experts,):
+    if tuple(weights.shape) != (num_weights,):
         raise UsageError(f"{rule}shape {tuple(weights.shape)}: give the mean over the examples, weights.mean(0)")
     if not weights.is_floating_point():
         raise UsageError(f"{rule}{weights.dtype}: give weights.float()")

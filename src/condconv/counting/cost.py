@@ -14,7 +14,7 @@ from condconv.errors import check_type
 from condconv.nn import ConditionalLayer
 from condconv.nn.classes import is_conv, static_class
 from condconv.nn.conditional import own_parameters
-from condconv.nn.routing import Float32Linear
+from condconv.nn.float32_linear import Float32Linear
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from condconv.convert.surgery import replace
 from condconv.nn import HiddenRouting, SigmoidRouting, SoftmaxRouting, TopKRouting
 from condconv.nn.block_routing import routing_functions
-from condconv.nn.routing import Float32Linear
+from condconv.nn.float32_linear import Float32Linear
 
 _ALONG_CHANNELS = (SigmoidRouting, SoftmaxRouting, HiddenRouting)
 """Routing functions that work along dimension 1 only, whatever follows it."""
@@ -28,22 +28,24 @@ class Router4d(nn.Module):
         self.weighing = routing_fn
         self.num_experts = routing_fn.num_experts
         self.is_flat = type(routing_fn) not in _ALONG_CHANNELS
-        for name in () if self.is_flat else ("hidden", "fc"):
-            if hasattr(routing_fn, name):
-                setattr(routing_fn, name, _as_convolution(getattr(routing_fn, name)))
+        linears = ((routing_fn, "hidden"), (routing_fn, "fc"), (routing_fn.heads, "linear"))
+        for owner, name in () if self.is_flat else linears:
+            if getattr(owner, name, None) is not None:
+                setattr(owner, name, _as_convolution(getattr(owner, name)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the routing weights `[B, E]` of x `[B, C, *S]`."""
         image = x if x.dim() == 4 else x.reshape(x.shape[0], x.shape[1], 1, -1)
         pooled = self.weighing.standardize(image.mean((2, 3), keepdim=True))
-        return (
-            _weigh_top_k(self.weighing, pooled.flatten(1)) if self.is_flat else self.weighing.weigh(pooled).flatten(1)
-        )
+        if not self.is_flat:
+            return self.weighing.route(pooled).flatten(1)
+        code = self.weighing.encode(pooled.flatten(1))
+        return self.weighing.join(_weigh_top_k(self.weighing, code), code)
 
 
-def _weigh_top_k(routing_fn: TopKRouting, pooled: Tensor) -> Tensor:
+def _weigh_top_k(routing_fn: TopKRouting, code: Tensor) -> Tensor:
     """Return the weights `[B, E]` of `routing_fn.weigh` without a scatter, which CoreML's converter does not have."""
-    top = routing_fn.fc(pooled).topk(routing_fn.k, dim=1)
+    top = routing_fn.fc(code).topk(routing_fn.k, dim=1)
     chosen = top.indices[..., None] == torch.arange(routing_fn.num_experts)
     return (chosen * top.values.softmax(1)[..., None]).sum(1)
 

@@ -21,6 +21,7 @@ from condconv.nn.experts import (
 )
 from condconv.nn.factory import ROUTING, make_routing
 from condconv.nn.folding import fold_batch_norm
+from condconv.nn.heads import Part
 from condconv.nn.linear import CondLinear
 from condconv.nn.routing import (
     ConstantRouting,
@@ -59,6 +60,7 @@ __all__ = [
     "LayerChoice",
     "MixCost",
     "MixedExperts",
+    "Part",
     "RoutingFunction",
     "RoutingSlot",
     "SharedExperts",

@@ -31,6 +31,7 @@ class RoutingSlot(nn.Module):
     Args:
         scope: Name of the block (or blocks), for messages.
         num_experts: Number of experts, E.
+        num_weights: Length of the routing vector, N; `None` for E.
 
     Attributes:
         start: `[E]`, the weights that the block starts with for every input, for layers made from static ones.
@@ -39,10 +40,11 @@ class RoutingSlot(nn.Module):
 
     origin: RoutingSlot | None
 
-    def __init__(self, scope: str, num_experts: int) -> None:
+    def __init__(self, scope: str, num_experts: int, num_weights: int | None = None) -> None:
         super().__init__()
         self.scope = scope
         self.num_experts = num_experts
+        self.num_weights = num_experts if num_weights is None else num_weights
         self.start: Tensor | None = None
         self.__dict__["origin"] = None  # not a child, which would be in the model twice
         self._running = threading.local()  # two threads may run one model at a time

@@ -18,7 +18,7 @@ def parse_call(text: str, argument: str) -> tuple[str, dict[str, Any]]:
     """Parse a text such as `softmax(temperature=30)`; nothing in it is run.
 
     Args:
-        text: A name, or a name with options in parentheses whose values are Python literals.
+        text: A name, or a name with options in parentheses whose values are Python literals or fractions, such as 1/4.
         argument: The name of the argument that has the text, for the message.
 
     Returns:
@@ -28,8 +28,8 @@ def parse_call(text: str, argument: str) -> tuple[str, dict[str, Any]]:
         UsageError: The text has another form.
 
     Example:
-        >>> parse_call("softmax(temperature=30)", "routing")
-        ('softmax', {'temperature': 30})
+        >>> parse_call("softmax(temperature=30, hidden_ratio=1/4)", "routing")
+        ('softmax', {'temperature': 30, 'hidden_ratio': 0.25})
     """
     if text.strip().isidentifier():
         return text.strip(), {}
@@ -38,15 +38,25 @@ def parse_call(text: str, argument: str) -> tuple[str, dict[str, Any]]:
             raise ValueError
         call = ast.parse(text.strip(), mode="eval").body
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
-            options = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords if each.arg}
+            options = {str(each.arg): _value(each.value) for each in call.keywords if each.arg}
             if len(options) == len(call.keywords):
                 return call.func.id, options
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         pass
     raise UsageError(
         f"`{argument}` must be a name or name(option=value, ...), got {shown(text)}: values are numbers, text in "
         "quotes, None, True or False"
     )
+
+
+def _value(node: ast.expr) -> Any:
+    """Return a literal, or a fraction of two numbers, such as 1/4."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        over, under = ast.literal_eval(node.left), ast.literal_eval(node.right)
+        if not all(type(each) in (int, float) for each in (over, under)):
+            raise ValueError
+        return over / under
+    return ast.literal_eval(node)
 
 
 def resolve_call(

@@ -57,14 +57,15 @@ class ConditionalLayer(nn.Module):
         device, dtype = check_device(device), check_dtype(dtype)
         self.experts = make_experts(experts, spec, num_experts, device=device, dtype=dtype)
         self.register_parameter("folded_bias", None)
-        self.routing_fn = make_routing(routing, routed_channels, num_experts, device=device, dtype=dtype)
+        parts = self.experts.parts
+        self.routing_fn = make_routing(routing, routed_channels, num_experts, parts=parts, device=device, dtype=dtype)
         if self.experts.centred and (even := even_weights(self.routing_fn)) is not None:
             self.experts.centre_on_(even)
         self.reset_parameters()
 
     @property
     def num_experts(self) -> int:
-        """E, the length of the routing weights."""
+        """E, the length of the routing weights, unless the experts want other parts too."""
         return self.experts.num_experts
 
     # A program that was written for the static layer may read the device, the dtype or the gradient of these.

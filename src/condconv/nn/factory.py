@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
 from condconv.nn.calls import resolve_call
+from condconv.nn.heads import Part
 from condconv.nn.routing import (
     ConstantRouting,
     ExternalRouting,
@@ -41,6 +42,7 @@ def make_routing(
     in_channels: int,
     num_experts: int,
     *,
+    parts: Sequence[Part] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **options: Any,
@@ -49,9 +51,11 @@ def make_routing(
 
     Args:
         routing: A name (a key of `ROUTING`), also with options, such as `"softmax(temperature=30)"`; a factory that is
-            called as `factory(in_channels, num_experts)`; or a module, which is returned unchanged.
+            called as `factory(in_channels, num_experts)`, and with `parts` if there are any; or a module, which is
+            returned unchanged.
         in_channels: C of the routing function's input.
         num_experts: Number of experts, E.
+        parts: The parts of the routing vector that the layer's experts want, `Experts.parts`.
         device: Device of its parameters.
         dtype: Dtype of its parameters.
         **options: Passed to the class of the name, or to the factory.
@@ -62,27 +66,30 @@ def make_routing(
     """
     in_channels, num_experts = positive("in_channels", in_channels), positive("num_experts", num_experts)
     if isinstance(routing, nn.Module):
-        found = getattr(routing, "num_experts", num_experts)
-        if found != num_experts:
-            raise UsageError(
-                f"`routing` must give num_experts = {num_experts} weights, got a module for {found}: make it for as "
-                "many"
-            )
+        wanted = num_experts if parts is None else sum(part.size for part in parts)
+        found = getattr(routing, "num_weights", getattr(routing, "num_experts", wanted))
+        if found != wanted:
+            rule = f"num_experts = {num_experts} weights" if parts is None else f"{wanted} weights, of {_named(parts)}"
+            raise UsageError(f"`routing` must give {rule}, got a module for {found}: make it for as many")
         return routing
     if isinstance(routing, str):
         make, given = resolve_call(routing, "routing", ROUTING, _options_of, "or give a factory or a module", **options)
-        return make(in_channels, num_experts, device=device, dtype=dtype, **given)
+        return make(in_channels, num_experts, parts=parts, device=device, dtype=dtype, **given)
     if not callable(routing):
         raise UsageError(
             f"`routing` must be a name, a factory or a module, got {type(routing).__name__} {shown(routing, 40)}: "
             f"names are {', '.join(ROUTING)}"
         )
-    made = routing(in_channels, num_experts, **options)
+    made = routing(in_channels, num_experts, **options, **({} if parts is None else {"parts": parts}))
     if not isinstance(made, nn.Module):
         raise UsageError(
             f"`routing` must make a torch.nn.Module, got {type(made).__name__} from {shown(routing)}: return one"
         )
     return made.to(device=device, dtype=dtype)
+
+
+def _named(parts: Sequence[Part]) -> str:
+    return ", ".join(f"{part.name} ({part.size})" for part in parts)
 
 
 def _options_of(make: Callable[..., nn.Module]) -> list[str]:
@@ -92,7 +99,7 @@ def _options_of(make: Callable[..., nn.Module]) -> list[str]:
     ]
     parameters = [each for kind in kinds for each in inspect.signature(kind).parameters.values()]
     names = dict.fromkeys(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
-    return [name for name in names if name not in ("device", "dtype")]
+    return [name for name in names if name not in ("device", "dtype", "parts")]
 
 
 def even_weights(routing_fn: nn.Module) -> Tensor | None:

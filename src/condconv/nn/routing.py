@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,55 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
+from condconv.nn.float32_linear import Float32Linear
+from condconv.nn.heads import EXPERTS, Heads, Part, at_start, check_parts
 from condconv.nn.standardization import Standardization
-from condconv.ops.autocast import autocast_disabled
 from condconv.ops.mixing import accumulation_dtype, as_dtype
 from condconv.ops.recording import plain_shape
 from condconv.ops.scalars import check_device, check_dtype, flag, number, positive, whole
 from condconv.ops.validation import check_tensor
-
-
-class Float32Linear(nn.Module):
-    """A linear layer that computes in fp32 (fp64 for fp64) for any dtype of its own, also under autocast.
-
-    Rounding a logit to bf16 moves a routing weight by up to 0.2 %, and the layer is too small for bf16 to save time. It
-    is not a `torch.nn.Linear`, so that tools which quantize, adapt or initialise those by type skip routing functions.
-
-    Args:
-        in_features: C.
-        out_features: O.
-        device: Device of the parameters.
-        dtype: Dtype of the parameters.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the kernel glorot-uniform and set the bias to zero, as the authors do."""
-        nn.init.xavier_uniform_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, C]` to `[B, out_features]`, fp32 or fp64."""
-        wide = accumulation_dtype(x.dtype)
-        with autocast_disabled(x.device):
-            return F.linear(as_dtype(x, wide), as_dtype(self.weight, wide), as_dtype(self.bias, wide))
-
-    def extra_repr(self) -> str:
-        """Describe the sizes in `repr`."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 def global_average_pool(x: Tensor) -> Tensor:
@@ -68,40 +27,55 @@ def global_average_pool(x: Tensor) -> Tensor:
 
 
 class RoutingFunction(nn.Module):
-    """The base: pool, `weigh`, then drop experts in training.
+    """The base: a trunk (pool, standardise, hidden layer; the latter two if asked for), and heads on it.
+
+    The head of the experts' weights is `weigh`, which subclasses define; in training, experts are dropped after it.
 
     Args:
         in_channels: C of the input.
         num_experts: Number of experts, E.
+        hidden_ratio: Units of a hidden layer with a ReLU, for each input channel; `None` for no hidden layer.
+        least_hidden: The fewest hidden units, if there is a hidden layer.
         expert_dropout: Probability that an expert's weight is set to zero for an example in training; the others
             are scaled by `1 / (1 - expert_dropout)`.
         standardize: Whether the pooled input is standardised per channel by running statistics over images, so that
             routing learns at the common learning rate; see `condconv.nn.Standardization`.
+        parts: The parts of the routing vector, as `Experts.parts` of the layer has them; `None` for one weight per
+            expert and nothing else.
         device: Device of the parameters.
         dtype: Dtype of the parameters; the weights are always fp32 (fp64 for fp64 input).
 
+    Attributes:
+        num_weights: N, the length of the routing vector: E and the sizes of the other parts.
+
     Raises:
-        UsageError: A count below one, or a probability outside `[0, 1)`.
+        UsageError: A count below one, a number outside its range, or a part of the trunk that it does not have.
 
     Source:
         CondConv, section 3; dropping experts in training: the paper, as we recall it.
     """
 
     _reads_input = True
+    _has_hidden = True
 
     def __init__(
         self,
         in_channels: int,
         num_experts: int,
         *,
+        hidden_ratio: float | None = None,
+        least_hidden: int = 1,
         expert_dropout: float = 0.0,
         standardize: bool = False,
+        parts: Sequence[Part] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = positive("in_channels", in_channels)
         self.num_experts = positive("num_experts", num_experts)
+        self.parts = check_parts(parts, self.num_experts)
+        self.num_weights = sum(part.size for part in self.parts)
         device = check_device(device)
         check_dtype(dtype)
         with_statistics = flag("standardize", standardize)
@@ -113,14 +87,63 @@ class RoutingFunction(nn.Module):
         self.standardization = Standardization(in_channels, device=device) if with_statistics else None
         rule, remedy = "in [0, 1)", "give a share of the experts, or 0 for none"
         self.expert_dropout = number("expert_dropout", expert_dropout, rule, lambda share: 0 <= share < 1, remedy)
+        self._where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.hidden: nn.Module | None = None
+        self._inputs = self._width = in_channels  # of the trunk, and of the heads
+        least_hidden = positive("least_hidden", least_hidden)
+        if hidden_ratio is not None:
+            self._width = max(least_hidden, round(in_channels * self._checked(hidden_ratio)))
+            self.hidden = Float32Linear(in_channels, self._width, **self._where)
+        others = [part for part in self.parts if part.name != EXPERTS]
+        self.heads = Heads(self._width, others, **self._where) if others and self._reads_input else None
+
+    def _checked(self, hidden_ratio: float) -> float:
+        """Return the ratio of a hidden layer.
+
+        Raises:
+            UsageError: It is out of range, or the function has no hidden layer.
+        """
+        if not self._has_hidden:
+            raise UsageError(
+                f"`hidden_ratio` must be None for {type(self).__name__}, which has no hidden layer, got "
+                f"{shown(hidden_ratio)}: leave it out"
+            )
+        remedy = "the paper tries 1/8, 1 and 8"
+        return number("hidden_ratio", hidden_ratio, "above 0 and finite", lambda ratio: 0 < ratio < math.inf, remedy)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether there are weights of experts, and not only other parts."""
+        return any(part.name == EXPERTS for part in self.parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the routing weights `[B, E]` of x `[B, C, *S]` or `[B, C]`, fp32 or fp64.
+        """Return the routing weights `[B, N]` of x `[B, C, *S]` or `[B, C]`, fp32 or fp64.
 
         Raises:
             UsageError: x has another number of channels.
         """
-        return self.drop(self.weigh(self.pool(x)))
+        return self.route(self.pool(x))
+
+    def route(self, pooled: Tensor) -> Tensor:
+        """Return the routing weights `[B, N, ...]` of pooled inputs `[B, C, ...]`; in training experts are dropped."""
+        code = self.encode(pooled)
+        return self.join(self.drop(self.weigh(code)) if self.mixes else None, code)
+
+    def encode(self, pooled: Tensor) -> Tensor:
+        """Return the hidden units `[B, H, ...]` of pooled inputs `[B, C, ...]`, or these if there are none."""
+        return pooled if self.hidden is None else F.relu(self.hidden(pooled))
+
+    def join(self, weights: Tensor | None, code: Tensor) -> Tensor:
+        """Return the weights of the experts, if there are any, and after them the other parts."""
+        if self.heads is None:
+            assert weights is not None
+            return weights
+        others = self.heads(code)
+        return others if weights is None else torch.cat([weights, others.to(weights.dtype)], 1)
+
+    def head(self) -> Any:
+        """Return a new linear map to one score per expert; `None` if no experts are weighed."""
+        return Float32Linear(self._width, self.num_experts, **self._where) if self.mixes else None
 
     def pool(self, x: Tensor) -> Tensor:
         """Average x over its positions, to `[B, C]`, and standardise that if the function does.
@@ -140,8 +163,8 @@ class RoutingFunction(nn.Module):
         """Return a pooled input `[B, C, ...]`, standardised if the function does that."""
         return pooled if self.standardization is None else self.standardization(pooled)
 
-    def weigh(self, pooled: Tensor) -> Tensor:
-        """Return the routing weights `[B, E]` of pooled inputs `[B, C]`. Subclasses define it."""
+    def weigh(self, code: Tensor) -> Tensor:
+        """Return the experts' weights `[B, E]` of what `encode` returns, `[B, H]`. Subclasses define it."""
         raise NotImplementedError
 
     def drop(self, weights: Tensor) -> Tensor:
@@ -155,16 +178,17 @@ class RoutingFunction(nn.Module):
         the layer learns to distinguish inputs, since the experts differ.
         """
         linears = [module for module in self.modules() if isinstance(module, (Float32Linear, nn.Linear))]
-        if linears:
-            nn.init.zeros_(linears[-1].weight)
-            nn.init.zeros_(linears[-1].bias)
+        for last in linears[-1:] + ([] if self.heads is None else [self.heads.linear]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
         return self._weights_of_zeros()
 
     @torch.no_grad()
     def _weights_of_zeros(self) -> Tensor:
         parameter = next(self.parameters(), None)
         device = None if parameter is None else parameter.device
-        return _without_device(self.weigh(torch.zeros(1, self.in_channels, device=device, dtype=torch.float64))[0])
+        code = self.encode(torch.zeros(1, self._inputs, device=device, dtype=torch.float64))
+        return _without_device(self.join(self.weigh(code) if self.mixes else None, code)[0])
 
     def extra_repr(self) -> str:
         """Describe the sizes in `repr`."""
@@ -191,15 +215,15 @@ class SigmoidRouting(RoutingFunction):
 
     def __init__(self, in_channels: int, num_experts: int, **options: Any) -> None:
         super().__init__(in_channels, num_experts, **options)
-        self.fc = _linear(in_channels, num_experts, options)
+        self.fc = self.head()
 
-    def weigh(self, pooled: Tensor) -> Tensor:
+    def weigh(self, code: Tensor) -> Tensor:
         """Return weights `[B, E]`, each between 0 and 1."""
-        return torch.sigmoid(self.fc(pooled))
+        return torch.sigmoid(self.fc(code))
 
 
-class HiddenRouting(RoutingFunction):
-    """`sigmoid(Linear(relu(Linear(pool(x)))))`: a hidden layer of `hidden_ratio * C` units.
+class HiddenRouting(SigmoidRouting):
+    """`sigmoid(Linear(relu(Linear(pool(x)))))`: sigmoid routing with a hidden layer.
 
     Args:
         in_channels: C of the input.
@@ -215,16 +239,7 @@ class HiddenRouting(RoutingFunction):
     """
 
     def __init__(self, in_channels: int, num_experts: int, *, hidden_ratio: float = 1.0, **options: Any) -> None:
-        super().__init__(in_channels, num_experts, **options)
-        remedy = "the paper tries 1/8, 1 and 8"
-        ratio = number("hidden_ratio", hidden_ratio, "above 0 and finite", lambda ratio: 0 < ratio < math.inf, remedy)
-        hidden = max(1, round(in_channels * ratio))
-        self.hidden = _linear(in_channels, hidden, options)
-        self.fc = _linear(hidden, num_experts, options)
-
-    def weigh(self, pooled: Tensor) -> Tensor:
-        """Return weights `[B, E]`, each between 0 and 1."""
-        return torch.sigmoid(self.fc(F.relu(self.hidden(pooled))))
+        super().__init__(in_channels, num_experts, hidden_ratio=self._checked(hidden_ratio), **options)
 
 
 class HierarchicalRouting(RoutingFunction):
@@ -241,10 +256,18 @@ class HierarchicalRouting(RoutingFunction):
         block to block; layers outside blocks, such as the classifier, route only by their own input.
     """
 
+    _has_hidden = False
+
     def __init__(self, in_channels: int, num_experts: int, *, previous_experts: int = 0, **options: Any) -> None:
         super().__init__(in_channels, num_experts, **options)
         self.previous_experts = previous_experts = whole("previous_experts", previous_experts)
-        self.fc = _linear(in_channels + previous_experts, num_experts, options)
+        if self.heads is not None or not self.mixes:
+            raise UsageError(
+                "`routing` must not be hierarchical for experts that want more than one weight each, got it: take "
+                "'hidden' or 'softmax'"
+            )
+        self._inputs += previous_experts
+        self.fc = Float32Linear(self._inputs, num_experts, **self._where)
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
         """Return the routing weights `[B, E]` of x `[B, C, *S]`, given the previous ones `[B, previous_experts]`.
@@ -268,10 +291,6 @@ class HierarchicalRouting(RoutingFunction):
     def weigh(self, pooled: Tensor) -> Tensor:
         """Return weights `[B, E]`, each between 0 and 1, of `[B, C + previous_experts]`."""
         return torch.sigmoid(self.fc(pooled))
-
-    @torch.no_grad()
-    def _weights_of_zeros(self) -> Tensor:
-        return _without_device(self.weigh(self.fc.weight.new_zeros(1, self.fc.in_features, dtype=torch.float64))[0])
 
 
 class TopKRouting(RoutingFunction):
@@ -299,11 +318,11 @@ class TopKRouting(RoutingFunction):
             raise UsageError(
                 f"`k` must be at most num_experts = {num_experts}, got {k}: give fewer, or the layer more experts"
             )
-        self.fc = _linear(in_channels, num_experts, options)
+        self.fc = self.head()
 
-    def weigh(self, pooled: Tensor) -> Tensor:
+    def weigh(self, code: Tensor) -> Tensor:
         """Return weights `[B, E]` that sum to one, at most k of them nonzero."""
-        top = self.fc(pooled).topk(self.k, dim=1)
+        top = self.fc(code).topk(self.k, dim=1)
         return (
             torch.zeros_like(top.values[:, :1])
             .expand(-1, self.num_experts)
@@ -312,7 +331,9 @@ class TopKRouting(RoutingFunction):
 
     def start_constant_(self) -> Tensor:
         """As in the base class, with a small bias that falls with the index: equal logits have no defined order."""
-        super().start_constant_()
+        start = super().start_constant_()
+        if not self.mixes:
+            return start
         with torch.no_grad():
             self.fc.bias.copy_(torch.linspace(0.1, 0.0, self.num_experts))
         return self._weights_of_zeros()
@@ -337,7 +358,7 @@ class ConstantRouting(RoutingFunction):
         UsageError: `weights` is not a number, nor E of them.
     """
 
-    _reads_input = False
+    _reads_input = _has_hidden = False
     weights: Tensor
 
     def __init__(
@@ -358,8 +379,10 @@ class ConstantRouting(RoutingFunction):
                 f"`weights` must be a number or E = {num_experts} of them, got {shown(weights)}: give one finite "
                 "number per expert, or one for all"
             )
-        self._start = values.detach().float()
-        empty = torch.empty(num_experts, dtype=torch.float32, device=options.get("device"))
+        self._start = at_start(self.parts).float()
+        if self.mixes:
+            self._start[:num_experts] = values.detach()
+        empty = torch.empty(self.num_weights, dtype=torch.float32, device=options.get("device"))
         if flag("learn", learn):
             self.weights = nn.Parameter(empty)
         else:
@@ -371,9 +394,16 @@ class ConstantRouting(RoutingFunction):
         """Set the weights again, in place: those of a layer made on the meta device have no values."""
         self.weights.copy_(self._start)
 
-    def weigh(self, pooled: Tensor) -> Tensor:
-        """Return the constant, expanded to `[B, E]`."""
-        return self.weights.to(pooled.dtype).expand(pooled.shape[0], -1)
+    def weigh(self, code: Tensor) -> Tensor:
+        """Return the constant weights of the experts, expanded to `[B, E]`."""
+        return self.weights[: self.num_experts].to(code.dtype).expand(code.shape[0], -1)
+
+    def join(self, weights: Tensor | None, code: Tensor) -> Tensor:
+        """Return the weights of the experts, and after them the other parts as they are at the start."""
+        if weights is not None and self.num_weights == self.num_experts:
+            return weights
+        others = self.weights[self.num_experts if self.mixes else 0 :].to(code.dtype).expand(code.shape[0], -1)
+        return others if weights is None else torch.cat([weights, others], 1)
 
     def extra_repr(self) -> str:
         """Describe the sizes in `repr`."""
@@ -389,7 +419,7 @@ class ExternalRouting(RoutingFunction):
         **options: Of `RoutingFunction`.
     """
 
-    _reads_input = False
+    _reads_input = _has_hidden = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Raise an error: the weights are missing.
@@ -398,17 +428,13 @@ class ExternalRouting(RoutingFunction):
             UsageError: Always.
         """
         raise UsageError(
-            f"`routing_weights` must be given, [B, {self.num_experts}], got None: this layer is routed from outside; "
+            f"`routing_weights` must be given, [B, {self.num_weights}], got None: this layer is routed from outside; "
             "call layer(x, routing_weights), or create it with routing='sigmoid'"
         )
 
     def start_constant_(self) -> Tensor:
         """Return weights of `1 / E` each, which the caller's are assumed to be at the start."""
-        return torch.full((self.num_experts,), 1 / self.num_experts, dtype=torch.float64)
-
-
-def _linear(in_features: int, out_features: int, options: dict[str, Any]) -> Float32Linear:
-    return Float32Linear(in_features, out_features, device=options.get("device"), dtype=options.get("dtype"))
+        return at_start(self.parts)
 
 
 def _without_device(weights: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
-from condconv.nn.routing import Float32Linear, RoutingFunction
+from condconv.nn.routing import RoutingFunction
 from condconv.ops.scalars import number, whole
 
 _TRAINED = 10
@@ -18,7 +18,7 @@ _TRAINED = 10
 
 
 class SoftmaxRouting(RoutingFunction):
-    """`softmax(Linear(pool(x)) / temperature)`: weights that sum to one.
+    """`softmax(Linear(trunk(x)) / temperature)`: weights that sum to one.
 
     A high temperature early in training gives all experts a gradient; lowering it lets them diverge. The temperature
     and the position of its schedule are buffers, so a checkpoint resumes and predicts exactly. A training loop has to
@@ -74,8 +74,8 @@ class SoftmaxRouting(RoutingFunction):
                 "`annealing_steps` must be positive with a final_temperature and 0 without, got "
                 f"{annealing_steps} with final_temperature={shown(final_temperature)}: give both or neither"
             )
-        device, dtype = options.get("device"), options.get("dtype")
-        self.fc = Float32Linear(in_channels, num_experts, device=device, dtype=dtype)
+        device = options.get("device")
+        self.fc = self.head()
         self._start: dict[str, float | int] = {
             "temperature": temperature,
             "initial_temperature": temperature,
@@ -86,13 +86,13 @@ class SoftmaxRouting(RoutingFunction):
         for name, value in self._start.items():
             self.register_buffer(name, torch.tensor(value, device=device))
         self._trained_from: int | None = None  # of the weight when training began; `None` to look no longer
-        self._watched = annealing_steps > 0
+        self._watched = annealing_steps > 0 and self.mixes
 
     def train(self, mode: bool = True) -> SoftmaxRouting:
         """Set the mode; warn once if the weights were trained but the temperature is still that of the start."""
         # Seen here and not in `forward`, which is compiled and exported: an optimizer changes the weight in place.
-        weight = self.fc.weight
-        if not self._watched or weight.is_meta or weight.is_inference():
+        weight = self.fc.weight if self._watched else None
+        if weight is None or weight.is_meta or weight.is_inference():
             pass
         elif mode:
             self._trained_from = weight._version
@@ -125,9 +125,9 @@ class SoftmaxRouting(RoutingFunction):
             for name, value in self._start.items():
                 getattr(self, name).fill_(value)
 
-    def weigh(self, pooled: Tensor) -> Tensor:
+    def weigh(self, code: Tensor) -> Tensor:
         """Return weights `[B, E]` that sum to one."""
-        logits = self.fc(pooled)
+        logits = self.fc(code)
         return (logits / self.temperature.to(logits.dtype)).softmax(1)
 
     @torch.no_grad()

@@ -104,7 +104,7 @@ def make_checkpoint_static(
     before = score()
     report = record(reading.place(network), reading.read(images, reading.choose(images), "routing"), None)
     params_before = _count(network)
-    make_static_(network, {name: report.routing(name).mean for name in chosen})
+    make_static_(network, {name: report.routing(name).mean_vector for name in chosen})
     static = (*checkpoint.static_layers, *chosen)
     save_checkpoint(
         Path(out).resolve(),  # a link that whoever runs this has named

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.errors import UsageError
+from condconv.nn.heads import EXPERTS, Part, at_start
 from condconv.ops.validation import check_tensor
 
 _Experts = TypeVar("_Experts", bound="Experts")
@@ -82,7 +83,8 @@ class Experts(nn.Module):
 
     Attributes:
         spec: The kernel of one example.
-        num_experts: E, the length of the routing weights.
+        num_experts: E, the number of experts.
+        parts: The parts of the routing vector that the store wants; `None` for one weight per expert and nothing else.
         bias: `[E, O]`, mixed by the routing weights, or `[O]`, the same for all examples, or `None`.
         quantized: Whether the kernels are stored in fewer bits than they are computed in; for inference only.
         centred: Whether the store has a centre, the routing weights that inputs have at the start; see `centre_on_`.
@@ -91,6 +93,7 @@ class Experts(nn.Module):
 
     linear: ClassVar[bool]
     centred: ClassVar[bool] = False
+    parts: tuple[Part, ...] | None = None
     bias: nn.Parameter | None
 
     def __init__(self, spec: KernelSpec, num_experts: int) -> None:
@@ -98,6 +101,28 @@ class Experts(nn.Module):
         self.spec = spec
         self.num_experts = num_experts
         self.quantized = False
+
+    @property
+    def num_weights(self) -> int:
+        """N, the length of the routing vector: E, unless there are other parts."""
+        return self.num_experts if self.parts is None else sum(part.size for part in self.parts)
+
+    def split(self, routing_weights: Tensor) -> dict[str, Tensor]:
+        """Return the parts of routing weights `[B, N]` by their names, `[B, size]` each."""
+        given, start = {}, 0
+        for part in self.parts or (Part(EXPERTS, self.num_experts),):
+            given[part.name] = routing_weights[:, start : start + part.size]
+            start += part.size
+        return given
+
+    def weights_of_experts(self, routing_weights: Tensor) -> Tensor:
+        """Return the weights of the experts `[B, E]` of `[B, N]`; ones if a single expert is not weighed."""
+        weights = self.split(routing_weights).get(EXPERTS)
+        return routing_weights.new_ones(routing_weights.shape[0], self.num_experts) if weights is None else weights
+
+    def even_weights(self) -> Tensor:
+        """Return equal weights of the experts, and the other parts as they are at the start; `[N]`, fp64."""
+        return at_start(self.parts or (Part(EXPERTS, self.num_experts),))
 
     def reset_parameters(self) -> None:
         """Draw the experts at random, as torch draws the kernel of one static layer, in place."""
@@ -158,9 +183,9 @@ class Experts(nn.Module):
             UsageError: The weights do not have shape `[E]`.
         """
         check_tensor("routing_weights", routing_weights)
-        if tuple(routing_weights.shape) != (self.num_experts,):
+        if tuple(routing_weights.shape) != (self.num_weights,):
             raise UsageError(
-                f"`routing_weights` must have shape [E] = {(self.num_experts,)}, got {tuple(routing_weights.shape)}: "
+                f"`routing_weights` must have shape [E] = {(self.num_weights,)}, got {tuple(routing_weights.shape)}: "
                 "for weights of several examples, give their mean over the batch"
             )
         device = next(self.parameters()).device
