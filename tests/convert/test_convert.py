@@ -69,7 +69,8 @@ def test_the_output_stays_in_both_modes(scope, routing: str) -> None:
 
 
 def test_report() -> None:
-    report = convert_(Net(), 4, layers=select.last_blocks(1), scope="block", example_input=EXAMPLE)
+    papers: Any = {"experts": "dense", "routing": "sigmoid"}
+    report = convert_(Net(), 4, layers=select.last_blocks(1), scope="block", example_input=EXAMPLE, **papers)
     assert [layer.name for layer in report.layers] == ["blocks.2.conv1", "blocks.2.conv2"]
     first = report.layers[0]
     # 8 x 16 parameters on 8 x 8 pixels; then mixing 4 x 128

@@ -154,7 +154,7 @@ def test_experts_learn_to_differ_and_the_router_learns() -> None:
 
 def test_random_start_draws_each_expert() -> None:
     static = nn.Conv2d(16, 64, 3)
-    layer = CondConv2d.from_conv(static, 4, init="random")
+    layer = CondConv2d.from_conv(static, 4, init="random", experts="dense")
     torch.testing.assert_close(layer.experts.weight.std((1, 2, 3, 4)), static.weight.std().expand(4), rtol=0.05, atol=0)
     flat = layer.experts.weight.flatten(1)
     correlation = torch.corrcoef(flat) - torch.eye(4)
@@ -325,9 +325,9 @@ def test_experts_of_a_classifier_start_no_wider_than_torch_would(spread: float, 
     static = nn.Linear(100 // 3, 60)  # 1 / sqrt(3 * 33) is a tenth
     with torch.no_grad():
         static.weight.normal_(std=spread)
-    layer = CondLinear.from_linear(static, 8, init="random")
+    layer = CondLinear.from_linear(static, 8, init="random", experts="dense")
     assert layer.experts.weight.std().item() == pytest.approx(expected, rel=0.05)
-    kept = CondLinear.from_linear(static, 8, expert_spread=0.0)
+    kept = CondLinear.from_linear(static, 8, expert_spread=0.0, experts="dense")
     assert torch.equal(kept.experts.weight[0] * 4, static.weight)  # a start that keeps the output keeps its weights
 
 

@@ -20,6 +20,7 @@ from condconv.convert.select import Selector
 from condconv.counting.tracing import Trace, trace
 from condconv.errors import UsageError, shown
 from condconv.nn.choice import LayerChoice
+from condconv.nn.conditional import LEARNING_EXPERTS, LEARNING_ROUTING
 from condconv.nn.experts import ExpertsOption, resolve_experts
 from condconv.nn.factory import Routing
 
@@ -30,21 +31,22 @@ def convert_(
     *,
     layers: Selector | LayerChoice | None = None,
     skip: Selector | LayerChoice | None = None,
-    routing: Routing = "sigmoid",
+    routing: Routing = LEARNING_ROUTING,
     scope: str | Scope = "layer",
     classifier: bool = False,
     example_input: Any = None,
     init: str = "same_output",
     expert_spread: float = 0.5,
-    experts: ExpertsOption = "dense",
+    experts: ExpertsOption = LEARNING_EXPERTS,
     impl: str = "auto",
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
 ) -> ConversionReport:
     """Replace convolutions of a network by conditional ones, in place; its output stays the same.
 
-    Experts start as copies of the trained kernel, scaled so that the initial mixture is this kernel, plus differences
-    that cancel; batch norm statistics therefore stay valid. The conversion is all or nothing: after an error the model
-    is unchanged. The output is checked on the example. The routing of frozen layers is frozen too.
+    The mixture starts as the trained kernel, whatever the input and the experts; batch norm statistics therefore stay
+    valid. By default experts are differences from that kernel and routers see standardised features, which learns; the
+    paper's layers are `experts="dense", routing="sigmoid", init="random"`. The conversion is all or nothing: after an
+    error the model is unchanged. The output is checked on the example. The routing of frozen layers is frozen too.
 
     Args:
         model: Any module; changed in place.
@@ -64,9 +66,10 @@ def convert_(
         init: `"same_output"`, or `"random"` to train from scratch as the paper does: experts are drawn separately and
             the routing at random, so the output is a new network's; each expert's bias is the old layer's.
         expert_spread: Difference between experts, relative to the standard deviation of the kernel.
-        experts: What kernels are made of: `"dense"`, E whole kernels; `"shared"`, one kernel with small routed parts,
-            also with options as in `"shared(rank=16)"` (see `condconv.nn.SharedExperts`); or a factory of
-            `condconv.nn.Experts`. A layer that cannot have them stays static, with the reason in the report.
+        experts: What kernels are made of: `"deltas"`, a shared kernel and E routed differences; `"dense"`, E whole
+            kernels; `"shared"`, one kernel with small routed parts, also with options as in `"shared(rank=16)"` (see
+            `condconv.nn.SharedExperts`); or a factory of `condconv.nn.Experts`. A layer that cannot have them stays
+            static, with the reason in the report.
         impl: As in `condconv.ops.cond_conv2d`.
         optimizer: An optimizer of the model's parameters, or several. New parameters replace the old ones in their
             groups, and those of a routing function join the group of its layer; their state is reset. `None` if there

@@ -22,6 +22,10 @@ from condconv.ops.scalars import check_device, check_dtype, positive
 
 _Layer = TypeVar("_Layer", bound="ConditionalLayer")
 
+LEARNING_ROUTING = "sigmoid(standardize=True)"
+LEARNING_EXPERTS = "deltas"
+"""What a static layer becomes unless told otherwise: from a trained kernel the paper's own hardly learn to differ."""
+
 
 class ConditionalLayer(nn.Module):
     """What conditional layers share: a geometry, which subclasses have, experts, and a routing function.
@@ -116,16 +120,16 @@ class ConditionalLayer(nn.Module):
         static: nn.Module,
         num_experts: int = 8,
         *,
-        routing: Routing = "sigmoid",
+        routing: Routing = LEARNING_ROUTING,
         init: str = "same_output",
         expert_spread: float = 0.5,
-        experts: ExpertsOption = "dense",
+        experts: ExpertsOption = LEARNING_EXPERTS,
         impl: str = "auto",
     ) -> _Layer:
         """Return a conditional layer that computes what a static one does, until it is trained further.
 
-        The routing function starts with equal weights for all inputs, and the experts are copies of the kernel
-        scaled by the sum of these, plus differences that cancel. Device, dtype, layout, training mode,
+        The routing function starts with equal weights for all inputs, under which the experts mix to the kernel.
+        Device, dtype, layout, training mode,
         `requires_grad` and plain attributes are those of the static layer; its forward hooks stay with it. The routing
         function of a frozen layer is frozen too. On the meta device the layer has no values either, until a state dict
         is loaded.
@@ -133,14 +137,14 @@ class ConditionalLayer(nn.Module):
         Args:
             static: The twin: a `torch.nn.Conv2d` for `CondConv2d`, and so on. Not changed.
             num_experts: E.
-            routing: As in the layer.
+            routing: As in the layer; by default a sigmoid of standardised features.
             init: `"same_output"`, or `"random"` to train from scratch as the paper does: each expert is drawn on
                 its own, normal with the spread of the kernel (`CondLinear`: or less), and the routing function starts
                 at random; the output is then not that of the static layer.
             expert_spread: Difference between the experts, relative to the standard deviation of the kernel; 0 for exact
-                copies. Whatever its size it cancels at the start; at a tenth of the default, experts were seen to be
-                weighted alike, all rising and falling together, after training.
-            experts: As in the layer.
+                copies. Whatever its size it cancels at the start; at a tenth of the default, dense experts were seen to
+                be weighted alike, all rising and falling together, after training.
+            experts: As in the layer; by default differences from the kernel, `condconv.nn.DeltaExperts`.
             impl: As in `condconv.ops.cond_conv2d`.
 
         Returns:
