@@ -182,6 +182,7 @@ def test_products_with_mixed_matrices_may_be_left_out() -> None:
 
 # What TensorFlow 2.21's `tf.compat.v1.profiler` gives for these networks, written there in plain operations on
 # placeholders (SAME padding, fused batch norm, mixing as the authors do): float operations of the graph, halved.
+PAPERS = {"scope": "block", "routing": "sigmoid", "experts": "dense", "init": "random"}
 BLOCKS_7_TO_14 = "blocks.3.*,blocks.4.*"
 
 
@@ -216,7 +217,7 @@ def mobilenet_v1(
     with torch.device("meta"):
         model = create_model(f"mobilenet_v1_{round(100 * width):03d}", num_classes=classes)
     if experts is not None:
-        options = {"scope": "block", "classifier": classifier, "init": "random", **options}
+        options = {**PAPERS, "classifier": classifier, **options}
         convert_(model, experts, layers=BLOCKS_7_TO_14, example_input=images(), **options)
     return model
 
@@ -225,7 +226,7 @@ def from_timm(name: str, experts: int | None, *patterns: str, classifier: bool =
     with torch.device("meta"):
         model = pytest.importorskip("timm").create_model(name)
     if experts is not None:
-        options = {"scope": "block", "classifier": classifier, "init": "random"}
+        options = {**PAPERS, "classifier": classifier}
         convert_(model, experts, layers=patterns, skip="*.se.*", example_input=images(), **options)
     return model
 

@@ -47,7 +47,9 @@ def conditional_net(count: int, bias: bool, weights: list[float] | None = None) 
     model = small_net(bias)
     routing = "sigmoid" if weights is None else (lambda c, e: ConstantRouting(c, e, weights=weights))
     where = condconv.select.depth(0.3)
-    condconv.convert_(model, count, layers=where, classifier=True, routing=routing, example_input=IMAGE.float())
+    condconv.convert_(
+        model, count, layers=where, classifier=True, routing=routing, experts="dense", example_input=IMAGE.float()
+    )
     return model.double().eval()
 
 

@@ -72,6 +72,19 @@ def test_misfits_are_named_and_nothing_is_changed(case: str) -> None:
     assert message in refusal(small(2), make())
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "number", "message"),
+    [
+        ("deltas", "deltas", 4, "it has 4 experts per layer and the network 2: create the network with 4"),
+        ("deltas", "dense", 2, "its experts are dense and the network's are not: create the network with experts="),
+        ("dense", "deltas", 2, "its experts are deltas and the network's are not: create the network with experts="),
+        ("shared", "dense", 2, "its experts are dense and the network's are not: create the network with experts="),
+    ],
+)
+def test_experts_of_another_store_or_number(ours: str, theirs: str, number: int, message: str) -> None:
+    assert message in refusal(small(2, experts=ours), small(number, experts=theirs).state_dict())
+
+
 def test_a_resnet_of_another_depth() -> None:
     timm = pytest.importorskip("timm")
     message = refusal(timm.create_model("resnet18", num_classes=10), of_timm("resnet34"))

@@ -71,7 +71,8 @@ class Twice(nn.Module):
         self.other = nn.BatchNorm2d(3)
         self.other.weight = self.norm.weight
         if experts:
-            condconv.convert_(self, experts, example_input=torch.zeros(1, 3, 8, 8), init="random")
+            papers = {"routing": "sigmoid", "experts": "dense", "init": "random"}
+            condconv.convert_(self, experts, example_input=torch.zeros(1, 3, 8, 8), **papers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.other(self.again(self.norm(self.first(x)).relu()))

@@ -54,7 +54,7 @@ class SinglePrecision(condconv.nn.SigmoidRouting):
 def test_the_start_of_a_routing_function_may_have_any_dtype(tmp_path: Path) -> None:
     (net,) = runs(1)
     model = small_net()
-    condconv.convert_(model, 2, layers="3", routing=SinglePrecision, example_input=IMAGE.float())
+    condconv.convert_(model, 2, layers="3", routing=SinglePrecision, experts="dense", example_input=IMAGE.float())
     condconv.load_pretrained(model.double(), save([net, net], tmp_path), example_input=IMAGE)
     assert_same_logits(model, net, (3, 16))
 
@@ -174,7 +174,7 @@ class PreActivation(nn.Module):
 def test_layers_without_a_norm_right_after_them_are_named(tmp_path: Path) -> None:
     nets = [randomise(PreActivation()).double() for _ in range(2)]
     model = PreActivation()
-    condconv.convert_(model, 2, layers="conv?", classifier=True, example_input=IMAGE.float())
+    condconv.convert_(model, 2, layers="conv?", classifier=True, experts="dense", example_input=IMAGE.float())
     model.double().eval()
     report = condconv.load_pretrained(model, save(nets, tmp_path), example_input=IMAGE)
     shift, scale = report.notes

@@ -101,7 +101,15 @@ def test_convolutions_of_tensorflow_itself(tf, conditional, variables) -> None:
 def test_our_layers_compute_what_timm_s_do(conditional, variables) -> None:
     model = timm.create_model("tf_efficientnet_b0", num_classes=10).eval()
     example = torch.randn(2, 3, 64, 64)
-    convert_(model, 4, layers="blocks.[456].?.conv_*", scope="block", example_input=example)
+    convert_(
+        model,
+        4,
+        layers="blocks.[456].?.conv_*",
+        scope="block",
+        routing="sigmoid",
+        experts="dense",
+        example_input=example,
+    )
     state = from_tensorflow(variables, model)
     load_state_dict(model, state)
     with torch.no_grad():

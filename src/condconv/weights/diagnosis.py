@@ -9,7 +9,7 @@ from typing import Any
 from torch.nn.modules.conv import _ConvNd
 
 from condconv.errors import few
-from condconv.nn import ConditionalLayer
+from condconv.nn import EXPERTS, ConditionalLayer
 from condconv.nn.classes import is_conv, is_linear
 from condconv.weights.misfit import Misfit
 from condconv.weights.parts import (
@@ -86,8 +86,13 @@ def _other_experts(misfit: Misfit) -> str | None:
         layer, tensor = misfit.module(layer_name), misfit.tensor(name)
         if not isinstance(layer, ConditionalLayer) or leaf != "weight" or tensor.dim() == 0:
             continue
-        count = tensor.shape[0]
-        if count != layer.num_experts and tensor.numel() == count * prod(layer.experts.spec.shape):
+        if tensor.numel() != tensor.shape[0] * prod(layer.experts.spec.shape):
+            continue
+        theirs = "deltas" if any(each.endswith(".centre") for each in misfit.state) else "dense"
+        if not isinstance(layer.experts, EXPERTS[theirs]):
+            return f"its experts are {theirs} and the network's are not: create the network with experts={theirs!r}"
+        count = tensor.shape[0] - (theirs == "deltas")
+        if count != layer.num_experts:
             return (
                 f"it has {count} experts per layer and the network {layer.num_experts}: create the network with {count}"
             )
@@ -169,8 +174,8 @@ def _other_input(misfit: Misfit) -> str | None:
 def _other_width(misfit: Misfit) -> str | None:
     own, fit = misfit.layers.tensors, misfit.fit
     norms = [name for name in fit.misfits if name.endswith("running_mean") and misfit.tensor(name).dim() == 1]
-    # Where kernels do not fit, no routing can start from them: it is missing for that reason.
-    lacking = [name for name in fit.missing if ".routing_fn." not in name]
+    # Where kernels do not fit, no routing and no centre can start from them: they are missing for that reason.
+    lacking = [name for name in fit.missing if ".routing_fn." not in name and not name.endswith(".centre")]
     if lacking or misfit.matched.unknown or len(norms) < 2:
         return None
     ratios = sorted(misfit.tensor(name).numel() / max(1, own[name].numel()) for name in norms)

@@ -61,7 +61,7 @@ def test_no_router_decays_wherever_it_is(options, tmp_path):
 def test_a_mixture_moves_as_far_as_a_static_kernel_once_the_rate_makes_up_for_its_weights(tmp_path, routing):
     """By 1 / sum(r_e^2) times the rate, with the decay of a static kernel too."""
     static = nn.Conv2d(2, 3, 3, bias=False)
-    layer = CondConv2d.from_static(static, num_experts=8, routing=routing, expert_spread=0)
+    layer = CondConv2d.from_static(static, num_experts=8, routing=routing, experts="dense", expert_spread=0)
     weights = layer.routing_fn(torch.ones(1, 2, 5, 5))[0].detach()
     network = nn.Sequential(layer)
     scale = 1 / float(weights.square().sum())
@@ -88,9 +88,11 @@ def test_a_mixture_moves_as_far_as_a_static_kernel_once_the_rate_makes_up_for_it
     ],
 )
 def test_softmax_routing_at_the_rate_of_everything_else_is_told(tmp_path, caplog, options, said):
-    for routing, told in (("softmax", said), ("sigmoid", False)):
+    for routing, experts, told in (
+        *(("softmax", "dense", said), ("sigmoid", "dense", False), ("softmax", "deltas", False)),
+    ):
         caplog.clear()
-        network = nn.Sequential(CondConv2d(2, 3, 3, num_experts=4, routing=routing))
+        network = nn.Sequential(CondConv2d(2, 3, 3, num_experts=4, routing=routing, experts=experts))
         create_optimizer(settings(tmp_path, **options), network)
         assert ("moves 1/4 as far as a static kernel would; --expert-lr-scale 4" in caplog.text) == told
 

@@ -89,11 +89,13 @@ def create_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Opt
         raise UsageError(
             f"`optimizer` must need first derivatives only, got {shown(config.optimizer)}: take adamw or lamb, which do"
         )
-    functions = set(routing_functions(network).values())
-    routers = {parameter for each in functions for parameter in each.parameters()}
-    experts = {parameter for each in conditional_layers(network).values() for parameter in each.parameters()} - routers
+    routings, layers = routing_functions(network), conditional_layers(network).values()
+    routers = {parameter for each in routings.values() for parameter in each.parameters()}
+    experts = {parameter for each in layers for parameter in each.parameters()} - routers
     if name in _BY_THE_GRADIENT and config.expert_lr_scale == 1:
-        _say_that_mixtures_move_little(functions, name)
+        # Around a centre, the kernel that examples share learns as a static one does.
+        uncentred = {routings.get(each.routing_fn) for each in layers if not each.experts.centred}
+        _say_that_mixtures_move_little(uncentred, name)
     router_decay = 1 / config.router_lr_scale if config.router_decay else 0.0
     _set_apart_(optimizer, routers, lr_scale=config.router_lr_scale, decay_scale=router_decay)
     _set_apart_(optimizer, experts, lr_scale=config.expert_lr_scale, decay_scale=1 / config.expert_lr_scale)
@@ -133,7 +135,7 @@ def _check_used(setting: str, given: Mapping[str, Any], of: str, used: Collectio
             )
 
 
-def _say_that_mixtures_move_little(functions: Set[nn.Module], name: str) -> None:
+def _say_that_mixtures_move_little(functions: Set[nn.Module | None], name: str) -> None:
     """Warn about softmax routing at the common learning rate, which nothing else in a run shows."""
     experts = max((each.num_experts for each in functions if isinstance(each, SoftmaxRouting)), default=1)
     if experts > 1:
