@@ -35,9 +35,8 @@ def test_the_numbers_are_those_worked_by_hand():
     assert found.variation == pytest.approx((0.01 / 0.26) ** 0.5)  # variance over mean square
     assert found.experts_in_use == pytest.approx(2)
     assert (found.num_experts, found.similarity, found.routings) == (2, 0, 1)
-    assert found.numbers == (
-        "routing weights vary by 20 % from image to image, 2.0 of 2 experts are in use, their kernels have a cosine of "
-        "0.00 (copies: 1)"
+    assert (
+        found.numbers == "weights vary by 20 % over images, 2.0 of 2 experts in use, their similarity 0.00 (copies: 1)"
     )
 
 

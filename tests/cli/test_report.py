@@ -36,7 +36,7 @@ def test_a_page_of_the_validation_images(untrained, tmp_path, capsys):
     said = capsys.readouterr().out
     first = said.splitlines()[0]
     assert re.match(
-        r"(Routing depends on the image|All images get almost the same kernels, because .*): routing ", first
+        r"(Routing depends on the image|All images get almost the same kernels, because .*): weights ", first
     )
     assert " With the same weights for every image, accuracy " in first
     assert re.search(r"^learned +\d+\.\d\d%$", said, re.MULTILINE)

@@ -57,8 +57,8 @@ class RoutingSummary:
     def numbers(self) -> str:
         """The three numbers in words."""
         return (
-            f"routing weights vary by {100 * self.variation:.0f} % from image to image, {self.experts_in_use:.1f} of "
-            f"{self.num_experts:g} experts are in use, their kernels have a cosine of {self.similarity:.2f} (copies: 1)"
+            f"weights vary by {100 * self.variation:.0f} % over images, {self.experts_in_use:.1f} of "
+            f"{self.num_experts:g} experts in use, their similarity {self.similarity:.2f} (copies: 1)"
         )
 
     @property

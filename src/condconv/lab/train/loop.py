@@ -133,7 +133,7 @@ def _print_epoch(run: Run, last: EpochMetrics, watched: RoutingWatch | None, *, 
     line = (
         f"epoch {last.epoch}/{run.config.epochs}: train loss {last.train_loss:.4f}, top-1 {100 * last.val_top1:.2f} %"
     )
-    line += "" if found is None else f"; {found.numbers}"
+    line += "" if found is None else f"; routing: {found.numbers}"
     _log.info("%s", line)
     if show and (found is not None or not sys.stderr.isatty()):
         print(line, file=sys.stderr, flush=True)
