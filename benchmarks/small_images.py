@@ -1,0 +1,170 @@
+"""Evidence on small images: the zoo's small networks on CIFAR-10, each arm on the same seeds.
+
+    python benchmarks/small_images.py --data DIR --cache DIR --out records.jsonl --net dense --arms static deltas-8
+
+An arm is one of `ARMS`, or `NAME-E` with another number of experts, or `static@WIDTH` in percent. For one seed all arms
+have the same first kernels, order of images and augmentation, so that differences are paired. Everything else is the
+library's default: layers, start, routing; one learning rate for all parameters, decay on all but biases and norms.
+Finished runs are skipped, and one that was stopped resumes after its last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
+import condconv
+from benchmarks.experts_pilot import BATCH, Images, batches, load, normalised
+
+ARMS: dict[str, dict[str, Any] | None] = {
+    "static": None,
+    "se": None,  # squeeze-and-excitation, a quarter of the channels wide
+    "deltas": {},
+    "deltas-constant": {"routing": "constant(learn=True)"},
+    "deltas-raw": {"routing": "sigmoid"},
+    "shared": {"experts": "shared"},
+    "shared-constant": {"experts": "shared", "routing": "constant(learn=True)"},
+    "gains": {"experts": "shared(rank=None, gains=True)"},
+    "copies": {"experts": "dense", "routing": "sigmoid", "init": "same_output"},
+    "paper": {"experts": "dense", "routing": "sigmoid", "init": "random"},
+}
+
+
+def build(net: str, arm: str, seed: int) -> nn.Module:
+    """Return the network of an arm, such as `"deltas-8"`, `"deltas-constant-8"`, `"se"` or `"static@125"`.
+
+    Raises:
+        ValueError: The name describes none.
+    """
+    torch.manual_seed(seed)
+    name, _, width = arm.partition("@")
+    width = width or "100"
+    if name == "static":
+        return condconv.create_model(f"small_{net}_{width}", num_classes=10)
+    if name == "se":
+        return condconv.create_model(f"small_{net}_{width}", num_classes=10, se=0.25)
+    kind, _, experts = name.rpartition("-")
+    options = ARMS.get(kind)
+    if options is None or not experts.isdigit():
+        raise ValueError(f"`arm` must be one of {', '.join(ARMS)}, with the experts as in deltas-8, got {arm!r}")
+    return condconv.create_model(f"small_{net}_cc_{width}_{experts}e", num_classes=10, **options)
+
+
+def optimizer_of(model: nn.Module, name: str, lr: float, decay: float) -> torch.optim.Optimizer:
+    """Return an optimizer with one rate for all parameters; biases and norms do not decay."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [each for each in parameters if each.dim() > 1], "weight_decay": decay},
+        {"params": [each for each in parameters if each.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, test: Images) -> tuple[float, float]:
+    """Return accuracy in percent and loss."""
+    model.eval()
+    right = loss = 0.0
+    for images, labels in zip(*(each.split(1000) for each in test), strict=True):
+        logits: Tensor = model(normalised(images))
+        right += float((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    return 100 * right / len(test[1]), loss / len(test[1])
+
+
+def train_arm(arm: str, seed: int, data: tuple[Images, Images], settings: argparse.Namespace) -> dict[str, Any]:
+    """Train one arm and return its record, resuming after the last epoch that was saved."""
+    train, test = data
+    model = build(settings.net, arm, seed)
+    size = train[0].shape[-1]
+    total = condconv.count(model, torch.zeros(1, 3, size, size)).total
+    optimizer = optimizer_of(model, settings.optimizer, settings.lr, settings.decay)
+    key = f"{settings.net}-{arm}-{seed}-{settings.epochs}-{settings.optimizer}-{settings.lr}-{size}"
+    path = settings.cache / f"ev-{key}.pt"
+    state: dict[str, Any] = {"losses": [], "seconds": 0.0}
+    if path.exists():
+        state = torch.load(path)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    steps = math.ceil(len(train[1]) / BATCH)
+    for epoch in range(len(state["losses"]), settings.epochs):
+        begin, summed = time.perf_counter(), 0.0
+        model.train()
+        for step, (images, labels) in enumerate(batches(train, seed, epoch), epoch * steps):
+            done = (step + 1) / (steps * settings.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * min(1.0, (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * done))
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            summed += float(loss.detach()) * len(labels)
+        state["losses"].append(round(summed / len(train[1]), 5))
+        state["seconds"] += time.perf_counter() - begin
+        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+    top1, loss_at_test = evaluate(model, test)
+    path.unlink(missing_ok=True)
+    return {
+        "arm": arm,
+        "seed": seed,
+        **{name: getattr(settings, name) for name in ("net", "epochs", "optimizer", "lr", "decay", "size")},
+        "params": total.params,
+        "madds": total.madds,
+        "top1": round(top1, 2),
+        "test_loss": round(loss_at_test, 4),
+        "train_loss": state["losses"],
+        "seconds": round(state["seconds"], 1),
+    }
+
+
+def main() -> None:
+    """Train what the file of records lacks, and add a line per run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="directory of cifar10-train.tar and cifar10-test.tar")
+    parser.add_argument("--cache", type=Path, required=True, help="directory of decoded images and unfinished runs")
+    parser.add_argument("--out", type=Path, required=True, help="records, one line of JSON per finished run")
+    parser.add_argument("--net", choices=("separable", "dense"), required=True)
+    parser.add_argument("--arms", nargs="+", required=True, metavar="ARM")
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--decay", type=float, default=5e-4)
+    parser.add_argument("--size", type=int, choices=(16, 32), default=16)
+    settings = parser.parse_args()
+    for arm in settings.arms:
+        build(settings.net, arm, 0)
+    torch.set_num_threads(1)
+    data = load(settings.data, settings.cache, settings.size)
+    what = ("arm", "seed", "net", "epochs", "optimizer", "lr", "decay", "size")
+    lines = settings.out.read_text(encoding="utf-8").splitlines() if settings.out.exists() else []
+    done = [[json.loads(line).get(each) for each in what] for line in lines]
+    for seed in settings.seeds:
+        for arm in settings.arms:
+            if [arm, seed, *(getattr(settings, each) for each in what[2:])] in done:
+                continue
+            record = train_arm(arm, seed, data, settings)
+            with settings.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record | {"torch": torch.__version__, "threads": 1}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            print(f"{settings.net} {arm}, seed {seed}: {record['top1']} %, {record['seconds']} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
