@@ -90,7 +90,7 @@ def normalised(images: Tensor) -> Tensor:
     return (images.float() / 255 - 0.473) / 0.25
 
 
-def batches(train: Images, seed: int, epoch: int) -> Iterator[Images]:
+def batches(train: Images, seed: int, epoch: int, batch_size: int = BATCH) -> Iterator[Images]:
     """Yield an epoch's batches: the same order, flips and shifts (an eighth of the side) in all arms of a seed."""
     images, labels = train
     draw = Generator().manual_seed(1000 * seed + epoch)
@@ -100,7 +100,7 @@ def batches(train: Images, seed: int, epoch: int) -> Iterator[Images]:
     order = torch.randperm(count, generator=draw)
     down, right = (torch.randint(2 * shift + 1, (count,), generator=draw) for _ in range(2))
     flip = torch.rand(count, generator=draw) < 0.5
-    for at in order.split(BATCH):
+    for at in order.split(batch_size):
         x = normalised(windows[at, :, down[at], right[at]])
         yield torch.where(flip[at, None, None, None], x.flip(-1), x), labels[at]
 

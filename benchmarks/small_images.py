@@ -120,12 +120,12 @@ def train_arm(arm: str, seed: int, data: tuple[Images, Images], settings: argpar
     top1, loss_at_test = evaluate(model, test)
     path.unlink(missing_ok=True)
     return {
-        "arm": arm,
+        "what": f"{settings.net}, {arm}",
         "seed": seed,
-        **{name: getattr(settings, name) for name in ("net", "epochs", "optimizer", "lr", "decay", "size")},
+        **{name: getattr(settings, name) for name in ("epochs", "optimizer", "lr", "decay", "size")},
         "params": total.params,
         "madds": total.madds,
-        "top1": round(top1, 2),
+        "top1": [round(top1 / 100, 4)],
         "test_loss": round(loss_at_test, 4),
         "train_loss": state["losses"],
         "seconds": round(state["seconds"], 1),
@@ -151,19 +151,19 @@ def main() -> None:
         build(settings.net, arm, 0)
     torch.set_num_threads(1)
     data = load(settings.data, settings.cache, settings.size)
-    what = ("arm", "seed", "net", "epochs", "optimizer", "lr", "decay", "size")
+    what = ("what", "seed", "epochs", "optimizer", "lr", "decay", "size")
     lines = settings.out.read_text(encoding="utf-8").splitlines() if settings.out.exists() else []
     done = [[json.loads(line).get(each) for each in what] for line in lines]
     for seed in settings.seeds:
         for arm in settings.arms:
-            if [arm, seed, *(getattr(settings, each) for each in what[2:])] in done:
+            if [f"{settings.net}, {arm}", seed, *(getattr(settings, each) for each in what[2:])] in done:
                 continue
             record = train_arm(arm, seed, data, settings)
             with settings.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record | {"torch": torch.__version__, "threads": 1}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            print(f"{settings.net} {arm}, seed {seed}: {record['top1']} %, {record['seconds']} s", flush=True)
+            print(f"{record['what']}, seed {seed}: {100 * record['top1'][0]:.2f} %, {record['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,10 @@ def trials(name: str) -> tuple[Path, dict[str, Any]]:
         UsageError: There is no such file.
     """
     path = RESULTS / f"{name}.json"
+    lines = path.with_suffix(".jsonl")
+    if lines.is_file():  # a line about the runs, then one per run
+        about, *runs = (json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines())
+        return lines, about | {"runs": [_with_ends(run) for run in runs]}
     if not path.is_file():
         known = sorted(each.stem for each in (RESULTS / "experiments").iterdir())
         raise UsageError(f"`experiment` must be one of {known} or a file of trials, got {shown(name)}: add its records")
