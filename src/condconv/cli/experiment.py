@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from condconv.lab.experiments import Experiment
 
 _OWN = ("model", "out", "seed")  # settings of a run that the experiment decides
-_NAMES = ("experts-width", "plug-in", "begin-layer", "routing", "ensembles", "starts", "detection")
+_NAMES = ("experts-width", "plug-in", "begin-layer", "routing", "ensembles", "starts", "compact", "detection")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -49,7 +49,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     several = {"nargs": "+", **given}
     add_option(parser, "--widths", WIDTH, "experts-width: widths to train", metavar="WIDTH", **several)
     add_option(parser, "--experts", EXPERTS, "experts-width, plug-in: numbers of experts", metavar="E", **several)
-    add_option(parser, "--networks", TEXT, "plug-in: static networks to convert", metavar="NAME", **several)
+    add_option(
+        parser,
+        "--networks",
+        TEXT,
+        "plug-in, compact: static networks to convert, or families of small ones",
+        metavar="NAME",
+        **several,
+    )
     for flag, text in (
         (
             "--control",

@@ -96,8 +96,8 @@ def as_markdown(rows: list[list[str]]) -> str:
 def _row(numbers: NetworkNumbers) -> list[str]:
     return [
         numbers.name,
-        _thousands(numbers.params),
-        _thousands(numbers.madds),
+        thousands(numbers.params),
+        thousands(numbers.madds),
         _plus_minus([100 * each for each in numbers.accuracy], ".2f"),
         _plus_minus(numbers.train_images_per_second, ".0f", middle=median),
         _plus_minus(numbers.inference_images_per_second, ".0f", middle=median),
@@ -114,7 +114,8 @@ def _ratio(old: Sequence[float], new: Sequence[float]) -> str:
     return f"x {median(new) / median(old):.2f}"
 
 
-def _thousands(value: int) -> str:
+def thousands(value: int) -> str:
+    """Return a count in thousands or millions, such as `15.7k`."""
     if value >= 1e6:
         return f"{value / 1e6:.2f}M"
     return f"{value / 1e3:.1f}k"

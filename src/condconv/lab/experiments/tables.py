@@ -13,7 +13,8 @@ from condconv.errors import UsageError, command_line, first_line, shown_name
 from condconv.files.atomic import write_own
 from condconv.files.paths import make_directory, read_text
 from condconv.files.schema import read_record
-from condconv.lab.experiments.comparison import as_markdown, spread
+from condconv.lab.experiments import compact
+from condconv.lab.experiments.comparison import as_markdown, spread, thousands
 from condconv.lab.experiments.design import Arm, Experiment
 from condconv.lab.experiments.plots import new_figure, save_figure
 from condconv.lab.experiments.runner import Outcome
@@ -128,8 +129,8 @@ def table(rows: Sequence[Row], metric: str) -> str:
     cells = [
         [
             row.label,
-            f"{row.params / 1e6:.2f}M",
-            f"{row.madds / 1e6:.2f}M",
+            thousands(row.params),
+            thousands(row.madds),
             _plus_minus(row.score, row.spread, ".2f"),
             str(row.seeds),
             _plus_minus(row.difference, row.difference_spread, "+.2f") + _fewer(row),
@@ -183,7 +184,8 @@ def write_tables(
     rows = summarise(experiment, outcome.records)
     markdown = table(rows, experiment.metric)
     failed = "".join(f"\nFailed: {name}, {reason}\n" for name, reason in outcome.failures.items())
-    notes = f"{conditions} {experiment.note}".strip()
+    answers = [] if experiment.name != "compact" else _answers(outcome.records)
+    notes = " ".join(each for each in (*answers, conditions, experiment.note) if each)
     text = (
         f"# {experiment.title}\n\n{markdown}\n{failed}\n{notes} Mean ± standard deviation over "
         f"seeds, after the last epoch; differences {compared(rows)}, seed by seed. Paper: {experiment.source}, on its "
@@ -203,6 +205,14 @@ def write_tables(
         paths.append(out / "plot.png")
         plot(experiment, rows, paths[-1])
     return markdown, tuple(paths)
+
+
+def _answers(records: Sequence[RunRecord]) -> list[str]:
+    """Return what the rule of the experiment `compact` says of each network."""
+    results: dict[str, dict[int, compact.Result]] = {}
+    for each in records:
+        results.setdefault(each.label, {})[each.seed] = compact.Result(100 * each.score, each.params, each.madds)
+    return [compact.answer(name, results) for name in dict.fromkeys(label.partition(",")[0] for label in results)]
 
 
 def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:
