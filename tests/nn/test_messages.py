@@ -104,6 +104,8 @@ NOTHING_TO_CHECK = {
     "DeltaExperts": "made by make_experts, of what the layer has checked",
     "DenseExperts": "made by make_experts, of what the layer has checked",
     "MixedExperts": "the base of dense experts and of deltas",
+    "ModulatedExperts": "made by make_experts; tests/nn/experts/test_contract.py has the messages about its options",
+    "DecomposedExperts": "made by make_experts; tests/nn/experts/test_contract.py has the messages about its options",
     "SharedExperts": "made by make_experts; tests/nn/experts/test_contract.py has the messages about its options",
     "BlockRouting": "what route_block_ returns",
     "RoutingSlot": "made by route_block_; its call is walked below",

@@ -56,7 +56,7 @@ class Choice:
 
 def has_kernels(layer: Any) -> bool:
     """Return whether the experts of a layer are whole kernels, which a form can hold."""
-    return isinstance(layer.experts, MixedExperts)
+    return isinstance(layer.experts, MixedExperts) and layer.experts.parts is None
 
 
 def kind_of(layer: nn.Module) -> str:

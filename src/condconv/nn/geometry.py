@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from condconv import ops
+from condconv.nn.experts.parts import mix_channels
+from condconv.ops.geometry import Geometry
 from condconv.ops.padding import Padding, pad_input, resolve_padding
+from condconv.ops.per_example import conv_per_example
 
 
 class ConvGeometry(NamedTuple):
@@ -47,6 +50,29 @@ class ConvGeometry(NamedTuple):
         y: Tensor = convolve(padded, kernel, bias, self.stride, zeros, self.dilation, self.groups)
         return y
 
+    def each(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """Convolve each example with its own kernel, of `[B, O, C/G, *K]`."""
+        amounts = resolve_padding(self.padding, x.shape[2:], kernels.shape[3:], self.stride, self.dilation)
+        padded, zeros = pad_input(x, amounts, self.padding_mode)
+        return conv_per_example(padded, kernels, Geometry(self.stride, zeros, self.dilation, self.groups))
+
+    def under_centre(self, x: Tensor, kernel_size: Sequence[int]) -> Tensor:
+        """Return the pixels `[B, C, *S']` that the centre of a kernel lies on, one for each output."""
+        amounts = resolve_padding(self.padding, x.shape[2:], kernel_size, self.stride, self.dilation)
+        padded, zeros = pad_input(x, amounts, self.padding_mode)
+        index = [slice(None), slice(None)]
+        for pad, size, step, dilation in zip(zeros, kernel_size, self.stride, self.dilation, strict=True):
+            before, after = dilation * (size // 2) - pad, dilation * (size - 1 - size // 2) - pad
+            if before < 0 or after < 0:  # it lies on padding too
+                return self._replace(padding=0).under_centre(F.pad(padded, _both(zeros)), kernel_size)
+            index.append(slice(before, None if after == 0 else -after, step))
+        return padded[tuple(index)]
+
+
+def _both(amounts: Sequence[int]) -> list[int]:
+    """Return paddings on both sides as `torch.nn.functional.pad` takes them, the last dimension first."""
+    return [amount for each in reversed(amounts) for amount in (each, each)]
+
 
 class TransposedGeometry(NamedTuple):
     """Of a transposed convolution; attributes as those of `condconv.CondConvTranspose2d`."""
@@ -71,6 +97,20 @@ class TransposedGeometry(NamedTuple):
         y: Tensor = convolve(x, kernel, bias, *self[1:])
         return y
 
+    def each(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """Convolve each example with its own kernel, of `[B, C, O/G, *K]`."""
+        _, stride, padding, output_padding, groups, dilation = self
+        zeros: Any = padding  # never a name here
+        return conv_per_example(x, kernels, Geometry(stride, zeros, dilation, groups, True, output_padding))
+
+    def under_centre(self, x: Tensor, kernel_size: Sequence[int]) -> Tensor:
+        """Raise an error: an output may lie under the centre of no kernel.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("transposed convolutions")
+
 
 class LinearGeometry(NamedTuple):
     """Of a linear layer."""
@@ -84,3 +124,11 @@ class LinearGeometry(NamedTuple):
     def shared(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Map all examples by one matrix `[O, C]`."""
         return F.linear(x, kernel, bias)
+
+    def each(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """Map each example by its own matrix, of `[B, O, C]`."""
+        return mix_channels(x, kernels, -1)
+
+    def under_centre(self, x: Tensor, kernel_size: Sequence[int]) -> Tensor:
+        """Return x."""
+        return x

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from condconv.errors import UsageError, shown
 from condconv.nn.float32_linear import Float32Linear
 
-EXPERTS = "experts"
+OF_EXPERTS = "experts"
 """The name of the part that has one weight per expert: the routing function's own output."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -42,14 +42,14 @@ def check_parts(parts: Any, num_experts: int) -> tuple[Part, ...]:
         UsageError: They are not parts, or the weights are not those of the experts.
     """
     if parts is None:
-        return (Part(EXPERTS, num_experts),)
+        return (Part(OF_EXPERTS, num_experts),)
     given = tuple(parts) if isinstance(parts, Sequence) else ()
     if not given or not all(isinstance(part, Part) for part in given):
         raise UsageError(
             f"`parts` must be a sequence of condconv.nn.Part or None, got {shown(parts)}: give `experts.parts` of the "
             "layer"
         )
-    if wrong := [part for part in given if part.name == EXPERTS and (part.size != num_experts or part != given[0])]:
+    if wrong := [part for part in given if part.name == OF_EXPERTS and (part.size != num_experts or part != given[0])]:
         raise UsageError(
             f"`parts` must begin with the weights of num_experts = {num_experts}, if they have any, got "
             f"{shown(wrong[0])}: give `experts.parts` of the layer"
@@ -97,7 +97,7 @@ def at_start(parts: Sequence[Part]) -> Tensor:
     return torch.cat(
         [
             torch.full((part.size,), 1 / part.size, dtype=torch.float64, device="cpu")
-            if part.name == EXPERTS
+            if part.name == OF_EXPERTS
             else ACTIVATIONS[part.activation](torch.zeros(part.size, dtype=torch.float64, device="cpu"))
             for part in parts
         ]

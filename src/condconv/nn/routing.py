@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
 from condconv.nn.float32_linear import Float32Linear
-from condconv.nn.heads import EXPERTS, Heads, Part, at_start, check_parts
+from condconv.nn.heads import OF_EXPERTS, Heads, Part, at_start, check_parts
 from condconv.nn.standardization import Standardization
 from condconv.ops.mixing import accumulation_dtype, as_dtype
 from condconv.ops.recording import plain_shape
@@ -94,7 +94,7 @@ class RoutingFunction(nn.Module):
         if hidden_ratio is not None:
             self._width = max(least_hidden, round(in_channels * self._checked(hidden_ratio)))
             self.hidden = Float32Linear(in_channels, self._width, **self._where)
-        others = [part for part in self.parts if part.name != EXPERTS]
+        others = [part for part in self.parts if part.name != OF_EXPERTS]
         self.heads = Heads(self._width, others, **self._where) if others and self._reads_input else None
 
     def _checked(self, hidden_ratio: float) -> float:
@@ -114,7 +114,7 @@ class RoutingFunction(nn.Module):
     @property
     def mixes(self) -> bool:
         """Whether there are weights of experts, and not only other parts."""
-        return any(part.name == EXPERTS for part in self.parts)
+        return any(part.name == OF_EXPERTS for part in self.parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the routing weights `[B, N]` of x `[B, C, *S]` or `[B, C]`, fp32 or fp64.

@@ -18,10 +18,16 @@ from condconv.nn import ConditionalLayer, Experts
 from condconv.nn.classes import conditional_class
 from condconv.nn.experts import why_not_experts
 
+ALONE = dict.fromkeys(("modulated()", "modulated(taps=True, inputs=True)", "decomposed", "decomposed(rank=3)"), 1)
+"""Stores of one kernel, which is not weighed; those that can have several are written in another way below."""
 STORES = (
     *("dense", "deltas"),
     *("shared", "shared(rank=2)", "shared(rank='full', gains=True)", "shared(rank=None, gains=True)"),
     *("shared(outputs=2)", "shared(kernels=2)", "shared(rank=2, gains=True, outputs=3, kernels=1)"),
+    "modulated",
+    "modulated(inputs=True, taps=True)",
+    "modulated(input_blocks=2)",
+    *ALONE,
 )
 
 KINDS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -59,12 +65,12 @@ def test_which_layers_cannot_have_a_store() -> None:
     assert {store: kinds for store, kinds in refused.items() if kinds} == dict.fromkeys(low_rank, grouped)
 
 
-def make(store: str, kind: str, num_experts: int = 3) -> tuple[nn.Module, ConditionalLayer, Tensor]:
+def make(store: str, kind: str) -> tuple[nn.Module, ConditionalLayer, Tensor]:
     """Return a static layer, its conditional form with experts that differ, and three examples, all in fp64."""
     torch.manual_seed(0)
     build, shape = KINDS[kind]
     static = build().double()
-    layer = conditional_class(static).from_static(static, num_experts, experts=store)
+    layer = conditional_class(static).from_static(static, ALONE.get(store, 3), experts=store)
     return static, layer, torch.randn(3, *shape, dtype=torch.float64)
 
 
@@ -72,14 +78,15 @@ def make(store: str, kind: str, num_experts: int = 3) -> tuple[nn.Module, Condit
 def test_the_start_is_the_static_layer(store: str, kind: str) -> None:
     static, layer, x = make(store, kind)
     torch.testing.assert_close(layer(x), static(x))
-    other = layer(x, torch.tensor([[0.9, 0.1, 0.4]], dtype=torch.float64).expand(3, -1))
+    uneven = torch.linspace(0.9, 0.1, layer.experts.num_weights, dtype=torch.float64)
+    other = layer(x, uneven.expand(3, -1))
     assert (other - static(x)).abs().max() > 0.01  # the routed part is not nothing
 
 
 @each_case
 def test_a_call_is_what_mix_says_with_all_gradients(store: str, kind: str) -> None:
     static, layer, x = make(store, kind)
-    routing_weights = torch.rand(3, 3, dtype=torch.float64)
+    routing_weights = torch.rand(3, layer.experts.num_weights, dtype=torch.float64)
     leaves = [x.requires_grad_(), routing_weights.requires_grad_(), *layer.experts.parameters()]
     y = layer(x, routing_weights)
     kernels, biases = layer.experts.mix(routing_weights)
@@ -99,7 +106,7 @@ def test_a_call_is_what_mix_says_with_all_gradients(store: str, kind: str) -> No
 @each_case
 def test_constant_routing_folds_into_a_static_layer(store: str, kind: str) -> None:
     static, layer, x = make(store, kind)
-    constant = torch.rand(3, dtype=torch.float64)
+    constant = torch.rand(layer.experts.num_weights, dtype=torch.float64)
     ordinary = layer.to_static(constant)
     assert type(ordinary) is type(static)
     torch.testing.assert_close(ordinary(x), layer(x, constant.expand(3, -1)))
@@ -108,7 +115,7 @@ def test_constant_routing_folds_into_a_static_layer(store: str, kind: str) -> No
 @each_case
 def test_outputs_are_scaled_as_a_folded_norm_needs_it(store: str, kind: str) -> None:
     _, layer, x = make(store, kind)
-    routing_weights = torch.rand(3, 3, dtype=torch.float64)
+    routing_weights = torch.rand(3, layer.experts.num_weights, dtype=torch.float64)
     scale = torch.rand(layer.experts.spec.out_channels, dtype=torch.float64) + 0.5
     along = scale if kind.startswith("linear") else scale[(..., *(None,) * (x.dim() - 2))]
     expected = layer(x, routing_weights) * along
@@ -119,12 +126,13 @@ def test_outputs_are_scaled_as_a_folded_norm_needs_it(store: str, kind: str) -> 
 @each_case
 def test_the_kernel_is_the_sum_over_experts_where_it_is_linear(store: str, kind: str) -> None:
     _, layer, _ = make(store, kind)
-    first, second = torch.rand(2, 1, 3, dtype=torch.float64)
+    first, second = torch.rand(2, 1, layer.experts.num_weights, dtype=torch.float64)
     at_first, at_second = layer.experts.mix(first)[0], layer.experts.mix(second)[0]
-    summed = torch.tensordot((first - second)[0], layer.experts.kernels().double(), dims=1)
+    assert layer.experts.kernels().shape == (layer.num_experts, *layer.experts.spec.shape)
+    difference = layer.experts.weights_of_experts(first - second)[0]
+    summed = torch.tensordot(difference, layer.experts.kernels().double(), dims=1)
     is_sum = torch.allclose(at_first - at_second, summed[None], atol=1e-5)
     assert is_sum == layer.experts.linear
-    assert layer.experts.kernels().shape == (3, *layer.experts.spec.shape)
 
 
 @each_case
@@ -146,7 +154,7 @@ def test_copies_and_state_dicts(store: str, kind: str) -> None:
     torch.testing.assert_close(copy.deepcopy(layer)(x), expected)
     torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(x), expected)
     other = conditional_class(KINDS[kind][0]())
-    again = other.from_static(KINDS[kind][0]().double(), 3, experts=store)
+    again = other.from_static(KINDS[kind][0]().double(), layer.num_experts, experts=store)
     again.load_state_dict(layer.state_dict())
     torch.testing.assert_close(again(x), expected)
 
@@ -177,11 +185,12 @@ def test_any_batch(store: str, kind: str, batch: int) -> None:
 @cases("dense", "depthwise", "linear")
 def test_wrong_routing_weights_and_dtypes_are_refused(store: str, kind: str) -> None:
     _, layer, x = make(store, kind)
-    for shape in ((1, 3), (3, 1), (3, 2), (3,)):
-        with pytest.raises(UsageError, match=r"`routing_weights` must have shape \[B, E\] = \(3, 3\), got"):
+    weights = layer.experts.num_weights
+    for shape in ((1, weights), (3, 1), (3, weights - 1), (weights,)):
+        with pytest.raises(UsageError, match=rf"`routing_weights` must have shape \[B, E\] = \(3, {weights}\), got"):
             layer(x, torch.rand(shape, dtype=torch.float64))
     with pytest.raises(UsageError, match="`routing_weights` must have a floating-point dtype"):
-        layer(x, torch.ones(3, 3, dtype=torch.int64))
+        layer(x, torch.ones(3, weights, dtype=torch.int64))
     with pytest.raises(UsageError, match=r"`weight` must have the dtype of x, torch.float32, got torch.float64"):
         layer(x.float())
 
@@ -199,18 +208,19 @@ def test_experts_part_in_two_steps(store: str) -> None:
     for name, value in layer.named_parameters():
         assert not torch.equal(value, before[name]), name
     moved = layer.experts.kernels().flatten(1)
-    assert nn.functional.pdist(moved).min() > 0
+    assert layer.num_experts == 1 or nn.functional.pdist(moved).min() > 0
     assert layer.routing_fn(x).std(0).max() > 0
 
 
 @each_store
 def test_a_random_start_and_a_frozen_kernel(store: str) -> None:
     static = nn.Conv2d(8, 6, 3)
-    random = condconv.CondConv2d.from_static(static, 3, experts=store, init="random")
+    number = ALONE.get(store, 3)
+    random = condconv.CondConv2d.from_static(static, number, experts=store, init="random")
     assert not torch.allclose(random(torch.ones(1, 8, 4, 4)), static(torch.ones(1, 8, 4, 4)))
     assert random(torch.randn(64, 8, 4, 4)).std() < 10
     static.requires_grad_(False)
-    frozen = condconv.CondConv2d.from_static(static, 3, experts=store)
+    frozen = condconv.CondConv2d.from_static(static, number, experts=store)
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
@@ -240,7 +250,7 @@ def test_a_network_is_converted_folded_and_loaded(store: str, scope: str) -> Non
 
     static, x = network(), torch.randn(2, 3, 9, 9)
     model = copy.deepcopy(static)
-    report = condconv.convert_(model, 3, scope=scope, experts=store, example_input=x)
+    report = condconv.convert_(model, ALONE.get(store, 3), scope=scope, experts=store, example_input=x)
     assert len(report.layers) + len(report.refused) == 5
     torch.testing.assert_close(model(x), static(x), rtol=1e-4, atol=1e-5)
     other = network()
@@ -250,11 +260,12 @@ def test_a_network_is_converted_folded_and_loaded(store: str, scope: str) -> Non
     assert len(loaded.upcycled) == len(report.layers)
     torch.testing.assert_close(model(x), other(x), rtol=1e-4, atol=1e-5)
     for module in model.modules():
-        if isinstance(module, ConditionalLayer):
-            nn.init.normal_(module.routing_fn.fc.weight) if scope == "layer" else None
+        if isinstance(module, ConditionalLayer) and scope == "layer":
+            routing_fn = module.routing_fn
+            nn.init.normal_(routing_fn.heads.linear.weight if routing_fn.fc is None else routing_fn.fc.weight)
     expected = model(x)
     twin = network()
-    condconv.convert_(twin, 3, scope=scope, experts=store, example_input=x)
+    condconv.convert_(twin, ALONE.get(store, 3), scope=scope, experts=store, example_input=x)
     condconv.weights.load_state_dict(twin, model.state_dict())
     torch.testing.assert_close(twin(x), expected)
     fold_batch_norms_(model, x)
@@ -282,6 +293,14 @@ def test_the_centre_is_what_inputs_have_on_average(routing: str, scope: str) -> 
         ("shared(rank=9)", nn.Conv2d(8, 6, 1), "`rank` must be at most the number of input channels, 8, got 9: give"),
         ("shared(rank=None)", nn.Conv2d(8, 6, 1), "`rank` must not be None without gains, got None: experts would all"),
         ("shared(rank=0)", nn.Conv2d(8, 6, 1), "`rank` must be a whole number, 'full', 'auto' or None, got 0"),
+        ("modulated(taps=2)", nn.Conv2d(8, 6, 3), "`taps` must be True or False, got 2: leave it out"),
+        ("modulated(input_blocks=0)", nn.Conv2d(8, 6, 3), "`input_blocks` must be a whole number of at least 1, got 0"),
+        ("decomposed(rank=0)", nn.Conv2d(8, 6, 3), "`rank` must be a whole number of at least 1 or None, got 0: None"),
+        (
+            "decomposed",
+            nn.Conv2d(8, 6, 3, groups=2),
+            "`experts` must be others than decomposed ones for layers that have groups or are transposed, got groups",
+        ),
         ("shared(gains=2)", nn.Conv2d(8, 6, 1), "`gains` must be True or False, got 2: leave it out"),
         ("shared(outputs=7)", nn.Conv2d(8, 6, 3), "`outputs` must be at most the rank of a kernel, 6, got 7: give"),
         ("shared(outputs=7)", nn.Conv2d(6, 8, 1), "`outputs` must be at most the rank of a kernel, 6, got 7"),
@@ -291,13 +310,50 @@ def test_the_centre_is_what_inputs_have_on_average(routing: str, scope: str) -> 
 )
 def test_what_a_layer_cannot_have(store: str, layer: nn.Module, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        condconv.CondConv2d.from_static(layer, 3, experts=store)
+        condconv.CondConv2d.from_static(layer, ALONE.get(store, 3), experts=store)
     assert message in str(why_not_experts(store, layer))
 
 
 def test_as_many_kernels_as_experts_are_refused() -> None:
     with pytest.raises(UsageError, match="`kernels` must be fewer than the 3 experts, got 3: give less, or take 'den"):
         condconv.CondConv2d(8, 8, 3, num_experts=3, experts="shared(kernels=3)")
+
+
+def test_numbers_of_experts_that_a_store_cannot_have() -> None:
+    with pytest.raises(UsageError, match="`num_experts` must be 1 for decomposed experts, got 3: they are one kernel"):
+        condconv.CondConv2d(8, 6, 3, num_experts=3, experts="decomposed")
+    with pytest.raises(UsageError, match="`taps` must come with gains of channels for one kernel of one tap, got inp"):
+        condconv.CondConv2d(8, 6, 1, num_experts=1, experts="modulated(outputs=False, taps=True)")
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3, "same"])
+def test_the_centre_of_a_kernel_at_any_padding(padding: int | str) -> None:
+    torch.manual_seed(0)
+    options: Any = {"dtype": torch.float64, "num_experts": 1, "experts": "decomposed", "padding": padding}
+    layer = condconv.CondConv2d(8, 6, 3, dilation=2, **options)
+    x, weights = torch.randn(2, 8, 9, 8, dtype=torch.float64), torch.rand(2, 10, dtype=torch.float64)
+    kernels, _ = layer.experts.mix(weights)
+    each_alone = [
+        nn.functional.conv2d(one[None], kernel, layer.experts.bias, 1, padding, 2)
+        for one, kernel in zip(x, kernels, strict=True)
+    ]
+    torch.testing.assert_close(layer(x, weights), torch.cat(each_alone))
+
+
+def test_layers_of_different_channels_in_one_block() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = x[:, :, 4:, 4:].sum(1, keepdim=True) + self.second(self.first(x))
+            return y
+
+    model, x = nn.Sequential(Block()), torch.randn(2, 3, 9, 9)
+    scope = condconv.Scope("block", blocks="0")
+    with pytest.raises(UsageError, match="`scope` must be 'layer' for experts whose routing has a number per channel"):
+        condconv.convert_(model, 1, scope=scope, experts="modulated", example_input=x)
 
 
 def test_a_store_of_ones_own() -> None:

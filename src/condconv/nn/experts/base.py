@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.errors import UsageError
-from condconv.nn.heads import EXPERTS, Part, at_start
+from condconv.nn.heads import OF_EXPERTS, Part, at_start
 from condconv.ops.validation import check_tensor
 
 _Experts = TypeVar("_Experts", bound="Experts")
@@ -56,6 +56,14 @@ class MixCost(NamedTuple):
     kernel_bytes: int
 
 
+def along_inputs(factor: Tensor, kernels: Tensor, spec: KernelSpec) -> Tensor:
+    """Return numbers of input channels `[B, C]` in a shape that kernels `[B, *shape]` can be multiplied by."""
+    if spec.transposed:
+        return factor[(..., *(None,) * (kernels.dim() - 2))]
+    per_group = factor.unflatten(1, (spec.groups, -1)).repeat_interleave(spec.out_channels // spec.groups, dim=1)
+    return per_group[(..., *(None,) * (kernels.dim() - 3))]
+
+
 class Geometry(Protocol):
     """How a layer applies kernels: stride, padding and so on, of a convolution or a linear map."""
 
@@ -73,6 +81,12 @@ class Geometry(Protocol):
 
     def shared(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Apply one kernel `[*shape]` and bias `[O]` to all examples, as the static layer does."""
+
+    def each(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """Apply to each example its own kernel, of `[B, *shape]`."""
+
+    def under_centre(self, x: Tensor, kernel_size: Sequence[int]) -> Tensor:
+        """Return what the centre of a kernel lies on, one place of x for each of the output."""
 
 
 class Experts(nn.Module):
@@ -110,19 +124,19 @@ class Experts(nn.Module):
     def split(self, routing_weights: Tensor) -> dict[str, Tensor]:
         """Return the parts of routing weights `[B, N]` by their names, `[B, size]` each."""
         given, start = {}, 0
-        for part in self.parts or (Part(EXPERTS, self.num_experts),):
+        for part in self.parts or (Part(OF_EXPERTS, self.num_experts),):
             given[part.name] = routing_weights[:, start : start + part.size]
             start += part.size
         return given
 
     def weights_of_experts(self, routing_weights: Tensor) -> Tensor:
         """Return the weights of the experts `[B, E]` of `[B, N]`; ones if a single expert is not weighed."""
-        weights = self.split(routing_weights).get(EXPERTS)
+        weights = self.split(routing_weights).get(OF_EXPERTS)
         return routing_weights.new_ones(routing_weights.shape[0], self.num_experts) if weights is None else weights
 
     def even_weights(self) -> Tensor:
         """Return equal weights of the experts, and the other parts as they are at the start; `[N]`, fp64."""
-        return at_start(self.parts or (Part(EXPERTS, self.num_experts),))
+        return at_start(self.parts or (Part(OF_EXPERTS, self.num_experts),))
 
     def reset_parameters(self) -> None:
         """Draw the experts at random, as torch draws the kernel of one static layer, in place."""

@@ -12,11 +12,19 @@ from torch import nn
 from condconv.errors import UsageError, shown
 from condconv.nn.calls import resolve_call
 from condconv.nn.experts.base import Experts, KernelSpec
+from condconv.nn.experts.decomposed import DecomposedExperts
 from condconv.nn.experts.deltas import DeltaExperts
 from condconv.nn.experts.dense import DenseExperts
+from condconv.nn.experts.modulated import ModulatedExperts
 from condconv.nn.experts.shared import SharedExperts
 
-EXPERTS: dict[str, type[Experts]] = {"dense": DenseExperts, "deltas": DeltaExperts, "shared": SharedExperts}
+EXPERTS: dict[str, type[Experts]] = {
+    "dense": DenseExperts,
+    "deltas": DeltaExperts,
+    "shared": SharedExperts,
+    "modulated": ModulatedExperts,
+    "decomposed": DecomposedExperts,
+}
 _OF_THE_LAYER = ("spec", "num_experts", "device", "dtype")
 ExpertsOption = str | Callable[..., Experts]
 

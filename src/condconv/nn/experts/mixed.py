@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.nn.experts.base import Experts, Geometry, KernelSpec, MixCost
+from condconv.nn.experts.start import in_layout_of, init_experts_, spread_experts
 from condconv.ops.quantized import along_outputs, quantize, widen
 
 _Mixed = TypeVar("_Mixed", bound="MixedExperts")
@@ -55,6 +56,36 @@ class MixedExperts(Experts):
     def all_kernels(self) -> Tensor:
         """Return the N kernels, `[N, *shape]`; fp32 for quantized ones."""
         return self._widened(torch.float32) if self.quantized else self.weight
+
+    def kernels(self) -> Tensor:
+        """See the base."""
+        return self.all_kernels()
+
+    def reset_parameters(self) -> None:
+        """See the base; the fan is that of one kernel."""
+        init_experts_(self.weight, self.bias)
+
+    @torch.no_grad()
+    def start_from_(
+        self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, expert_spread: float = 0.5
+    ) -> None:
+        """See the base; copies of the kernel, and differences that cancel: `spread_experts`."""
+        coefficients = self.coefficients(routing_weights[None])[0]
+        experts = spread_experts(kernel.detach(), coefficients, expert_spread)
+        self.weight = nn.Parameter(experts, requires_grad=kernel.requires_grad)
+        if bias is not None:
+            biases = spread_experts(bias.detach(), coefficients, 0.0)
+            self.bias = nn.Parameter(biases, requires_grad=bias.requires_grad)
+
+    @torch.no_grad()
+    def draw_(self, kernel: Tensor, bias: Tensor | None, deviation: Tensor) -> None:
+        """See the base."""
+        # No number leaves the device: the meta device has none.
+        experts = in_layout_of(kernel, self.weight.normal_().mul_(deviation))
+        self.weight = nn.Parameter(experts, requires_grad=kernel.requires_grad)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+            self.bias.requires_grad_(bias.requires_grad)
 
     def mix(self, routing_weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """See the base."""

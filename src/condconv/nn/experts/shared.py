@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from condconv.errors import UsageError
 from condconv.nn.experts.added import Kernels, LowRankKernel
-from condconv.nn.experts.base import Experts, Geometry, KernelSpec, MixCost
+from condconv.nn.experts.base import Experts, Geometry, KernelSpec, MixCost, along_inputs
 from condconv.nn.experts.parts import FullMixing, Gains, LowRankMixing, along
 from condconv.nn.experts.start import ROUTED_SPREAD, in_layout_of, init_experts_
 from condconv.nn.experts.which_parts import channels_of, resolve_parts
@@ -152,7 +152,7 @@ class SharedExperts(Experts):
             mixed = (added.mT @ flat).view(kernels.movedim(axis, 1).shape)
             kernels = kernels + mixed.movedim(1, axis)
         if self.input_gains is not None and self.output_gains is not None:
-            kernels = kernels * _along_inputs(self.input_gains.factor(c), kernels, spec)
+            kernels = kernels * along_inputs(self.input_gains.factor(c), kernels, spec)
             kernels = kernels * along_outputs(self.output_gains.factor(c), kernels, spec.groups, spec.transposed)
         bias = None if self.bias is None else self.bias.to(dtype).expand(len(c), -1)
         for part in self._added:
@@ -225,11 +225,3 @@ class SharedExperts(Experts):
         told = {"outputs": self.outputs and self.outputs.rank, "kernels": self.principal and self.principal.count}
         more = "".join(f", {name}={value}" for name, value in told.items() if value)
         return f"rank={rank}, gains={self.input_gains is not None}{more}"
-
-
-def _along_inputs(factor: Tensor, kernels: Tensor, spec: KernelSpec) -> Tensor:
-    """Return numbers of input channels `[B, C]` in a shape that kernels `[B, *shape]` can be multiplied by."""
-    if spec.transposed:
-        return factor[(..., *(None,) * (kernels.dim() - 2))]
-    per_group = factor.unflatten(1, (spec.groups, -1)).repeat_interleave(spec.out_channels // spec.groups, dim=1)
-    return per_group[(..., *(None,) * (kernels.dim() - 3))]
