@@ -84,7 +84,6 @@ def in_inference_mode() -> Any:
 REPORT: Any = convert_(static(), 2, example_input=IMAGE).to_dict()
 ROUTINGS: list[Any] = [
     3,
-    None,
     "",
     "nope",
     _LONG,
@@ -120,7 +119,7 @@ NO_LAYERS: list[Any] = [
     select.depth(0.1, 0.2),
 ]
 SCOPES: list[Any] = [None, 4, "", "nope", _LONG, "block(2)", "block(x=1)", "layer(" * 300, "network"]
-NO_EXPERTS: tuple[Any, ...] = (5, None, "few", "shared(", "dense(rank=2)", _LONG)
+NO_EXPERTS: tuple[Any, ...] = (5, "few", "shared(", "dense(rank=2)", _LONG)
 WITHOUT_OWN = [name for name in REPORT if name not in ("routing", "experts")]
 ROWS: dict[str, list[Row]] = {
     "convert_": [
@@ -129,7 +128,8 @@ ROWS: dict[str, list[Row]] = {
         *(("model", partial(converting, each)) for each in MODELS[:-1]),
         ("layers", partial(converting, MODELS[-1])),
         ("model", in_inference_mode),
-        *(("num_experts", partial(converting, num_experts=each)) for each in (0, -1, 2.5, "4", None, _LONG)),
+        *(("num_experts", partial(converting, num_experts=each)) for each in (0, -1, 2.5, "4", _LONG)),
+        *(("method", partial(converting, method=each)) for each in (5, "", "nope", "se(x=1)", _LONG)),
         *(("routing", partial(converting, routing=each)) for each in ROUTINGS),
         ("routing", partial(converting, routing=condconv.nn.SigmoidRouting(3, 2))),
         ("routing", partial(converting, routing=lambda channels, experts, **where: nn.Linear(channels, experts))),

@@ -50,6 +50,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "dtype": ("float32", 3, torch.int64, torch.complex64, torch.float8_e5m2),
     "routing": (3, None, "nope", "", "sigmoid(1)", "sigmoid(x=1)", "n" * 9999, lambda *sizes: {}, SigmoidRouting(4, 9)),
     "experts": (3, None, "nope", "", "dense(1)", "dense(rank=1)", "n" * 9999, lambda *sizes: {}),
+    "method": (*(each for each in NO_NAMES if each is not None), "", "se(x=1)", "dcd(annealing_steps=9)"),
     "impl": NO_NAMES,
     "expert_dropout": (-0.1, 1, 1.5, "half", None, float("nan")),
     "standardize": ("yes", 0.5, []),
@@ -93,6 +94,8 @@ SPECIAL: dict[tuple[str, str], tuple[Any, ...]] = {
 }
 NOTHING_TO_CHECK = {
     "ROUTING": "a table",
+    "METHODS": "a table",
+    "Method": "an entry of it",
     "CONDITIONAL_CLASSES": "a table",
     "LayerChoice": "a type; tests/nn/test_choice.py walks its messages",
     "EXPERTS": "a table",
@@ -112,6 +115,8 @@ NOTHING_TO_CHECK = {
     "TFSameConv2d": "torch.nn.Conv2d checks its arguments",
     "ConditionalLayer": "the base of the layers",
 }
+DEFAULTED = ("num_experts", "routing", "experts")
+"""Arguments of layers that are the default's, or a method's, if they are `None`."""
 Good = dict[str, Any]
 
 
@@ -161,6 +166,8 @@ def test_each_argument(name: str, argument: str) -> None:
     make: Callable[..., object] = getattr(layers, name)
     make(**good(name))
     for value in SPECIAL[name, argument] if (name, argument) in SPECIAL else WRONG[argument]:
+        if value is None and name in LAYERS and argument in DEFAULTED:
+            continue
         refused(lambda value=value: make(**(good(name) | {argument: value})), argument)
 
 
@@ -192,7 +199,7 @@ def test_layers_made_of_static_ones(name: str) -> None:
     kind: type[ConditionalLayer] = getattr(layers, name)
     static = kind.static_type(4, 6) if kind is CondLinear else kind.static_type(4, 6, 3)
     for argument in inspect.signature(kind.from_static).parameters:
-        for value in WRONG[argument]:
+        for value in (each for each in WRONG[argument] if each is not None or argument not in DEFAULTED):
             changed = {"static": static} | {argument: value}
             refused(lambda changed=changed: kind.from_static(**changed), argument)
 

@@ -20,24 +20,26 @@ from condconv.convert.select import Selector
 from condconv.counting.tracing import Trace, trace
 from condconv.errors import UsageError, shown
 from condconv.nn.choice import LayerChoice
-from condconv.nn.conditional import LEARNING_EXPERTS, LEARNING_ROUTING
+from condconv.nn.conditional import LEARNING
 from condconv.nn.experts import ExpertsOption, resolve_experts
 from condconv.nn.factory import Routing
+from condconv.nn.methods import resolve_method
 
 
 def convert_(
     model: nn.Module,
-    num_experts: int = 8,
+    num_experts: int | None = None,
     *,
     layers: Selector | LayerChoice | None = None,
     skip: Selector | LayerChoice | None = None,
-    routing: Routing = LEARNING_ROUTING,
+    routing: Routing | None = None,
     scope: str | Scope = "layer",
     classifier: bool = False,
     example_input: Any = None,
     init: str = "same_output",
     expert_spread: float = 0.5,
-    experts: ExpertsOption = LEARNING_EXPERTS,
+    experts: ExpertsOption | None = None,
+    method: str | None = None,
     impl: str = "auto",
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
 ) -> ConversionReport:
@@ -50,7 +52,7 @@ def convert_(
 
     Args:
         model: Any module; changed in place.
-        num_experts: Number of experts, E.
+        num_experts: Number of experts, E; `None` for 8, or for what the method has.
         layers: Which layers: a `LayerChoice` (a pattern of names, several, or a function), or a selector of
             `condconv.select`; `None` for all convolutions that run on the example and have more than one output pixel
             (so neither squeeze-and-excitation nor heads for training only). A pattern chooses convolutions, and a
@@ -70,6 +72,7 @@ def convert_(
             kernels; `"shared"`, one kernel with small routed parts, also with options as in `"shared(rank=16)"` (see
             `condconv.nn.SharedExperts`); or a factory of `condconv.nn.Experts`. A layer that cannot have them stays
             static, with the reason in the report.
+        method: A published method by name instead of `routing` and `experts`, as in `condconv.CondConv2d`.
         impl: As in `condconv.ops.cond_conv2d`.
         optimizer: An optimizer of the model's parameters, or several. New parameters replace the old ones in their
             groups, and those of a routing function join the group of its layer; their state is reset. `None` if there
@@ -94,6 +97,7 @@ def convert_(
         >>> [layer.name for layer in report.layers]
         ['2']
     """
+    num_experts, routing, experts = resolve_method(method, num_experts, routing, experts, LEARNING)
     scope = _check_arguments(model, routing, scope)
     resolve_experts(experts)
     optimizers = check_optimizers(optimizer, model)

@@ -25,6 +25,7 @@ from condconv.nn.factory import ROUTING, make_routing
 from condconv.nn.folding import fold_batch_norm
 from condconv.nn.heads import Part
 from condconv.nn.linear import CondLinear
+from condconv.nn.methods import METHODS, Method
 from condconv.nn.routing import (
     ConstantRouting,
     ExternalRouting,
@@ -41,6 +42,7 @@ from condconv.nn.standardization import Standardization
 __all__ = [
     "CONDITIONAL_CLASSES",
     "EXPERTS",
+    "METHODS",
     "ROUTING",
     "BlockRouting",
     "CondConv1d",
@@ -61,6 +63,7 @@ __all__ = [
     "HierarchicalRouting",
     "KernelSpec",
     "LayerChoice",
+    "Method",
     "MixCost",
     "MixedExperts",
     "ModulatedExperts",

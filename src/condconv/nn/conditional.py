@@ -16,14 +16,16 @@ from condconv.nn.experts import Experts, KernelSpec, is_expert_spread, make_expe
 from condconv.nn.experts.build import ExpertsOption
 from condconv.nn.factory import Routing, even_weights, make_routing, start_constant_
 from condconv.nn.foreign import full_name
+from condconv.nn.methods import Resolved, resolve_method
 from condconv.nn.static import carry_over_, why_not_static
 from condconv.ops.implementations import check_impl
-from condconv.ops.scalars import check_device, check_dtype, positive
+from condconv.ops.scalars import check_device, check_dtype
 
 _Layer = TypeVar("_Layer", bound="ConditionalLayer")
 
-LEARNING_ROUTING = "sigmoid(standardize=True)"
-LEARNING_EXPERTS = "deltas"
+PAPER = Resolved(8, "sigmoid", "dense")
+"""What layers are made of by default: the paper's."""
+LEARNING = Resolved(8, "sigmoid(standardize=True)", "deltas")
 """What a static layer becomes unless told otherwise: from a trained kernel the paper's own hardly learn to differ."""
 
 
@@ -50,13 +52,14 @@ class ConditionalLayer(nn.Module):
         routed_channels: int,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-        num_experts: int,
-        routing: Routing,
-        experts: ExpertsOption,
+        num_experts: int | None,
+        routing: Routing | None,
+        experts: ExpertsOption | None,
+        method: str | None,
         impl: str,
     ) -> None:
         super().__init__()
-        num_experts = positive("num_experts", num_experts)
+        num_experts, routing, experts = resolve_method(method, num_experts, routing, experts, PAPER)
         self.impl = check_impl(impl)
         device, dtype = check_device(device), check_dtype(dtype)
         self.experts = make_experts(experts, spec, num_experts, device=device, dtype=dtype)
@@ -118,12 +121,13 @@ class ConditionalLayer(nn.Module):
     def from_static(
         cls: type[_Layer],
         static: nn.Module,
-        num_experts: int = 8,
+        num_experts: int | None = None,
         *,
-        routing: Routing = LEARNING_ROUTING,
+        routing: Routing | None = None,
         init: str = "same_output",
         expert_spread: float = 0.5,
-        experts: ExpertsOption = LEARNING_EXPERTS,
+        experts: ExpertsOption | None = None,
+        method: str | None = None,
         impl: str = "auto",
     ) -> _Layer:
         """Return a conditional layer that computes what a static one does, until it is trained further.
@@ -136,7 +140,7 @@ class ConditionalLayer(nn.Module):
 
         Args:
             static: The twin: a `torch.nn.Conv2d` for `CondConv2d`, and so on. Not changed.
-            num_experts: E.
+            num_experts: E; `None` for 8, or for what the method has.
             routing: As in the layer; by default a sigmoid of standardised features.
             init: `"same_output"`, or `"random"` to train from scratch as the paper does: each expert is drawn on
                 its own, normal with the spread of the kernel (`CondLinear`: or less), and the routing function starts
@@ -145,6 +149,7 @@ class ConditionalLayer(nn.Module):
                 copies. Whatever its size it cancels at the start; at a tenth of the default, dense experts were seen to
                 be weighted alike, all rising and falling together, after training.
             experts: As in the layer; by default differences from the kernel, `condconv.nn.DeltaExperts`.
+            method: As in the layer.
             impl: As in `condconv.ops.cond_conv2d`.
 
         Returns:
@@ -180,9 +185,10 @@ class ConditionalLayer(nn.Module):
             )
         weight: Tensor = static.weight  # type: ignore[assignment]
         bias: Tensor | None = static.bias  # type: ignore[assignment]
-        options = {"device": weight.device, "dtype": weight.dtype, "routing": routing, "experts": experts, "impl": impl}
+        resolved = resolve_method(method, num_experts, routing, experts, LEARNING)
+        options = {"device": weight.device, "dtype": weight.dtype, "impl": impl, **resolved._asdict()}
         make: Any = cls
-        layer: _Layer = make(**cls.arguments_of(static), bias=bias is not None, num_experts=num_experts, **options)
+        layer: _Layer = make(**cls.arguments_of(static), bias=bias is not None, **options)
         if init == "same_output":
             layer.experts.start_from_(weight, bias, start_constant_(layer.routing_fn), expert_spread)
         else:

@@ -34,9 +34,10 @@ class _CondConv(CondConvNd):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        num_experts: int = 8,
-        routing: Routing = "sigmoid",
-        experts: ExpertsOption = "dense",
+        num_experts: int | None = None,
+        routing: Routing | None = None,
+        experts: ExpertsOption | None = None,
+        method: str | None = None,
         impl: str = "auto",
     ) -> None:
         super().__init__(
@@ -55,6 +56,7 @@ class _CondConv(CondConvNd):
             num_experts,
             routing,
             experts,
+            method,
             impl,
         )
 
@@ -86,11 +88,13 @@ class CondConv2d(_CondConv):
         padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
         device: Where the parameters live.
         dtype: Of the parameters.
-        num_experts: E, the number of kernels.
+        num_experts: E, the number of kernels; `None` for 8, or for what the method has.
         routing: From the input to the weights `[B, E]`: a name (`"sigmoid"`, `"softmax"`, `"hidden"`,
             `"hierarchical"`, `"top_k"`, `"constant"`, `"external"`), a factory called with
             `(in_channels, num_experts)`, or a module.
         experts: What the kernels are made of: `"dense"`, E whole kernels; or a factory of `condconv.nn.Experts`.
+        method: A published method by name instead of `routing` and `experts`: a key of `condconv.nn.METHODS`, also with
+            options as in `"dyconv(annealing_steps=5000)"`.
         impl: How it is computed; see `condconv.ops.cond_conv2d`.
 
     Raises:

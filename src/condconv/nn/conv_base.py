@@ -44,9 +44,10 @@ class CondConvNd(ConditionalLayer):
         padding_mode: str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-        num_experts: int,
-        routing: Routing,
-        experts: ExpertsOption,
+        num_experts: int | None,
+        routing: Routing | None,
+        experts: ExpertsOption | None,
+        method: str | None,
         impl: str,
     ) -> None:
         dims = self.spatial_dims
@@ -64,7 +65,7 @@ class CondConvNd(ConditionalLayer):
         outer, inner = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
         shape = (outer, inner // groups, *kernel)
         spec = KernelSpec(shape, out_channels, groups, self.transposed, flag("bias", bias))
-        super().__init__(spec, in_channels, device, dtype, num_experts, routing, experts, impl)
+        super().__init__(spec, in_channels, device, dtype, num_experts, routing, experts, method, impl)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel

@@ -38,9 +38,10 @@ class _CondConvTranspose(CondConvNd):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        num_experts: int = 8,
-        routing: Routing = "sigmoid",
-        experts: ExpertsOption = "dense",
+        num_experts: int | None = None,
+        routing: Routing | None = None,
+        experts: ExpertsOption | None = None,
+        method: str | None = None,
         impl: str = "auto",
     ) -> None:
         super().__init__(
@@ -59,6 +60,7 @@ class _CondConvTranspose(CondConvNd):
             num_experts,
             routing,
             experts,
+            method,
             impl,
         )
 

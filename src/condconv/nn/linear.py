@@ -35,6 +35,7 @@ class CondLinear(ConditionalLayer):
         num_experts: E.
         routing: As in `CondConv2d`.
         experts: As in `CondConv2d`.
+        method: As in `CondConv2d`.
         impl: As in `condconv.ops.cond_conv2d`.
 
     Raises:
@@ -51,14 +52,15 @@ class CondLinear(ConditionalLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        num_experts: int = 8,
-        routing: Routing = "sigmoid",
-        experts: ExpertsOption = "dense",
+        num_experts: int | None = None,
+        routing: Routing | None = None,
+        experts: ExpertsOption | None = None,
+        method: str | None = None,
         impl: str = "auto",
     ) -> None:
         in_features, out_features = positive("in_features", in_features), positive("out_features", out_features)
         spec = KernelSpec((out_features, in_features), out_features, bias=flag("bias", bias))
-        super().__init__(spec, in_features, device, dtype, num_experts, routing, experts, impl)
+        super().__init__(spec, in_features, device, dtype, num_experts, routing, experts, method, impl)
         self.in_features = in_features
         self.out_features = out_features
 

@@ -111,11 +111,14 @@ class ModulatedExperts(MixedExperts):
             y = convolve(x, self.weight)
             y = y * along(parts["outputs"], y, self._dim) if "outputs" in parts else y
         else:
-            axis = 1 if self.spec.transposed else 2  # of the input channels in the stacked kernels
-            pieces = zip(x.chunk(self._blocks, self._dim), self.weight.chunk(self._blocks, axis), strict=True)
-            gains = parts["outputs"].chunk(self._blocks, 1)
-            terms = [convolve(*piece) for piece in pieces]
-            y = sum(term * along(gain, term, self._dim) for term, gain in zip(terms, gains, strict=True))  # type: ignore[assignment]
+            axis, terms = 1 if self.spec.transposed else 2, []  # of the input channels in the stacked kernels
+            size, outs = channels_of(self.spec)[0] // self._blocks, self.spec.out_channels
+            for block in range(self._blocks):  # slices: exporters fold those of a constant, and no splits
+                piece = x.narrow(self._dim, block * size, size)
+                term = convolve(piece, self.weight.narrow(axis, block * size, size))
+                gains = parts["outputs"][:, block * outs : (block + 1) * outs]
+                terms.append(term * along(gains, term, self._dim))
+            y = sum(terms[1:], terms[0])
         if self.bias is None:
             return y
         bias = self.bias[0] if len(self.bias) == 1 else coefficients @ self.bias.to(coefficients.dtype)
