@@ -76,6 +76,7 @@ def test_version(capsys):
             "`pattern` must match names of networks, got 'transformer' for none: near names are",
         ),
         (["demo", "--seeds", "0"], "`--seeds` must be a whole number from 1 to 1,000, got 0"),
+        (["demo", "--first-seed", "-1"], "`--first-seed` must be a whole number from 0 to 1,000,000, got -1"),
         (["demo", "--epochs", "0"], "`--epochs` must be a whole number from 1 to 1,000,000, got 0"),
     ],
 )

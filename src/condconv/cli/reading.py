@@ -20,11 +20,12 @@ def add_reading_options(parser: argparse.ArgumentParser, *, unlabelled: bool = F
         unlabelled: Whether the command also takes images without class folders.
     """
     kinds = (
-        "a directory with val/ or with class folders, a .tar, 'digits', 'torch/NAME', 'hfds/NAME' or 'wds/DIRECTORY'"
+        "a directory with val/ or with class folders, a .tar, 'digits', 'digits-conditions', "
+        "'torch/NAME', 'hfds/NAME' or 'wds/DIRECTORY'"
     )
     if unlabelled:
         kinds = "as for 'condconv evaluate', or a directory of images without class folders"
-    add_option(parser, "--data", PATH, f"{kinds} (not needed for a network trained on 'digits')")
+    add_option(parser, "--data", PATH, f"{kinds} (not needed for a network trained on digits)")
     add_option(parser, "--data-dir", PATH, "where the files of torch/NAME are, or the cache of hfds/NAME")
     text = "images per forward pass (default: 64, or fewer if they are larger than 512 pixels)"
     add_option(parser, "--batch-size", whole(1), text)

@@ -35,9 +35,13 @@ _HOW = (
 _SCALE = number(1e-9, 1_000_000_000)
 
 
+EMBEDDED = ("digits", "digits-conditions")
+"""Images that need no download and no file, by name."""
+
+
 def is_named(data: str) -> bool:
     """Return whether `data` names a dataset, even if there is a folder of the same name."""
-    return data == "digits" or data.partition("/")[0] in ("torch", "hfds", "wds")
+    return data in EMBEDDED or data.partition("/")[0] in ("torch", "hfds", "wds")
 
 
 def takes_options(data: str) -> bool:
@@ -61,7 +65,7 @@ class TrainConfig:
     data: str = _data(
         MISSING,
         "directory with train/ and val/ (one folder per class) or with train.tar and val.tar; or 'digits', "
-        "'torch/NAME', 'hfds/NAME', 'wds/DIRECTORY'",
+        "'digits-conditions', 'torch/NAME', 'hfds/NAME', 'wds/DIRECTORY'",
         PATH,
     )
     val_data: str | None = _data(
@@ -75,10 +79,10 @@ class TrainConfig:
     )
     image_size: int | None = _data(
         None,
-        "side of the square input in pixels (default: 224, digits 8)",
+        "side of the square input in pixels (default: 224, digits 8, digits-conditions 16)",
         or_none(whole(1, 2_048)),  # the most that a checkpoint takes
     )
-    in_chans: int | None = _data(None, "image channels, 1 or 3 (default: 3, digits 1)", or_none(one_of(1, 3)))
+    in_chans: int | None = _data(None, "image channels, 1 or 3 (default: 3, the digits 1)", or_none(one_of(1, 3)))
     normalization: str | None = _data(
         None,
         "normalization of the pixels (default: that of the pretrained weights, or imagenet)",
@@ -154,11 +158,11 @@ class TrainConfig:
     # Augmentation
     min_crop: float | None = _augmentation(
         None,
-        "smallest random crop, as a fraction of the area (default: 0.25, digits 1)",
+        "smallest random crop, as a fraction of the area (default: 0.25, the digits 1)",
         or_none(number(0, 1, open_below=True)),
     )
     hflip: float | None = _augmentation(
-        None, "probability of a horizontal flip (default: 0.5, digits 0)", or_none(number(0, 1))
+        None, "probability of a horizontal flip (default: 0.5, the digits 0)", or_none(number(0, 1))
     )
     color_jitter: float = _augmentation(0.0, "strength of the colour jitter", number(0))
     auto_augment: str | None = _augmentation(
@@ -183,7 +187,7 @@ class TrainConfig:
             each.metadata["rule"].check(each.name, getattr(self, each.name))
         for name in ("data", "val_data"):  # the same folder, whether or not a shell has put a slash behind it
             path = getattr(self, name)
-            if path is not None and path.rstrip("/") not in ("", "digits"):  # digits/ is a folder
+            if path is not None and path.rstrip("/") not in ("", *EMBEDDED):  # digits/ is a folder
                 object.__setattr__(self, name, path.rstrip("/"))
         self._check_together()
 

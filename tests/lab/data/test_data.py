@@ -1,10 +1,13 @@
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from condconv.errors import UsageError
-from condconv.lab.data import open_data
+from condconv.lab import config
+from condconv.lab.data import digits, open_data
 from condconv.lab.data.image_data import open_trained
 from condconv.lab.data.images import IGNORED
 from condconv.lab.data.loading import EpochSampler, batches, create_loader
@@ -40,6 +43,32 @@ def test_digits_are_stratified_normalised_and_always_the_same(tmp_path):
     assert counts.min() >= 87
     assert torch.equal(open_data(settings(tmp_path)).train[5][0], data.train[5][0])
     assert open_data(settings(tmp_path, in_chans=3)).val[0][0].shape == (3, 8, 8)
+
+
+def test_digits_under_conditions_are_four_views_of_each_digit(tmp_path):
+    data, plain = (open_data(settings(tmp_path, data=name)) for name in ("digits-conditions", "digits"))
+    pixels = torch.stack([data.train[index][0] for index in range(len(data.train))])
+    assert pixels.shape == (4 * 898, 1, 16, 16)
+    assert abs(pixels.mean()) < 0.02
+    assert abs(pixels.std() - 1) < 0.02
+    views = [np.asarray(data.val.read(index)[0]).astype(int) for index in range(4 * 20)]
+    for index in range(20):
+        image, target = plain.val.read(index)
+        one, inverted, turned, noisy = views[4 * index : 4 * index + 4]
+        assert [data.val.read(4 * index + view)[1] for view in range(4)] == [target] * 4
+        assert (one == np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC))).all()
+        assert (inverted == 255 - one).all()
+        assert (turned == np.rot90(one)).all()
+        middle = (one > 60) & (one < 195)
+        assert 30 < (noisy - one)[middle].std() < 100  # clipping takes a part of 80
+    noises = [views[4 * index + 3] - views[4 * index] for index in range(20)]
+    assert len({noise.tobytes() for noise in noises}) == 20
+    again = open_data(settings(tmp_path, data="digits-conditions"))
+    assert all(torch.equal(again.val[index][0], data.val[index][0]) for index in (3, 7))
+
+
+def test_the_settings_know_all_embedded_images():
+    assert tuple(digits.EMBEDDED) == config.EMBEDDED
 
 
 def break_nothing(root):

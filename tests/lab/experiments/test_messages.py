@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from condconv.lab.experiments import plots
+from condconv.lab.experiments.routing_picture import Grouping, plot_routing
 from tests.messages import Row, assert_four_parts, each_row
 
 _LONG: Any = "x" * 100_000
@@ -20,10 +21,11 @@ ROWS: dict[str, list[Row]] = {
         ("loss", lambda: plots.plot_learning_curves("x.png", {"a": [[0.5]]}, {"a": _LONG}, title="")),
     ],
     "plot_routing": [
-        ("mean_weights", lambda: plots.plot_routing("x.png", anything, [], title="")),
-        ("mean_weights", lambda: plots.plot_routing("x.png", torch.ones(3), ["a"] * 3, title="")),
-        ("mean_weights", lambda: plots.plot_routing("x.png", torch.ones(3, 2), ["a"], title="")),
-        ("most_classes", lambda: plots.plot_routing("x", torch.ones(1, 2), ["a"], title="", most_classes=0)),
+        ("groupings", lambda: plot_routing("x.png", anything, title="")),
+        ("groupings", lambda: plot_routing("x.png", [], title="")),
+        ("groupings", lambda: plot_routing("x.png", [Grouping("a", ("b",), {})], title="")),
+        ("groupings", lambda: plot_routing("x.png", [Grouping("a", ("b",), {"c": torch.ones(1)})], title="")),
+        ("groupings", lambda: plot_routing("x.png", [Grouping("a", ("b",), {"c": torch.ones(2, 3)})], title="")),
     ],
 }
 

@@ -186,7 +186,7 @@ def _why_not_directory(path: Path) -> str:
     wrong = "is none of these" if path.exists() else "does not exist"
     return (
         f"`data` must be a directory, a tar file or a named dataset, got {shown_name(path)}, which {wrong}: "
-        "check the path (named are digits, torch/NAME, hfds/NAME and wds/DIRECTORY)"
+        "check the path (named are digits, digits-conditions, torch/NAME, hfds/NAME and wds/DIRECTORY)"
     )
 
 

@@ -17,9 +17,10 @@ from condconv.errors import UsageError, few, shown, shown_name
 from condconv.files.paths import check_path
 from condconv.lab.config import TrainConfig, takes_options
 from condconv.lab.data.contents import check_class_names
+from condconv.lab.data.digits import EMBEDDED
 from condconv.lab.data.folder import open_path
 from condconv.lab.data.images import Images, Reader
-from condconv.lab.data.named import DigitsReader, HuggingFaceReader, TorchReader
+from condconv.lab.data.named import HuggingFaceReader, TorchReader
 from condconv.lab.data.preprocessing import Preprocessing, resolve
 from condconv.lab.data.shards import ShardReader
 
@@ -152,8 +153,8 @@ def _open_reader(data: str, split: str, *, alone: bool, data_dir: str | None, op
 
 def _reader_of(data: str, split: str, *, alone: bool, data_dir: str | None, options: Mapping[str, Any]) -> Reader:
     kind, _, name = data.partition("/")
-    if data == "digits":
-        return DigitsReader(split)
+    if data in EMBEDDED:
+        return EMBEDDED[data].reader(split)
     if kind == "torch":
         if data_dir is None:
             raise UsageError(
@@ -188,9 +189,9 @@ def _shared_classes(data: str, readers: Mapping[str, Reader]) -> tuple[str, ...]
 
 
 def _train_transform(config: TrainConfig, preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
-    is_digits = config.data == "digits"
-    min_crop = config.min_crop if config.min_crop is not None else (1.0 if is_digits else 0.25)
-    hflip = config.hflip if config.hflip is not None else (0.0 if is_digits else 0.5)
+    is_embedded = config.data in EMBEDDED
+    min_crop = config.min_crop if config.min_crop is not None else (1.0 if is_embedded else 0.25)
+    hflip = config.hflip if config.hflip is not None else (0.0 if is_embedded else 0.5)
     options = (config.color_jitter, config.auto_augment, config.random_erasing, hflip, min_crop < 1)
     try:
         transform = create_transform(

@@ -1,4 +1,4 @@
-"""Datasets by name: scikit-learn's digits, torchvision's (`torch/NAME`) and Hugging Face's (`hfds/NAME`)."""
+"""Datasets by name: torchvision's (`torch/NAME`) and Hugging Face's (`hfds/NAME`)."""
 
 from __future__ import annotations
 
@@ -6,51 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from PIL import Image
 
 from condconv.errors import MissingExtraError, UsageError, first_line, require_extra, shown_name
 from condconv.lab.data.contents import open_image
 
-DIGITS_MEAN, DIGITS_STD = (0.3053,), (0.3761,)
-"""Of all the pixels of the digits, on the scale 0 to 1."""
-
 _TOO_LARGE = ("places365", "inaturalist", "inat")
 _HF_VALIDATION = ("validation", "val", "valid", "test")
-
-
-class DigitsReader:
-    """One half of the digits of scikit-learn: 1797 grey scans of 8x8 pixels, ten classes, no download.
-
-    The split is stratified and always the same. Half of the images are kept for validation, so that one image is only
-    0.11 points of accuracy.
-
-    Args:
-        split: `"train"` (898 images) or `"val"` (899 images).
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
-
-    class_names = tuple(str(digit) for digit in range(10))
-
-    def __init__(self, split: str) -> None:
-        digits = require_extra("sklearn.datasets", "train").load_digits()
-        images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-        choose = require_extra("sklearn.model_selection", "train").train_test_split
-        halves = choose(np.arange(len(images)), test_size=0.5, random_state=0, stratify=digits.target)
-        chosen = halves[0 if split == "train" else 1]
-        self._samples = [(Image.fromarray(images[index]), int(digits.target[index])) for index in chosen]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self._samples[index]
-
-    def filename(self, index: int) -> str:
-        """Return what to call an image in a message."""
-        return f"digit {index}"
 
 
 class TorchReader:

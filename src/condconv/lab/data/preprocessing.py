@@ -15,7 +15,7 @@ from timm.models import get_pretrained_cfg
 
 from condconv.errors import UsageError
 from condconv.lab.config import TrainConfig
-from condconv.lab.data.named import DIGITS_MEAN, DIGITS_STD
+from condconv.lab.data.digits import EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Preprocessing:
 
 def resolve(config: TrainConfig) -> Preprocessing:
     """Return the preprocessing of a new run."""
-    is_digits = config.data == "digits"
-    size = config.image_size or (8 if is_digits else 224)
-    channels = config.in_chans or (1 if is_digits else 3)
+    embedded = EMBEDDED.get(config.data)
+    size = config.image_size or (224 if embedded is None else embedded.size)
+    channels = config.in_chans or (3 if embedded is None else 1)
     chosen = normalization_of(config, channels)
     return Preprocessing(size, channels, val_crop(size), "bicubic", chosen.mean, chosen.std)
 
@@ -89,8 +89,9 @@ def normalization_of(config: TrainConfig, in_chans: int) -> Normalization:
         chosen = {"imagenet": IMAGENET, "inception": INCEPTION}[config.normalization]
     elif config.pretrained:
         chosen = _of_pretrained(config.model, config.model_options.get("pretrained_cfg"))
-    elif config.data == "digits":
-        return Normalization(DIGITS_MEAN * in_chans, DIGITS_STD * in_chans)
+    elif config.data in EMBEDDED:
+        embedded = EMBEDDED[config.data]
+        return Normalization((embedded.mean,) * in_chans, (embedded.std,) * in_chans)
     else:
         chosen = IMAGENET if in_chans == 3 else INCEPTION
     # timm sums the kernels of a pretrained stem over the colours, so one grey channel takes their mean.

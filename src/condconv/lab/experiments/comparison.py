@@ -1,4 +1,4 @@
-"""Two networks, the same seeds: their numbers, the difference, and what follows from them. Only arithmetic."""
+"""Three networks, the same seeds: their numbers, what routing itself brought, and what follows. Only arithmetic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NetworkNumbers:
     """What was measured of one network.
 
     Attributes:
-        name: Name of the network.
+        name: What tables call the network.
         params: Number of parameters.
         madds: Multiply-adds for one image.
         accuracy: Top-1 on the validation images after the last epoch, 0 to 1, one per seed.
@@ -32,49 +32,95 @@ class NetworkNumbers:
     inference_images_per_second: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A network with routing between two others that were trained from the same seeds.
+
+    Attributes:
+        static: The ordinary network.
+        control: The network with the same experts, mixed alike for all images.
+        routed: The network whose mixtures depend on the image.
+    """
+
+    static: NetworkNumbers
+    control: NetworkNumbers
+    routed: NetworkNumbers
+
+    @property
+    def gains(self) -> tuple[float, ...]:
+        """What routing itself brought in each seed: accuracy over that of the control, in points."""
+        return tuple(
+            100 * (routed - control)
+            for control, routed in zip(self.control.accuracy, self.routed.accuracy, strict=True)
+        )
+
+    def interval(self, *, validation_images: int) -> tuple[float, float] | None:
+        """Return the 95 % interval of the mean gain, in points; None for a single seed.
+
+        It is never narrower than one validation image on either side, however well the seeds agree.
+        """
+        half = confidence_half_width(self.gains)
+        if half is None:
+            return None
+        half = max(half, 100 / validation_images)
+        return mean(self.gains) - half, mean(self.gains) + half
+
+    def verdict(self, *, validation_images: int, on: str) -> str:
+        """Say in one sentence what the seeds show of routing, and what they do not.
+
+        Args:
+            validation_images: Their number, which bounds the interval.
+            on: The data, as in "on digits".
+        """
+        gain, interval = mean(self.gains), self.interval(validation_images=validation_images)
+        if interval is None:
+            return (
+                f"Nothing is shown with one seed, in which routing changed the accuracy by {gain:+.1f} points: take "
+                "--seeds 3 or more."
+            )
+        low, high = interval
+        seeds = f"95 % interval {low:+.1f} to {high:+.1f}, {len(self.gains)} seeds"
+        if low <= 0 <= high:
+            return (
+                f"Not shown that routing helps on {on}: CondConv has {gain:+.1f} points of accuracy over the same "
+                f"experts mixed alike for all images ({seeds}), which can be chance."
+            )
+        did = "gains" if gain > 0 else "loses"
+        return (
+            f"Routing {'helps' if gain > 0 else 'hurts'} on {on}: CondConv {did} {abs(gain):.1f} points of accuracy "
+            f"over the same experts mixed alike for all images ({seeds}); this does not show the same for your images, "
+            "for larger networks, or against a wider static network."
+        )
+
+    def table(self) -> list[list[str]]:
+        """Return rows of cells: header, the three networks, and what routing itself brought over the control."""
+        header = ["network", "parameters", "multiply-adds", "accuracy (%)", "training (images/s)"]
+        routed, control = self.routed, self.control
+        return [
+            [*header, "inference (images/s)"],
+            *map(_row, (self.static, control, routed)),
+            [
+                "routing itself",
+                _ratio([control.params], [routed.params]),
+                _ratio([control.madds], [routed.madds]),
+                _plus_minus(self.gains, "+.2f"),
+                _ratio(control.train_images_per_second, routed.train_images_per_second),
+                _ratio(control.inference_images_per_second, routed.inference_images_per_second),
+            ],
+        ]
+
+
 def spread(values: Sequence[float]) -> float | None:
     """Return the sample standard deviation, or None for a single value, which has none."""
     return stdev(values) if len(values) > 1 else None
 
 
-def confidence_half_width(differences: Sequence[float]) -> float | None:
-    """Return half the 95 % confidence interval of the mean of paired differences; None for a single one."""
-    if len(differences) < 2:
+def confidence_half_width(values: Sequence[float]) -> float | None:
+    """Return half the 95 % confidence interval of the mean, by Student's t; None for a single value."""
+    if len(values) < 2:
         return None
-    quantile = _T975.get(len(differences) - 1, 2.23)  # the value at 10 degrees of freedom, on the safe side beyond
-    return quantile * stdev(differences) / math.sqrt(len(differences))
-
-
-def verdict(static: NetworkNumbers, conditional: NetworkNumbers, *, validation_images: int) -> str:
-    """Say in one line whether the conditional network is better, by the paired 95 % interval over the seeds.
-
-    A difference below one validation image never counts as an effect, however well the seeds agree.
-    """
-    differences = [theirs - ours for ours, theirs in zip(static.accuracy, conditional.accuracy, strict=True)]
-    points = 100 * mean(differences)
-    half = confidence_half_width(differences)
-    if half is None:
-        return f"Undecided: {points:+.2f} points with one seed, which has no spread; take --seeds 3 or more."
-    width = 100 * max(half, 1 / validation_images)
-    said = f"{points:+.2f} points of accuracy, 95 % interval ±{width:.2f} over {len(differences)} seeds"
-    if abs(points) <= width:
-        return f"No difference within the spread on this data: {said}."
-    return f"CondConv {'helps' if points > 0 else 'hurts'} on this data: {said}."
-
-
-def table(static: NetworkNumbers, conditional: NetworkNumbers) -> list[list[str]]:
-    """Return the comparison as rows of cells: header, the two networks, their difference."""
-    header = ["network", "params", "MADDs", "accuracy (%)", "training (images/s)", "inference (images/s)"]
-    differences = [theirs - ours for ours, theirs in zip(static.accuracy, conditional.accuracy, strict=True)]
-    last = [
-        "difference",
-        _ratio([static.params], [conditional.params]),
-        _ratio([static.madds], [conditional.madds]),
-        _plus_minus([100 * each for each in differences], "+.2f"),
-        _ratio(static.train_images_per_second, conditional.train_images_per_second),
-        _ratio(static.inference_images_per_second, conditional.inference_images_per_second),
-    ]
-    return [header, _row(static), _row(conditional), last]
+    quantile = _T975.get(len(values) - 1, 2.23)  # the value at 10 degrees of freedom, on the safe side beyond
+    return quantile * stdev(values) / math.sqrt(len(values))
 
 
 def as_markdown(rows: list[list[str]]) -> str:
@@ -99,15 +145,15 @@ def _row(numbers: NetworkNumbers) -> list[str]:
         thousands(numbers.params),
         thousands(numbers.madds),
         _plus_minus([100 * each for each in numbers.accuracy], ".2f"),
-        _plus_minus(numbers.train_images_per_second, ".0f", middle=median),
-        _plus_minus(numbers.inference_images_per_second, ".0f", middle=median),
+        format(median(numbers.train_images_per_second), ".0f"),
+        format(median(numbers.inference_images_per_second), ".0f"),
     ]
 
 
-def _plus_minus(values: Sequence[float], form: str, *, middle=mean) -> str:  # type: ignore[no-untyped-def]
-    width = spread(values)
-    text = format(middle(values), form)
-    return text if width is None else f"{text} ± {format(width, form.lstrip('+'))}"
+def _plus_minus(values: Sequence[float], form: str) -> str:
+    half = confidence_half_width(values)
+    text = format(mean(values), form)
+    return text if half is None else f"{text} ± {format(half, form.lstrip('+'))}"
 
 
 def _ratio(old: Sequence[float], new: Sequence[float]) -> str:

@@ -1,28 +1,28 @@
-"""The first run: a static network and its CondConv twin on digits, from the same seeds, side by side."""
+"""The first run: a static network, CondConv and its control on digits seen under four conditions, side by side."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from condconv.analysis import RoutingRecord
 from condconv.counting import count
 from condconv.files.atomic import write_own
 from condconv.files.paths import check_own
 from condconv.lab.bench.timing import time_by_turns
+from condconv.lab.data.digits import CONDITIONS
 from condconv.lab.data.image_data import ImageData, open_data
-from condconv.lab.data.loading import create_loader
-from condconv.lab.experiments import comparison
-from condconv.lab.experiments.comparison import NetworkNumbers
-from condconv.lab.experiments.demo_config import DemoConfig
-from condconv.lab.experiments.plots import plot_learning_curves, plot_routing
+from condconv.lab.experiments.comparison import Comparison, NetworkNumbers, as_markdown
+from condconv.lab.experiments.demo_config import CONTROL, ROUTED, STATIC, DemoConfig
+from condconv.lab.experiments.plots import plot_learning_curves
+from condconv.lab.experiments.routing_picture import Grouping, plot_routing
 from condconv.lab.experiments.runs import describe_machine
 from condconv.lab.saved.inspection import record
 from condconv.lab.saved.metrics import TrainResult
@@ -30,6 +30,7 @@ from condconv.lab.saved.rebuild import load_trained
 from condconv.lab.train.loop import train
 
 _FILES = ("table.md", "results.json", "curves.png", "routing.png")  # which come last, after minutes of training
+_ON = f"digits under four conditions ({', '.join(CONDITIONS)})"
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ class DemoResult:
     """What the demo found.
 
     Attributes:
-        static: Numbers of the ordinary network.
-        conditional: Numbers of its CondConv twin.
+        comparison: Numbers of the three networks.
+        interval: 95 % interval of what routing itself brought, in points; None with one seed.
         table: The comparison, as a Markdown table.
-        verdict: The conclusion, in one line.
+        verdict: The conclusion, in one sentence.
         files: What was written: the table, the numbers, the curves, the routing picture.
     """
 
-    static: NetworkNumbers
-    conditional: NetworkNumbers
+    comparison: Comparison
+    interval: tuple[float, float] | None
     table: str
     verdict: str
     files: tuple[Path, ...]
@@ -73,39 +74,42 @@ def run_demo(config: DemoConfig, *, progress: bool = True, say: Callable[[str], 
 
 def _run(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> DemoResult:
     runs = _train_all(config, progress=progress, say=say)
-    data = open_data(config.run(config.static, 0))
+    data = open_data(config.run(STATIC, config.first_seed))
     networks = {name: load_trained(results[0].last)[1] for name, results in runs.items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    example = torch.stack([data.val[index][0] for index in range(config.batch_size)])
+    images = torch.stack([data.val[index][0] for index in range(len(data.val))])
     say("measuring inference by turns")
-    rates = _inference_rates({name: each.to(device) for name, each in networks.items()}, example.to(device))
-    numbers = {
-        name: _numbers(name, runs[name], network.cpu(), example[:1], rates[name]) for name, network in networks.items()
-    }
-    static, conditional = numbers[config.static], numbers[config.conditional]
-    table = comparison.as_markdown(comparison.table(static, conditional))
-    verdict = comparison.verdict(static, conditional, validation_images=len(data.val))
-    recorded = record(networks[config.conditional], create_loader(data.val, 256), data.class_names)
-    files = (
-        *_write_numbers(config, numbers, table, verdict),
-        *_draw_pictures(config, runs, recorded.routings[-1], data),
+    rates = _inference_rates(
+        {name: each.to(device) for name, each in networks.items()}, images[: config.batch_size].to(device)
     )
-    return DemoResult(static, conditional, table, verdict, files)
+    numbers = {
+        name: _numbers(name, runs[name], network.cpu(), images[:1], rates[name]) for name, network in networks.items()
+    }
+    comparison = Comparison(numbers[STATIC], numbers[CONTROL], numbers[ROUTED])
+    interval = comparison.interval(validation_images=len(data.val))
+    table = as_markdown(comparison.table())
+    verdict = comparison.verdict(validation_images=len(data.val), on=_ON)
+    files = (
+        *_write_numbers(config, comparison, interval, table, verdict),
+        *_draw_pictures(config, runs, networks[ROUTED], images, data),
+    )
+    return DemoResult(comparison, interval, table, verdict, files)
 
 
 def _train_all(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> dict[str, list[TrainResult]]:
-    runs: dict[str, list[TrainResult]] = {config.static: [], config.conditional: []}
-    check_own(*(Path(config.run(name, seed).out) for seed in range(config.seeds) for name in runs))
+    runs: dict[str, list[TrainResult]] = {name: [] for name in config.networks}
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    check_own(*(Path(config.run(name, seed).out) for seed in seeds for name in runs))
     check_own(*(Path(config.out) / name for name in _FILES))
-    for seed in range(config.seeds):
+    for seed in seeds:
         for name, results in runs.items():
-            title = f"{name}, seed {seed + 1} of {config.seeds}"
+            title = f"{name}, seed {seed} ({seeds.index(seed) + 1} of {config.seeds})"
             results.append(train(config.run(name, seed), progress=progress, title=title))
             say(f"{title}: {100 * results[-1].metrics[-1].val_top1:.2f} % of the validation images right")
     return runs
 
 
-def _inference_rates(networks: dict[str, nn.Module], images: torch.Tensor) -> dict[str, tuple[float, ...]]:
+def _inference_rates(networks: dict[str, nn.Module], images: Tensor) -> dict[str, tuple[float, ...]]:
     """Return images per second of each network, one value per repetition."""
     calls = {name: partial(network, images) for name, network in networks.items()}
     with torch.inference_mode():
@@ -114,15 +118,14 @@ def _inference_rates(networks: dict[str, nn.Module], images: torch.Tensor) -> di
 
 
 def _numbers(
-    name: str, results: list[TrainResult], network: nn.Module, example: torch.Tensor, rates: tuple[float, ...]
+    name: str, results: list[TrainResult], network: nn.Module, example: Tensor, rates: tuple[float, ...]
 ) -> NetworkNumbers:
     total = count(network, example).total
     return NetworkNumbers(
         name=name,
         params=total.params,
         madds=total.madds,
-        # The last epoch, not the best one: choosing the epoch by the validation images would flatter both
-        # networks.
+        # The last epoch, not the best one: choosing the epoch by the validation images would flatter all networks.
         accuracy=tuple(each.metrics[-1].val_top1 for each in results),
         train_images_per_second=tuple(each.train_images_per_second for each in results),
         inference_images_per_second=rates,
@@ -130,39 +133,59 @@ def _numbers(
 
 
 def _write_numbers(
-    config: DemoConfig, numbers: dict[str, NetworkNumbers], table: str, verdict: str
+    config: DemoConfig, comparison: Comparison, interval: tuple[float, float] | None, table: str, verdict: str
 ) -> tuple[Path, Path]:
     """Write the table as Markdown and all numbers as JSON, with the machine; return the two paths."""
     out = Path(config.out)
-    record: dict[str, Any] = {
+    values: dict[str, Any] = {
         "config": asdict(config),
-        "networks": {name: asdict(each) for name, each in numbers.items()},
+        "networks": asdict(comparison),
+        "gains": comparison.gains,
+        "interval": interval,
         "verdict": verdict,
         "machine": describe_machine(),
     }
     note = (
-        f"Digits, {config.epochs} epochs, {config.seeds} seed(s). Accuracy: mean ± standard deviation over seeds, "
-        "last epoch. Speeds: median ± standard deviation, training over seeds, inference over repetitions by "
-        f"turns with {config.batch_size} images. MADDs: multiply-adds for one image (convolutions, routing, mixing "
-        "of kernels)."
+        f"Accuracy on {_ON}: mean after epoch {config.epochs} and 95 % interval over {config.seeds} seed(s). "
+        '"routing itself" compares CondConv with the same experts mixed alike for all images, seed by seed. '
+        f"Speeds are medians on this machine and its load: training, and inference with {config.batch_size} images. "
+        "Multiply-adds are for one image (convolutions, routing, mixing of kernels)."
     )
-    text, values = (out / name for name in _FILES[:2])
+    text, numbers = (out / name for name in _FILES[:2])
     write_own(text, f"{table}\n\n{verdict}\n\n{note}\n")
-    write_own(values, json.dumps(record, indent=2) + "\n")
-    return text, values
+    write_own(numbers, json.dumps(values, indent=2) + "\n")
+    return text, numbers
 
 
 def _draw_pictures(
-    config: DemoConfig,
-    runs: dict[str, list[TrainResult]],
-    routing: RoutingRecord,
-    data: ImageData,
+    config: DemoConfig, runs: dict[str, list[TrainResult]], network: nn.Module, images: Tensor, data: ImageData
 ) -> tuple[Path, Path]:
-    """Draw the learning curves and the routing of the conditional network; return the two paths."""
+    """Draw the learning curves and the routing of the first CondConv network; return the two paths."""
     curves, picture = (Path(config.out) / name for name in _FILES[2:])
     accuracy = {name: [[each.val_top1 for each in run.metrics] for run in results] for name, results in runs.items()}
     loss = {name: [[each.train_loss for each in run.metrics] for run in results] for name, results in runs.items()}
-    plot_learning_curves(curves, accuracy, loss, title="Static network and its CondConv twin on digits")
-    title = f"Routing in the last conditional layer, {routing.layers[-1]}"
-    plot_routing(picture, routing.class_mean, data.class_names, title=title)
+    plot_learning_curves(curves, accuracy, loss, title="Digits under four conditions")
+    digits = [data.val.read(index)[1] for index in range(len(data.val))]
+    conditions = [index % len(CONDITIONS) for index in range(len(data.val))]
+    # Of each group the first: conditions of one digit, and plain digits.
+    examples = [list(range(len(CONDITIONS))), [digits[:: len(CONDITIONS)].index(digit) * 4 for digit in range(10)]]
+    groupings = [
+        _grouping(
+            name, labels, torch.tensor(targets), network, images, [np.asarray(data.val.read(i)[0]) for i in shown]
+        )
+        for name, labels, targets, shown in (
+            ("condition", CONDITIONS, conditions, examples[0]),
+            ("digit", data.class_names, digits, examples[1]),
+        )
+    ]
+    plot_routing(picture, groupings, title="Which experts each convolution uses: mean routing weights")
     return curves, picture
+
+
+def _grouping(
+    name: str, labels: Sequence[str], targets: Tensor, network: nn.Module, images: Tensor, pictures: list[Any]
+) -> Grouping:
+    batches = zip(images.split(256), targets.split(256), strict=True)
+    routings = record(network, batches, tuple(labels)).routings
+    weights = {f"convolution {number}": each.class_mean for number, each in enumerate(routings, start=1)}
+    return Grouping(name, labels, weights, pictures)

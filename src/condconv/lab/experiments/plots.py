@@ -1,4 +1,4 @@
-"""Pictures: learning curves and routing weights, as PNG files."""
+"""Learning curves as a PNG file, and what all pictures have in common."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from condconv.errors import UsageError, check_type, require_extra, shown
 from condconv.files.atomic import write_own
@@ -66,51 +65,6 @@ def plot_learning_curves(
     save_figure(figure, Path(path))
 
 
-def plot_routing(
-    path: str | Path, mean_weights: Tensor, class_names: Sequence[str], *, title: str, most_classes: int = 40
-) -> None:
-    """Draw the mean routing weight of each class (rows) on each expert (columns).
-
-    Args:
-        path: PNG file to write.
-        mean_weights: `[K, E]`, 0 to 1 with sigmoid and softmax routing.
-        class_names: The K names.
-        title: Title of the picture.
-        most_classes: With more classes, only this many are drawn, and the title says so.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        UsageError: The file cannot be written.
-    """
-    check_type(
-        "mean_weights", mean_weights, (Tensor, np.ndarray), "be a tensor [K, E]", "give RoutingRecord.class_mean"
-    )
-    if mean_weights.ndim != 2 or len(mean_weights) != len(class_names):
-        raise UsageError(
-            f"`mean_weights` must have a row for each of {len(class_names)} class names, got shape "
-            f"{tuple(mean_weights.shape)}: name each class"
-        )
-    if type(most_classes) is not int or most_classes < 1:
-        raise UsageError(f"`most_classes` must be a whole number of at least 1, got {shown(most_classes)}: give one")
-    weights = np.asarray(mean_weights, dtype=float)[:most_classes]
-    classes, experts = weights.shape
-    if classes < len(class_names):
-        title += f" (first {classes} of {len(class_names)} classes)"
-    figure, axes = new_figure(1, (2.6 + 0.55 * experts, 1.7 + 0.34 * classes))
-    image = axes.imshow(weights, cmap="viridis", vmin=0, vmax=max(1.0, float(np.nanmax(weights))), aspect="auto")
-    axes.set_xticks(range(experts), [str(expert + 1) for expert in range(experts)])
-    axes.set_yticks(range(classes), list(class_names)[:classes])
-    axes.set(xlabel="expert", ylabel="class")
-    if experts <= 16:
-        for row, column in np.ndindex(classes, experts):
-            value = weights[row, column]
-            colour = "white" if value < 0.6 else "black"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    figure.colorbar(image, ax=axes, label="mean routing weight")
-    axes.set_title(title, fontsize=11)
-    save_figure(figure, Path(path))
-
-
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure of matplotlib's, whole or not at all, as the suffix says; PNG without one.
 
@@ -126,15 +80,21 @@ def save_figure(figure: Any, path: Path) -> None:
     write_own(path, content.getvalue())
 
 
-def new_figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def new_figure(columns: int, size: tuple[float, float], rows: int | None = None, **ratios: Any) -> tuple[Any, Any]:
     """Return a figure of matplotlib's, of a size in inches, and its axes; several are next to one another.
+
+    Args:
+        columns: Number of axes in a row.
+        size: Width and height.
+        rows: None for one row; otherwise the axes are an array `[rows, columns]`.
+        **ratios: matplotlib's `width_ratios` and `height_ratios`.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     # The object interface, not pyplot: no window system is asked for and no figure stays in memory.
     figure = require_extra("matplotlib.figure", "train").Figure(figsize=size, dpi=_DPI, layout="constrained")
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(rows or 1, columns, squeeze=rows is None, **ratios)
 
 
 def _band(axes: Any, seeds: np.ndarray[Any, Any], name: str, colour: str) -> None:

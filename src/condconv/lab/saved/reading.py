@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from condconv.errors import UsageError, shown
 from condconv.files.paths import check_path
-from condconv.lab.config import is_named
+from condconv.lab.config import EMBEDDED, is_named
 from condconv.lab.data.folder import LooseReader, find_split
 from condconv.lab.data.image_data import open_trained, prepared_images
 from condconv.lab.data.images import Images
@@ -103,7 +103,7 @@ def own_data(checkpoint: Checkpoint, split: str) -> str:
         UsageError: The run has other data, which whoever runs a command has to name.
     """
     data = checkpoint.config.data_of(split)
-    if data == "digits":
+    if data in EMBEDDED:
         return data
     typed = "DIRECTORY"
     if is_named(data):
