@@ -13,7 +13,7 @@ OLDEST_TESTS ?= tests src
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.installed-train  ## train a static network and its CondConv twin, and compare them
+demo: $(VENV)/.installed-train  ## show what routing brings, in a few minutes
 	$(BIN)/condconv demo
 
 test: $(VENV)/.installed-all  ## run every check that CI runs

@@ -1,16 +1,17 @@
-"""Repeats `condconv demo` with other seeds, next to wider static networks.
+"""Repeats CondConv and its control of `condconv demo` with other seeds, and trains other static networks.
 
     python benchmarks/demo_repetitions.py --runs runs/demo-repetitions
 
-Repetition number r is the demo with its five seeds from 5 r on. The demo's settings were chosen with seeds from 100 on.
-Finished runs are kept, so the command resumes; the record is written after each repetition.
+Repetition number r has the demo's four seeds from 4 r on. The demo's settings were chosen with seeds from 100 on. The
+other static networks, wider or at a higher rate, have the seeds of the first. Finished runs are kept, so the command
+resumes; the record is written after each repetition.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
@@ -19,41 +20,47 @@ from typing import Any
 import torch
 
 from condconv.counting import count
-from condconv.lab.experiments import DemoConfig, run_demo
+from condconv.files.atomic import write_atomic
+from condconv.lab.config import TrainConfig
+from condconv.lab.experiments import DemoConfig
 from condconv.lab.experiments.comparison import confidence_half_width
-from condconv.lab.experiments.demo_config import STATIC
+from condconv.lab.experiments.demo_config import CONTROL, ROUTED, STATIC
 from condconv.lab.experiments.runs import describe_machine
 from condconv.lab.saved import load_trained
 from condconv.lab.train import train
 
 RESULTS = Path(__file__).resolve().parent / "results" / "demo-repetitions.json"
-WIDER = {"as many multiply-adds": "small_dense_042", "as many parameters": "small_dense_084"}
-"""Static networks of about the cost of the demo's CondConv, by what they have as many of."""
+RIVALS: Mapping[str, Mapping[str, Any]] = {
+    "wider, as many multiply-adds": {"model": "small_dense_042"},
+    "wider, as many parameters": {"model": "small_dense_084"},
+    "twice the rate": {"lr": 1.6},
+}
+"""Static networks that differ from the demo's in one setting."""
 
 
 def repeat(config: DemoConfig) -> dict[str, Any]:
-    """Run the demo once, and return what it found."""
-    result = run_demo(config, progress=False, say=lambda line: None)
-    networks = asdict(result.comparison)
-    return {
-        "seeds": list(range(config.first_seed, config.first_seed + config.seeds)),
-        "accuracy": {name: networks[name]["accuracy"] for name in networks},
-        "gains": result.comparison.gains,
-        "interval": result.interval,
-        "verdict": result.verdict,
-    }
+    """Train the networks of one demo, and return their accuracies and what routing itself brought, in points."""
+    accuracy = {name: _accuracy([config.run(name, seed) for seed in config.all_seeds]) for name in (CONTROL, ROUTED)}
+    gains = [100 * (routed - control) for control, routed in zip(accuracy[CONTROL], accuracy[ROUTED], strict=True)]
+    half = confidence_half_width(gains) or float("inf")
+    interval = [mean(gains) - half, mean(gains) + half]
+    return {"first_seed": config.first_seed, "accuracy": accuracy, "gains": gains, "interval": interval}
 
 
-def train_wider(config: DemoConfig, seeds: Sequence[int]) -> dict[str, Any]:
-    """Train the wider static networks as the demo trains its own, and return their cost and accuracies."""
+def train_rivals(config: DemoConfig) -> dict[str, Any]:
+    """Train the other static networks with the demo's seeds, and return their cost and accuracies."""
     found = {}
-    for what, model in WIDER.items():
-        runs = [config.run(STATIC, seed) for seed in seeds]
-        results = [train(replace(run, model=model, out=f"{config.out}/{model}-{run.seed}"), progress=False) for run in runs]
-        total = count(load_trained(results[0].last)[1], torch.zeros(1, 1, 16, 16)).total
-        accuracy = [each.metrics[-1].val_top1 for each in results]
-        found[what] = {"model": model, "params": total.params, "madds": total.madds, "accuracy": accuracy}
+    for number, (what, changes) in enumerate(RIVALS.items()):
+        runs = [config.run(STATIC, seed) for seed in config.all_seeds]
+        runs = [replace(run, out=f"{config.out}/rival{number}-seed{run.seed}", **changes) for run in runs]
+        accuracy = _accuracy(runs)
+        total = count(load_trained(Path(runs[0].out) / "last.safetensors")[1], torch.zeros(1, 1, 16, 16)).total
+        found[what] = {**changes, "params": total.params, "madds": total.madds, "accuracy": accuracy}
     return found
+
+
+def _accuracy(runs: list[TrainConfig]) -> list[float]:
+    return [train(run, progress=False).metrics[-1].val_top1 for run in runs]
 
 
 def main() -> None:
@@ -61,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
     parser.add_argument("--repetitions", type=int, default=10)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = DemoConfig(out=str(arguments.runs))
@@ -71,23 +79,20 @@ def main() -> None:
         "repetitions": [],
     }
     for number in range(arguments.repetitions):
-        first = number * config.seeds
-        record["repetitions"].append(repeat(replace(config, first_seed=first)))
-        low, high = record["repetitions"][-1]["interval"]
-        print(f"seeds from {first}: {record['repetitions'][-1]['verdict']}", flush=True)
-        record["excluding_zero"] = sum(low > 0 for low, _ in (each["interval"] for each in record["repetitions"]))
-        write(record)
-    record["wider"] = train_wider(config, range(config.seeds))
-    write(record)
-    gains = [gain for each in record["repetitions"] for gain in each["gains"]]
-    print(f"{record['excluding_zero']} of {arguments.repetitions} intervals lie above zero")
-    print(f"all seeds: {mean(gains):+.2f} points ± {confidence_half_width(gains):.2f}")
-    print({what: f"{mean(each['accuracy']):.2%}" for what, each in record["wider"].items()})
+        repetition = repeat(replace(config, first_seed=number * config.seeds))
+        record["repetitions"].append(repetition)
+        record["above_zero"] = sum(each["interval"][0] > 0 for each in record["repetitions"])
+        low, high = repetition["interval"]
+        print(f"seeds from {repetition['first_seed']}: {mean(repetition['gains']):+.2f}, {low:+.2f} to {high:+.2f}")
+        write(record, arguments.output)
+    record["rivals"] = train_rivals(config)
+    write(record, arguments.output)
+    print(f"{record['above_zero']} of {arguments.repetitions} intervals lie above zero")
 
 
-def write(record: dict[str, Any]) -> None:
-    """Write the record."""
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+def write(record: dict[str, Any], path: Path) -> None:
+    """Write the record, whole or not at all."""
+    write_atomic(path, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

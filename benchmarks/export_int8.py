@@ -1,7 +1,6 @@
 """See what full int8 costs networks trained on digits, with experts and without, in ONNX Runtime.
 
-    condconv demo -o runs/demo
-    python benchmarks/export_int8.py --runs runs/demo
+    python benchmarks/export_int8.py --runs runs/digits
 
 Each trained network is exported to ONNX, and the file goes through examples/export/quantize_static.py, which calibrates
 on training images. Both files then classify the validation images.
@@ -24,10 +23,13 @@ from torch import Tensor
 
 from condconv.export import FORMATS, export
 from condconv.lab.data import open_data
-from condconv.lab.data.named import DigitsReader
-from condconv.lab.experiments.demo_config import DemoConfig
+from condconv.lab.data.digits import DigitsReader
 from condconv.lab.saved import load_checkpoint, load_network
+from condconv.lab.train import train
 from condconv.ops.native.library import instruction_set
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
+from benchmarks import digits_networks
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "export-int8.json"
@@ -56,19 +58,19 @@ def write_files(checkpoint: Path, pictures: Path, folder: Path) -> tuple[Path, P
     return wide, narrow
 
 
-def measure(config: DemoConfig, pictures: Path, images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+def measure(runs: Path, pictures: Path, images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     """Return a row for each trained network.
 
     Args:
-        config: Of the demo.
+        runs: Directory of the trainings.
         pictures: Folder of pictures to calibrate on.
         images: `[N, C, H, W]`, prepared for the networks.
         labels: `[N]`, the right answers.
     """
     rows = []
-    for name in (config.static, config.conditional):
-        for seed in range(config.seeds):
-            checkpoint = Path(config.run(name, seed).out) / "last.safetensors"
+    for name in (digits_networks.STATIC, digits_networks.CONDITIONAL):
+        for seed in digits_networks.SEEDS:
+            checkpoint = train(digits_networks.settings(runs, name, seed)).last
             with tempfile.TemporaryDirectory() as folder:
                 files = write_files(checkpoint, pictures, Path(folder))
                 wide, narrow = (FORMATS["onnx"].load(file)(images) for file in files)
@@ -88,20 +90,19 @@ def measure(config: DemoConfig, pictures: Path, images: Tensor, labels: Tensor) 
 
 
 def main() -> None:
-    """Measure the networks of the demo, print a row each, and write the results."""
+    """Measure the networks, print a row each, and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--runs", required=True, help="folder that condconv demo wrote")
+    parser.add_argument("--runs", type=Path, required=True, help="directory of the trainings; finished ones are kept")
     parser.add_argument("--pictures", type=int, default=128, help="training images to calibrate on (%(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    config = DemoConfig(out=arguments.runs)
-    data = open_data(config.run(config.static, 0))
+    data = open_data(digits_networks.settings(arguments.runs, digits_networks.STATIC, 0))
     images, labels = zip(*(data.val[index] for index in range(len(data.val))), strict=True)
     with tempfile.TemporaryDirectory() as pictures:
         save_pictures(Path(pictures), arguments.pictures)
-        rows = measure(config, Path(pictures), torch.stack(images), torch.tensor(labels))
+        rows = measure(arguments.runs, Path(pictures), torch.stack(images), torch.tensor(labels))
     record = {
-        "command": f"python benchmarks/export_int8.py --runs runs/demo --pictures {arguments.pictures}",
+        "command": f"python benchmarks/export_int8.py --runs runs/digits --pictures {arguments.pictures}",
         "machine": platform.machine(),
         "instructions": instruction_set(),
         "threads": 1,

@@ -1,7 +1,6 @@
 """Time quantized experts, in layers and in a whole network, and see what they change in networks trained on digits.
 
-    condconv demo -o runs/demo
-    python benchmarks/quantized.py --runs runs/demo --output benchmarks/results/quantized-cpu.json
+    python benchmarks/quantized.py --runs runs/digits --output benchmarks/results/quantized-cpu.json
 
 Times are those of one image on one thread: the static twin, experts in fp32, in bfloat16 and in int8, by turns, each in
 its better layout. Ratios are to the static twin: the median over the repetitions of ratios taken within a repetition,
@@ -29,11 +28,14 @@ from condconv import quantize_experts_
 from condconv.lab.bench.cases import LAYERS, LayerCase, NetworkCase
 from condconv.lab.bench.timing import keep_freed_memory, ratio, time_by_turns
 from condconv.lab.data import open_data
-from condconv.lab.experiments.demo_config import DemoConfig
 from condconv.lab.saved import load_checkpoint, load_network
+from condconv.lab.train import train
 from condconv.nn import CondConv2d
 from condconv.ops import cond_conv2d
 from condconv.ops.native.library import instruction_set
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
+from benchmarks import digits_networks
 
 KINDS = ("fp32", "bfloat16", "int8")
 NETWORK = NetworkCase("tf_efficientnet_cc_b0_8e")
@@ -103,14 +105,14 @@ def time_kinds(calls: dict[str, Callable[[], object]], repetitions: int) -> dict
     return row
 
 
-def compare_networks(config: DemoConfig) -> list[dict[str, Any]]:
+def compare_networks(runs: Path) -> list[dict[str, Any]]:
     """Return for each seed's conditional network what the kinds of experts make of the validation images."""
-    data = open_data(config.run(config.conditional, 0))
+    data = open_data(digits_networks.settings(runs, digits_networks.CONDITIONAL, 0))
     images, labels = zip(*(data.val[index] for index in range(len(data.val))), strict=True)
     batch, wanted = torch.stack(images), torch.tensor(labels)
     rows = []
-    for seed in range(config.seeds):
-        path = Path(config.run(config.conditional, seed).out) / "last.safetensors"
+    for seed in digits_networks.SEEDS:
+        path = train(digits_networks.settings(runs, digits_networks.CONDITIONAL, seed)).last
         network = load_network(load_checkpoint(path), path).eval()
         expected = network(batch)
         for kind in KINDS:
@@ -131,7 +133,7 @@ def compare_networks(config: DemoConfig) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure all layers, compare the networks, print a line each and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--runs", required=True, help="folder that condconv demo wrote")
+    parser.add_argument("--runs", type=Path, required=True, help="directory of the trainings; finished ones are kept")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument("--note", help="what else there is to know of the machine")
@@ -139,7 +141,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()
-    networks = compare_networks(DemoConfig(out=arguments.runs))
+    networks = compare_networks(arguments.runs)
     layers = []
     for case in LAYERS:
         layers.append(measure(case, arguments.repetitions))

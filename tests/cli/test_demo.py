@@ -87,7 +87,7 @@ def test_the_three_networks_start_as_the_same_function():
 def test_runs_differ_in_network_and_place_only():
     runs = [vars(DemoConfig().run(name, 3)) for name in (STATIC, CONTROL, ROUTED)]
     assert {name for name in runs[0] if len({str(run[name]) for run in runs}) > 1} == {"model", "model_options", "out"}
-    assert [run["model"] for run in runs[1:]] == ["small_dense_cc_050_4e"] * 2
+    assert [run["model"] for run in runs[1:]] == ["small_dense_cc_038_4e"] * 2
 
 
 def test_other_settings_in_the_same_directory_are_refused(out, capsys):

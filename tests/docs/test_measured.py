@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from condconv.errors import UsageError
-from condconv.lab.experiments.comparison import NetworkNumbers, as_markdown, table, verdict
+from condconv.lab.experiments import DemoConfig
+from condconv.lab.experiments.comparison import Comparison, NetworkNumbers, as_markdown, confidence_half_width
+from condconv.lab.experiments.demo import ON
 from scripts import make_performance, make_results
 from scripts.measured import RESULTS, measured
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = "benchmarks/results/demo-digits.json"
+SOURCE = "benchmarks/results/demo-conditions.json"
+REPEATED = "benchmarks/results/demo-repetitions.json"
 MADE = [*sorted((ROOT / "docs" / "notebook").glob("*.md")), ROOT / "docs" / "results.md"]
 FAST = "4 experts, routers at 10 times the rate"
 
@@ -29,15 +32,44 @@ def template_text() -> str:
 
 def test_the_table_is_made_from_its_source() -> None:
     record = json.loads((ROOT / SOURCE).read_text(encoding="utf-8"))
-    networks = [
-        NetworkNumbers(**{name: tuple(value) if isinstance(value, list) else value for name, value in each.items()})
-        for each in record["networks"].values()
-    ]
-    assert as_markdown(table(*networks)) in (ROOT / "README.md").read_text(encoding="utf-8")
-    said = verdict(*networks, validation_images=899)
+    comparison = Comparison(
+        *(
+            NetworkNumbers(**{name: tuple(value) if isinstance(value, list) else value for name, value in each.items()})
+            for each in record["networks"].values()
+        )
+    )
+    assert as_markdown(comparison.table()) in (ROOT / "README.md").read_text(encoding="utf-8")
+    said = comparison.verdict(validation_images=3596, on=ON)
     assert said == record["verdict"]
     assert said in prose("README.md")
     assert SOURCE in prose("README.md")
+
+
+def test_the_demo_holds_with_other_seeds() -> None:
+    record = json.loads((ROOT / REPEATED).read_text(encoding="utf-8"))
+    config = DemoConfig()
+    assert record["config"].items() <= vars(config).items()
+    firsts, gains, above = [], [], 0
+    for each in record["repetitions"]:
+        control, routed = each["accuracy"].values()
+        found = [100 * (one - other) for one, other in zip(routed, control, strict=True)]
+        half = confidence_half_width(found)
+        assert half is not None
+        above += sum(found) / len(found) > half
+        gains += found
+        firsts.append(each["first_seed"])
+    assert firsts == [config.seeds * number for number in range(10)]
+    assert above == record["above_zero"] >= 9
+    mean = sum(gains) / len(gains)
+    said = prose("README.md")
+    assert f"{above} of ten repetitions with other seeds" in said
+    assert f"{mean:.1f} points over all {len(gains)} seeds" in said
+    rivals = {what: 100 * sum(each["accuracy"]) / len(each["accuracy"]) for what, each in record["rivals"].items()}
+    wider, widest, faster = rivals.values()
+    assert f"as many multiply-adds reads {wider:.1f} %" in said
+    assert f"as many parameters, at four times the multiply-adds, {widest:.1f} %" in said
+    assert f"twice the learning rate {faster:.1f} %" in said
+    assert REPEATED in said
 
 
 @pytest.mark.parametrize("template", make_results.PAGES, ids=lambda template: template.name)

@@ -19,12 +19,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "demo",
         help="show what routing brings on digits under four conditions (a few minutes, no download)",
         description="Trains three small networks from the same seeds on the digits of scikit-learn, each seen plain, "
-        "inverted, turned and noisy: a static network, CondConv, and its control, which has the same experts but mixes "
-        "them alike for all images. Shows what routing itself brought: one table, the learning curves, and a picture "
-        "of which experts are used for what. Finished runs in the directory are kept, so an interrupted demo resumes "
-        "where it stopped.",
+        "inverted, turned and noisy: a static network, CondConv, and its control, which has the same experts but one "
+        "mixture of them for all images. Shows what routing itself brought: one table, the learning curves, and a "
+        "picture of which experts are used for what. Finished runs in the directory are kept, so an interrupted demo "
+        "resumes where it stopped.",
     )
-    add_option(parser, "--seeds", whole(1, 1000), "number of seeds; each trains the three networks", default=5)
+    add_option(parser, "--seeds", whole(1, 1000), "number of seeds; each trains the three networks", default=4)
     add_option(parser, "--first-seed", whole(0, 1_000_000), "the first of them; another repeats the demo", default=0)
     text = "epochs of each run (default: as many as take two minutes in total)"
     add_option(parser, "--epochs", whole(1), text)

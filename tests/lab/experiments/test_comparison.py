@@ -46,8 +46,8 @@ def test_the_interval_is_of_the_gain_over_the_control_in_points():
         (
             (0.90, 0.91, 0.92),
             (0.93, 0.94, 0.95),
-            "Routing helps on digits: CondConv gains 3.0 points of accuracy over the same experts mixed alike for all "
-            "images (95 % interval +2.9 to +3.1, 3 seeds); this does not show the same for your images, for larger "
+            "Routing helps on digits: CondConv gains 3.0 points of accuracy over the same experts with one mixture for "
+            "all images (95 % interval +2.9 to +3.1, 3 seeds); this does not show the same for your images, for larger "
             "networks, or against a wider static network.",
         ),
         ((0.93, 0.94, 0.95), (0.90, 0.91, 0.92), "Routing hurts on digits: CondConv loses 3.0 points of accuracy over"),

@@ -38,7 +38,7 @@ class Comparison:
 
     Attributes:
         static: The ordinary network.
-        control: The network with the same experts, mixed alike for all images.
+        control: The network with the same experts, and one mixture for all images.
         routed: The network whose mixtures depend on the image.
     """
 
@@ -83,13 +83,13 @@ class Comparison:
         if low <= 0 <= high:
             return (
                 f"Not shown that routing helps on {on}: CondConv has {gain:+.1f} points of accuracy over the same "
-                f"experts mixed alike for all images ({seeds}), which can be chance."
+                f"experts with one mixture for all images ({seeds}), which can be chance."
             )
         did = "gains" if gain > 0 else "loses"
         return (
             f"Routing {'helps' if gain > 0 else 'hurts'} on {on}: CondConv {did} {abs(gain):.1f} points of accuracy "
-            f"over the same experts mixed alike for all images ({seeds}); this does not show the same for your images, "
-            "for larger networks, or against a wider static network."
+            f"over the same experts with one mixture for all images ({seeds}); this does not show the same for your "
+            "images, for larger networks, or against a wider static network."
         )
 
     def table(self) -> list[list[str]]:

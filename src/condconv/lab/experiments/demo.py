@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,16 +20,16 @@ from condconv.lab.data.digits import CONDITIONS
 from condconv.lab.data.image_data import ImageData, open_data
 from condconv.lab.experiments.comparison import Comparison, NetworkNumbers, as_markdown
 from condconv.lab.experiments.demo_config import CONTROL, ROUTED, STATIC, DemoConfig
+from condconv.lab.experiments.demo_routing import draw_routing
 from condconv.lab.experiments.plots import plot_learning_curves
-from condconv.lab.experiments.routing_picture import Grouping, plot_routing
 from condconv.lab.experiments.runs import describe_machine
-from condconv.lab.saved.inspection import record
 from condconv.lab.saved.metrics import TrainResult
 from condconv.lab.saved.rebuild import load_trained
 from condconv.lab.train.loop import train
 
 _FILES = ("table.md", "results.json", "curves.png", "routing.png")  # which come last, after minutes of training
-_ON = f"digits under four conditions ({', '.join(CONDITIONS)})"
+ON = f"digits under four conditions ({', '.join(CONDITIONS)})"
+"""What the demo calls its data."""
 
 
 @dataclass(frozen=True)
@@ -77,28 +76,26 @@ def _run(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> D
     data = open_data(config.run(STATIC, config.first_seed))
     networks = {name: load_trained(results[0].last)[1] for name, results in runs.items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = torch.stack([data.val[index][0] for index in range(len(data.val))])
+    images = torch.stack([data.val[index][0] for index in range(config.batch_size)])
     say("measuring inference by turns")
-    rates = _inference_rates(
-        {name: each.to(device) for name, each in networks.items()}, images[: config.batch_size].to(device)
-    )
+    rates = _inference_rates({name: each.to(device) for name, each in networks.items()}, images.to(device))
     numbers = {
         name: _numbers(name, runs[name], network.cpu(), images[:1], rates[name]) for name, network in networks.items()
     }
     comparison = Comparison(numbers[STATIC], numbers[CONTROL], numbers[ROUTED])
     interval = comparison.interval(validation_images=len(data.val))
     table = as_markdown(comparison.table())
-    verdict = comparison.verdict(validation_images=len(data.val), on=_ON)
+    verdict = comparison.verdict(validation_images=len(data.val), on=ON)
     files = (
         *_write_numbers(config, comparison, interval, table, verdict),
-        *_draw_pictures(config, runs, networks[ROUTED], images, data),
+        *_draw_pictures(config, runs, networks[ROUTED], data),
     )
     return DemoResult(comparison, interval, table, verdict, files)
 
 
 def _train_all(config: DemoConfig, *, progress: bool, say: Callable[[str], None]) -> dict[str, list[TrainResult]]:
     runs: dict[str, list[TrainResult]] = {name: [] for name in config.networks}
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    seeds = config.all_seeds
     check_own(*(Path(config.run(name, seed).out) for seed in seeds for name in runs))
     check_own(*(Path(config.out) / name for name in _FILES))
     for seed in seeds:
@@ -146,8 +143,8 @@ def _write_numbers(
         "machine": describe_machine(),
     }
     note = (
-        f"Accuracy on {_ON}: mean after epoch {config.epochs} and 95 % interval over {config.seeds} seed(s). "
-        '"routing itself" compares CondConv with the same experts mixed alike for all images, seed by seed. '
+        f"Accuracy on {ON}: mean after epoch {config.epochs} and 95 % interval over {config.seeds} seed(s). "
+        '"routing itself" compares CondConv with the same experts with one mixture for all images, seed by seed. '
         f"Speeds are medians on this machine and its load: training, and inference with {config.batch_size} images. "
         "Multiply-adds are for one image (convolutions, routing, mixing of kernels)."
     )
@@ -158,34 +155,12 @@ def _write_numbers(
 
 
 def _draw_pictures(
-    config: DemoConfig, runs: dict[str, list[TrainResult]], network: nn.Module, images: Tensor, data: ImageData
+    config: DemoConfig, runs: dict[str, list[TrainResult]], network: nn.Module, data: ImageData
 ) -> tuple[Path, Path]:
-    """Draw the learning curves and the routing of the first CondConv network; return the two paths."""
-    curves, picture = (Path(config.out) / name for name in _FILES[2:])
+    """Draw the learning curves, and the routing of the first CondConv network; return the two paths."""
+    curves, routing = (Path(config.out) / name for name in _FILES[2:])
     accuracy = {name: [[each.val_top1 for each in run.metrics] for run in results] for name, results in runs.items()}
     loss = {name: [[each.train_loss for each in run.metrics] for run in results] for name, results in runs.items()}
     plot_learning_curves(curves, accuracy, loss, title="Digits under four conditions")
-    digits = [data.val.read(index)[1] for index in range(len(data.val))]
-    conditions = [index % len(CONDITIONS) for index in range(len(data.val))]
-    # Of each group the first: conditions of one digit, and plain digits.
-    examples = [list(range(len(CONDITIONS))), [digits[:: len(CONDITIONS)].index(digit) * 4 for digit in range(10)]]
-    groupings = [
-        _grouping(
-            name, labels, torch.tensor(targets), network, images, [np.asarray(data.val.read(i)[0]) for i in shown]
-        )
-        for name, labels, targets, shown in (
-            ("condition", CONDITIONS, conditions, examples[0]),
-            ("digit", data.class_names, digits, examples[1]),
-        )
-    ]
-    plot_routing(picture, groupings, title="Which experts each convolution uses: mean routing weights")
-    return curves, picture
-
-
-def _grouping(
-    name: str, labels: Sequence[str], targets: Tensor, network: nn.Module, images: Tensor, pictures: list[Any]
-) -> Grouping:
-    batches = zip(images.split(256), targets.split(256), strict=True)
-    routings = record(network, batches, tuple(labels)).routings
-    weights = {f"convolution {number}": each.class_mean for number, each in enumerate(routings, start=1)}
-    return Grouping(name, labels, weights, pictures)
+    draw_routing(routing, network, data)
+    return curves, routing
