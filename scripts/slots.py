@@ -14,7 +14,7 @@ from statistics import mean, stdev
 
 from condconv.errors import UsageError, shown
 from condconv.lab.experiments import tables
-from condconv.lab.experiments.comparison import as_markdown, confidence_half_width
+from condconv.lab.experiments.comparison import as_markdown, confidence_half_width, thousands
 from condconv.lab.experiments.design import Experiment
 from scripts.measured import ROOT, Measured
 from scripts.measured import trials as read_trials
@@ -169,7 +169,7 @@ def _experiment(now: Measured) -> Experiment:
 def _number(value: float, field: str, sign: str = "") -> str:
     """Write a number as its field is written, without the sign of a zero."""
     if field in ("params", "madds"):
-        return f"{value / 1e6:.2f}M"
+        return thousands(round(value))
     form = ".1f" if field in _ONE_DECIMAL else ".3f"
     text = f"{round(value, 6):{sign}{form}}"  # rounded twice, since 100 * 0.6354 is 63.539999999999999
     return text if float(text) else text.replace("-", "")

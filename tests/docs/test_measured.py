@@ -64,9 +64,9 @@ def test_all_that_was_measured_is_on_a_page() -> None:
 def test_results_are_one_page_of_comparisons_with_six_seeds() -> None:
     lines = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120
-    rows = [line.strip("| ").split(" | ") for line in lines if re.match(r"\|.*\d", line) and "95 %" not in line]
-    assert 1 <= len(rows) <= 8
-    assert all(int(row[5]) >= 6 for row in rows)
+    rows = [line.strip("| ").split(" | ") for line in lines if re.match(r"\|.* to .*\|", line)]
+    assert 8 <= len(rows) <= 16
+    assert all(int(row[4]) >= 6 for row in rows)
 
 
 def test_points_are_not_typed_into_templates() -> None:
@@ -115,16 +115,19 @@ def test_prose_is_wrapped_and_tables_are_not() -> None:
 
 
 def test_the_readme_and_the_concept_say_what_was_measured() -> None:
-    network = measured("small-network")
-    over_static, over_control = (
-        sum(found := network.differences(FAST, other, "score")) / len(found)
-        for other in ("static", "4 experts, all images alike")
-    )
-    assert len(network.runs[FAST]) == 6
-    said = f"four experts gain {over_static:.1f} points on a small network"
+    runs = measured("small-images")
+
+    def over(arm: str, other: str) -> float:
+        found = runs.differences(f"dense, {arm}", f"dense, {other}", "score")
+        assert len(found) == 6
+        return sum(found) / len(found)
+
+    said = f"eight experts gain {over('deltas-8', 'static'):.1f} points on a small network"
     assert said in prose("README.md")
-    assert f", {over_control:.1f} of them from routing (six seeds)" in prose("README.md")
-    assert f"[four experts gained {over_static:.1f} points](results.md)" in prose("docs/index.md")
+    control = f"and {over('deltas-8', 'deltas-constant-8'):.1f} over the same experts without routing (six seeds)"
+    assert control in prose("README.md")
+    assert f"Shared experts gain {over('shared-8', 'static'):.1f} points" in prose("README.md")
+    assert f"[eight experts gained {over('deltas-8', 'static'):.1f} points](results.md)" in prose("docs/index.md")
 
 
 def test_the_speeds_are_those_of_their_source() -> None:

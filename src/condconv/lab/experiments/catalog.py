@@ -151,9 +151,9 @@ def starts(width: str = "025", num_experts: int = 8) -> Experiment:
 def compact(networks: Sequence[str] = ("small_dense", "small_separable"), num_experts: int = 8) -> Experiment:
     """Whether about one kernel has the gain of several.
 
-    Stores of experts on the networks for small images, with static networks of several widths, squeeze-and-excitation,
-    and the same experts with learned weights that do not depend on the image beside them. The answer is a rule that was
-    fixed before the runs, in `condconv.lab.experiments.compact`.
+    Stores of experts on the networks for small images, compared with static networks of several widths, with
+    squeeze-and-excitation, and with the same experts with one learned mixture for all images. The answer is
+    a rule that was fixed before the runs, in `condconv.lab.experiments.compact`.
 
     Source: none.
     Command: `condconv experiment compact --data cifar10 --image-size 32 --seeds 6 --epochs 30 --optimizer sgd --lr 0.1
