@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -371,3 +372,41 @@ def test_a_zip_archive_without_checksums_is_loaded(tmp_path: Path) -> None:
     finally:
         torch.serialization.set_crc32_options(before)
     load_pretrained(small(), tmp_path / "a.pth")
+
+
+def test_archives_whose_table_is_damaged(tmp_path: Path) -> None:
+    """A bit of any byte of the table of members or of the headers before them: read, or refused in one sentence."""
+    path = tmp_path / "network.pth"
+    torch.save({"weight": torch.ones(3), "bias": torch.ones(2)}, path)
+    whole = path.read_bytes()
+    table = whole.index(b"PK\x01\x02")
+    refused = []
+    for at in [*range(0, 60, 2), *range(table, len(whole), 3)]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            read_file(path, 2**10)
+        except UsageError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert all(re.match(r"`path` must .*, got .*: ", each) for each in refused)
+
+
+def _with(whole: bytes, changes: dict[int, int]) -> bytes:
+    return bytes(changes.get(at, each) for at, each in enumerate(whole))
+
+
+@pytest.mark.parametrize(
+    "maul",
+    [
+        lambda whole: whole[:4] + b"\0" * 100 + whole[-22:],
+        lambda whole: b"PK\x03\x04" + b"\0" * 26 + whole[whole.index(b"PK\x01\x02") :],
+        lambda whole: _with(whole, {7: 8, 30: 255, whole.index(b"PK\x01\x02") + 9: 8}),
+    ],
+    ids=["no table", "a table only", "a name that is not UTF-8"],
+)
+def test_what_is_left_of_an_archive(tmp_path: Path, maul: Any) -> None:
+    path = tmp_path / "network.pth"
+    torch.save({"weight": torch.ones(3)}, path)
+    path.write_bytes(maul(path.read_bytes()))
+    with pytest.raises(UsageError, match="`path` must .*take another copy|unpack it first"):
+        read_file(path, 2**10)

@@ -15,7 +15,8 @@ from condconv.lab.rules import Rule
 _MOST, _MOST_TEXT, _MOST_LIST, _LARGEST = 64, 200, 64, 1e12  # of options; none needs as many, as long or as large
 # The data or other settings decide these, or they name a place or a function.
 _NOT_OPTIONS = re.compile(r"num_classes|in_chans|features_only|pretrained.*|.*_(cfg|dir|file|filter|filter_fn|fn|path)")
-_MOST_DEPTH = 16  # of depth_multiplier, by which timm repeats blocks: it lists them before any is built
+# By these timm repeats blocks, and each takes time when a network is built, even where it takes no memory.
+_MOST_DEPTH, _MOST_BLOCKS = 16, 1_000  # of depth_multiplier, and of all that `layers` lists for the stages of a ResNet
 _TAG = re.compile(r"[A-Za-z0-9_.-]*")
 _OF_READERS = ("input_key", "target_key", "train_split", "val_split", "small")
 
@@ -33,6 +34,8 @@ def _is_of_a_network(name: Any, value: Any) -> bool:
     if name == "depth_multiplier" and not (is_finite_number(value) and value <= _MOST_DEPTH):
         return False
     several = value if isinstance(value, (list, tuple)) else [value]
+    if name == "layers" and sum(max(each, 0) for each in several if isinstance(each, (int, float))) > _MOST_BLOCKS:
+        return False
     return _NOT_OPTIONS.fullmatch(name) is None and len(several) <= _MOST_LIST and all(map(_is_plain, several))
 
 
@@ -50,8 +53,8 @@ def _are_of_a_reader(options: Any) -> bool:
 
 MODEL_OPTIONS = Rule(
     _are_of_a_network,
-    "a mapping of names to numbers, texts, True, False, None or short lists of these, without a place of weights, and "
-    f"a depth_multiplier of at most {_MOST_DEPTH}",
+    "a mapping of names to numbers, texts, True, False, None or short lists of these, without a place of weights, a "
+    f"depth_multiplier of at most {_MOST_DEPTH} and layers of at most {_MOST_BLOCKS:,} in sum",
     "for weights use --pretrained (with pretrained_cfg=TAG to choose among timm's) or --init-from FILE",
 )
 DATA_OPTIONS = Rule(

@@ -6,9 +6,6 @@ import argparse
 import math
 import pickle
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import torch
 from condconv.errors import UsageError, require_extra, shown
 from condconv.files.checkpoint_format import below, is_checkpoint, open_checkpoint
 from condconv.files.paths import is_mostly_holes
+from condconv.weights.archives import damaged_member, members_of
 from condconv.weights.kinds import first_bytes, is_safetensors, why_not_weights
 
 # What training scripts put beside the weights: their arguments, and figures of numpy's.
@@ -73,8 +71,7 @@ def read_file(path: str | Path, most: int) -> Any:
     if is_safetensors(first):
         return _read_safetensors(file, most)
     _check_holes(file, most)
-    _check_unpacked(file, most)
-    _check_checksums(file)
+    _check_archive(file, most)
     return _read_pickle(file)
 
 
@@ -131,51 +128,28 @@ def _check_holes(file: Path, most: int) -> None:
         )
 
 
-def _check_unpacked(file: Path, most: int) -> None:
-    """Check that a zip archive of torch does not unpack to much more than its size: torch compresses nothing.
+def _check_archive(file: Path, most: int) -> None:
+    """Check that a zip archive of torch holds what was written, and unpacks to hardly more than its size.
+
+    Any other file, or an archive whose table of members is damaged, is left to torch to judge.
 
     Raises:
-        UsageError: It does.
+        UsageError: It does not; torch compresses nothing.
     """
-    size = file.stat().st_size
-    try:
-        with zipfile.ZipFile(file) as archive:
-            unpacked = sum(each.file_size for each in archive.infolist())
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        ValueError,
-        struct.error,
-    ):  # another kind, or left to torch to judge
+    members = members_of(file)
+    if members is None:
         return
+    size, unpacked = file.stat().st_size, sum(each.file_size for each in members)
     if unpacked > max(size, _BYTES * most):
         raise UsageError(
             f"`path` must be a file as torch.save writes it, got {path_shown(file)} of {size / 2**20:.1f} MiB, which "
             f"would unpack to {unpacked / 2**20:.0f} MiB: take the file that was saved, not a compressed one"
         )
-
-
-def _check_checksums(file: Path) -> None:
-    """Check that a zip archive of torch holds the bytes that were written, which torch itself does not.
-
-    Raises:
-        UsageError: It does not.
-    """
-    if not zipfile.is_zipfile(file):
-        return
-    with zipfile.ZipFile(file) as archive:
-        for each in archive.infolist():
-            if each.CRC == 0:  # of one that is saved without checksums
-                continue
-            try:
-                with archive.open(each) as member:
-                    while member.read(2**24):
-                        pass
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-                raise UsageError(
-                    f"`path` must be as it was written, got {path_shown(file)}, damaged in {shown(each.filename)}: "
-                    "take another copy"
-                ) from error
+    damaged = damaged_member(file)
+    if damaged is not None:
+        raise UsageError(
+            f"`path` must be as it was written, got {path_shown(file)}, damaged in {shown(damaged)}: take another copy"
+        )
 
 
 def _read_pickle(file: Path) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
+
+from condconv.weights.archives import members_of
 
 _FIRST = 512
 # The first bytes of files that are taken for weights, and what to say of each.
@@ -51,7 +52,7 @@ def why_not_weights(file: Path, first: bytes) -> str | None:
         return "empty: take another copy"
     if first[257:262] == b"ustar":
         return "a tar archive: unpack it first"
-    if first.startswith(_ZIP) and zipfile.is_zipfile(file) and not _has_pickle(file):
+    if first.startswith(_ZIP) and not _may_have_pickle(file):
         return "a zip archive that torch.save did not write: unpack it first"
     if first.startswith((_PICKLE, _ZIP)):
         return None
@@ -63,6 +64,7 @@ def is_safetensors(first: bytes) -> bool:
     return first[8:9] == b"{" and int.from_bytes(first[:8], "little") <= _MOST_HEADER
 
 
-def _has_pickle(file: Path) -> bool:
-    with zipfile.ZipFile(file) as archive:
-        return any(name.endswith("/data.pkl") for name in archive.namelist())
+def _may_have_pickle(file: Path) -> bool:
+    """Return whether a zip archive has what torch.save writes, as far as its table of members can be read."""
+    members = members_of(file)
+    return members is None or any(each.filename.endswith("/data.pkl") for each in members)
