@@ -202,6 +202,7 @@ def test_models_without_a_pattern_lists_all(capsys):
                 "experiment starts --data digits",
                 "report x",
                 "make-static x --layers y -o z",
+                "compress x -o z",
                 "export x --format onnx -o y.onnx",
             )
         ),

@@ -28,6 +28,7 @@ NEEDED = {
     "evaluate": ["a.safetensors"],
     "report": ["a.safetensors"],
     "make-static": ["a.safetensors", "--layers", "x", "-o", "b.safetensors"],
+    "compress": ["a.safetensors", "-o", "b.safetensors"],
     "export": ["a.safetensors", "--format", "onnx", "-o", "b.onnx"],
 }
 # Values that the rules let pass and the command does not, with the arguments that bring it that far.
@@ -43,6 +44,7 @@ MEANT = {
     ("report", "checkpoint"): ["none.safetensors", LONG],
     ("evaluate", "checkpoint"): ["none.safetensors", ".", LONG],
     ("make-static", "checkpoint"): ["none.safetensors", LONG],
+    ("compress", "checkpoint"): ["none.safetensors", LONG],
     ("export", "checkpoint"): ["none.safetensors", LONG],
     ("experiment", "--run"): ["fourth/0", LONG],
     ("experiment", "--networks"): ["vgg", MODEL, LONG],

@@ -76,8 +76,9 @@ def why_not_called(watched: Trace | None, layer: Any) -> str | None:
 def why_not_shared(model: nn.Module) -> dict[int, str]:
     """Return reasons by `id` of the layer, for layers whose parameters belong to other modules too."""
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    of_layers = {part for module in model.modules() if isinstance(module, Experts) for part in module.modules()}
     for name, module in model.named_modules():
-        for parameter in [] if isinstance(module, Experts) else own_parameters(module):
+        for parameter in [] if module in of_layers else own_parameters(module):
             owners.setdefault(id(parameter), []).append((name, module))
     reasons = {}
     for sharing in owners.values():

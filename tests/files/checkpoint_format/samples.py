@@ -38,6 +38,7 @@ def header(**changes: Any) -> dict[str, Any]:
         "scaler": {"scale": 1024.0},
         "versions": {"torch": "2.11"},
         "static_layers": ["classifier"],
+        "stores": {"blocks.0": "shared(outputs=2)"},
     }
     return values | changes
 

@@ -96,7 +96,7 @@ def test_a_pickle_is_refused_without_being_run(tmp_path):
         ("{", "must have a header in JSON, got"),
         ("[]", "with format None: train again"),
         (json.dumps({"format": 99}), "with format 99: train again, or use the version that wrote it"),
-        (json.dumps({"format": 3}), "must have format 5, which this version of condconv writes, got"),
+        (json.dumps({"format": 3}), "must have format 6, which this version of condconv writes, got"),
         (json.dumps({"format": FORMAT}), "damaged in its header"),
     ],
 )

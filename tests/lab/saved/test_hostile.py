@@ -180,6 +180,12 @@ def no_reading(self, *parts):
             {"static_layers": ["no.such"]},
             "`checkpoint` must name conditional layers of its network as static, got no.such",
         ),
+        (
+            {"stores": {"no.such": "shared(outputs=2)"}},
+            "`checkpoint` must name experts that layers of its network can have, got no.such",
+        ),
+        ({"stores": {"classifier": "shared(kernels=999999999)"}}, "`kernels` must be fewer than the 2 experts, got 99"),
+        ({"stores": {"classifier": "shared(outputs=2)"}}, "it lacks"),
         ({"model_options": {f"a{number}": "x" * 200 for number in range(64)}}, " and 56 more ("),
     ],
 )

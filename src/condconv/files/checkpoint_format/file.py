@@ -17,7 +17,7 @@ from condconv.errors import UsageError, first_line, require_extra, shown, shown_
 from condconv.files.checkpoint_format.schema import check_header
 from condconv.files.paths import check_path, is_mostly_holes
 
-FORMAT = 5
+FORMAT = 6
 """Version of the file's layout; a reader refuses one it does not know."""
 
 _KEY, _KEY_OF_DIGEST = "condconv", "condconv.sha256"  # in what safetensors calls metadata: texts by name

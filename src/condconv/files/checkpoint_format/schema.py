@@ -125,6 +125,7 @@ _classifier = {
     ),
     "train_images": whole(0),
     "static_layers": unique(sequence(_text)),
+    "stores": mapping(_text),
 }
 _detector = {
     **_common,

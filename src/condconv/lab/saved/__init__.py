@@ -1,4 +1,4 @@
-"""Trained networks on disk, and what is made from them: evaluation, reports, static networks.
+"""Trained networks on disk, and what is made from them: evaluation, reports, static and compressed networks.
 
 What is public is imported at its first use, and needs the extra `train`.
 """
@@ -11,6 +11,7 @@ from condconv._lazy import public_names
 
 if TYPE_CHECKING:
     from condconv.lab.saved.checkpoint import Checkpoint, load_checkpoint
+    from condconv.lab.saved.compressing import CompressedCheckpoint, compress_checkpoint
     from condconv.lab.saved.evaluate import Evaluation, evaluate_checkpoint, image_transform
     from condconv.lab.saved.inspection import Inspection, inspect_checkpoint
     from condconv.lab.saved.making_static import StaticCheckpoint, make_checkpoint_static
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "CompressedCheckpoint",
     "EpochMetrics",
     "Evaluation",
     "Inspection",
     "Reading",
     "StaticCheckpoint",
     "TrainResult",
+    "compress_checkpoint",
     "evaluate_checkpoint",
     "image_transform",
     "inspect_checkpoint",
@@ -38,6 +41,6 @@ __all__ = [
 __getattr__, __dir__ = public_names(
     __name__,
     __all__,
-    ("metrics", "checkpoint", "rebuild", "reading", "evaluate", "inspection", "making_static"),
+    ("metrics", "checkpoint", "rebuild", "reading", "evaluate", "inspection", "making_static", "compressing"),
     extra="train",
 )

@@ -50,6 +50,7 @@ class Checkpoint:
         scaler: State of the fp16 loss scaler, or None.
         versions: Versions of what wrote the file.
         static_layers: Conditional layers of the network that `condconv make-static` made ordinary ones.
+        stores: Experts of the layers that `condconv compress` compressed, by name.
     """
 
     config: TrainConfig
@@ -64,6 +65,7 @@ class Checkpoint:
     scaler: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=lambda: _versions())
     static_layers: tuple[str, ...] = ()
+    stores: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -122,6 +124,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "scaler": checkpoint.scaler,
         "versions": checkpoint.versions,
         "static_layers": checkpoint.static_layers,
+        "stores": dict(checkpoint.stores),
     }
     if checkpoint.optimizer is not None:
         header["optimizer"], optimizer_tensors = split_optimizer(checkpoint.optimizer)
@@ -170,6 +173,7 @@ def describe(stored: StoredCheckpoint) -> Checkpoint:
         scaler=header["scaler"],
         versions=header["versions"],
         static_layers=tuple(header["static_layers"]),
+        stores=header["stores"],
     )
 
 

@@ -83,7 +83,7 @@ def make_checkpoint_static(
             cannot be written or is there already.
         TrainingError: The network has diverged.
     """
-    _check_out(Path(out), Path(path), force)
+    check_out(Path(out), Path(path), force)
     reading = reading or Reading()
     checkpoint, network = load_trained(path, build=build)
     chosen = tuple(choose_named(conditional_layers(network), layers, skip, kind="conditional layers of the network"))
@@ -103,7 +103,7 @@ def make_checkpoint_static(
 
     before = score()
     report = record(reading.place(network), reading.read(images, reading.choose(images), "routing"), None)
-    params_before = _count(network)
+    params_before = count_parameters(network)
     make_static_(network, {name: report.routing(name).mean_vector for name in chosen})
     static = (*checkpoint.static_layers, *chosen)
     save_checkpoint(
@@ -115,13 +115,18 @@ def make_checkpoint_static(
         conditional_left=len(conditional_layers(network)),
         images=int(report.routings[0].examples),
         params_before=params_before,
-        params_after=_count(network),
+        params_after=count_parameters(network),
         before=before,
         after=score(),
     )
 
 
-def _check_out(out: Path, checkpoint: Path, force: bool) -> None:
+def check_out(out: Path, checkpoint: Path, force: bool) -> None:
+    """Check, before the work begins, that a network can be written that is made from a checkpoint's.
+
+    Raises:
+        UsageError: The file cannot be written, is the checkpoint itself, or exists and is not to be replaced.
+    """
     check_can_write(out)
     if not out.exists():
         return
@@ -137,5 +142,6 @@ def _check_out(out: Path, checkpoint: Path, force: bool) -> None:
         )
 
 
-def _count(network: nn.Module) -> int:
+def count_parameters(network: nn.Module) -> int:
+    """Return the number of a network's parameters."""
     return sum(parameter.numel() for parameter in network.parameters())

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from condconv.convert import make_static_
+from condconv.convert import exchange_experts_, make_static_
 from condconv.errors import TrainingError, UsageError, few, first_line, shown_name
 from condconv.files.checkpoint_format import StoredCheckpoint, below, open_checkpoint
 from condconv.lab.saved import network as networks
@@ -104,6 +104,13 @@ def planned_shapes(checkpoint: Checkpoint, build: networks.Build) -> dict[str, t
 
 def _build(checkpoint: Checkpoint, build: networks.Build) -> nn.Module:
     network = build(checkpoint.network_config, len(checkpoint.class_names), checkpoint.in_chans)
+    try:
+        exchange_experts_(network, checkpoint.stores)
+    except UsageError as error:
+        raise UsageError(
+            f"`checkpoint` must name experts that layers of its network can have, got {few(checkpoint.stores)} "
+            f"({first_line(error)}): take another copy, or train again"
+        ) from error
     try:
         make_static_(network, dict.fromkeys(checkpoint.static_layers))
     except UsageError as error:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condconv.nn.experts.base import Geometry, KernelSpec
+from condconv.nn.experts.fitting import low_rank_with
 from condconv.nn.experts.parts import along, mix_channels, pointwise
 from condconv.ops.quantized import along_outputs
 
@@ -56,6 +58,32 @@ class LowRankKernel(nn.Module):
         self.core.normal_().mul_(spread / self.rank).mul_(kernel.norm())
         if self.bias is not None:
             self.bias.zero_()
+
+    @torch.no_grad()
+    def fit_(self, deltas: Tensor, biases: Tensor | None, root: Tensor, kernel: Tensor) -> Tensor:
+        """Take the nearest kernels to those that experts differ by, in place, besides multiples of a shared one.
+
+        Args:
+            deltas: `[E, *shape]`, fp64.
+            biases: `[E, O]`, or `None`.
+            root: `root_of` the covariance of the routing weights.
+            kernel: The shared one, `[*shape]`.
+
+        Returns:
+            The multiple that each expert has of the shared one, `[E]`.
+        """
+        stack, flat = deltas.movedim(self._axis + 1, 1).flatten(2), kernel.movedim(self._axis, 0).flatten(1)
+        if biases is not None:  # as the weight of an input that is always 1
+            stack, flat = torch.cat([stack, biases[:, :, None]], 2), F.pad(flat, (0, 1))
+        up, core, down, factors = low_rank_with(stack, root, self.rank, flat)
+        self.up.copy_(up)
+        self.core.copy_(core)
+        if self.bias is not None:
+            self.bias.copy_(down[:, -1])
+            down = down[:, :-1]
+        moved = self.down.movedim(self._axis, 0)
+        moved.copy_(down.reshape(moved.shape))
+        return factors
 
     def _lift(self, c: Tensor) -> Tensor:
         return self.up.to(c.dtype) @ torch.tensordot(c, self.core.to(c.dtype), dims=1)
@@ -114,6 +142,21 @@ class Kernels(nn.Module):
         self.code.normal_().mul_(spread / self.count**0.5)
         if self.bias is not None:
             self.bias.zero_()
+
+    @torch.no_grad()
+    def fit_(self, deltas: Tensor, biases: Tensor | None, root: Tensor, kernel: Tensor) -> Tensor:
+        """Take the principal kernels of those that experts differ by, in place; see `LowRankKernel.fit_`."""
+        norm = kernel.norm()
+        factors = deltas.flatten(1) @ kernel.flatten() / norm.square()
+        rows = deltas.flatten(1) - factors[:, None] * kernel.flatten()
+        rows = rows if biases is None else torch.cat([rows, biases], 1)
+        principal = torch.linalg.svd(root @ rows, full_matrices=False).Vh[: self.count]
+        self.code.copy_(rows @ principal.mT / norm)
+        kernels, rest = (principal * norm).split([kernel.numel(), rows.shape[1] - kernel.numel()], 1)
+        self.weight.copy_(kernels.reshape(self.weight.shape))
+        if self.bias is not None:
+            self.bias.copy_(rest)
+        return factors
 
     def each(self) -> Tensor:
         """Return P, `[K, *shape]`."""

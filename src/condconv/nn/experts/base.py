@@ -243,6 +243,20 @@ class Experts(nn.Module):
         """Return the parameters that take the place of a static layer's weight, in a fixed order."""
         return [each for name, each in self.named_parameters() if name != "bias"]
 
+    def why_not_fit(self) -> str | None:
+        """Return why these experts cannot be fitted to others, with the remedy, or `None`."""
+        return f"{type(self).__name__} cannot be fitted to other experts: take 'shared(outputs=16)'"
+
+    def fit_(self, experts: Experts, mean: Tensor, covariance: Tensor) -> None:
+        """Become the nearest experts of this kind to linear ones, in place, weighted by what the routing does.
+
+        Args:
+            experts: The linear ones, of the same kernel and number.
+            mean: Of the routing weights, `[E]`, fp64.
+            covariance: Of the routing weights, `[E, E]`, fp64.
+        """
+        raise NotImplementedError
+
     def why_not_quantize(self) -> str | None:
         """Return why the kernels cannot be stored in fewer bits, with the remedy, or `None`."""
         raise NotImplementedError

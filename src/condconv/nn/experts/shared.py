@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from condconv.errors import UsageError
 from condconv.nn.experts.added import Kernels, LowRankKernel
 from condconv.nn.experts.base import Experts, Geometry, KernelSpec, MixCost, along_inputs
+from condconv.nn.experts.fitting import differences, root_of
 from condconv.nn.experts.parts import FullMixing, Gains, LowRankMixing, along
 from condconv.nn.experts.start import ROUTED_SPREAD, in_layout_of, init_experts_
 from condconv.nn.experts.which_parts import channels_of, resolve_parts
@@ -24,6 +25,7 @@ class SharedExperts(Experts):
     - `A` and `B` multiply channels by a gain each, `1 + c G`.
     - `U F V` adds a kernel through `outputs` channels, `F = sum_e c_e S_e`.
     - `kernels` whole kernels are added, `sum_k (c code)_k P_k`: for layers with groups, which no low rank fits.
+      With one of these two `B` has a common factor too, `1 + c u`: trained experts often learn a multiple of W0.
 
     A kernel per example is never mixed: the parts are small steps on the maps, before and after one ordinary
     convolution. So a layer trains, compiles and exports as an ordinary one, and reads hardly more.
@@ -89,6 +91,8 @@ class SharedExperts(Experts):
             self.mixing = LowRankMixing(num_experts, channels[0], int(rank), **where)
         self.input_gains = Gains(num_experts, channels[0], **where) if gains else None
         self.output_gains = Gains(num_experts, channels[1], **where) if gains else None
+        added = not (outputs is None and kernels is None)
+        self.common = Gains(num_experts, 1, **where) if added else None
         self.outputs = None if outputs is None else LowRankKernel(spec, num_experts, outputs, **where)
         self.principal = None if kernels is None else Kernels(spec, num_experts, kernels, **where)
         self._dim = -1 if len(spec.shape) == 2 else 1
@@ -133,10 +137,38 @@ class SharedExperts(Experts):
         drawn = in_layout_of(kernel, self.weight.normal_().mul_(deviation)[None])[0]
         self.start_from_(nn.Parameter(drawn, kernel.requires_grad), bias, self.centre)
 
+    def why_not_fit(self) -> str | None:
+        """See the base."""
+        if self.mixing is not None or self.input_gains is not None or not self._added:
+            return "only what `outputs` and `kernels` add can be fitted: take 'shared(outputs=16)'"
+        return None
+
+    @torch.no_grad()
+    def fit_(self, experts: Experts, mean: Tensor, covariance: Tensor) -> None:
+        """See the base; W0 is exactly the mixture of the mean."""
+        kernel, bias = experts.fold(mean)
+        self.weight.copy_(kernel)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+        self.centre_on_(mean)
+        root, each = root_of(covariance), torch.eye(self.num_experts, dtype=mean.dtype, device=mean.device)
+        deltas, biases = differences(experts, mean)
+        if self.common is not None:
+            self.common.weight.zero_()
+        for part in self._added:
+            factors = part.fit_(deltas, biases, root, kernel)
+            kernels, added = part.kernels(each)
+            if self.common is not None:
+                self.common.weight.add_(factors[:, None])
+            deltas = deltas - kernels - factors[(..., *(None,) * kernel.dim())] * kernel
+            biases = None if biases is None or added is None else biases - added
+
     def _draw_parts_(self, expert_spread: float) -> None:
         for part in (self.mixing, self.input_gains, self.output_gains):
             if part is not None:
                 part.draw_(ROUTED_SPREAD * expert_spread)
+        if self.common is not None:
+            self.common.draw_(0.0)
         for added in self._added:
             added.draw_(ROUTED_SPREAD * expert_spread, self.weight)
 
@@ -144,13 +176,15 @@ class SharedExperts(Experts):
         """See the base."""
         spec, dtype = self.spec, routing_weights.dtype
         c = routing_weights - self.centre.to(dtype)
-        kernels = self.weight.to(dtype).expand(len(c), *spec.shape)
+        alone = kernels = self.weight.to(dtype).expand(len(c), *spec.shape)
         if self.mixing is not None:
             added = self.mixing.matrix(c)  # [B, C, C], from channels of x to those that the kernel meets
             axis = 1 if spec.transposed else 2
             flat = kernels.movedim(axis, 1).flatten(2)  # [B, C, O * K]
             mixed = (added.mT @ flat).view(kernels.movedim(axis, 1).shape)
             kernels = kernels + mixed.movedim(1, axis)
+        if self.common is not None:
+            kernels = kernels + along(self.common.factor(c) - 1, alone, 1) * alone
         if self.input_gains is not None and self.output_gains is not None:
             kernels = kernels * along_inputs(self.input_gains.factor(c), kernels, spec)
             kernels = kernels * along_outputs(self.output_gains.factor(c), kernels, spec.groups, spec.transposed)
@@ -169,8 +203,12 @@ class SharedExperts(Experts):
         added = [part(x, c, geometry, self._dim) for part in self._added]
         if self.input_gains is not None:
             x = self.input_gains(x, c, self._dim)
+        alone = x
         if self.mixing is not None:
             x = self.mixing(x, c, self._dim)
+        if self.common is not None:
+            scaled = self.common(alone, c, self._dim)
+            x = scaled if x is alone else x + (scaled - alone)
         y = geometry.shared(x, self.weight, self.bias if self.output_gains is None else None)
         if self.output_gains is not None:
             y = self.output_gains(y, c, self._dim)
@@ -201,7 +239,7 @@ class SharedExperts(Experts):
         madds = self.weight.numel() * (inputs if self.spec.transposed else outputs)
         if self.mixing is not None:
             madds += self.mixing.madds(inputs, mixtures)
-        for gains in (self.input_gains, self.output_gains):
+        for gains in (self.input_gains, self.output_gains, self.common):
             madds += 0 if gains is None else gains.madds(mixtures)
         madds += sum(part.madds(inputs, outputs, mixtures) for part in self._added)
         return MixCost(madds, sum(each.nbytes for each in self.parameters()), 0)
