@@ -13,7 +13,17 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import condconv
 from condconv import convert as room
-from condconv.convert import Scope, convert_, convert_like_, fold_batch_norms_, make_static_, quantize_experts_, select
+from condconv.convert import (
+    Scope,
+    compress_experts_,
+    convert_,
+    convert_like_,
+    exchange_experts_,
+    fold_batch_norms_,
+    make_static_,
+    quantize_experts_,
+    select,
+)
 from tests.messages import Row, assert_every_function_has_rows, assert_four_parts, each_row
 
 _LONG: Any = "x" * 100_000
@@ -58,6 +68,14 @@ def converting(model: Any = None, num_experts: Any = 2, **given: Any) -> Any:
 
 def quantizing(model: Any = None, dtype: Any = "int8", **given: Any) -> Any:
     return quantize_experts_(conditional() if model is None else model, dtype, **{"example_input": IMAGE, **given})
+
+
+def compressing(model: Any = None, experts: Any = "shared(outputs=1)", **given: Any) -> Any:
+    return compress_experts_(conditional() if model is None else model, experts, **{"data": [IMAGE], **given})
+
+
+def exchanging(experts: Any) -> Any:
+    return exchange_experts_(conditional(), {"0": experts})
 
 
 def repeating(model: Any = None, **given: Any) -> Any:
@@ -162,6 +180,24 @@ ROWS: dict[str, list[Row]] = {
         ("model", lambda: repeating(nn.Sequential(nn.ReLU()), report=REPORT)),
         ("model", lambda: repeating(conditional(), report=REPORT)),
         ("optimizer", lambda: repeating(report=REPORT, optimizer=5)),
+    ],
+    "compress_experts_": [
+        *(("model", partial(compressing, each)) for each in ("net", static())),
+        *(("experts", partial(compressing, experts=each)) for each in (None, 5, "vgg", "dense", _LONG)),
+        *(("experts", partial(compressing, grouped=each)) for each in (5, "vgg", _LONG)),
+        *(("data", partial(compressing, data=each)) for each in (5, [], [_LONG], [{"x": IMAGE}])),
+        *(("layers", partial(compressing, layers=each)) for each in NO_LAYERS),
+        *(("skip", partial(compressing, skip=each)) for each in (*NO_LAYERS, "*")),
+        *(("max_error", partial(compressing, max_error=each)) for each in (0, -1, "1", None, float("nan"))),
+        *(("repair_epochs", partial(compressing, repair_epochs=each)) for each in (-1, 1.5, "1", None, True)),
+        *(("repair_lr", partial(compressing, repair_lr=each)) for each in (0, "1", None)),
+        ("data", lambda: compressing(data=None, repair_epochs=1)),
+    ],
+    "exchange_experts_": [
+        ("model", lambda: exchange_experts_("net", {})),
+        ("stores", lambda: exchange_experts_(conditional(), ["0"])),
+        ("stores", lambda: exchange_experts_(conditional(), {_LONG: "dense"})),
+        *(("experts", partial(exchanging, each)) for each in (None, "vgg", _LONG)),
     ],
     "fold_batch_norms_": [
         ("model", lambda: fold_batch_norms_("net")),

@@ -145,7 +145,7 @@ def test_what_cannot_be_read_again_is_not_written():
         ('{"format": ' + "9" * 5_000 + "}", "must have a header in JSON, got"),
         ("null", "with format None"),
         ('{"format": "5"}', "with format '5'"),
-        ('{"format": 5}', "`kind` must be one of 'classifier', 'detector', got None: take another copy"),
+        ('{"format": 6}', "`kind` must be one of 'classifier', 'detector', got None: take another copy"),
     ],
 )
 def test_headers_that_are_none(tmp_path, text, message):
