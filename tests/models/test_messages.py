@@ -33,6 +33,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "pretrained": ["yes", None, True],
     "features_only": [1, _LONG],
     "routing": ["external", 3, "", "nope", _LONG, "sigmoid(1)", "sigmoid(x=1)", "a(" * 300, lambda *sizes: {}],
+    "method": [3, "", "nope", _LONG, "condconv(x=1)"],
     "experts": [3, "", "nope", _LONG, "dense(1)", "dense(x=1)"],
     "scope": [None, 4, "", "nope", _LONG, "block(2)", "block(x=1)", "a(" * 300],
     "every": [0, -1, "'2'", "True", "[]"],
@@ -51,6 +52,9 @@ ROWS: dict[str, list[Row]] = {
             for argument, values in _ARGUMENTS.items()
             for value in values
         ),
+        ("experts", lambda: creating(method="odconv", experts="dense")),
+        ("num_experts", lambda: creating("mobilenet_v1_cc_025_2e", method="se")),
+        ("method", lambda: creating("mobilenet_v1_025", method="se")),
         ("expert_spread", lambda: creating(init="same_output", expert_spread=-1)),
         ("every", lambda: creating(scope="layer(every=2)")),
         ("scope", lambda: creating(routing="hierarchical", scope="layer")),

@@ -96,6 +96,12 @@ class TrainConfig:
     model_options: Mapping[str, Any] = _options(
         NETWORK, "option of the network, e.g. output_stride=8, drop_rate=0.2", MODEL_OPTIONS
     )
+    method: str | None = _network(
+        None,
+        "published method that experts and routing are made by: condconv, dyconv, odconv, dcd, weightnet or se (with "
+        "the number of kernels in the model's name, such as mobilenet_v2_cc_100_1e)",
+        or_none(TEXT),
+    )
     pretrained: bool = _network(False, "start from published ImageNet weights", BOOL)
     init_from: str | None = _network(
         None, "start from the weights in a file, of the same network or of its static twin", or_none(PATH)

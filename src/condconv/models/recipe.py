@@ -15,7 +15,9 @@ from condconv.convert.exchange import NO_VALUES
 from condconv.errors import UsageError, shown
 from condconv.models.families import Family
 from condconv.models.names import Name
+from condconv.nn.conditional import PAPER
 from condconv.nn.experts import ExpertsOption, resolve_experts
+from condconv.nn.methods import parse_method, resolve_method
 
 _EXAMPLE_SIZE = 64
 
@@ -24,6 +26,7 @@ _EXAMPLE_SIZE = 64
 class Recipe:
     """The options of a conditional network; the attributes are arguments of `create_model`, as documented there."""
 
+    method: str | None = None
     routing: str | Callable[..., nn.Module] | None = None
     experts: ExpertsOption | None = None
     scope: str | Scope = "block"
@@ -75,6 +78,18 @@ class Recipe:
                 f"with {shown(self.init)}: leave it out, random experts differ anyway"
             )
 
+    def resolved(self, name: Name) -> Recipe:
+        """Return the recipe with the routing, the experts and the scope that its method is; itself without a method.
+
+        Raises:
+            UsageError: There is no such method, or it does not go with the name or with other arguments.
+        """
+        if self.method is None:
+            return self
+        _, routing, experts = resolve_method(self.method, name.num_experts, self.routing, self.experts, PAPER)
+        scope = parse_method(self.method)[1].scope if self.scope == "block" else self.scope
+        return dataclasses.replace(self, method=None, routing=routing, experts=experts, scope=scope)
+
     def convert_(self, model: nn.Module, name: Name, in_chans: int) -> None:
         """Give a static network experts, in place; convolutions of squeeze-and-excitation stay static.
 
@@ -90,18 +105,21 @@ class Recipe:
         # Drawn apart, so that the network's own numbers stay those of the seed.
         noise = torch.Generator().manual_seed(0)
         example = torch.randn(1, in_chans, _EXAMPLE_SIZE, _EXAMPLE_SIZE, generator=noise, device="cpu").to(weight)
+        experts = name.family.experts if self.experts is None else self.experts
         report = convert_(
             model,
             int(name.num_experts or 0),
             layers=lambda layer, _: f"{layer}.".startswith(whole) and ".se." not in layer,
             routing=name.family.routing if self.routing is None else self.routing,
-            experts=name.family.experts if self.experts is None else self.experts,
+            experts=experts,
             scope=self._scope(chosen, blocks),
             example_input=example,
             init=self.init or name.family.init,
             expert_spread=self.expert_spread,
         )
         refused = [f"{layer!r} cannot have experts, {reason}" for layer, reason in report.refused.items()]
+        if getattr(resolve_experts(experts)[0], "for_some_layers", False):
+            refused = []
         for problem in (*refused, *(note for note in report.notes if note != NO_VALUES)):
             raise UsageError(
                 f"`name` must be a network that can have these options, got {str(name)!r} ({problem}): choose "

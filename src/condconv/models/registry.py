@@ -79,6 +79,7 @@ def create_model(
     in_chans: int = 3,
     pretrained: bool = False,
     features_only: bool = False,
+    method: str | None = None,
     routing: str | Callable[..., nn.Module] | None = None,
     experts: ExpertsOption | None = None,
     scope: str | Scope = "block",
@@ -102,6 +103,9 @@ def create_model(
             which, and where they are stored. For other files see `condconv.load_pretrained`.
         features_only: Return a network that returns a list of feature maps, as timm's do; takes timm's `out_indices`,
             and its `feature_cls` except `"fx"`.
+        method: A published method by name, instead of `routing` and `experts`; see `condconv.nn.METHODS`. The name has
+            its number of kernels, such as `mobilenet_v2_cc_100_1e` for one. Layers route one by one in all methods but
+            "condconv", unless `scope` is another than "block".
         routing: Routing of conditional networks; see `condconv.convert_`. `None` for the family's
             (`ModelInfo.routing`), "sigmoid" as in the paper or "sigmoid(standardize=True)" for small images.
         experts: Experts of conditional networks; see `condconv.convert_`. `None` for the family's
@@ -145,9 +149,11 @@ def create_model(
         torch.Size([2, 10])
     """
     parsed = parse_name(name)
-    recipe = Recipe(routing, experts, scope, first_layer, conditional_head, conditional_classifier, init, expert_spread)
+    placement = (first_layer, conditional_head, conditional_classifier)
+    recipe = Recipe(method, routing, experts, scope, *placement, init, expert_spread)
     _check_sizes(parsed, num_classes, in_chans, pretrained, features_only, options)
     recipe.check(parsed)
+    recipe = recipe.resolved(parsed)
     places = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
     given, overlay, cache_dir = (options.pop(place, None) for place in places)
     cfg = describe_weights(parsed, given, overlay)

@@ -17,6 +17,7 @@ from condconv.errors import UsageError, few, first_line, shown, shown_name
 from condconv.lab.config import TrainConfig
 from condconv.lab.rules import EXPERTS
 from condconv.nn import RoutingFunction
+from condconv.nn.methods import parse_method
 from condconv.weights import load_pretrained
 
 _log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from condconv.models import ModelInfo
 
+_OF_EXPERTS = ("routing", "experts", "scope")
 _OF_THE_BEGINNING = ("init", "expert_spread", "pretrained_cfg")
 
 NOT_BUILT = (
@@ -120,16 +122,32 @@ def default_options(config: TrainConfig, image_size: int) -> dict[str, object]:
     return options
 
 
-def resolved_options(config: TrainConfig, image_size: int) -> dict[str, Any]:
+def resolved_options(config: TrainConfig, image_size: int, updates: int = 0) -> dict[str, Any]:
     """Return the options that decide what a trained network computes, including current defaults.
+
+    A method becomes the experts, the routing and the scope that it is made of.
 
     A checkpoint keeps them, so that its network stays what it is when a default changes. What says only how a network
     begins is left out: a checkpoint has its weights. Options of a network that is not in the zoo stay as they are.
+
+    Args:
+        config: The settings of the run.
+        image_size: Side of the images, in pixels.
+        updates: Of the whole run: the temperature of a method falls over a tenth of them, unless it has its own number.
+
+    Raises:
+        UsageError: The method does not go with the network or the other options.
     """
     from condconv.models import create_model
 
     options = default_options(config, image_size)
     info = _info(config)
+    if "method" in options:
+        raise UsageError(
+            f"`model_options` must not have a method, got {shown(options['method'])}: give it as a setting, --method"
+        )
+    if config.method is not None:
+        options = {**_of_method(config, updates), **options}
     if info is None:
         return options
     options.setdefault("output_stride", max(info.output_strides))
@@ -137,6 +155,23 @@ def resolved_options(config: TrainConfig, image_size: int) -> dict[str, Any]:
         scope = inspect.signature(create_model).parameters["scope"].default
         options = {"routing": info.routing, "experts": info.experts, "scope": scope, **options}
     return {name: value for name, value in options.items() if name not in _OF_THE_BEGINNING}
+
+
+def _of_method(config: TrainConfig, updates: int) -> dict[str, Any]:
+    """Return the options that a method is."""
+    from condconv.models.names import parse_name
+    from condconv.models.recipe import Recipe
+
+    text = str(config.method)
+    name, method, _ = parse_method(text)
+    if method.is_annealed and updates and "(" not in text:
+        text = f"{name}(annealing_steps={max(1, updates // 10)})"
+    model = parse_name(str(config.model_options.get("base", config.model)), "model")
+    given = {key: config.model_options[key] for key in _OF_EXPERTS if key in config.model_options}
+    recipe = Recipe(method=text, **given)
+    recipe.check(model)
+    resolved = recipe.resolved(model)
+    return {key: getattr(resolved, key) for key in _OF_EXPERTS}
 
 
 def _info(config: TrainConfig) -> ModelInfo | None:

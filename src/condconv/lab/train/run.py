@@ -83,7 +83,7 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
         data = open_data(config, None if checkpoint is None else checkpoint.preprocessing)
     seed_everything(config.seed)
     options = (
-        networks.resolved_options(config, data.preprocessing.size)
+        networks.resolved_options(config, data.preprocessing.size, len(data.train) // config.batch_size * config.epochs)
         if checkpoint is None
         else dict(checkpoint.model_options)
     )

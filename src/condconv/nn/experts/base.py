@@ -102,11 +102,13 @@ class Experts(nn.Module):
         bias: `[E, O]`, mixed by the routing weights, or `[O]`, the same for all examples, or `None`.
         quantized: Whether the kernels are stored in fewer bits than they are computed in; for inference only.
         centred: Whether the store has a centre, the routing weights that inputs have at the start; see `centre_on_`.
+        for_some_layers: Whether the layers that cannot have them stay static in networks by name too.
         linear: Whether the kernel is the sum of the kernels of the single experts, weighted by the routing weights.
     """
 
     linear: ClassVar[bool]
     centred: ClassVar[bool] = False
+    for_some_layers: ClassVar[bool] = False
     parts: tuple[Part, ...] | None = None
     bias: nn.Parameter | None
 

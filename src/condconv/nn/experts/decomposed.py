@@ -45,6 +45,7 @@ class DecomposedExperts(Experts):
     """
 
     linear = False
+    for_some_layers = True  # depthwise layers stay static in the paper
     weight: nn.Parameter
 
     def __init__(
