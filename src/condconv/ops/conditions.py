@@ -88,14 +88,20 @@ def is_small(problem: Problem) -> bool:
 
 
 def is_misread(problem: Problem) -> bool:
-    """Return whether a convolution of torch's would have groups and compute in bf16 on a CPU with AMX.
+    """Return whether torch's convolution in bf16 on a CPU would read, or write, memory that is not its own.
 
-    The case: a grouped or depthwise layer in bf16, or a dense one whose batch is folded into groups. On such CPUs the
-    library below torch reads uninitialised padding there, so the output is NaN if that memory happens to hold NaN;
-    "native" and "matmul" are right. (oneDNN's issue 5717 is of the same kind: numbers next to a row, which AMX reads
-    with it, are multiplied by zero, which keeps a NaN.)
+    "native" and "matmul" are right in both cases:
+
+    - With groups on a CPU with AMX: a grouped or depthwise layer, or a dense one whose batch is folded into groups. The
+      library below torch reads uninitialised padding there, so the output is NaN if that memory happens to hold NaN.
+      (oneDNN's issue 5717 is of the same kind: numbers next to a row, which AMX reads with it, are multiplied by zero,
+      which keeps a NaN.)
+    - In training, with a kernel that reaches over more pixels than x has along a dimension: on CPUs with AVX-512 the
+      gradient of the kernel is then wrong by up to 1e38, NaN, or the process ends for a damaged heap (torch 2.14).
     """
-    return AMX and on_cpu(problem) and problem.dtypes[0] == torch.bfloat16 and problem.groups > 1
+    if not on_cpu(problem) or problem.dtypes[0] != torch.bfloat16:
+        return False
+    return (AMX and problem.groups > 1) or (problem.needs_grad and problem.overhangs)
 
 
 def folds_to_misread(problem: Problem) -> bool:

@@ -18,8 +18,9 @@ class Problem(NamedTuple):
     """What a choice may depend on: shapes, device, layout, and what records the graph.
 
     `batch` is `None` while a graph is recorded (`torch.compile`, `torch.export`, `torch.jit.trace`): a choice that
-    looked at it would fix the graph to one batch size. `quantized` is the dtype of quantized experts, `None` for
-    ordinary ones; `dtypes` are those of x and of the experts, quantized ones widened.
+    looked at it would fix the graph to one batch size. `overhangs` is whether a kernel reaches over more pixels than x
+    has in a dimension, and `False` where a file is written that may leave the size open. `quantized` is the dtype of
+    quantized experts, `None` for ordinary ones; `dtypes` are those of x and of the experts, quantized ones widened.
     """
 
     batch: int | None
@@ -30,6 +31,7 @@ class Problem(NamedTuple):
     output_numel: int
     output_pixels: int
     taps: int
+    overhangs: bool
     groups: int
     depthwise: bool
     transposed: bool
@@ -85,6 +87,7 @@ def describe(
         output_numel=geometry.out_channels(weight) * pixels,
         output_pixels=pixels,
         taps=prod(weight.shape[3:]),
+        overhangs=not exporting and _overhangs(weight.shape[3:], geometry.dilation, input_size or x.shape[2:]),
         groups=geometry.groups,
         depthwise=geometry.is_depthwise(weight),
         transposed=geometry.transposed,
@@ -98,6 +101,11 @@ def describe(
         exporting=exporting,
         transforming=not compiling and not exporting and transforming(),
     )
+
+
+def _overhangs(kernel_size: Sequence[int], dilation: Sequence[int], input_size: Sequence[int]) -> bool:
+    reaches = [step * (taps - 1) + 1 for taps, step in zip(kernel_size, dilation, strict=True)]
+    return any(reach > size for reach, size in zip(reaches, input_size, strict=True))
 
 
 def transforming() -> bool:

@@ -49,12 +49,12 @@ MEASURED = "measured"
 """The reason of a rule that stands on `benchmarks/results/selection-cpu.json`."""
 
 _COUNTED = "convolving E times costs what mixing would, and stores no kernel"
-_MISREAD = "torch's own kernel reads uninitialised padding there, and may give NaN"
+_MISREAD = "torch's own kernel reads memory that is not its own there, and may give NaN"
 
 RULES = (
     ImplRule(
         MIX_OUTPUTS,
-        "one expert, but not with groups in bf16 on a CPU with AMX",
+        "one expert, but not where torch misreads bf16 on a CPU",
         lambda problem: problem.num_experts == 1 and not reads_quantized(problem) and not is_misread(problem),
         _COUNTED,
     ),
@@ -84,7 +84,7 @@ RULES = (
     ),
     ImplRule(
         NATIVE,
-        "CPU with AMX, two dimensions, bf16; where torch's convolution would have groups, also one per example",
+        "CPU, two dimensions, bf16; with AMX: groups, also one per example; in training: kernels larger than the input",
         lambda problem: (is_misread(problem) or folds_to_misread(problem)) and NATIVE.why_not(problem) is None,
         _MISREAD,
     ),
