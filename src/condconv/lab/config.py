@@ -27,7 +27,7 @@ _data, _network, _updates = (partial(_option, each) for each in (DATA, NETWORK, 
 _regularisation, _augmentation, _run = (partial(_option, each) for each in ("regularisation", "augmentation", "run"))
 
 _HOW = (
-    *("out", "log_with", "data_dir", "workers", "on_bad_image", "patience"),
+    *("out", "log_with", "data_dir", "workers", "cache_images", "on_bad_image", "patience"),
     *("device", "grad_accumulation", "sync_bn", "channels_last", "compile"),
 )
 """Settings that may change when a run is resumed."""
@@ -90,6 +90,12 @@ class TrainConfig:
     )
     on_bad_image: str = _data("error", "what to do with an unreadable image", one_of("error", "skip"))
     workers: int = _data(0, "processes that read images, per training process", whole(0, 1024))
+    cache_images: float = _data(
+        0.0,
+        "GiB of memory, per training process, in which to keep all images decoded; an error if they need more "
+        "(default: 0, which reads each image again in each epoch)",
+        number(0),
+    )
 
     # Network
     model: str = _network(MISSING, "name of a network, see 'condconv models'", TEXT)
@@ -208,6 +214,11 @@ class TrainConfig:
             raise UsageError(
                 f"`warmup_epochs` must be below `epochs` ({self.epochs}), got {self.warmup_epochs}: "
                 "lower it, or train longer"
+            )
+        if self.cache_images and self.workers:
+            raise UsageError(
+                f"`workers` must be 0 with `cache_images`, got {self.workers}: the images are in the memory of the "
+                "training process"
             )
         if self.pretrained and self.init_from:
             raise UsageError(

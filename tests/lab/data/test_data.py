@@ -12,6 +12,7 @@ from condconv.lab.data.image_data import open_trained
 from condconv.lab.data.images import IGNORED
 from condconv.lab.data.loading import EpochSampler, batches, create_loader
 from condconv.lab.data.preprocessing import IMAGENET, INCEPTION, Normalization, Preprocessing, normalization_of
+from condconv.lab.processes import seed_everything
 from tests.lab.samples import make_folder, settings
 
 SMALL = Preprocessing(8, 3, 1.0, "bicubic", IMAGENET.mean, IMAGENET.std)
@@ -246,3 +247,31 @@ def test_flips_and_crops_change_training_images_and_no_others(tmp_path):
         train, changed = images(**{"hflip": 0.0, "min_crop": 1.0} | change)
         assert torch.equal(changed, val)
         assert not torch.equal(train, val), change
+
+
+def test_images_kept_in_memory_are_those_that_are_read(tmp_path):
+    root = make_folder(tmp_path / "data")
+    (root / "train" / "cat" / "0.png").write_bytes(b"no image")
+    read, kept = (
+        open_data(folder_settings(root, tmp_path, on_bad_image="skip", cache_images=each)) for each in (0.0, 0.001)
+    )
+    for ours, theirs in ((kept.train, read.train), (kept.val, read.val)):
+        for index in range(len(theirs)):
+            pairs = []
+            for images in (ours, theirs):
+                seed_everything(0, index, 0)  # of crops and flips
+                pairs.append(images[index])
+            assert torch.equal(pairs[0][0], pairs[1][0])
+            assert pairs[0][1] == pairs[1][1]
+    shutil.rmtree(root)
+    assert kept.train[3][0].shape == (3, 8, 8)  # no file is read again
+
+
+def test_images_that_do_not_fit_are_an_error_before_training(tmp_path):
+    root = make_folder(tmp_path / "data")
+    image = 12 * 12 * 3 / 2**30
+    for room, found in ((4.5, "4 of 12"), (13.5, "1 of 6")):  # the room is for both splits
+        with pytest.raises(UsageError, match=f"`cache_images` must be enough .*, got room for {found}: give more GiB"):
+            open_data(folder_settings(root, tmp_path, cache_images=room * image))
+    with pytest.raises(UsageError, match="`workers` must be 0 with `cache_images`, got 2: the images are in"):
+        folder_settings(root, tmp_path, cache_images=1.0, workers=2)

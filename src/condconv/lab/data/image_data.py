@@ -74,6 +74,9 @@ def open_data(config: TrainConfig, preprocessing: Preprocessing | None = None) -
             f"{config.batch_size}: lower it"
         )
     train.transform = _train_transform(config, preprocessing)
+    if config.cache_images:
+        most = config.cache_images * 2**30
+        val.keep_in_memory(most - train.keep_in_memory(most))
     return ImageData(train, val, names, preprocessing)
 
 

@@ -75,13 +75,18 @@ class Images(Dataset[tuple[Any, int]]):
         self._mode = "L" if in_chans == 1 else "RGB"
         self.scaled_to = scaled_to
         self._skip = skip_unreadable
+        self._kept: list[tuple[np.ndarray[Any, Any], int]] = []
         self._named = torch.zeros(len(reader), dtype=torch.bool).share_memory_()  # with the workers of all epochs
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image, target = self.read(index)
+        if self._kept:
+            pixels, target = self._kept[index]
+            image = Image.fromarray(pixels)
+        else:
+            image, target = self.read(index)
         return (image if self.transform is None else self.transform(image)), target
 
     def read(self, index: int) -> tuple[Image.Image, int]:
@@ -105,6 +110,28 @@ class Images(Dataset[tuple[Any, int]]):
                 self._named[index] = True
                 _log.warning("left out, unreadable: %s (%s)", shown_name(self.filename(index)), _one_line(error))
             return self._stand_in(index), IGNORED
+
+    def keep_in_memory(self, most: float) -> int:
+        """Read all images once, and keep their pixels in memory; returns the bytes that they take.
+
+        Small images take longer to decode than to train on.
+
+        Raises:
+            UsageError: They take more than `most` bytes, or an image cannot be read.
+        """
+        kept, taken = [], 0
+        for index in range(len(self)):
+            image, target = self.read(index)
+            pixels = np.asarray(image)
+            taken += pixels.nbytes
+            if taken > most:
+                raise UsageError(
+                    f"`cache_images` must be enough for all decoded images, got room for {index} of {len(self)}: give "
+                    "more GiB, or leave it out to read each image in each epoch"
+                )
+            kept.append((pixels, target))
+        self._kept = kept
+        return taken
 
     def filename(self, index: int) -> str:
         """Return what an image is called where it is stored."""

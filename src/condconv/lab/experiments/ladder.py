@@ -43,7 +43,7 @@ def size_of(settings: TrainConfig) -> Size:
     Raises:
         UsageError: The data cannot be used.
     """
-    data = open_data(settings)
+    data = open_data(replace(settings, cache_images=0.0))
     image_size = data.preprocessing.size
     options: dict[str, Any] = default_options(replace(settings, model="mobilenet_v1_100"), image_size)
     return Size(image_size, options.get("output_stride", 32), len(data.class_names))

@@ -194,7 +194,7 @@ def _what(config: TrainConfig, *, follows: bool) -> dict[str, Any]:
         config: Its settings.
         follows: Whether it starts from another member, whose directory identifies it.
     """
-    where = ("out", "workers", "device", "log_with")
+    where = ("out", "workers", "cache_images", "device", "log_with")
     settings = {key: value for key, value in asdict(config).items() if key not in where}
     if config.init_from is not None:
         path = Path(config.init_from)

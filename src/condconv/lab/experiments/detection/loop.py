@@ -38,6 +38,7 @@ _NOT_FOR_DETECTORS = {
         "val_data",
         "data_dir",
         "data_options",
+        "cache_images",
         "in_chans",
         "normalization",
         "on_bad_image",
