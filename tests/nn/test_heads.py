@@ -30,6 +30,14 @@ def test_the_fewest_hidden_units(options: str, units: int) -> None:
     assert make_routing(f"sigmoid({options})", 32, 3).hidden.out_features == units
 
 
+@pytest.mark.parametrize("options", ["hidden_ratio=1e308", "hidden_ratio=1e9", "hidden_ratio=1, least_hidden=70000"])
+@pytest.mark.parametrize("name", ["sigmoid", "hidden"])
+def test_the_most_hidden_units(name: str, options: str) -> None:
+    rule = "`hidden_ratio` and `least_hidden` must give at most 65,536 hidden units, got .* for 32 channels: give a"
+    with pytest.raises(UsageError, match=rule):
+        make_routing(f"{name}({options})", 32, 3)
+
+
 def test_parts_by_hand() -> None:
     routing = SoftmaxRouting(1, 3, parts=PARTS)
     with torch.no_grad():

@@ -19,11 +19,28 @@ from condconv.ops.recording import plain_shape
 from condconv.ops.scalars import check_device, check_dtype, flag, number, positive, whole
 from condconv.ops.validation import check_tensor
 
+_MOST_HIDDEN = 65_536  # units: 8 times the channels of the widest layers of the paper are 16,384
+
 
 def global_average_pool(x: Tensor) -> Tensor:
     """Average `[B, C, *S]` over all positions, to `[B, C]`, in fp32 (fp64 for fp64). `[B, C]` is returned unchanged."""
     wide = accumulation_dtype(x.dtype)
     return as_dtype(x, wide) if x.dim() == 2 else x.flatten(2).mean(2, dtype=wide)
+
+
+def _hidden_units(in_channels: int, hidden_ratio: float, least_hidden: int) -> int:
+    """Return the units of a hidden layer; a text in a file must not ask for more memory than anybody uses.
+
+    Raises:
+        UsageError: There are too many.
+    """
+    wanted = max(least_hidden, in_channels * hidden_ratio)
+    if wanted > _MOST_HIDDEN:
+        raise UsageError(
+            f"`hidden_ratio` and `least_hidden` must give at most {_MOST_HIDDEN:,} hidden units, got {wanted:,.6g} for "
+            f"{in_channels} channels: give a smaller one, the paper tries ratios of 1/8, 1 and 8"
+        )
+    return max(least_hidden, round(wanted))
 
 
 class RoutingFunction(nn.Module):
@@ -92,7 +109,7 @@ class RoutingFunction(nn.Module):
         self._inputs = self._width = in_channels  # of the trunk, and of the heads
         least_hidden = positive("least_hidden", least_hidden)
         if hidden_ratio is not None:
-            self._width = max(least_hidden, round(in_channels * self._checked(hidden_ratio)))
+            self._width = _hidden_units(in_channels, self._checked(hidden_ratio), least_hidden)
             self.hidden = Float32Linear(in_channels, self._width, **self._where)
         others = [part for part in self.parts if part.name != OF_EXPERTS]
         self.heads = Heads(self._width, others, **self._where) if others and self._reads_input else None
