@@ -30,9 +30,18 @@ def test_the_list_is_one_command_a_run_that_names_it(capsys, tmp_path):
     assert words == ["condconv", *_command("-o", out), "--run", "7, without the classifier/1"]
 
 
+def test_some_rows_of_an_experiment(capsys, tmp_path):
+    chosen = ("-o", str(tmp_path), "--arms", "static", "7, without the classifier")
+    assert main(_command(*chosen, "--list")) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    names = [f"{label}/{seed}" for seed in (0, 1) for label in chosen[3:]]
+    assert lines == [["condconv", *_command(*chosen), "--run", name] for name in names]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--arms", "static", "8"], "`--arms` must be rows of the table, got '8': they are static, "),
         (["--run", "8/0"], "`--run` must be one that --list names, got '8/0': such as static/0, "),
         (["--widths", "025"], "`widths` must not be given for 'begin-layer', which has width, num_experts"),
         (["--seeds", "0"], "`--seeds` must be a whole number from 1 to 1,000, got 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from condconv.lab.rules import EXPERTS, PATH, TEXT, WIDTH, one_of, whole
 
 if TYPE_CHECKING:
     from condconv.lab.experiments import Experiment
+    from condconv.lab.experiments.runs import Run
 
 _OWN = ("model", "out", "seed")  # settings of a run that the experiment decides
 _NAMES = ("experts-width", "plug-in", "begin-layer", "routing", "ensembles", "starts", "compact", "detection")
@@ -57,6 +59,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="NAME",
         **several,
     )
+    text = "do only these rows, named as in the table; rows that were done before stay in it"
+    add_option(parser, "--arms", TEXT, text, metavar="ROW", **several)
     for flag, text in (
         (
             "--control",
@@ -81,7 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments)
     experiment = _experiment(arguments, settings)
-    runs = list_runs(experiment, settings, arguments.out, arguments.seeds)
+    every = list_runs(experiment, settings, arguments.out, arguments.seeds)
+    runs = _chosen(every, arguments.arms)
     if arguments.one is not None:
         names = {each.name: each for each in runs}
         if arguments.one not in names:
@@ -100,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
         jobs=arguments.jobs,
         progress=not arguments.quiet,
     )
+    finished = tuple(found for each in every if (found := each.record()) is not None)
+    outcome = replace(outcome, records=finished)
     out = Path(arguments.out) / experiment.name
     table, files = write_tables(experiment, outcome, _conditions(settings), out, ["condconv", *given])
     print(f"\n{table}\n")
@@ -108,6 +115,15 @@ def run(arguments: argparse.Namespace) -> int:
     for name, reason in outcome.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if outcome.failures else 0
+
+
+def _chosen(runs: list[Run], labels: Sequence[str] | None) -> list[Run]:
+    """Return the runs of some rows of the table, or all of them."""
+    known = dict.fromkeys(each.arm.label for each in runs)
+    for label in labels or ():
+        if label not in known:
+            raise UsageError(f"`--arms` must be rows of the table, got {shown(label)}: they are {few(known, most=20)}")
+    return [each for each in runs if labels is None or each.arm.label in labels]
 
 
 def _settings(arguments: argparse.Namespace) -> TrainConfig:
