@@ -38,6 +38,11 @@ def test_the_most_hidden_units(name: str, options: str) -> None:
         make_routing(f"{name}({options})", 32, 3)
 
 
+def test_the_most_previous_experts() -> None:
+    with pytest.raises(UsageError, match="`previous_experts` must be at most 4096, got 1000000000: it is the number"):
+        make_routing("hierarchical(previous_experts=1000000000)", 32, 3)
+
+
 def test_parts_by_hand() -> None:
     routing = SoftmaxRouting(1, 3, parts=PARTS)
     with torch.no_grad():

@@ -19,6 +19,7 @@ from condconv.ops.recording import plain_shape
 from condconv.ops.scalars import check_device, check_dtype, flag, number, positive, whole
 from condconv.ops.validation import check_tensor
 
+_MOST_PREVIOUS = 4096  # experts, as in a name of the zoo
 _MOST_HIDDEN = 65_536  # units: 8 times the channels of the widest layers of the paper are 16,384
 
 
@@ -278,6 +279,11 @@ class HierarchicalRouting(RoutingFunction):
     def __init__(self, in_channels: int, num_experts: int, *, previous_experts: int = 0, **options: Any) -> None:
         super().__init__(in_channels, num_experts, **options)
         self.previous_experts = previous_experts = whole("previous_experts", previous_experts)
+        if previous_experts > _MOST_PREVIOUS:
+            raise UsageError(
+                f"`previous_experts` must be at most {_MOST_PREVIOUS}, got {previous_experts}: it is the number of "
+                "experts of the block before"
+            )
         if self.heads is not None or not self.mixes:
             raise UsageError(
                 "`routing` must not be hierarchical for experts that want more than one weight each, got it: take "

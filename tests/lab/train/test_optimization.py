@@ -205,6 +205,7 @@ def test_an_option_that_the_optimizer_does_not_use_is_named(tmp_path, optimizer,
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
+        ({"optimizer": "bnb_adam"}, "`optimizer` must have no prefix but lookahead_, got 'bnb_adam': timm would"),
         ({"optimizer": "sloth"}, "`optimizer` must be a name that timm knows, got 'sloth' "),
         ({"optimizer_options": {"betas": 0.9}}, "`optimizer_options` must be what adamw can be made with here, got "),
         ({"optimizer_options": {"betas": [0.9]}}, "`optimizer_options` must be what adamw can be made with here, got "),

@@ -116,6 +116,11 @@ def _optimizer_arguments(optimizer: str) -> list[str]:
             f"`optimizer` must be a name that timm knows, got {shown(optimizer)} ({first_line(error)}): sgd, adamw, "
             "rmsproptf and lamb are some"
         ) from error
+    if optimizer.lower().removeprefix("lookahead_") != name:  # timm would take the last word and drop the rest
+        raise UsageError(
+            f"`optimizer` must have no prefix but lookahead_, got {shown(optimizer)}: timm would take {name}; write "
+            "that, or a name of `timm.optim.list_optimizers()`"
+        )
     # timm drops these without a word where it has noted that an optimizer lacks them.
     dropped = [each for each in ("eps", "betas") if not getattr(info, f"has_{each}")]
     return [each for each in (*inspect.signature(kind).parameters, *_OF_GROUPS) if each not in (*_SETTINGS, *dropped)]
