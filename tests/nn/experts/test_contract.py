@@ -298,6 +298,7 @@ def test_the_centre_is_what_inputs_have_on_average(routing: str, scope: str) -> 
         ("modulated(taps=2)", nn.Conv2d(8, 6, 3), "`taps` must be True or False, got 2: leave it out"),
         ("modulated(input_blocks=0)", nn.Conv2d(8, 6, 3), "`input_blocks` must be a whole number of at least 1, got 0"),
         ("decomposed(rank=0)", nn.Conv2d(8, 6, 3), "`rank` must be a whole number of at least 1 or None, got 0: None"),
+        ("decomposed(rank=9)", nn.Conv2d(8, 6, 3), "`rank` must be at most the number of input channels, 8, got 9"),
         (
             "decomposed",
             nn.Conv2d(8, 6, 3, groups=2),

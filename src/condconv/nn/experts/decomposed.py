@@ -37,7 +37,7 @@ class DecomposedExperts(Experts):
         up: P, `[O, R]`.
 
     Raises:
-        UsageError: The layer has groups or is transposed, there are several experts, or `rank` is not a count.
+        UsageError: The layer has groups or is transposed, there are several experts, or `rank` is not a count up to C.
 
     Source:
         DCD (arXiv:2103.08756), sections 3 and 4; kernels of several taps as in the authors' code. Deviations: no batch
@@ -181,4 +181,8 @@ def _rank(spec: KernelSpec, rank: Any) -> int:
         return math.isqrt(spec.shape[1])
     if type(rank) is not int or rank < 1:
         raise UsageError(f"`rank` must be a whole number of at least 1 or None, got {shown(rank)}: None is usual")
+    if rank > spec.shape[1]:
+        raise UsageError(
+            f"`rank` must be at most the number of input channels, {spec.shape[1]}, got {shown(rank)}: None is usual"
+        )
     return rank
