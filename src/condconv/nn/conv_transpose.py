@@ -127,7 +127,7 @@ class CondConvTranspose1d(_CondConvTranspose):
 class CondConvTranspose2d(_CondConvTranspose):
     """`torch.nn.ConvTranspose2d` with example-dependent kernels: `[B, C, H, W] -> [B, O, H', W']`.
 
-    Arguments of the twin in its order, then `num_experts`, `routing`, `experts`, `method` and `impl` as in `CondConv2d`.
+    Arguments of the twin in its order, then `num_experts`, `routing`, `experts`, `method`, `impl` as in `CondConv2d`.
     """
 
     spatial_dims = 2
