@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from condconv.errors import UsageError
-from condconv.lab.experiments.comparison import Comparison, NetworkNumbers, as_markdown
+from condconv.lab.experiments import DemoConfig
+from condconv.lab.experiments.comparison import Comparison, NetworkNumbers, as_markdown, confidence_half_width
 from condconv.lab.experiments.demo import ON
 from scripts import make_performance, make_results
 from scripts.measured import RESULTS, measured
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "benchmarks/results/demo-conditions.json"
+REPEATED = "benchmarks/results/demo-repetitions.json"
 MADE = [*sorted((ROOT / "docs" / "notebook").glob("*.md")), ROOT / "docs" / "results.md"]
 FAST = "4 experts, routers at 10 times the rate"
 
@@ -41,6 +43,33 @@ def test_the_table_is_made_from_its_source() -> None:
     assert said == record["verdict"]
     assert said in prose("README.md")
     assert SOURCE in prose("README.md")
+
+
+def test_the_demo_holds_with_other_seeds() -> None:
+    record = json.loads((ROOT / REPEATED).read_text(encoding="utf-8"))
+    config = DemoConfig()
+    assert record["config"].items() <= vars(config).items()
+    firsts, gains, above = [], [], 0
+    for each in record["repetitions"]:
+        control, routed = each["accuracy"].values()
+        found = [100 * (one - other) for one, other in zip(routed, control, strict=True)]
+        half = confidence_half_width(found)
+        assert half is not None
+        above += sum(found) / len(found) > half
+        gains += found
+        firsts.append(each["first_seed"])
+    assert firsts == [config.seeds * number for number in range(10)]
+    assert above == record["above_zero"] >= 9
+    mean = sum(gains) / len(gains)
+    said = prose("README.md")
+    assert f"{above} of ten repetitions with other seeds" in said
+    assert f"{mean:.1f} points over all {len(gains)} seeds" in said
+    rivals = {what: 100 * sum(each["accuracy"]) / len(each["accuracy"]) for what, each in record["rivals"].items()}
+    wider, widest, faster = rivals.values()
+    assert f"as many multiply-adds reads {wider:.1f} %" in said
+    assert f"as many parameters, at four times the multiply-adds, {widest:.1f} %" in said
+    assert f"twice the learning rate {faster:.1f} %" in said
+    assert REPEATED in said
 
 
 @pytest.mark.parametrize("template", make_results.PAGES, ids=lambda template: template.name)

@@ -22,7 +22,7 @@ class DemoConfig:
     """Settings of the demo. The defaults take one to two minutes on a CPU core.
 
     All were chosen with seeds from 100 on; the demo's own start at 0. Of rates by factors of two, 0.4 to 3.2 leave the
-    static network within a point of its best, and at each of them routing gains about two.
+    static network within a point of its best, and at each of them routing gains 1.5 to 2.3 points.
 
     Attributes:
         out: Directory for the runs, the table and the pictures; finished runs that are there are kept.
