@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from condconv.lab.experiments.runs import Run
 
 _OWN = ("model", "out", "seed")  # settings of a run that the experiment decides
-_NAMES = ("experts-width", "plug-in", "begin-layer", "routing", "ensembles", "starts", "compact", "detection")
+_NAMES = (
+    "experts-width",
+    "plug-in",
+    "begin-layer",
+    "routing",
+    "ensembles",
+    "starts",
+    "compact",
+    "methods",
+    "detection",
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -55,7 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         parser,
         "--networks",
         TEXT,
-        "plug-in, compact: static networks to convert, or families of small ones",
+        "plug-in, compact, methods: static networks to convert, or families of small ones",
         metavar="NAME",
         **several,
     )

@@ -7,13 +7,16 @@ from condconv.lab.config import TrainConfig
 from condconv.lab.experiments import ladder
 from condconv.lab.experiments.branches import BRANCHES, Branches, build, create_branches
 from condconv.lab.experiments.catalog import CATALOG, create_experiment
+from condconv.lab.experiments.runs import Run
 from condconv.lab.train.run import set_up
 from condconv.models import create_model, get_model_info
 from condconv.nn import ConditionalLayer, ConstantRouting
 from condconv.nn.block_routing import routing_functions
 
 
-@pytest.mark.parametrize("name", [name for name in CATALOG if name not in ("ensembles", "starts", "compact")])
+@pytest.mark.parametrize(
+    "name", [name for name in CATALOG if name not in ("ensembles", "starts", "compact", "methods")]
+)
 def test_every_arm_is_a_network_of_the_zoo_with_the_figure_of_the_paper(name):
     experiment = create_experiment(name)
     labels = [arm.label for arm in experiment.arms]
@@ -208,3 +211,14 @@ def test_branches_are_built_for_the_size_of_the_data(tmp_path):
     config = TrainConfig(data="digits", model=BRANCHES, model_options=options, out=str(tmp_path), batch_size=64)
     network = set_up(config, build).network
     assert network.conv_stem.stride == (1, 1)
+
+
+def test_methods_are_settings_of_their_rows(tmp_path):
+    experiment = create_experiment("methods", networks=["small_dense"])
+    assert [arm.method for arm in experiment.arms[-6:]] == ["condconv", "dyconv", "odconv", "dcd", "weightnet", "se"]
+    assert len(experiment.arms) == 12
+    run = Run(experiment, experiment.arms[-4], 0, TrainConfig(data="digits", model="-", out="-"), tmp_path)
+    (config,) = run.configs()
+    assert (config.method, config.model) == ("odconv", "small_dense_cc_100_1e")
+    with pytest.raises(UsageError, match="`networks` must be .* small_separable, got 'resnet_18'"):
+        create_experiment("methods", networks=["resnet_18"])

@@ -19,6 +19,7 @@ from condconv.lab.experiments.design import Arm, Experiment
 from condconv.lab.rules import EXPERTS, WIDTH, one_of
 from condconv.models.names import parse_name
 from condconv.models.paper import FIGURE_2, TABLE_1, TABLE_3, TABLE_4, Ablation, PaperRow
+from condconv.nn.methods import METHODS
 
 
 def experts_width(
@@ -169,6 +170,33 @@ def compact(networks: Sequence[str] = ("small_dense", "small_separable"), num_ex
     return Experiment("compact", "The gain of several kernels for about one", "no table of the paper", arms)
 
 
+def methods(networks: Sequence[str] = ("small_dense", "small_separable"), num_experts: int = 8) -> Experiment:
+    """Published methods under one recipe.
+
+    Each method has the kernels that its paper prefers. The deltas and the shared experts of this package stand next to
+    them, and static networks as references: the plain one, and two that are wider.
+
+    Source: none.
+    Command: `condconv experiment methods --data cifar10 --image-size 32 --seeds 6 --epochs 30 --optimizer sgd --lr 0.1
+    --batch-size 128`.
+    Size: 12 networks per seed and network.
+    Time: a third of a minute to a minute per epoch at 32 pixels.
+    Expected: no published numbers.
+    """
+    EXPERTS.check("num_experts", num_experts)
+    arms: list[Arm] = []
+    for network in networks:
+        one_of("small_dense", "small_separable").check("networks", network)
+        static = f"{network}, static"
+        wanted = ("static", "static, 113 % wide", "static, 131 % wide", "deltas", "deltas, images alike", "shared")
+        labels = [f"{network}, {each}" for each in wanted]
+        arms += [arm for arm in compact_arms(network, num_experts) if arm.label in labels]
+        for name, method in METHODS.items():
+            model = f"{network}_cc_100_{method.num_experts}e"
+            arms.append(Arm(f"{network}, {name}", model, against=static, method=name))
+    return Experiment("methods", "Published methods under one recipe", "no table of the paper", tuple(arms))
+
+
 _TABLE_2 = {
     "mobilenet_v1_050": (14.4, 18.0),
     "mobilenet_v1_075": (18.2, 21.0),
@@ -212,6 +240,7 @@ CATALOG: dict[str, Callable[..., Experiment]] = {
     "ensembles": ensembles,
     "starts": starts,
     "compact": compact,
+    "methods": methods,
     "detection": detection,
 }
 """Experiments by the names of the command line."""

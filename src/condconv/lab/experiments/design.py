@@ -21,6 +21,7 @@ class Arm:
         paper: Score that the paper prints for the row, in percent; `None` if it prints none.
         against: Label of the arm whose score it is compared with; `None` for the first arm, its own label for none.
         curve: Name of the line that the row is a point of, in a plot of accuracy by cost; `None` for none.
+        method: Published method by name, as in `TrainConfig`; `None` for none.
     """
 
     label: str
@@ -31,6 +32,7 @@ class Arm:
     paper: float | None = None
     against: str | None = None
     curve: str | None = None
+    method: str | None = None
 
     @property
     def has_experts(self) -> bool:

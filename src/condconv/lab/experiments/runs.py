@@ -131,6 +131,8 @@ class Run:
                 if members:  # starts from the whole network before it
                     start = {"init_from": f"{members[-1].out}/last.safetensors", "init_skip": None, "pretrained": False}
                     changes |= {**start, "warmup_epochs": 0}
+            if self.arm.method is not None:
+                changes["method"] = self.arm.method
             config = replace(
                 self.settings,
                 model=self.arm.model,
