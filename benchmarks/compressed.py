@@ -66,13 +66,13 @@ def main() -> None:
                 "errors": [round(each.error, 4) for each in report.layers],
                 "divergence": [round(each, 4) for each in report.repair],
                 "top1_before": round(100 * before.top1, 2),
-                "top1": round(100 * after.top1, 2),
+                "top1_after": round(100 * after.top1, 2),
                 "torch": torch.__version__,
                 "machine": platform.machine(),
             }
             with arguments.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-            print(f"rank {rank}, repair {epochs}: {record['params']} parameters, {record['top1']} %", flush=True)
+            print(f"rank {rank}, repair {epochs}: {record['params']} parameters, {record['top1_after']} %", flush=True)
 
 
 if __name__ == "__main__":
