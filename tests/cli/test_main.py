@@ -203,6 +203,7 @@ def test_models_without_a_pattern_lists_all(capsys):
                 "report x",
                 "make-static x --layers y -o z",
                 "compress x -o z",
+                "budget x",
                 "export x --format onnx -o y.onnx",
             )
         ),

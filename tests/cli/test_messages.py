@@ -29,6 +29,7 @@ NEEDED = {
     "report": ["a.safetensors"],
     "make-static": ["a.safetensors", "--layers", "x", "-o", "b.safetensors"],
     "compress": ["a.safetensors", "-o", "b.safetensors"],
+    "budget": ["a.safetensors"],
     "export": ["a.safetensors", "--format", "onnx", "-o", "b.onnx"],
 }
 # Values that the rules let pass and the command does not, with the arguments that bring it that far.
@@ -45,6 +46,7 @@ MEANT = {
     ("evaluate", "checkpoint"): ["none.safetensors", ".", LONG],
     ("make-static", "checkpoint"): ["none.safetensors", LONG],
     ("compress", "checkpoint"): ["none.safetensors", LONG],
+    ("budget", "checkpoint"): ["none.safetensors", LONG],
     ("export", "checkpoint"): ["none.safetensors", LONG],
     ("experiment", "--run"): ["fourth/0", LONG],
     ("experiment", "--networks"): ["vgg", MODEL, LONG],

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import condconv
-from condconv.cli import bench, compress, demo, evaluate, experiment, export, make_static, models, report, train
+from condconv.cli import bench, budget, compress, demo, evaluate, experiment, export, make_static, models, report, train
 from condconv.cli.output import describe_refusal, drop_output, prepare_output
 from condconv.cli.parsing import Parser
 from condconv.cli.signals import stopped_by_signals
@@ -31,7 +31,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"condconv {condconv.__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, train, evaluate, models, bench, experiment, report, make_static, compress, export):
+    for command in (demo, train, evaluate, models, bench, experiment, report, make_static, compress, budget, export):
         command.add_parser(subparsers)
     return parser
 

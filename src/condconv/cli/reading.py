@@ -8,7 +8,7 @@ from typing import Any
 from condconv.cli.parsing import add_option
 from condconv.lab.rules import PATH, one_of, whole
 
-CHECKPOINT = "a best.safetensors or last.safetensors, or what condconv make-static or compress wrote"
+CHECKPOINT = "a best.safetensors or last.safetensors, or what condconv make-static, compress or budget wrote"
 """Help for the checkpoint that a command reads."""
 
 

@@ -5,6 +5,7 @@ from condconv.convert.again import convert_like_
 from condconv.convert.api import convert_
 from condconv.convert.compress import compress_experts_
 from condconv.convert.compression_report import CompressedLayer, CompressionReport
+from condconv.convert.elastic import Member, estimate_statistics_, keep_experts_, members, set_budget_
 from condconv.convert.fold import fold_batch_norms_
 from condconv.convert.make_static import make_static_
 from condconv.convert.quantize import QuantizationReport, QuantizedLayer, quantize_experts_
@@ -20,15 +21,20 @@ __all__ = [
     "ConversionReport",
     "ConvertedLayer",
     "Group",
+    "Member",
     "QuantizationReport",
     "QuantizedLayer",
     "Scope",
     "compress_experts_",
     "convert_",
     "convert_like_",
+    "estimate_statistics_",
     "exchange_experts_",
     "fold_batch_norms_",
+    "keep_experts_",
     "make_static_",
+    "members",
     "quantize_experts_",
     "select",
+    "set_budget_",
 ]

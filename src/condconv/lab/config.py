@@ -145,6 +145,9 @@ class TrainConfig:
     patience: int | None = _updates(
         None, "stop after this many epochs without a better accuracy (default: never)", or_none(whole(1))
     )
+    elastic: bool = _updates(
+        False, "train members of fewer experts too, for 'condconv budget'; takes about four times as long", BOOL
+    )
 
     # Regularisation
     weight_decay: float | None = _regularisation(
@@ -223,6 +226,10 @@ class TrainConfig:
         if self.pretrained and self.init_from:
             raise UsageError(
                 f"`init_from` must be None with `pretrained`, got {shown(self.init_from)}: choose one of the two"
+            )
+        if self.elastic and self.compile:
+            raise UsageError(
+                "`compile` must be False with `elastic`, got True: each member would be compiled, leave one of them out"
             )
         if self.init_skip and not self.init_from:
             raise UsageError(

@@ -90,6 +90,13 @@ class ConditionalLayer(nn.Module):
         """Draw the experts at random, each as torch draws a static layer's kernel."""
         self.experts.reset_parameters()
 
+    def route(self, x: Tensor) -> Tensor:
+        """Return the routing weights `[B, N]` of an input `[B, C, *S]`; zeros, not computed, if no expert is active."""
+        if self.experts.active == 0:
+            return x.new_zeros(x.shape[0], self.experts.num_weights)
+        weights: Tensor = self.routing_fn(x)
+        return weights
+
     def fold(self, routing_weights: Tensor) -> tuple[nn.Parameter, nn.Parameter | None]:
         """Return the kernel and the bias that constant routing weights `[E]` amount to; fp32 for quantized experts.
 

@@ -99,8 +99,7 @@ class CondConvNd(ConditionalLayer):
                 f"`x` must have shape [B, {self.in_channels}{', *' * self.spatial_dims}], got {tuple(plain_shape(x))}: "
                 + shape_remedy(x, self.spatial_dims + 2)
             )
-        weights: Tensor = self.routing_fn(x) if routing_weights is None else routing_weights
-        return weights
+        return self.route(x) if routing_weights is None else routing_weights
 
     def geometry(self) -> Geometry:
         """Return the layer's geometry, of its attributes as they are now: a network may change its strides."""

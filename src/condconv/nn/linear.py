@@ -83,7 +83,7 @@ class CondLinear(ConditionalLayer):
                 f"`x` must have shape [B, ..., {self.in_features}], got {tuple(plain_shape(x))}: {shape_remedy(x, 2)}"
             )
         if routing_weights is None:
-            routing_weights = self.routing_fn(x if x.dim() == 2 else x.flatten(1, -2).transpose(-2, -1))
+            routing_weights = self.route(x if x.dim() == 2 else x.flatten(1, -2).transpose(-2, -1))
         y: Tensor = self.experts(x, routing_weights, _GEOMETRY, self.impl)
         return y if self.folded_bias is None else y + along(self.folded_bias, y, -1)
 

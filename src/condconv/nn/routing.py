@@ -208,6 +208,15 @@ class RoutingFunction(nn.Module):
         code = self.encode(torch.zeros(1, self._inputs, device=device, dtype=torch.float64))
         return _without_device(self.join(self.weigh(code) if self.mixes else None, code)[0])
 
+    @property
+    def why_not_fewer(self) -> str | None:
+        """Why it cannot give the first k of its weights alone, or `None`; see `keep_`."""
+        return "the weight of each expert depends on the others', or does not come from the function"
+
+    def keep_(self, num_experts: int) -> None:
+        """Give the weights of the first experts only, in place; only where `why_not_fewer` is `None`."""
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
         """Describe the sizes in `repr`."""
         dropout = f", expert_dropout={self.expert_dropout}" if self.expert_dropout else ""
@@ -238,6 +247,20 @@ class SigmoidRouting(RoutingFunction):
     def weigh(self, code: Tensor) -> Tensor:
         """Return weights `[B, E]`, each between 0 and 1."""
         return torch.sigmoid(self.fc(code))
+
+    @property
+    def why_not_fewer(self) -> str | None:
+        """See the base; each expert has a sigmoid of its own."""
+        return None if len(self.parts) == 1 and self.mixes else "it also gives other parts than weights of experts"
+
+    @torch.no_grad()
+    def keep_(self, num_experts: int) -> None:
+        """See the base."""
+        for name in ("weight", "bias"):
+            old = getattr(self.fc, name)
+            setattr(self.fc, name, nn.Parameter(old[:num_experts].clone(), old.requires_grad))
+        self.fc.out_features = self.num_experts = self.num_weights = num_experts
+        self.parts = check_parts(None, num_experts)
 
 
 class HiddenRouting(SigmoidRouting):

@@ -374,3 +374,30 @@ def test_a_store_of_ones_own() -> None:
     first = nn.functional.conv2d(x, layer.experts.kernels()[0], layer.experts.bias[0])
     torch.testing.assert_close(layer(x, torch.tensor([[0.9, 0.8]])), first)
     assert isinstance(layer.experts, Experts)
+
+
+@each_case
+@pytest.mark.parametrize("number", [0, 2])
+def test_the_first_experts_are_a_layer_by_themselves_or_the_store_says_why_not(
+    store: str, kind: str, number: int
+) -> None:
+    _, layer, x = make(store, kind)
+    if (reason := layer.experts.why_not_fewer) is not None:
+        assert reason.islower()
+        return
+    routing_weights = torch.rand(3, layer.experts.num_weights, dtype=torch.float64)
+    layer.experts.active = number
+    y = layer(x, routing_weights)
+    assert torch.autograd.grad(y.sum(), layer.experts.weight)[0][1 + number :].abs().sum() == 0
+    mixed = layer.experts.mix(routing_weights)[0]
+    if number == 0:
+        centre = layer.experts.centre
+        ordinary = layer.to_static(centre)
+        assert torch.equal(ordinary.weight, layer.experts.weight[0])
+        torch.testing.assert_close(y, ordinary(x))
+        torch.testing.assert_close(layer(x), ordinary(x))  # not routed
+        return
+    layer.experts.keep_(number)
+    assert layer.num_experts == number
+    torch.testing.assert_close(layer(x, routing_weights[:, :number]), y)
+    torch.testing.assert_close(layer.experts.mix(routing_weights[:, :number])[0], mixed)

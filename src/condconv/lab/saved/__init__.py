@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from condconv._lazy import public_names
 
 if TYPE_CHECKING:
+    from condconv.lab.saved.budget import Budget, ScoredMember, score_members
     from condconv.lab.saved.checkpoint import Checkpoint, load_checkpoint
     from condconv.lab.saved.compressing import CompressedCheckpoint, compress_checkpoint
     from condconv.lab.saved.evaluate import Evaluation, evaluate_checkpoint, image_transform
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from condconv.lab.saved.rebuild import load_network, load_trained
 
 __all__ = [
+    "Budget",
     "Checkpoint",
     "CompressedCheckpoint",
     "EpochMetrics",
     "Evaluation",
     "Inspection",
     "Reading",
+    "ScoredMember",
     "StaticCheckpoint",
     "TrainResult",
     "compress_checkpoint",
@@ -36,11 +39,12 @@ __all__ = [
     "load_network",
     "load_trained",
     "make_checkpoint_static",
+    "score_members",
 ]
 
 __getattr__, __dir__ = public_names(
     __name__,
     __all__,
-    ("metrics", "checkpoint", "rebuild", "reading", "evaluate", "inspection", "making_static", "compressing"),
+    ("metrics", "checkpoint", "rebuild", "reading", "evaluate", "inspection", "making_static", "compressing", "budget"),
     extra="train",
 )

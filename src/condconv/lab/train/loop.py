@@ -25,6 +25,7 @@ from condconv.lab.saved.checkpoint import check_can_be_saved
 from condconv.lab.saved.evaluate import evaluate
 from condconv.lab.saved.metrics import EpochMetrics, TrainResult, no_better_for
 from condconv.lab.train.averaging import update_average_
+from condconv.lab.train.elastic import backward_through_members
 from condconv.lab.train.loss import mean_loss, mix
 from condconv.lab.train.previous import FILES, check_files, last_path, previous_checkpoint
 from condconv.lab.train.run import Run, save, set_up
@@ -182,8 +183,11 @@ def _step(run: Run, images: Tensor, targets: Tensor) -> Tensor:
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with accelerator.accumulate(run.model):
-        loss = mean_loss(run.model(images), targets, config.label_smoothing)
-        accelerator.backward(loss)
+        if config.elastic:
+            loss = backward_through_members(run, images, targets)
+        else:
+            loss = mean_loss(run.model(images), targets, config.label_smoothing)
+            accelerator.backward(loss)
         if accelerator.sync_gradients and config.clip_grad is not None:
             accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad)
         run.optimizer.step()

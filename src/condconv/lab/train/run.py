@@ -30,6 +30,7 @@ from condconv.lab.train.optimization import create_optimizer, create_scheduler
 from condconv.lab.train.optimizer_state import load_optimizer_, load_scaler_
 from condconv.lab.train.previous import check_same_data, last_path, restore_weights_
 from condconv.lab.train.sharding import gathered, share_out_
+from condconv.nn.elastic import elastic_experts
 
 
 @dataclass
@@ -88,6 +89,8 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
         else dict(checkpoint.model_options)
     )
     network = _build_network(config, build, data, checkpoint, options)
+    if config.elastic:
+        _check_elastic(network, accelerator)
     average = _build_average(config, network, accelerator, checkpoint)
     optimizer = create_optimizer(config, network)
     train_images = len(data.train)
@@ -118,6 +121,15 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
     if checkpoint is not None:
         _restore_(run, checkpoint)
     return run
+
+
+def _check_elastic(network: nn.Module, accelerator: Accelerator) -> None:
+    elastic_experts(network)
+    if accelerator.num_processes > 1:
+        raise UsageError(
+            f"`elastic` must be False with several processes, got {accelerator.num_processes}: gradients are shared "
+            "once for each forward pass, in which smaller members leave parameters out; start one process"
+        )
 
 
 def _check_same_epoch(config: TrainConfig, checkpoint: Checkpoint | None) -> None:

@@ -104,11 +104,16 @@ class Experts(nn.Module):
         centred: Whether the store has a centre, the routing weights that inputs have at the start; see `centre_on_`.
         for_some_layers: Whether the layers that cannot have them stay static in networks by name too.
         linear: Whether the kernel is the sum of the kernels of the single experts, weighted by the routing weights.
+        why_not_fewer: Why the first k experts are not a layer by themselves, or `None`; see `keep_`.
+        active: How many of the first experts are computed with, while a smaller member of an elastic network runs;
+            `None` for all.
     """
 
     linear: ClassVar[bool]
     centred: ClassVar[bool] = False
     for_some_layers: ClassVar[bool] = False
+    why_not_fewer: ClassVar[str | None] = "their bytes hardly depend on how many experts there are"
+    active: int | None = None
     parts: tuple[Part, ...] | None = None
     bias: nn.Parameter | None
 
@@ -218,6 +223,10 @@ class Experts(nn.Module):
         Args:
             scale: `[O]`.
         """
+        raise NotImplementedError
+
+    def keep_(self, num_experts: int) -> None:
+        """Remove all but the first experts, at least one, in place; only where `why_not_fewer` is `None`."""
         raise NotImplementedError
 
     def cost(self, inputs: int, outputs: int, mixtures: int) -> MixCost:

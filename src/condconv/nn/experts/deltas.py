@@ -35,6 +35,7 @@ class DeltaExperts(MixedExperts):
     """
 
     centred = True
+    why_not_fewer = None
     centre: Tensor
 
     def __init__(
@@ -48,14 +49,38 @@ class DeltaExperts(MixedExperts):
         self.register_buffer("centre", torch.full((num_experts,), 0.5, device=device, dtype=dtype))
 
     def coefficients(self, routing_weights: Tensor) -> Tensor:
-        """Return `[B, 1 + E]`: a one, and the centred weights."""
-        return one_and_centred(routing_weights, self.centre)
+        """Return `[B, 1 + E]`: a one, and the centred weights; those of experts that are not active are 0."""
+        if self.active is None:
+            return one_and_centred(routing_weights, self.centre)
+        return F.pad(self._first(routing_weights, self.active), (0, self.num_experts - self.active))
+
+    def _first(self, routing_weights: Tensor, number: int) -> Tensor:
+        return one_and_centred(routing_weights[:, :number], self.centre[:number])
 
     def forward(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
         """See the base."""
         check_tensors(x, self.weight, routing_weights, self.bias)
         check_routing_weights(routing_weights, x, self.num_experts)  # smaller ones would be broadcast
-        return super().forward(x, routing_weights, geometry, impl)
+        number = self.active
+        if number is None:
+            return super().forward(x, routing_weights, geometry, impl)
+        bias = None if self.bias is None else self.bias[: 1 + number]
+        if number == 0:
+            return geometry.shared(x, self.all_kernels()[0], None if bias is None else bias[0])
+        scale = None if self.weight_scale is None else self.weight_scale[: 1 + number]
+        coefficients = self._first(routing_weights, number)
+        return geometry.per_example(x, self.weight[: 1 + number], coefficients, bias, impl=impl, weight_scale=scale)
+
+    @torch.no_grad()
+    def keep_(self, num_experts: int) -> None:
+        """See the base; W0 always stays."""
+        for name in ("weight", "bias"):
+            if (old := getattr(self, name)) is not None:
+                setattr(self, name, nn.Parameter(old[: 1 + num_experts].clone(), old.requires_grad))
+        if self.weight_scale is not None:
+            self.weight_scale = self.weight_scale[: 1 + num_experts].clone()
+        self.centre = self.centre[:num_experts].clone()
+        self.num_experts, self.active = num_experts, None
 
     def kernels(self) -> Tensor:
         """See the base; W0 is not in them."""

@@ -16,6 +16,8 @@ class DenseExperts(MixedExperts):
         CondConv, section 3 (arXiv:1904.04971).
     """
 
+    why_not_fewer = "each is a share of the kernel, so that fewer of them are a smaller kernel, and none are nothing"
+
     def __init__(
         self,
         spec: KernelSpec,

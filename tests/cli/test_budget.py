@@ -1,0 +1,87 @@
+"""`condconv train --elastic` and `condconv budget`."""
+
+import re
+
+import pytest
+import torch
+
+from condconv.cli.main import main
+from condconv.convert import keep_experts_
+from condconv.lab.saved import load_trained
+from tests.cli.test_report import fails
+from tests.lab.samples import make_folder
+
+MODEL = "small_separable_cc_025_2e"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two epochs on noise, and its images."""
+    folder = tmp_path_factory.mktemp("elastic")
+    data = make_folder(folder / "data", size=16, train=8)
+    arguments = ["train", "--data", data, "--model", MODEL, "--elastic", "--image-size", 16, "--epochs", 2]
+    assert main([*map(str, arguments), "--batch-size", "4", "--device", "cpu", "-o", str(folder / "run")]) == 0
+    return folder / "run" / "last.safetensors", data
+
+
+def budget(trained, *more) -> int:
+    path, data = trained
+    return main(["budget", str(path), "--data", str(data), "--device", "cpu", "--quiet", *map(str, more)])
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_member_is_written_that_evaluates_to_the_same(trained, tmp_path, capsys, number):
+    out = tmp_path / "member.safetensors"
+    assert budget(trained, "--experts", number, "-o", out) == 0
+    said = capsys.readouterr().out
+    assert f"member   {number} experts" in said
+    assert "note:" not in said
+    rows = [line.split() for line in said.splitlines()[2:5]]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    checkpoint, member = load_trained(out)
+    assert sum(each.numel() for each in member.parameters()) == int(rows[number][1].replace(",", ""))
+    assert main(["evaluate", str(out), "--data", str(trained[1]), "--device", "cpu", "--quiet"]) == 0
+    assert f"top-1    {rows[number][4]} %" in capsys.readouterr().out
+    _, largest = load_trained(trained[0])
+    keep_experts_(largest, number)
+    for name, parameter in member.named_parameters():
+        torch.testing.assert_close(parameter, largest.get_parameter(name))
+    assert len(checkpoint.static_layers) == (8 if number == 0 else 0)
+
+
+def test_the_run_is_repeated_exactly(trained, tmp_path):
+    """Which members learn is drawn from the run's seed."""
+    out = tmp_path / "again"
+    arguments = ["train", "--data", trained[1], "--model", MODEL, "--elastic", "--image-size", 16, "--epochs", 2]
+    assert main([*map(str, arguments), "--batch-size", "4", "--device", "cpu", "-o", str(out)]) == 0
+    _, first = load_trained(trained[0])
+    _, second = load_trained(out / "last.safetensors")
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_budgets_that_cannot_be_had(trained, tmp_path, capsys, untrained):
+    path, data = map(str, trained)
+    base = ["budget", path, "--data", data, "--device", "cpu", "--quiet"]
+    message = "`max_bytes` must leave a member, got {'bytes': 5}: the smallest has 0 experts"
+    assert message in fails(capsys, [*base, "--max-bytes", "5", "-o", tmp_path / "a.safetensors"])
+    assert "`out` must come with a budget, and a budget with it" in fails(capsys, [*base, "--experts", "1"])
+    assert "`out` must be another file than the checkpoint" in fails(capsys, [*base, "--experts", "1", "-o", path])
+    other = ["budget", str(untrained[0]), "--data", str(untrained[1])]
+    assert "`experts` must be such that the first of them are a layer, got DenseExperts" in fails(capsys, other)
+    train = ["train", "--data", data, "--model", MODEL, "--elastic", "-o", tmp_path / "run"]
+    assert "`compile` must be False with `elastic`" in fails(capsys, [*train, "--compile"])
+
+
+@pytest.mark.slow
+def test_every_member_of_a_short_training_on_digits_works(tmp_path, capsys):
+    out = tmp_path / "run"
+    model = "small_separable_cc_100_8e"
+    arguments = ["train", "--data", "digits", "--model", model, "--elastic", "--epochs", "6", "--lr", "0.01"]
+    assert main([*arguments, "--device", "cpu", "-o", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["budget", str(out / "last.safetensors"), "--device", "cpu", "--quiet"]) == 0
+    scores = [float(each) for each in re.findall(r"(\d+\.\d\d) %", capsys.readouterr().out)]
+    assert len(scores) == 9
+    assert min(scores) > 60  # chance: 10
+    assert scores[-1] > scores[0] - 1  # digits leave little to gain: see docs/elastic.md

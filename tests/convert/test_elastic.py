@@ -1,0 +1,79 @@
+"""Members of an elastic network: what they cost, and what is left of the network for one of them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import condconv
+from condconv.convert import estimate_statistics_, keep_experts_, members, set_budget_
+from condconv.errors import UsageError
+
+X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def network(number: int | None = 3, scope: str = "block") -> nn.Module:
+    torch.manual_seed(0)
+    if number is None:
+        return condconv.create_model("small_separable_025", num_classes=4).eval()
+    options = {"scope": scope, "experts": "deltas", "routing": "sigmoid(standardize=True)"}
+    model = condconv.create_model(f"small_separable_cc_025_{number}e", num_classes=4, **options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "routing_fn.fc" in name:
+                parameter.normal_()
+    return model.eval()
+
+
+@pytest.mark.parametrize("scope", ["layer", "block"])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_the_cut_network_is_the_member_and_has_the_tensors_of_a_network_built_so(scope: str, number: int) -> None:
+    model = network(scope=scope)
+    cut = copy.deepcopy(model)
+    keep_experts_(cut, number)
+    chosen = set_budget_(model, number, example_input=X)
+    torch.testing.assert_close(cut(X), model(X))
+    built = network(number or None, scope)
+    assert {name: each.shape for name, each in cut.state_dict().items()} == {
+        name: each.shape for name, each in built.state_dict().items()
+    }
+    assert chosen.params == sum(each.numel() for each in built.parameters())
+    assert chosen.madds == condconv.count(built, X).total.madds
+    built.load_state_dict(cut.state_dict())
+    torch.testing.assert_close(built(X), cut(X))
+
+
+def test_a_budget_of_bytes_or_multiply_adds() -> None:
+    model = network()
+    found = members(model, X)
+    assert [each.num_experts for each in found] == [0, 1, 2, 3]
+    assert list(found) == sorted(found, key=lambda each: (each.bytes, each.madds))
+    assert set_budget_(model, max_bytes=found[2].bytes, example_input=X) == found[2]
+    assert set_budget_(model, max_bytes=found[2].bytes - 1, example_input=X) == found[1]
+    assert set_budget_(model, max_madds=found[0].madds, example_input=X) == found[0]
+    assert set_budget_(model, 3, example_input=X) == found[3]
+    with pytest.raises(UsageError, match="`max_bytes` must leave a member, got .* the smallest has 0 experts"):
+        set_budget_(model, max_bytes=1, example_input=X)
+    with pytest.raises(UsageError, match="`num_experts` must be given, or `max_bytes` or `max_madds`, got None: give"):
+        set_budget_(model)
+    with pytest.raises(UsageError, match="`num_experts` must be a whole number from 0 to 3, got 4: 0 is the static"):
+        keep_experts_(model, 4)
+
+
+def test_statistics_are_the_average_over_batches_and_nothing_else_changes() -> None:
+    norm = nn.BatchNorm2d(3)
+    model = nn.Sequential(norm, nn.Dropout(0.5))
+    model[1].eval()
+    batches = [(X[:2], "labels"), (X[2:], "labels")]
+    estimate_statistics_(model, batches)
+    torch.testing.assert_close(norm.running_mean, torch.stack([each.mean((0, 2, 3)) for each, _ in batches]).mean(0))
+    assert (norm.training, norm.momentum, model.training, model[1].training) == (True, 0.1, True, False)
+    elastic = network()
+    before = {name: each.clone() for name, each in elastic.state_dict().items()}
+    set_budget_(elastic, 1, example_input=X, loader=[X])
+    changed = {name for name, each in elastic.state_dict().items() if not torch.equal(each, before[name])}
+    assert changed
+    assert all("running_" in name or "num_batches" in name for name in changed)
