@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class Rest(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        options = {"num_experts": 4, "experts": "deltas", "routing": "sigmoid(standardize=True)"}
+        options: dict[str, Any] = {"num_experts": 4, "experts": "deltas", "routing": "sigmoid(standardize=True)"}
         first = condconv.CondConv2d(12, 24, 3, stride=2, padding=1, bias=False, **options)
         second = condconv.CondConv2d(24, 48, 3, padding=1, bias=False, **options)
         norms = nn.BatchNorm2d(24), nn.BatchNorm2d(48)
