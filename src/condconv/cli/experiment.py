@@ -19,7 +19,6 @@ from condconv.lab.rules import EXPERTS, PATH, TEXT, WIDTH, one_of, whole
 
 if TYPE_CHECKING:
     from condconv.lab.experiments import Experiment
-    from condconv.lab.experiments.runs import Run
 
 _OWN = ("model", "out", "seed")  # settings of a run that the experiment decides
 _NAMES = (
@@ -127,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if outcome.failures else 0
 
 
-def _chosen(runs: list[Run], labels: Sequence[str] | None) -> list[Run]:
+def _chosen(runs: list[Any], labels: Sequence[str] | None) -> list[Any]:
     """Return the runs of some rows of the table, or all of them."""
     known = dict.fromkeys(each.arm.label for each in runs)
     for label in labels or ():
