@@ -167,7 +167,7 @@ def test_every_text_has_values_that_its_rule_lets_pass():
     """Those of `train` and `experiment` are settings; where a run reads images is for the commands that read some."""
     free = {name_of(each) for _, each in WITH_VALUE if isinstance(each, Option) and each.rule in (TEXT, PATH)}
     known = {name for _, name in MEANT}
-    assert free - known <= {"--data-dir", "--layers", "--skip", "--data"}
+    assert free - known <= {"--arms", "--data-dir", "--layers", "--skip", "--data"}
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,21 @@ from condconv.convert import (
     compress_experts_,
     convert_,
     convert_like_,
+    estimate_statistics_,
     exchange_experts_,
     fold_batch_norms_,
+    keep_experts_,
     make_static_,
+    members,
     quantize_experts_,
     select,
+    set_budget_,
 )
 from tests.messages import Row, assert_every_function_has_rows, assert_four_parts, each_row
 
 _LONG: Any = "x" * 100_000
 IMAGE = torch.randn(1, 3, 6, 6)
+NO_BATCHES: tuple[Any, ...] = (5, [], [_LONG], [[]])
 
 
 class LooksAtTheKernel(nn.Module):
@@ -72,6 +77,15 @@ def quantizing(model: Any = None, dtype: Any = "int8", **given: Any) -> Any:
 
 def compressing(model: Any = None, experts: Any = "shared(outputs=1)", **given: Any) -> Any:
     return compress_experts_(conditional() if model is None else model, experts, **{"data": [IMAGE], **given})
+
+
+def elastic() -> nn.Module:
+    layer = condconv.CondConv2d(3, 4, 3, num_experts=2, experts="deltas")
+    return nn.Sequential(layer, nn.BatchNorm2d(4)).eval()
+
+
+def budgeting(**given: Any) -> Any:
+    return set_budget_(elastic(), example_input=IMAGE, **given)
 
 
 def exchanging(experts: Any) -> Any:
@@ -192,6 +206,26 @@ ROWS: dict[str, list[Row]] = {
         *(("repair_epochs", partial(compressing, repair_epochs=each)) for each in (-1, 1.5, "1", None, True)),
         *(("repair_lr", partial(compressing, repair_lr=each)) for each in (0, "1", None)),
         ("data", lambda: compressing(data=None, repair_epochs=1)),
+    ],
+    "members": [
+        *(("model", partial(members, each)) for each in ("net", static())),
+        ("experts", lambda: members(conditional(), IMAGE)),
+    ],
+    "set_budget_": [
+        ("num_experts", lambda: set_budget_(elastic(), example_input=IMAGE)),
+        *(("num_experts", partial(budgeting, num_experts=each)) for each in (-1, 1.5, "1", True)),
+        *(("max_bytes", partial(budgeting, max_bytes=each)) for each in (-1, 1, "1")),
+        *(("max_madds", partial(budgeting, max_madds=each)) for each in (-1, 1, 1.5)),
+        *(("loader", partial(budgeting, num_experts=1, loader=each)) for each in (5, [], [_LONG], [{"x": IMAGE}])),
+        ("model", lambda: set_budget_("net", 1)),
+    ],
+    "keep_experts_": [
+        *(("num_experts", partial(keep_experts_, elastic(), each)) for each in (-1, 3, "1", None, True)),
+        *(("model", partial(keep_experts_, each, 1)) for each in ("net", static())),
+    ],
+    "estimate_statistics_": [
+        ("model", lambda: estimate_statistics_("net", [IMAGE])),
+        *(("loader", partial(estimate_statistics_, elastic(), each)) for each in NO_BATCHES),
     ],
     "exchange_experts_": [
         ("model", lambda: exchange_experts_("net", {})),

@@ -76,7 +76,7 @@ def compress_experts_(
         >>> images = [torch.randn(8, 16, 9, 9) for _ in range(4)]
         >>> report = compress_experts_(net, "shared(outputs=8)", data=images)  # experts drawn at random
         >>> report.params_before, report.params_after
-        (18628, 6380)
+        (18628, 6384)
     """
     _check(model, data, max_error, repair_epochs, repair_lr)
     layers_now = conditional_layers(model)

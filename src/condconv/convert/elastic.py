@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ def members(model: nn.Module, example_input: Any = None) -> tuple[Member, ...]:
     Raises:
         UsageError: The experts or the routing cannot be cut; the message says why.
     """
+    _check_module(model)
     found = []
     for number in range(elastic_experts(model) + 1):
         cut = copy.deepcopy(model)
@@ -71,6 +72,10 @@ def largest_within(
     """
     limits = {"num_experts": num_experts, "bytes": max_bytes, "madds": max_madds}
     given = {name: limit for name, limit in limits.items() if limit is not None}
+    for name, limit in given.items():
+        if type(limit) is not int or limit < 0:
+            argument = name if name == "num_experts" else f"max_{name}"
+            raise UsageError(f"`{argument}` must be a whole number of at least 0, got {shown(limit)}: give a budget")
     if not given:
         raise UsageError("`num_experts` must be given, or `max_bytes` or `max_madds`, got None: give one budget")
     within = [each for each in found if all(getattr(each, name) <= limit for name, limit in given.items())]
@@ -127,6 +132,7 @@ def keep_experts_(model: nn.Module, num_experts: int) -> None:
     Raises:
         UsageError: k is not between 0 and E, or as in `members`.
     """
+    _check_module(model)
     most = elastic_experts(model)
     if type(num_experts) is not int or not 0 <= num_experts <= most:
         raise UsageError(
@@ -151,23 +157,56 @@ def estimate_statistics_(model: nn.Module, loader: Iterable[Any]) -> None:
         model: Any network. Only its batch norms are in training mode meanwhile.
         loader: Batches of images `[B, ...]`, or tuples that begin with them; moved to the model's device.
 
+    Raises:
+        UsageError: The loader has no images, or something else in the place of a batch.
+
     Source:
         Universally slimmable networks, section 3.3 (arXiv:1903.05134).
     """
+    _check_module(model)
     norms = [each for each in model.modules() if isinstance(each, _NormBase) and each.running_mean is not None]
     modes, momenta = {each: each.training for each in model.modules()}, [each.momentum for each in norms]
     device = next(model.parameters()).device
     model.eval()
     try:
+        before = [copy.deepcopy(norm.state_dict()) for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average
             norm.train()
-        for batch in loader if norms else ():
-            images: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
-            model(images.to(device))
+        seen = 0
+        try:
+            for batch in _batches(loader) if norms else ():
+                model(batch.to(device))
+                seen += len(batch)
+        finally:
+            if not seen:  # an error, or no images: norms without statistics would pass anything on as it is
+                for norm, state in zip(norms, before, strict=True):
+                    norm.load_state_dict(state)
+        if norms and not seen:
+            raise UsageError("`loader` must have images, got none: give batches of training images")
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
+
+
+def _batches(loader: Iterable[Any]) -> Iterator[Tensor]:
+    if not isinstance(loader, Iterable):
+        raise UsageError(f"`loader` must have batches of images, got {shown(loader)}: give a list or a DataLoader")
+    for batch in loader:
+        images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(images, Tensor):
+            raise UsageError(f"`loader` must have batches of images, got {shown(images)} in one: give tensors")
+        yield images
+
+
+def _check_module(model: Any) -> None:
+    """Check that a model is a module.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"`model` must be a torch.nn.Module, got {shown(model)}: give the network itself")

@@ -54,7 +54,7 @@ def _are_of_a_reader(options: Any) -> bool:
 MODEL_OPTIONS = Rule(
     _are_of_a_network,
     "a mapping of names to numbers, texts, True, False, None or short lists of these, without a place of weights, a "
-    f"depth_multiplier of at most {_MOST_DEPTH} and layers of at most {_MOST_BLOCKS:,} in sum",
+    f"depth_multiplier of at most {_MOST_DEPTH}, and layers of at most {_MOST_BLOCKS:,} in sum",
     "for weights use --pretrained (with pretrained_cfg=TAG to choose among timm's) or --init-from FILE",
 )
 DATA_OPTIONS = Rule(

@@ -100,7 +100,7 @@ def test_where_files_are_kept_is_not_taken_from_a_file(tmp_path, honest, monkeyp
         ({"config": {"model_options": {"pretrained_cfg": {"file": "x.pth"}}}}, "`model_options` must be a mapping"),
         ({"model_options": {"pretrained_cfg": {"url": "http://localhost"}}}, "`model_options` must be a mapping"),
         ({"model_options": {"checkpoint_path": "x.pth"}}, "`model_options` must be a mapping"),
-        ({"model_options": {"depth_multiplier": 1e9}}, "and a depth_multiplier of at most 16, got"),  # no end of blocks
+        ({"model_options": {"depth_multiplier": 1e9}}, "a depth_multiplier of at most 16, and"),  # no end of blocks
         ({"config": {"image_size": "abc"}}, "`image_size` must be a whole number"),
         (
             {"config": {"image_size": 7}},
