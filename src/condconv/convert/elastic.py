@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from condconv.convert.make_static import make_static_
+from condconv.convert.routing_moments import images_of
 from condconv.counting import count
-from condconv.errors import UsageError, shown
+from condconv.counting.tracing import evaluating
+from condconv.errors import UsageError, check_type, shown
 from condconv.nn.conditional import conditional_layers
 from condconv.nn.elastic import activate_, elastic_experts, keep_first_
 
@@ -165,48 +167,25 @@ def estimate_statistics_(model: nn.Module, loader: Iterable[Any]) -> None:
     """
     _check_module(model)
     norms = [each for each in model.modules() if isinstance(each, _NormBase) and each.running_mean is not None]
-    modes, momenta = {each: each.training for each in model.modules()}, [each.momentum for each in norms]
-    device = next(model.parameters()).device
-    model.eval()
-    try:
-        before = [copy.deepcopy(norm.state_dict()) for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average
-            norm.train()
-        seen = 0
+    before, momenta = [copy.deepcopy(each.state_dict()) for each in norms], [each.momentum for each in norms]
+    seen = 0
+    with evaluating(model):
         try:
-            for batch in _batches(loader) if norms else ():
-                model(batch.to(device))
-                seen += len(batch)
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain average
+                norm.train()
+            for images in images_of(loader, model, "loader") if norms else ():
+                model(images)
+                seen += len(images)
         finally:
-            if not seen:  # an error, or no images: norms without statistics would pass anything on as it is
-                for norm, state in zip(norms, before, strict=True):
+            for norm, momentum, state in zip(norms, momenta, before, strict=True):
+                norm.momentum = momentum
+                if not seen:  # an error, or no images: norms without statistics would pass anything on as it is
                     norm.load_state_dict(state)
-        if norms and not seen:
-            raise UsageError("`loader` must have images, got none: give batches of training images")
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _batches(loader: Iterable[Any]) -> Iterator[Tensor]:
-    if not isinstance(loader, Iterable):
-        raise UsageError(f"`loader` must have batches of images, got {shown(loader)}: give a list or a DataLoader")
-    for batch in loader:
-        images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(images, Tensor):
-            raise UsageError(f"`loader` must have batches of images, got {shown(images)} in one: give tensors")
-        yield images
+    if norms and not seen:
+        raise UsageError("`loader` must have images, got none: give batches of training images")
 
 
 def _check_module(model: Any) -> None:
-    """Check that a model is a module.
-
-    Raises:
-        UsageError: It is not.
-    """
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"`model` must be a torch.nn.Module, got {shown(model)}: give the network itself")
+    check_type("model", model, nn.Module, "be a torch.nn.Module", "give the network itself")

@@ -88,15 +88,20 @@ def _moments(name: str, count: int, total: Any, squares: Any) -> Moments:
     return Moments(mean, squares / count - mean.outer(mean))
 
 
-def images_of(data: Iterable[Any], model: nn.Module) -> Iterator[Tensor]:
+def images_of(data: Iterable[Any], model: nn.Module, argument: str = "data") -> Iterator[Tensor]:
     """Yield the images of a loader, on the device of a model: its batches, or the first entry of each.
+
+    Args:
+        data: The loader.
+        model: Whose device it is.
+        argument: What messages call the loader.
 
     Raises:
         UsageError: It cannot be iterated over, or a batch has no tensor in that place.
     """
-    check_type("data", data, Iterable, "be a loader of images", "give batches of images, alone or with classes")
+    check_type(argument, data, Iterable, "be a loader of images", "give batches of images, alone or with classes")
     device = next(model.parameters()).device
     for batch in data:
         images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        check_type("data", images, Tensor, "hold batches of images", "give tensors, or pairs of images and classes")
+        check_type(argument, images, Tensor, "hold batches of images", "give tensors, or pairs of images and classes")
         yield images.to(device)
