@@ -13,13 +13,12 @@ from condconv.convert.elastic import Member, estimate_statistics_, keep_experts_
 from condconv.errors import UsageError, shown
 from condconv.lab.data.workers import shortages_explained
 from condconv.lab.saved import network as networks
-from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
+from condconv.lab.saved.checkpoint import Checkpoint
 from condconv.lab.saved.evaluate import Evaluation, check_finite_loss, evaluate_images
-from condconv.lab.saved.making_static import check_out
 from condconv.lab.saved.reading import Reading, open_images, open_labelled, own_data
 from condconv.lab.saved.rebuild import load_trained
+from condconv.lab.saved.remaking import check_out, save_remade
 from condconv.nn.conditional import conditional_layers
-from condconv.nn.elastic import elastic_experts
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,6 @@ def score_members(
         check_out(Path(out), Path(path), force)
     reading = reading or Reading()
     checkpoint, network = load_trained(path, build=build)
-    elastic_experts(network)
     example = torch.zeros(1, checkpoint.in_chans, checkpoint.image_size, checkpoint.image_size)
     found = members(network, example)
     chosen = None if out is None else largest_within(found, *given)
@@ -110,17 +108,18 @@ def score_members(
         check_finite_loss(scores, path)
         scored.append(ScoredMember(member, scores))
         if out is not None and member == chosen:
-            save_checkpoint(Path(out).resolve(), _of_member(checkpoint, network, cut, member.num_experts))
+            _save_member(out, checkpoint, network, cut, member.num_experts)
     return Budget(tuple(scored), chosen, checkpoint.config.elastic)
 
 
-def _of_member(checkpoint: Checkpoint, largest: nn.Module, cut: nn.Module, num_experts: int) -> Checkpoint:
-    """Return the checkpoint of a member: the network's name says how many experts it has, or its layers are static."""
+def _save_member(out: str | Path, checkpoint: Checkpoint, largest: nn.Module, cut: nn.Module, num_experts: int) -> None:
+    """Write a member: the network's name says how many experts it has, or its layers are static."""
     from condconv.models.names import parse_name
 
     state = {name: each.cpu().contiguous() for name, each in cut.state_dict().items()}
-    cut_down = replace(checkpoint, model=state, ema=None, optimizer=None, scaler=None)
     if num_experts == 0:
-        return replace(cut_down, static_layers=(*checkpoint.static_layers, *conditional_layers(largest)))
-    name = replace(parse_name(checkpoint.config.model, "model"), num_experts=num_experts)
-    return replace(cut_down, config=replace(checkpoint.config, model=str(name)))
+        static = (*checkpoint.static_layers, *conditional_layers(largest))
+        save_remade(out, checkpoint, state, static_layers=static)
+    else:
+        name = replace(parse_name(checkpoint.config.model, "model"), num_experts=num_experts)
+        save_remade(out, checkpoint, state, config=replace(checkpoint.config, model=str(name)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -12,11 +12,10 @@ from condconv.convert import CompressionReport, compress_experts_
 from condconv.lab.data.images import Images
 from condconv.lab.data.workers import shortages_explained
 from condconv.lab.saved import network as networks
-from condconv.lab.saved.checkpoint import save_checkpoint
-from condconv.lab.saved.evaluate import Evaluation, check_finite_loss, evaluate_images
-from condconv.lab.saved.making_static import check_out
-from condconv.lab.saved.reading import Reading, open_images, own_data
+from condconv.lab.saved.evaluate import Evaluation
+from condconv.lab.saved.reading import Reading
 from condconv.lab.saved.rebuild import load_trained
+from condconv.lab.saved.remaking import Judge, check_out, save_remade
 from condconv.nn.choice import LayerChoice
 
 
@@ -86,25 +85,13 @@ def compress_checkpoint(
     reading = reading or Reading()
     checkpoint, network = load_trained(path, build=build)
 
-    def open_split(split: str) -> tuple[Images, bool]:
-        images = data or own_data(checkpoint, split)
-        return open_images(checkpoint, images, split=split, data_dir=data_dir, skip=reading.skip)
-
-    images, _ = open_split("train")
-    judged, labelled = open_split("val") if evaluate else (images, False)
-
-    def score() -> Evaluation | None:
-        scores = evaluate_images(network, judged, replace(reading, max_images=None)) if labelled else None
-        if scores is not None:
-            check_finite_loss(scores, path)
-        return scores
-
-    before = score()
+    judge = Judge(path, checkpoint, data, data_dir, reading, evaluate)
+    before = judge.score(network)
     report = compress_experts_(
         reading.place(network),
         experts,
         grouped=grouped,
-        data=_Batches(images, reading),
+        data=_Batches(judge.images, reading),
         layers=layers,
         skip=skip,
         max_error=max_error,
@@ -112,11 +99,8 @@ def compress_checkpoint(
         repair_lr=repair_lr,
     )
     stores = {**checkpoint.stores, **report.stores}
-    save_checkpoint(
-        Path(out).resolve(),  # a link that whoever runs this has named
-        replace(checkpoint, model=network.state_dict(), ema=None, optimizer=None, scaler=None, stores=stores),
-    )
-    return CompressedCheckpoint(report, before, score())
+    save_remade(out, checkpoint, network.state_dict(), stores=stores)
+    return CompressedCheckpoint(report, before, judge.score(network))
 
 
 class _Batches:

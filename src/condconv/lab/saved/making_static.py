@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from condconv.convert import make_static_
-from condconv.errors import UsageError, shown_name
-from condconv.files.paths import check_can_write
-from condconv.lab.data.images import Images
 from condconv.lab.data.workers import shortages_explained
 from condconv.lab.saved import network as networks
-from condconv.lab.saved.checkpoint import save_checkpoint
-from condconv.lab.saved.evaluate import Evaluation, check_finite_loss, evaluate_images
+from condconv.lab.saved.evaluate import Evaluation
 from condconv.lab.saved.inspection import record
-from condconv.lab.saved.reading import Reading, open_images, own_data
+from condconv.lab.saved.reading import Reading
 from condconv.lab.saved.rebuild import load_trained
+from condconv.lab.saved.remaking import Judge, check_out, save_remade
 from condconv.nn.choice import LayerChoice, choose_named
 from condconv.nn.conditional import conditional_layers
 
@@ -88,28 +85,13 @@ def make_checkpoint_static(
     checkpoint, network = load_trained(path, build=build)
     chosen = tuple(choose_named(conditional_layers(network), layers, skip, kind="conditional layers of the network"))
 
-    def open_split(split: str) -> tuple[Images, bool]:
-        images = data or own_data(checkpoint, split)
-        return open_images(checkpoint, images, split=split, data_dir=data_dir, skip=reading.skip)
-
-    images, _ = open_split("train")
-    judged, labelled = open_split("val") if evaluate else (images, False)
-
-    def score() -> Evaluation | None:
-        scores = evaluate_images(network, judged, replace(reading, max_images=None)) if labelled else None
-        if scores is not None:
-            check_finite_loss(scores, path)
-        return scores
-
-    before = score()
-    report = record(reading.place(network), reading.read(images, reading.choose(images), "routing"), None)
+    judge = Judge(path, checkpoint, data, data_dir, reading, evaluate)
+    before = judge.score(network)
+    report = record(reading.place(network), reading.read(judge.images, reading.choose(judge.images), "routing"), None)
     params_before = count_parameters(network)
     make_static_(network, {name: report.routing(name).mean_vector for name in chosen})
     static = (*checkpoint.static_layers, *chosen)
-    save_checkpoint(
-        Path(out).resolve(),  # a link that whoever runs this has named
-        replace(checkpoint, model=network.state_dict(), ema=None, optimizer=None, scaler=None, static_layers=static),
-    )
+    save_remade(out, checkpoint, network.state_dict(), static_layers=static)
     return StaticCheckpoint(
         layers=chosen,
         conditional_left=len(conditional_layers(network)),
@@ -117,29 +99,8 @@ def make_checkpoint_static(
         params_before=params_before,
         params_after=count_parameters(network),
         before=before,
-        after=score(),
+        after=judge.score(network),
     )
-
-
-def check_out(out: Path, checkpoint: Path, force: bool) -> None:
-    """Check, before the work begins, that a network can be written that is made from a checkpoint's.
-
-    Raises:
-        UsageError: The file cannot be written, is the checkpoint itself, or exists and is not to be replaced.
-    """
-    check_can_write(out)
-    if not out.exists():
-        return
-    if checkpoint.exists() and out.samefile(checkpoint):  # by whatever name
-        raise UsageError(
-            f"`out` must be another file than the checkpoint, got {shown_name(out)}: its experts would be lost, "
-            "give a new name"
-        )
-    # Unlike a page, it may be the only copy of a network that took days to train.
-    if not force:
-        raise UsageError(
-            f"`out` must be a new file, got {shown_name(out)}, which exists: give a new name, or --force to replace it"
-        )
 
 
 def count_parameters(network: nn.Module) -> int:
