@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from condconv.cli.output import path_line
+from condconv.cli.output import change_of, path_line
 from condconv.cli.parsing import add_option
 from condconv.cli.reading import CHECKPOINT, add_max_images, add_reading_options, reading_of
 from condconv.lab.rules import PATH, TEXT, number, or_none, whole
@@ -62,10 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         evaluate=not arguments.no_evaluate,
     )
     print(done.report)
-    if done.before is not None and done.after is not None:
-        before, after = 100 * done.before.top1, 100 * done.after.top1
-        print(f"top-1: {before:.2f} % -> {after:.2f} % ({after - before:+.2f} points, {done.after.images} images)")
-    elif not arguments.no_evaluate:
-        print("top-1: not measured: the images have no classes")
+    if not arguments.no_evaluate:
+        print(f"top-1: {change_of(done.before, done.after)}")
     print(f"written: {path_line(arguments.out)}")
     return 0

@@ -7,8 +7,12 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from condconv.errors import shown_name
+
+if TYPE_CHECKING:
+    from condconv.lab.saved import Evaluation
 
 _OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
 
@@ -32,6 +36,14 @@ def prepare_output() -> None:
 def path_line(path: object) -> str:
     """Return a path to print as a result: not shortened, since a program may read it, control characters escaped."""
     return shown_name(path, 10_000)
+
+
+def change_of(before: Evaluation | None, after: Evaluation | None) -> str:
+    """Return the accuracy of a network before and after it was changed, or that it was not measured."""
+    if before is None or after is None:
+        return "not measured: the images have no classes"
+    was, now = 100 * before.top1, 100 * after.top1
+    return f"{was:.2f} % -> {now:.2f} % ({now - was:+.2f} points, {after.images} images)"
 
 
 def drop_output() -> None:
