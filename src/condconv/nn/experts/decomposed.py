@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
-from condconv.nn.experts.base import Experts, Geometry, KernelSpec, MixCost
+from condconv.nn.experts.base import Geometry, KernelSpec, MixCost
+from condconv.nn.experts.one_kernel import OneKernelExperts
 from condconv.nn.experts.parts import along, mix_channels, pointwise
-from condconv.nn.experts.start import in_layout_of, init_experts_
 from condconv.nn.heads import Part
 from condconv.ops.quantized import along_outputs
 from condconv.ops.validation import check_routing_weights, check_tensors
 
 
-class DecomposedExperts(Experts):
+class DecomposedExperts(OneKernelExperts):
     """One kernel, and few channels mixed by a matrix from routing: `W(x) = A(x) W0 + P Phi(x) Q`.
 
     `A` has a gain for each output channel, and `Phi` `[R, R]` comes from the routing function as it is; both are parts
@@ -46,7 +46,6 @@ class DecomposedExperts(Experts):
 
     linear = False
     for_some_layers = True  # depthwise layers stay static in the paper
-    weight: nn.Parameter
 
     def __init__(
         self,
@@ -57,51 +56,25 @@ class DecomposedExperts(Experts):
         *,
         rank: int | None = None,
     ) -> None:
-        super().__init__(spec, num_experts)
+        where: Any = {"device": device, "dtype": dtype}
+        super().__init__(spec, num_experts, **where)
         self.rank = _rank(spec, rank)
         if num_experts != 1:
             raise UsageError(
                 f"`num_experts` must be 1 for decomposed experts, got {num_experts}: they are one kernel, whose "
                 "routed part has the size `rank`"
             )
-        where: Any = {"device": device, "dtype": dtype}
         self.parts = (Part("core", self.rank**2, "linear"), Part("outputs", spec.out_channels, "gain"))
-        self.weight = nn.Parameter(torch.empty(spec.shape, **where))
-        self.register_parameter("bias", nn.Parameter(torch.empty(spec.out_channels, **where)) if spec.bias else None)
         self.down = nn.Parameter(torch.empty(self.rank, spec.shape[1], **where))
         self.up = nn.Parameter(torch.empty(spec.out_channels, self.rank, **where))
         self._taps = spec.shape[2:]
         self._dim = -1 if len(spec.shape) == 2 else 1
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """See the base."""
-        init_experts_(self.weight[None], None if self.bias is None else self.bias[None])
-        self._draw_parts_()
-
-    @torch.no_grad()
-    def _draw_parts_(self) -> None:
+    def _draw_parts_(self, expert_spread: float) -> None:
         # Of zeros neither would ever get a gradient; Phi is 0 at the start.
         self.down.normal_().mul_(self.down.shape[1] ** -0.5)
         self.up.normal_().mul_(self.rank**-0.5)
-
-    @torch.no_grad()
-    def start_from_(
-        self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, expert_spread: float = 0.5
-    ) -> None:
-        """See the base; the kernel as it is, since gains start at 1 and the matrix at 0."""
-        self.weight = nn.Parameter(kernel.detach().clone(), kernel.requires_grad)
-        if bias is not None:
-            self.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
-        self._draw_parts_()
-        for part in (self.down, self.up):
-            part.requires_grad_(kernel.requires_grad)
-
-    @torch.no_grad()
-    def draw_(self, kernel: Tensor, bias: Tensor | None, deviation: Tensor) -> None:
-        """See the base."""
-        drawn = in_layout_of(kernel, self.weight.normal_().mul_(deviation)[None])[0]
-        self.start_from_(nn.Parameter(drawn, kernel.requires_grad), bias, self.even_weights())
 
     def _core(self, routing_weights: Tensor) -> Tensor:
         return self.split(routing_weights)["core"].unflatten(1, (self.rank, self.rank))
@@ -133,23 +106,16 @@ class DecomposedExperts(Experts):
 
     @torch.no_grad()
     def scale_outputs_(self, scale: Tensor) -> None:
-        """See the base; all but Q."""
-        scale = scale.to(self.weight.device, torch.float64)
-        for name in ("weight", "up", "bias"):
-            parameter = getattr(self, name)
-            if parameter is not None:
-                scaled = parameter.double() * scale[(..., *(None,) * (parameter.dim() - 1))]
-                setattr(self, name, nn.Parameter(scaled.to(parameter.dtype), parameter.requires_grad))
+        """See the base; P too."""
+        super().scale_outputs_(scale)
+        up = self.up.double() * scale.to(self.up.device, torch.float64)[:, None]
+        self.up = nn.Parameter(up.to(self.up.dtype), self.up.requires_grad)
 
     def cost(self, inputs: int, outputs: int, mixtures: int) -> MixCost:
         """See the base; no mixed kernel exists, and gains are not counted."""
         around = self.down.numel() + self.rank**2 + self.up.numel()
         madds = (self.weight.numel() + around) * outputs
         return MixCost(madds, sum(each.nbytes for each in self.parameters()), 0)
-
-    def why_not_quantize(self) -> str | None:
-        """See the base."""
-        return "they are one kernel and small parts: there is little to save"
 
     @classmethod
     def why_not(cls, spec: KernelSpec, **options: Any) -> str | None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from condconv.errors import UsageError
 from condconv.nn.experts.added import Kernels, LowRankKernel
 from condconv.nn.experts.base import Experts, Geometry, KernelSpec, MixCost, along_inputs
 from condconv.nn.experts.fitting import differences, root_of
+from condconv.nn.experts.one_kernel import OneKernelExperts
 from condconv.nn.experts.parts import FullMixing, Gains, LowRankMixing, along
-from condconv.nn.experts.start import ROUTED_SPREAD, in_layout_of, init_experts_
+from condconv.nn.experts.start import ROUTED_SPREAD
 from condconv.nn.experts.which_parts import channels_of, resolve_parts
 from condconv.ops.quantized import along_outputs
 from condconv.ops.validation import check_routing_weights, check_tensors
 
 
-class SharedExperts(Experts):
+class SharedExperts(OneKernelExperts):
     """One kernel and routed parts, `W(x) = A(x) W0 B(x) + U F(x) V`, of centred weights `c = r - centre`.
 
     - `B = I + Q (sum_e c_e S_e) P` mixes the input channels through `rank` others (or `sum_e c_e M_e`, rank "full").
@@ -58,7 +59,6 @@ class SharedExperts(Experts):
     """
 
     centred = True
-    weight: nn.Parameter
     centre: Tensor
 
     def __init__(
@@ -73,16 +73,14 @@ class SharedExperts(Experts):
         outputs: int | None = None,
         kernels: int | None = None,
     ) -> None:
-        super().__init__(spec, num_experts)
+        where: Any = {"device": device, "dtype": dtype}
+        super().__init__(spec, num_experts, **where)
         rank, gains, outputs, kernels = resolve_parts(spec, rank, gains, outputs, kernels)
         if kernels is not None and kernels >= num_experts > 1:
             raise UsageError(
                 f"`kernels` must be fewer than the {num_experts} experts, got {kernels}: give less, or take 'dense'"
             )
-        where: Any = {"device": device, "dtype": dtype}
         channels = channels_of(spec)
-        self.weight = nn.Parameter(torch.empty(spec.shape, **where))
-        self.register_parameter("bias", nn.Parameter(torch.empty(channels[1], **where)) if spec.bias else None)
         self.register_buffer("centre", torch.full((num_experts,), 0.5, **where))
         self.mixing: FullMixing | LowRankMixing | None = None
         if rank == "full":
@@ -107,35 +105,9 @@ class SharedExperts(Experts):
         """The parts that add kernels."""
         return [part for part in (self.outputs, self.principal) if part is not None]
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """See the base."""
-        init_experts_(self.weight[None], None if self.bias is None else self.bias[None])
-        self._draw_parts_(0.5)
-
     def centre_on_(self, routing_weights: Tensor) -> None:
         """See the base."""
         self.centre = routing_weights.detach().to(self.centre)
-
-    @torch.no_grad()
-    def start_from_(
-        self, kernel: Tensor, bias: Tensor | None, routing_weights: Tensor, expert_spread: float = 0.5
-    ) -> None:
-        """See the base; the output is the same whatever the parts are, since they vanish at the centre."""
-        self.weight = nn.Parameter(kernel.detach().clone(), kernel.requires_grad)
-        if bias is not None:
-            self.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
-        self.centre_on_(routing_weights)
-        self._draw_parts_(expert_spread)
-        for name, parameter in self.named_parameters():
-            if name not in ("weight", "bias"):
-                parameter.requires_grad_(kernel.requires_grad)
-
-    @torch.no_grad()
-    def draw_(self, kernel: Tensor, bias: Tensor | None, deviation: Tensor) -> None:
-        """See the base."""
-        drawn = in_layout_of(kernel, self.weight.normal_().mul_(deviation)[None])[0]
-        self.start_from_(nn.Parameter(drawn, kernel.requires_grad), bias, self.centre)
 
     def why_not_fit(self) -> str | None:
         """See the base."""
@@ -225,12 +197,8 @@ class SharedExperts(Experts):
     @torch.no_grad()
     def scale_outputs_(self, scale: Tensor) -> None:
         """See the base; W0, the bias and what is added are scaled."""
+        super().scale_outputs_(scale)
         scale = scale.to(self.weight.device, torch.float64)
-        kernel = self.weight.double()
-        kernel = kernel * along_outputs(scale[None], kernel[None], self.spec.groups, self.spec.transposed)[0]
-        self.weight = nn.Parameter(kernel.to(self.weight.dtype), self.weight.requires_grad)
-        if self.bias is not None:
-            self.bias = nn.Parameter((self.bias.double() * scale).to(self.bias.dtype), self.bias.requires_grad)
         for part in self._added:
             part.scale_outputs_(scale)
 
@@ -243,10 +211,6 @@ class SharedExperts(Experts):
             madds += 0 if gains is None else gains.madds(mixtures)
         madds += sum(part.madds(inputs, outputs, mixtures) for part in self._added)
         return MixCost(madds, sum(each.nbytes for each in self.parameters()), 0)
-
-    def why_not_quantize(self) -> str | None:
-        """See the base."""
-        return "they are one kernel and small parts: there is little to save"
 
     @classmethod
     def why_not(cls, spec: KernelSpec, **options: Any) -> str | None:
