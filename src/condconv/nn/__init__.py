@@ -22,19 +22,13 @@ from condconv.nn.experts import (
     spread_experts,
 )
 from condconv.nn.factory import ROUTING, make_routing
+from condconv.nn.fixed_routing import ConstantRouting, ExternalRouting
 from condconv.nn.folding import fold_batch_norm
 from condconv.nn.heads import Part
 from condconv.nn.linear import CondLinear
 from condconv.nn.methods import METHODS, Method
-from condconv.nn.routing import (
-    ConstantRouting,
-    ExternalRouting,
-    HiddenRouting,
-    HierarchicalRouting,
-    RoutingFunction,
-    SigmoidRouting,
-    TopKRouting,
-)
+from condconv.nn.routing import HiddenRouting, HierarchicalRouting, SigmoidRouting, TopKRouting
+from condconv.nn.routing_function import RoutingFunction
 from condconv.nn.same_padding import TFSameConv2d
 from condconv.nn.softmax_routing import SoftmaxRouting, anneal_
 from condconv.nn.standardization import Standardization

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from condconv.errors import UsageError
 from condconv.nn.block_routing import RoutingSlot, routing_functions
 from condconv.nn.conditional import ConditionalLayer, conditional_layers
-from condconv.nn.routing import RoutingFunction
+from condconv.nn.routing_function import RoutingFunction
 from condconv.nn.standardization import Standardization
 
 

@@ -12,16 +12,10 @@ from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
 from condconv.nn.calls import resolve_call
+from condconv.nn.fixed_routing import ConstantRouting, ExternalRouting
 from condconv.nn.heads import Part
-from condconv.nn.routing import (
-    ConstantRouting,
-    ExternalRouting,
-    HiddenRouting,
-    HierarchicalRouting,
-    RoutingFunction,
-    SigmoidRouting,
-    TopKRouting,
-)
+from condconv.nn.routing import HiddenRouting, HierarchicalRouting, SigmoidRouting, TopKRouting
+from condconv.nn.routing_function import RoutingFunction
 from condconv.nn.softmax_routing import SoftmaxRouting
 from condconv.ops.scalars import positive
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.errors import UsageError, shown
-from condconv.nn.routing import RoutingFunction
+from condconv.nn.routing_function import RoutingFunction
 from condconv.ops.scalars import number, whole
 
 _TRAINED = 10
