@@ -38,7 +38,7 @@ def check_out(out: Path, checkpoint: Path, force: bool) -> None:
 
 
 class Judge:
-    """The images that a network is made anew by, and those that it is scored on before and after.
+    """The images by which a network is remade, and those on which it is scored before and after.
 
     Args:
         path: The checkpoint's file.

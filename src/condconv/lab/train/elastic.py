@@ -7,7 +7,7 @@ from torch import Tensor
 from condconv.lab.data.images import IGNORED
 from condconv.lab.train.loss import mean_loss
 from condconv.lab.train.run import Run
-from condconv.nn.elastic import elastic_experts, sandwich, smaller_member
+from condconv.nn.elastic import sandwich, smaller_member
 
 
 def backward_through_members(run: Run, images: Tensor, targets: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def backward_through_members(run: Run, images: Tensor, targets: Tensor) -> Tenso
     Source:
         In-place distillation of universally slimmable networks (arXiv:1903.05134).
     """
-    _, *smaller = sandwich(elastic_experts(run.network))
+    _, *smaller = sandwich(run.members)
     logits: Tensor = run.model(images)
     loss = mean_loss(logits, targets, run.config.label_smoothing)
     share = 1 / (1 + len(smaller))

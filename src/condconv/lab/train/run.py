@@ -38,7 +38,8 @@ class Run:
     """The parts of a run.
 
     `model_options` are the network's, as resolved. `network` is the plain module, `model` the same as accelerate wraps
-    it, `average` the one that is scored, if the run averages weights.
+    it, `average` the one that is scored, if the run averages weights. `members` is the number of experts of the largest
+    member in an elastic run, else 0: to find it takes a look at all layers.
     """
 
     config: TrainConfig
@@ -55,6 +56,7 @@ class Run:
     train_loader: Any
     val_loader: Any
     updates_per_epoch: int
+    members: int = 0
     metrics: tuple[EpochMetrics, ...] = ()
 
     @property
@@ -83,18 +85,17 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
     with accelerator.local_main_process_first():  # what has to be fetched is fetched once
         data = open_data(config, None if checkpoint is None else checkpoint.preprocessing)
     seed_everything(config.seed)
+    train_images = len(data.train)
+    updates = train_images // config.batch_size
     options = (
-        networks.resolved_options(config, data.preprocessing.size, len(data.train) // config.batch_size * config.epochs)
+        networks.resolved_options(config, data.preprocessing.size, updates * config.epochs)
         if checkpoint is None
         else dict(checkpoint.model_options)
     )
     network = _build_network(config, build, data, checkpoint, options)
-    if config.elastic:
-        _check_elastic(network, accelerator)
+    members = _check_elastic(network, accelerator) if config.elastic else 0
     average = _build_average(config, network, accelerator, checkpoint)
     optimizer = create_optimizer(config, network)
-    train_images = len(data.train)
-    updates = train_images // config.batch_size
     scheduler = create_scheduler(config, optimizer, updates)
     sampler = EpochSampler(train_images, config.batch_size, config.seed)
     train_loader = create_loader(data.train, micro, workers=config.workers, sampler=sampler)
@@ -117,19 +118,26 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
         train_loader=train_loader,
         val_loader=val_loader,
         updates_per_epoch=updates,
+        members=members,
     )
     if checkpoint is not None:
         _restore_(run, checkpoint)
     return run
 
 
-def _check_elastic(network: nn.Module, accelerator: Accelerator) -> None:
-    elastic_experts(network)
+def _check_elastic(network: nn.Module, accelerator: Accelerator) -> int:
+    """Return the largest number of experts of an elastic network's members.
+
+    Raises:
+        UsageError: The network has no members, or there are several processes.
+    """
+    most = elastic_experts(network)
     if accelerator.num_processes > 1:
         raise UsageError(
             f"`elastic` must be False with several processes, got {accelerator.num_processes}: gradients are shared "
             "once for each forward pass, in which smaller members leave parameters out; start one process"
         )
+    return most
 
 
 def _check_same_epoch(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
