@@ -140,10 +140,9 @@ class ConditionalLayer(nn.Module):
         """Return a conditional layer that computes what a static one does, until it is trained further.
 
         The routing function starts with equal weights for all inputs, under which the experts mix to the kernel.
-        Device, dtype, layout, training mode,
-        `requires_grad` and plain attributes are those of the static layer; its forward hooks stay with it. The routing
-        function of a frozen layer is frozen too. On the meta device the layer has no values either, until a state dict
-        is loaded.
+        Device, dtype, layout, training mode, `requires_grad` and plain attributes are those of the static layer; its
+        forward hooks stay with it. The routing function of a frozen layer is frozen too. On the meta device the layer
+        has no values either, until a state dict is loaded.
 
         Args:
             static: The twin: a `torch.nn.Conv2d` for `CondConv2d`, and so on. Not changed.

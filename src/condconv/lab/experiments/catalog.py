@@ -149,7 +149,11 @@ def starts(width: str = "025", num_experts: int = 8) -> Experiment:
     return Experiment("starts", f"How {num_experts} experts start", "no table of the paper", arms)
 
 
-def compact(networks: Sequence[str] = ("small_dense", "small_separable"), num_experts: int = 8) -> Experiment:
+_SMALL = ("small_dense", "small_separable")
+"""Families of networks for small images."""
+
+
+def compact(networks: Sequence[str] = _SMALL, num_experts: int = 8) -> Experiment:
     """Whether about one kernel has the gain of several.
 
     Stores of experts on the networks for small images, compared with static networks of several widths, with
@@ -163,14 +167,22 @@ def compact(networks: Sequence[str] = ("small_dense", "small_separable"), num_ex
     Time: a third of a minute to a minute per epoch at 32 pixels.
     Expected: whole kernels gain about 3 points, shared ones more than half of that.
     """
-    for name in networks:
-        one_of("small_dense", "small_separable").check("networks", name)
-    EXPERTS.check("num_experts", num_experts)
-    arms = tuple(arm for name in networks for arm in compact_arms(name, num_experts))
+    arms = tuple(arm for name in networks for arm in _of_stores(name, num_experts))
     return Experiment("compact", "The gain of several kernels for about one", "no table of the paper", arms)
 
 
-def methods(networks: Sequence[str] = ("small_dense", "small_separable"), num_experts: int = 8) -> Experiment:
+def _of_stores(network: str, num_experts: int) -> tuple[Arm, ...]:
+    """Return the arms of `compact` for a family of networks.
+
+    Raises:
+        UsageError: It is not one for small images, or the number of experts is out of range.
+    """
+    one_of(*_SMALL).check("networks", network)
+    EXPERTS.check("num_experts", num_experts)
+    return compact_arms(network, num_experts)
+
+
+def methods(networks: Sequence[str] = _SMALL, num_experts: int = 8) -> Experiment:
     """Published methods under one recipe.
 
     Each method has the kernels that its paper prefers. The deltas and the shared experts of this package stand next to
@@ -183,17 +195,14 @@ def methods(networks: Sequence[str] = ("small_dense", "small_separable"), num_ex
     Time: a third of a minute to a minute per epoch at 32 pixels.
     Expected: no published numbers.
     """
-    EXPERTS.check("num_experts", num_experts)
+    others = ("static", "static, 113 % wide", "static, 131 % wide", "deltas", "deltas, images alike", "shared")
     arms: list[Arm] = []
     for network in networks:
-        one_of("small_dense", "small_separable").check("networks", network)
-        static = f"{network}, static"
-        wanted = ("static", "static, 113 % wide", "static, 131 % wide", "deltas", "deltas, images alike", "shared")
-        labels = [f"{network}, {each}" for each in wanted]
-        arms += [arm for arm in compact_arms(network, num_experts) if arm.label in labels]
+        labels = [f"{network}, {each}" for each in others]
+        arms += [arm for arm in _of_stores(network, num_experts) if arm.label in labels]
         for name, method in METHODS.items():
             model = f"{network}_cc_100_{method.num_experts}e"
-            arms.append(Arm(f"{network}, {name}", model, against=static, method=name))
+            arms.append(Arm(f"{network}, {name}", model, against=labels[0], method=name))
     return Experiment("methods", "Published methods under one recipe", "no table of the paper", tuple(arms))
 
 
