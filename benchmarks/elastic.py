@@ -10,36 +10,25 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
-from benchmarks.experts_pilot import Images, batches, load, normalised
+from benchmarks.cifar import BATCH, Images, batches, evaluate, keep_records, load, normalised
 from condconv.convert import estimate_statistics_, keep_experts_
 from condconv.models import create_model
 from condconv.nn.conditional import conditional_layers
 from condconv.nn.elastic import sandwich, smaller_member
 
 EXPERTS = 8
-BATCH = 128
-
-
-def accuracy(model: nn.Module, test: Images) -> float:
-    """Return the top-1 in percent."""
-    model.eval()
-    with torch.no_grad():
-        right = sum(
-            int((model(normalised(images)).argmax(1) == labels).sum())
-            for images, labels in zip(*(each.split(1000) for each in test), strict=True)
-        )
-    return round(100 * right / len(test[1]), 2)
 
 
 def train(model: nn.Module, images: Images, seed: int, epochs: int, *, elastic: bool) -> None:
@@ -70,8 +59,19 @@ def score_members(model: nn.Module, numbers: Iterable[int], images: Images, test
         if conditional_layers(cut):
             keep_experts_(cut, number)
         estimate_statistics_(cut, (normalised(each) for each in images[0][:2000].split(200)))
-        found[str(number)] = accuracy(cut, test)
+        found[str(number)] = round(evaluate(cut, test)[0], 2)
     return found
+
+
+def train_arm(arm: str | int, seed: int, epochs: int, images: Images, test: Images) -> dict[str, Any]:
+    """Train the elastic network or one alone, and return the top-1 of its members."""
+    torch.manual_seed(seed)
+    experts = EXPERTS if arm == "elastic" else int(arm)
+    name = f"small_separable_cc_100_{experts}e" if experts else "small_separable_100"
+    model = create_model(name, num_classes=10)
+    train(model, images, seed, epochs, elastic=arm == "elastic")
+    numbers = range(EXPERTS + 1) if arm == "elastic" else [experts]
+    return {"top1": score_members(model, numbers, images, test)}
 
 
 def main() -> None:
@@ -87,21 +87,16 @@ def main() -> None:
     options = parser.parse_args()
     train_set, test = load(options.data, options.cache, 16)
     images = (train_set[0][: options.images], train_set[1][: options.images])
-    done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    for seed in options.seeds:
-        for arm in ("elastic", *options.alone):
-            key = {"arm": arm, "seed": seed, "images": len(images[1]), "epochs": options.epochs}
-            if any(key.items() <= each.items() for each in done):
-                continue
-            torch.manual_seed(seed)
-            experts = EXPERTS if arm == "elastic" else int(arm)
-            name = f"small_separable_cc_100_{experts}e" if experts else "small_separable_100"
-            model = create_model(name, num_classes=10)
-            train(model, images, seed, options.epochs, elastic=arm == "elastic")
-            numbers = range(EXPERTS + 1) if arm == "elastic" else [experts]
-            scores = score_members(model, numbers, images, test)
-            with options.out.open("a") as file:
-                print(json.dumps({**key, "top1": scores, "torch": torch.__version__}), file=file)
+    runs = [
+        (
+            {"arm": arm, "seed": seed, "images": len(images[1]), "epochs": options.epochs},
+            partial(train_arm, arm, seed, options.epochs, images, test),
+        )
+        for seed in options.seeds
+        for arm in ("elastic", *options.alone)
+    ]
+    for record in keep_records(options.out, runs):
+        print(f"{record['arm']}, seed {record['seed']}: {record['top1']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,27 +13,19 @@ Finished runs are skipped, and one that was stopped resumes after its last epoch
 from __future__ import annotations
 
 import argparse
-import io
-import json
-import math
-import os
 import sys
-import tarfile
-import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Generator, Tensor, nn
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
+from benchmarks import cifar
+from benchmarks.cifar import BATCH, Images, load
 from benchmarks.experts_layers import build, convs, count, parse
 
-BATCH = 128
 DECAY = 5e-4
 
 
@@ -58,66 +50,12 @@ def optimizer_of(model: nn.Module, name: str, lr: float, options: dict[str, floa
     return torch.optim.SGD(settings, lr=lr, momentum=0.9, nesterov=True, fused=True)
 
 
-Images = tuple[Tensor, Tensor]
-
-
-def load(data: Path, cache: Path, size: int) -> tuple[Images, Images]:
-    """Read the training and the test images, uint8 `[N, 3, size, size]`, decoding them on the first call."""
-    sets = []
-    for part in ("train", "test"):
-        path = cache / f"cifar10-{part}-{size}.npz"
-        if not path.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            with tarfile.open(data / f"cifar10-{part}.tar") as tar:
-                files = sorted((each for each in tar if each.name.endswith(".jpg")), key=lambda each: each.name)
-                names = [Path(each.name).parent.name for each in files]
-                images = np.stack([_decode(tar.extractfile(each), size) for each in files])
-            classes = sorted(set(names))
-            np.savez(path, images=images, labels=np.array([classes.index(name) for name in names]))
-        arrays = np.load(path)
-        order = torch.randperm(len(arrays["labels"]), generator=Generator().manual_seed(0))  # files lie class by class
-        sets.append((torch.from_numpy(arrays["images"])[order], torch.from_numpy(arrays["labels"]).long()[order]))
-    return sets[0], sets[1]
-
-
-def _decode(file: Any, size: int) -> np.ndarray[Any, Any]:
-    image = Image.open(io.BytesIO(file.read())).convert("RGB").resize((size, size), Image.Resampling.BOX)
-    return np.asarray(image).transpose(2, 0, 1)
-
-
-def normalised(images: Tensor) -> Tensor:
-    """Return images of bytes as numbers of about mean 0 and deviation 1."""
-    return (images.float() / 255 - 0.473) / 0.25
-
-
-def batches(train: Images, seed: int, epoch: int, batch_size: int = BATCH) -> Iterator[Images]:
-    """Yield an epoch's batches: the same order, flips and shifts (an eighth of the side) in all arms of a seed."""
-    images, labels = train
-    draw = Generator().manual_seed(1000 * seed + epoch)
-    count, _, size, _ = images.shape
-    shift = size // 8
-    windows = F.pad(images, (shift,) * 4).unfold(2, size, 1).unfold(3, size, 1)
-    order = torch.randperm(count, generator=draw)
-    down, right = (torch.randint(2 * shift + 1, (count,), generator=draw) for _ in range(2))
-    flip = torch.rand(count, generator=draw) < 0.5
-    for at in order.split(batch_size):
-        x = normalised(windows[at, :, down[at], right[at]])
-        yield torch.where(flip[at, None, None, None], x.flip(-1), x), labels[at]
-
-
-@torch.no_grad()
 def evaluate(model: nn.Module, test: Images, probe: str = "") -> tuple[float, float]:
-    """Return accuracy in percent and loss."""
-    model.eval()
+    """Return accuracy in percent and loss, with other routing weights than each image's own if a probe is named."""
     for conv in convs(model):
         if hasattr(conv, "router"):
             conv.router.probe = probe
-    right = loss = 0.0
-    for images, labels in zip(*(each.split(1000) for each in test), strict=True):
-        logits = model(normalised(images))
-        right += float((logits.argmax(1) == labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return 100 * right / len(test[1]), loss / len(test[1])
+    return cifar.evaluate(model, test)
 
 
 @torch.no_grad()
@@ -146,7 +84,7 @@ def growth(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def train_arm(arm: str, seed: int, data: tuple[Images, Images], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train one arm and return its record, resuming after the last epoch that was saved."""
+    """Train one arm and return what was measured, resuming after the last epoch that was saved."""
     train, test = data
     options = parse(arm)[-1]
     model = build(arm, seed)
@@ -154,35 +92,18 @@ def train_arm(arm: str, seed: int, data: tuple[Images, Images], arguments: argpa
     optimizer = optimizer_of(model, arguments.optimizer, arguments.lr, options)
     key = f"{arm}-{seed}-{arguments.epochs}-{arguments.optimizer}-{arguments.lr}-{train[0].shape[-1]}"
     path = arguments.cache / f"state-{key}.pt"
-    state: dict[str, Any] = {"losses": [], "seconds": 0.0, "start": growth(model)}
-    if path.exists():
-        state = torch.load(path)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    steps = math.ceil(len(train[1]) / BATCH)
-    for epoch in range(len(state["losses"]), arguments.epochs):
-        begin, total = time.perf_counter(), 0.0
-        model.train()
-        for step, (images, labels) in enumerate(batches(train, seed, epoch), epoch * steps):
-            done = (step + 1) / (steps * arguments.epochs)
-            warm = min(1.0, (step + 1) / steps)
-            for group in optimizer.param_groups:
-                group["lr"] = group["base"] * warm * 0.5 * (1 + math.cos(math.pi * done))
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += float(loss.detach()) * len(labels)
-        state["losses"].append(round(total / len(train[1]), 5))
-        state["seconds"] += time.perf_counter() - begin
-        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+    state = cifar.train_(
+        model,
+        optimizer,
+        train,
+        seed,
+        epochs=arguments.epochs,
+        path=path,
+        batch_size=BATCH,
+        start=growth(model),
+    )
     top1, loss_at_test = evaluate(model, test)
     record: dict[str, Any] = {
-        "arm": arm,
-        "seed": seed,
-        **{name: getattr(arguments, name) for name in ("epochs", "optimizer", "lr", "size")},
         "params": params,
         "madds": madds,
         "top1": round(top1, 2),
@@ -215,19 +136,14 @@ def main() -> None:
         parse(arm)
     torch.set_num_threads(arguments.threads)
     data = load(arguments.data, arguments.cache, arguments.size)
-    what = ("arm", "seed", "epochs", "optimizer", "lr", "size")
-    lines = arguments.out.read_text(encoding="utf-8").splitlines() if arguments.out.exists() else []
-    done = [[json.loads(line).get(each) for each in what] for line in lines]
-    for seed in arguments.seeds:
-        for arm in arguments.arms:
-            if [arm, seed, *(getattr(arguments, each) for each in what[2:])] in done:
-                continue
-            record = train_arm(arm, seed, data, arguments)
-            with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record | {"torch": torch.__version__, "threads": arguments.threads}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            print(f"{arm}, seed {seed}: {record['top1']} %, {record['seconds']} s", flush=True)
+    settings = {name: getattr(arguments, name) for name in ("epochs", "optimizer", "lr", "size")}
+    runs = [
+        ({"arm": arm, "seed": seed, **settings}, partial(train_arm, arm, seed, data, arguments))
+        for seed in arguments.seeds
+        for arm in arguments.arms
+    ]
+    for record in cifar.keep_records(arguments.out, runs):
+        print(f"{record['arm']}, seed {record['seed']}: {record['top1']} %, {record['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,8 @@ learned weights that do not depend on the image. For one seed all arms see the s
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 import condconv
-from benchmarks.experts_pilot import Images, batches, load, normalised
+from benchmarks.cifar import Images, evaluate, keep_records, load, train_
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "static": None,
@@ -48,49 +45,37 @@ def build(arm: str, weights: Path, side: int, seed: int) -> nn.Module:
     return model
 
 
-def enlarged(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Return images of a size that the network has use for."""
-    return F.interpolate(images, (side, side), mode="bilinear", antialias=False)
+class Enlarging(nn.Module):
+    """A network that gets its images enlarged, to a size that it has use for."""
+
+    def __init__(self, network: nn.Module, side: int) -> None:
+        super().__init__()
+        self.network, self.side = network, side
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits of images `[B, 3, H, W]`."""
+        logits: torch.Tensor = self.network(F.interpolate(images, (self.side, self.side), mode="bilinear"))
+        return logits
 
 
 def train_arm(arm: str, seed: int, train: Images, test: Images, settings: argparse.Namespace) -> dict[str, Any]:
-    """Train one arm and return its record."""
-    begin = time.perf_counter()
-    model = build(arm, settings.weights, settings.side, seed)
-    total = condconv.count(model, torch.zeros(1, 3, settings.side, settings.side)).total
+    """Train one arm and return what was measured, resuming after the last epoch that was saved."""
+    network = build(arm, settings.weights, settings.side, seed)
+    total = condconv.count(network, torch.zeros(1, 3, settings.side, settings.side)).total
+    model = Enlarging(network, settings.side)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.05, fused=True)
-    steps = math.ceil(len(train[1]) / BATCH) * settings.epochs
-    step, losses = 0, []
-    for epoch in range(settings.epochs):
-        model.train()
-        summed = 0.0
-        for images, labels in batches(train, seed, epoch, BATCH):
-            for group in optimizer.param_groups:
-                group["lr"] = (
-                    settings.lr * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
-                )
-            loss = F.cross_entropy(model(enlarged(images, settings.side)), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            summed += float(loss.detach()) * len(labels)
-        losses.append(round(summed / len(train[1]), 5))
-    model.eval()
-    right = 0.0
-    with torch.no_grad():
-        for images, labels in zip(*(each.split(250) for each in test), strict=True):
-            right += float((model(enlarged(normalised(images), settings.side)).argmax(1) == labels).sum())
+    path = settings.cache / f"fine-{arm}-{seed}-{settings.epochs}-{settings.lr}-{settings.side}-{settings.images}.pt"
+    state = train_(
+        model, optimizer, train, seed, epochs=settings.epochs, path=path, batch_size=BATCH, warmup=settings.epochs / 10
+    )
+    top1, _ = evaluate(model, test)
+    path.unlink(missing_ok=True)
     return {
-        "what": arm,
-        "seed": seed,
-        **{name: getattr(settings, name) for name in ("epochs", "lr", "side", "images")},
         "params": total.params,
         "madds": total.madds,
-        "top1": [right / len(test[1])],
-        "train_loss": losses,
-        "seconds": round(time.perf_counter() - begin, 1),
-        "torch": torch.__version__,
+        "top1": [round(top1 / 100, 4)],
+        "train_loss": state["losses"],
+        "seconds": round(state["seconds"], 1),
     }
 
 
@@ -112,19 +97,17 @@ def main() -> None:
     train, test = load(settings.data, settings.cache, 32)
     train = train[0][: settings.images], train[1][: settings.images]
     test = test[0][:5000], test[1][:5000]
-    lines = settings.out.read_text(encoding="utf-8").splitlines() if settings.out.exists() else []
-    what = ("what", "seed", "epochs", "lr", "side", "images")
-    done = [[json.loads(line).get(each) for each in what] for line in lines]
-    for seed in settings.seeds:
-        for arm in settings.arms:
-            if [arm, seed, *(getattr(settings, each) for each in what[2:])] in done:
-                continue
-            record = train_arm(arm, seed, train, test, settings)
-            with settings.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            print(f"{arm}, seed {seed}: {100 * record['top1'][0]:.2f} %, {record['seconds']} s", flush=True)
+    given = {name: getattr(settings, name) for name in ("epochs", "lr", "side", "images")}
+    runs = [
+        ({"what": arm, "seed": seed, **given}, partial(train_arm, arm, seed, train, test, settings))
+        for seed in settings.seeds
+        for arm in settings.arms
+    ]
+    for record in keep_records(settings.out, runs):
+        print(
+            f"{record['what']}, seed {record['seed']}: {100 * record['top1'][0]:.2f} %, {record['seconds']} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -11,21 +11,17 @@ Finished runs are skipped, and one that was stopped resumes after its last epoch
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 import condconv
-from benchmarks.experts_pilot import BATCH, Images, batches, load, normalised
+from benchmarks.cifar import BATCH, Images, evaluate, keep_records, load, train_
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "static": None,
@@ -73,20 +69,8 @@ def optimizer_of(model: nn.Module, name: str, lr: float, decay: float) -> torch.
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, test: Images) -> tuple[float, float]:
-    """Return accuracy in percent and loss."""
-    model.eval()
-    right = loss = 0.0
-    for images, labels in zip(*(each.split(1000) for each in test), strict=True):
-        logits: Tensor = model(normalised(images))
-        right += float((logits.argmax(1) == labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return 100 * right / len(test[1]), loss / len(test[1])
-
-
 def train_arm(arm: str, seed: int, data: tuple[Images, Images], settings: argparse.Namespace) -> dict[str, Any]:
-    """Train one arm and return its record, resuming after the last epoch that was saved."""
+    """Train one arm and return what was measured, resuming after the last epoch that was saved."""
     train, test = data
     model = build(settings.net, arm, seed)
     size = train[0].shape[-1]
@@ -94,35 +78,10 @@ def train_arm(arm: str, seed: int, data: tuple[Images, Images], settings: argpar
     optimizer = optimizer_of(model, settings.optimizer, settings.lr, settings.decay)
     key = f"{settings.net}-{arm}-{seed}-{settings.epochs}-{settings.optimizer}-{settings.lr}-{size}"
     path = settings.cache / f"ev-{key}.pt"
-    state: dict[str, Any] = {"losses": [], "seconds": 0.0}
-    if path.exists():
-        state = torch.load(path)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    steps = math.ceil(len(train[1]) / BATCH)
-    for epoch in range(len(state["losses"]), settings.epochs):
-        begin, summed = time.perf_counter(), 0.0
-        model.train()
-        for step, (images, labels) in enumerate(batches(train, seed, epoch), epoch * steps):
-            done = (step + 1) / (steps * settings.epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * min(1.0, (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * done))
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            summed += float(loss.detach()) * len(labels)
-        state["losses"].append(round(summed / len(train[1]), 5))
-        state["seconds"] += time.perf_counter() - begin
-        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+    state = train_(model, optimizer, train, seed, epochs=settings.epochs, path=path, batch_size=BATCH)
     top1, loss_at_test = evaluate(model, test)
     path.unlink(missing_ok=True)
     return {
-        "what": f"{settings.net}, {arm}",
-        "seed": seed,
-        **{name: getattr(settings, name) for name in ("epochs", "optimizer", "lr", "decay", "size")},
         "params": total.params,
         "madds": total.madds,
         "top1": [round(top1 / 100, 4)],
@@ -151,19 +110,17 @@ def main() -> None:
         build(settings.net, arm, 0)
     torch.set_num_threads(1)
     data = load(settings.data, settings.cache, settings.size)
-    what = ("what", "seed", "epochs", "optimizer", "lr", "decay", "size")
-    lines = settings.out.read_text(encoding="utf-8").splitlines() if settings.out.exists() else []
-    done = [[json.loads(line).get(each) for each in what] for line in lines]
-    for seed in settings.seeds:
-        for arm in settings.arms:
-            if [f"{settings.net}, {arm}", seed, *(getattr(settings, each) for each in what[2:])] in done:
-                continue
-            record = train_arm(arm, seed, data, settings)
-            with settings.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record | {"torch": torch.__version__, "threads": 1}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            print(f"{record['what']}, seed {seed}: {100 * record['top1'][0]:.2f} %, {record['seconds']} s", flush=True)
+    given = {name: getattr(settings, name) for name in ("epochs", "optimizer", "lr", "decay", "size")}
+    runs = [
+        ({"what": f"{settings.net}, {arm}", "seed": seed, **given}, partial(train_arm, arm, seed, data, settings))
+        for seed in settings.seeds
+        for arm in settings.arms
+    ]
+    for record in keep_records(settings.out, runs):
+        print(
+            f"{record['what']}, seed {record['seed']}: {100 * record['top1'][0]:.2f} %, {record['seconds']} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
