@@ -16,12 +16,22 @@ OPS_TESTS = Path(__file__).parent / "ops"
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Give each test the same random numbers, whatever ran before it."""
+def _seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Give what a file of tests draws when it is imported the same random numbers, whatever was imported before it."""
+    if isinstance(collector, pytest.Module):
+        _seed()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Give each test the same random numbers, whatever ran before it."""
+    _seed()
 
 
 @pytest.fixture(autouse=True)
