@@ -1,4 +1,4 @@
-"""The rule of the experiment on compact experts, on results that are made up."""
+"""The experiment on compact experts, and its rule, on results that are made up."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import pytest
 
 from condconv.errors import UsageError
 from condconv.lab.experiments.catalog import create_experiment
-from condconv.lab.experiments.compact import Result, answer
+from condconv.lab.experiments.verdicts import Result, Results, about_one_kernel
 from condconv.models import create_model
 
 NAME = "small_dense"
 NOISE = (-0.1, 0.0, 0.1)
+
+
+def answer(results: Results) -> str:
+    """Return what the rule says of one network."""
+    (found,) = about_one_kernel(results)
+    return found
 
 
 def results(**changes: tuple[float, int, int]) -> dict[str, dict[int, Result]]:
@@ -33,13 +39,11 @@ def results(**changes: tuple[float, int, int]) -> dict[str, dict[int, Result]]:
 
 
 def test_a_shared_kernel_with_most_of_the_gain_is_a_yes() -> None:
-    assert answer(NAME, results()) == f"{NAME}: yes, by shared, rank 4; shared, rank 4 beyond squeeze-and-excitation."
+    assert answer(results()) == f"{NAME}: yes, by shared, rank 4; shared, rank 4 beyond squeeze-and-excitation."
 
 
 def test_no_more_is_claimed_than_squeeze_and_excitation_gives() -> None:
-    found = answer(
-        NAME, results() | {f"{NAME}, squeeze-and-excitation": dict.fromkeys(range(3), Result(63.0, 110, 1010))}
-    )
+    found = answer(results() | {f"{NAME}, squeeze-and-excitation": dict.fromkeys(range(3), Result(63.0, 110, 1010))})
     assert found == f"{NAME}: yes, by shared, rank 4; none beyond squeeze-and-excitation."
 
 
@@ -52,22 +56,32 @@ def test_no_more_is_claimed_than_squeeze_and_excitation_gives() -> None:
     ],
 )
 def test_the_conditions(arm: tuple[float, int, int], said: str | None) -> None:
-    found = answer(NAME, results(**{"shared,_rank_4": arm}))
+    found = answer(results(**{"shared,_rank_4": arm}))
     assert found.startswith(f"{NAME}: yes") if said is None else found == f"{NAME}: no; {said}."
 
 
 def test_it_must_be_above_static_networks_of_its_costs() -> None:
     wide = {f"{NAME}, static, 113 % wide": dict.fromkeys(range(3), Result(64.0, 120, 1200))}
-    assert "not surely above a static network of as many params" in answer(NAME, results() | wide)
+    assert "not surely above a static network of as many params" in answer(results() | wide)
     costly = results(**{"shared,_rank_4": (62.4, 101, 1600)})
     costly[f"{NAME}, static, 131 % wide"] = dict.fromkeys(range(3), Result(64.0, 160, 1600))
-    assert "not surely above a static network of as many madds (-1.6 points)" in answer(NAME, costly)
+    assert "not surely above a static network of as many madds (-1.6 points)" in answer(costly)
 
 
 def test_one_seed_is_no_answer() -> None:
     once = {label: {0: each[0]} for label, each in results().items()}
-    assert "no answer yet" in answer(NAME, once)
-    assert "no answer yet" in answer(NAME, {})
+    assert "no answer yet" in answer(once)
+    assert "no answer yet" in answer({f"{NAME}, static": {}})
+    assert about_one_kernel({}) == []
+
+
+def test_each_network_has_an_answer() -> None:
+    other = {label.replace(NAME, "other"): each for label, each in results(deltas=(60.0, 900, 1100)).items()}
+    found = create_experiment("compact", num_experts=2).verdicts(results() | other)
+    assert found == [
+        f"{NAME}: yes, by shared, rank 4; shared, rank 4 beyond squeeze-and-excitation.",
+        "other: no; shared, rank 4: +2.4 points of +0.0.",
+    ]
 
 
 def test_every_arm_can_be_made() -> None:

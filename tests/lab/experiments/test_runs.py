@@ -366,6 +366,22 @@ def test_rows_are_means_and_paired_differences(tmp_path):
     assert "+3.00 (1 of 2 seeds)" in table(summarise(EXPERIMENT, [*records[:2], records[3]]), "top-1 (%)")
 
 
+def test_the_rule_of_an_experiment_is_printed_whatever_its_name(tmp_path):
+    asked = replace(EXPERIMENT, rule="about one kernel")
+    for experiment in (asked, replace(EXPERIMENT, name="compact")):
+        records = tuple(_record(run, 0.5) for run in list_runs(experiment, SETTINGS, tmp_path, 1))
+        _, files = write_tables(experiment, Outcome(records, {}), "Digits.", tmp_path / experiment.name)
+        assert ("plain: no answer yet, " in files[0].read_text()) == (experiment is asked)
+        assert read(files[2])[0] == experiment
+
+
+def test_a_file_cannot_name_a_rule_that_is_not_there(tmp_path):
+    numbers = {"experiment": {**asdict(EXPERIMENT), "rule": "os.system"}, "records": []}
+    (tmp_path / "records.json").write_text(json.dumps(numbers))
+    with pytest.raises(UsageError, match=r"version, got .*\(`rule` must be empty or one of .*, got 'os.system'"):
+        read(tmp_path / "records.json")
+
+
 def test_files_of_what_is_finished(tmp_path):
     runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, 1)
     outcome = Outcome((_record(runs[0], 0.5),), {"2 experts/0": "exit status 1: no luck"})

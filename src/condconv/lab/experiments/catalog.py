@@ -158,7 +158,7 @@ def compact(networks: Sequence[str] = _SMALL, num_experts: int = 8) -> Experimen
 
     Stores of experts on the networks for small images, compared with static networks of several widths, with
     squeeze-and-excitation, and with the same experts with one learned mixture for all images. The answer is
-    a rule that was fixed before the runs, in `condconv.lab.experiments.compact`.
+    a rule that was fixed before the runs, `condconv.lab.experiments.verdicts.about_one_kernel`.
 
     Source: none.
     Command: `condconv experiment compact --data cifar10 --image-size 32 --seeds 6 --epochs 30 --optimizer sgd --lr 0.1
@@ -168,7 +168,8 @@ def compact(networks: Sequence[str] = _SMALL, num_experts: int = 8) -> Experimen
     Expected: whole kernels gain about 3 points, shared ones more than half of that.
     """
     arms = tuple(arm for name in networks for arm in _of_stores(name, num_experts))
-    return Experiment("compact", "The gain of several kernels for about one", "no table of the paper", arms)
+    title = "The gain of several kernels for about one"
+    return Experiment("compact", title, "no table of the paper", arms, rule="about one kernel")
 
 
 def _of_stores(network: str, num_experts: int) -> tuple[Arm, ...]:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from condconv.errors import UsageError, shown
+from condconv.lab.experiments.verdicts import RULES, Results
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -52,6 +55,11 @@ class Experiment:
         note: A note below the table.
         metric: What is compared, in percent.
         task: `"classification"` or `"detection"`.
+        rule: Name of the rule that answers its question, a key of `condconv.lab.experiments.verdicts.RULES`; empty
+            for none.
+
+    Raises:
+        UsageError: There is no such rule.
     """
 
     name: str
@@ -61,6 +69,17 @@ class Experiment:
     note: str = ""
     metric: str = "top-1 (%)"
     task: str = "classification"
+    rule: str = ""
+
+    def __post_init__(self) -> None:
+        if self.rule and self.rule not in RULES:
+            raise UsageError(
+                f"`rule` must be empty or one of {', '.join(RULES)}, got {shown(self.rule)}: choose one of these"
+            )
+
+    def verdicts(self, results: Results) -> list[str]:
+        """Return what the rule says of the results, in sentences; none without a rule."""
+        return RULES[self.rule](results) if self.rule else []
 
     def reference(self, arm: Arm) -> Arm | None:
         """Return the arm that another is compared with, or `None` for an arm that is a reference itself."""

@@ -13,12 +13,12 @@ from condconv.errors import UsageError, command_line, first_line, shown_name
 from condconv.files.atomic import write_own
 from condconv.files.paths import make_directory, read_text
 from condconv.files.schema import read_record
-from condconv.lab.experiments import compact
 from condconv.lab.experiments.comparison import as_markdown, spread, thousands
 from condconv.lab.experiments.design import Arm, Experiment
 from condconv.lab.experiments.plots import new_figure, save_figure
 from condconv.lab.experiments.runner import Outcome
 from condconv.lab.experiments.runs import RunRecord
+from condconv.lab.experiments.verdicts import Result, Results
 from condconv.lab.saved.metrics import as_csv
 
 
@@ -184,8 +184,8 @@ def write_tables(
     rows = summarise(experiment, outcome.records)
     markdown = table(rows, experiment.metric)
     failed = "".join(f"\nFailed: {name}, {reason}\n" for name, reason in outcome.failures.items())
-    answers = [] if experiment.name != "compact" else _answers(outcome.records)
-    notes = " ".join(each for each in (*answers, conditions, experiment.note) if each)
+    verdicts = experiment.verdicts(_results(outcome.records))
+    notes = " ".join(each for each in (*verdicts, conditions, experiment.note) if each)
     text = (
         f"# {experiment.title}\n\n{markdown}\n{failed}\n{notes} Mean ± standard deviation over "
         f"seeds, after the last epoch; differences {compared(rows)}, seed by seed. Paper: {experiment.source}, on its "
@@ -207,12 +207,12 @@ def write_tables(
     return markdown, tuple(paths)
 
 
-def _answers(records: Sequence[RunRecord]) -> list[str]:
-    """Return what the rule of the experiment `compact` says of each network."""
-    results: dict[str, dict[int, compact.Result]] = {}
+def _results(records: Sequence[RunRecord]) -> Results:
+    """Return what the rule of an experiment judges."""
+    results: dict[str, dict[int, Result]] = {}
     for each in records:
-        results.setdefault(each.label, {})[each.seed] = compact.Result(100 * each.score, each.params, each.madds)
-    return [compact.answer(name, results) for name in dict.fromkeys(label.partition(",")[0] for label in results)]
+        results.setdefault(each.label, {})[each.seed] = Result(100 * each.score, each.params, each.madds)
+    return results
 
 
 def read(path: Path) -> tuple[Experiment, tuple[RunRecord, ...]]:
