@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from condconv.counting.parameters import count_parameters
 from condconv.lab.saved import Reading, compress_checkpoint, load_checkpoint
 from condconv.models import create_model
 
@@ -34,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.checkpoint)
     name, _, _ = checkpoint.config.model.replace("_cc", "").rpartition("_")
-    static = sum(each.numel() for each in create_model(name, num_classes=len(checkpoint.class_names)).parameters())
+    static = count_parameters(create_model(name, num_classes=len(checkpoint.class_names)).parameters())
     reading = Reading(max_images=arguments.max_images, batch_size=125, progress=False)
     for epochs in arguments.repair:
         for rank in arguments.ranks:

@@ -15,6 +15,7 @@ from condconv.convert.compression_report import CompressedLayer, CompressionRepo
 from condconv.convert.repair import repair_, why_not_repair
 from condconv.convert.routing_moments import Moments, assumed_moments, measured_moments
 from condconv.convert.stores import experts_like
+from condconv.counting.parameters import count_parameters
 from condconv.errors import UsageError, check_type, few, shown
 from condconv.nn import Experts
 from condconv.nn.choice import LayerChoice, choose_named
@@ -105,7 +106,7 @@ def compress_experts_(
         CompressedLayer(name, _text(wanted[name]), bytes_of(chosen[name].experts), bytes_of(new), error)
         for name, (new, error) in fitted.items()
     ]
-    before = _count(model)
+    before = count_parameters(model.parameters())
     repair: tuple[float, ...] = ()
     with ExitStack() as undo:
         teacher = copy.deepcopy(model) if repair_epochs else None
@@ -117,7 +118,7 @@ def compress_experts_(
         undo.pop_all()
     high = [row.name for row in rows if row.error > _WARN_ABOVE]
     notes = (f"relative error above {_WARN_ABOVE}: {few(high)}; compare the accuracy, or repair",) if high else ()
-    return CompressionReport(tuple(rows), left, images, before, _count(model), repair, notes)
+    return CompressionReport(tuple(rows), left, images, before, count_parameters(model.parameters()), repair, notes)
 
 
 def _check(model: nn.Module, data: Any, max_error: Any, repair_epochs: Any, repair_lr: Any) -> None:
@@ -149,7 +150,3 @@ def _fit(experts: Experts, option: ExpertsOption, moments: Moments) -> tuple[Exp
 
 def _text(experts: ExpertsOption) -> str | None:
     return experts if isinstance(experts, str) else None
-
-
-def _count(model: nn.Module) -> int:
-    return sum(each.numel() for each in model.parameters())

@@ -15,6 +15,7 @@ from condconv.convert.report import ConversionReport, describe_layer
 from condconv.convert.surgery import replace
 from condconv.convert.verification import check_output, run_changed
 from condconv.counting import CostReport, count_trace
+from condconv.counting.parameters import count_parameters
 from condconv.counting.tracing import Trace, is_on_meta
 from condconv.errors import UsageError, few
 from condconv.nn import ConditionalLayer, ExternalRouting
@@ -48,7 +49,7 @@ def exchange_layers_(
         UsageError: The converted model's output was not the same.
     """
     before = None if watched is None else count_trace(model, watched)
-    params_before = sum(parameter.numel() for parameter in model.parameters())
+    params_before = count_parameters(model.parameters())
     notes = [*notes, *frozen_notes(conversion.groups, old_layers)]
     with ExitStack() as undo:
         new_layers = build_layers(model, conversion, old_layers, undo)
@@ -58,7 +59,7 @@ def exchange_layers_(
         undo.pop_all()
     notes += unchecked + exchange_parameters_(optimizers, model, old_layers, new_layers)
     rows = [describe_layer(name, old, new_layers[name], before, after) for name, old in old_layers.items()]
-    params_after = sum(parameter.numel() for parameter in model.parameters())
+    params_after = count_parameters(model.parameters())
     return ConversionReport(
         tuple(rows), dict(refused), tuple(notes), before, after, params_before, params_after, conversion
     )

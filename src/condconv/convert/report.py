@@ -11,6 +11,7 @@ from torch import nn
 
 from condconv.convert.record import Conversion
 from condconv.counting import CostReport, format_table
+from condconv.counting.parameters import count_parameters
 from condconv.files.atomic import write_atomic
 from condconv.nn import ConditionalLayer, RoutingSlot
 from condconv.nn.conditional import own_parameters
@@ -110,7 +111,7 @@ def describe_layer(
         None if report is None else next((cost.madds for cost in report.layers if cost.name == name), 0)
         for report in (before, after)
     ]
-    params = [sum(p.numel() for p in own_parameters(layer)) for layer in (old, new)]
+    params = [count_parameters(own_parameters(layer)) for layer in (old, new)]
     slot = isinstance(new.routing_fn, RoutingSlot)
     routing = new.routing_fn.extra_repr() if slot else type(new.routing_fn).__name__
     kinds = (type(old).__name__, f"{type(new).__name__} x{new.num_experts}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from condconv.counting.parameters import count_parameters
 from condconv.counting.tracing import Call, Trace, trace
 from condconv.errors import check_type
 from condconv.nn import ConditionalLayer
@@ -112,12 +113,12 @@ def count_trace(model: nn.Module, watched: Trace) -> CostReport:
             before = costs.get(call.module)
             costs[call.module] = cost if before is None else _add(cost, before)
     counted = {id(p) for module in costs for p in own_parameters(module)}
-    other = sum(p.numel() for p in model.parameters() if id(p) not in counted)
+    other = count_parameters(p for p in model.parameters() if id(p) not in counted)
     layers = (*costs.values(), LayerCost("(other)", "", other, 0))
     total = LayerCost(
         "total",
         "",
-        sum(p.numel() for p in model.parameters()),
+        count_parameters(model.parameters()),
         sum(cost.madds for cost in layers),
         sum(cost.expert_bytes for cost in layers),
         sum(cost.kernel_bytes for cost in layers),
@@ -134,7 +135,7 @@ def _layer_cost(call: Call, batch: int) -> LayerCost | None:
     module: Any = call.module
     if not call.input_shape or not call.output_shape or not batch:
         return None
-    own = sum(p.numel() for p in own_parameters(module))
+    own = count_parameters(own_parameters(module))
     kind = type(module).__name__
     if isinstance(module, ConditionalLayer):
         # All windows or frames that a model folds into the batch of a layer belong to the example, with a kernel each.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from condconv.convert import make_static_
+from condconv.counting.parameters import count_parameters
 from condconv.lab.data.workers import shortages_explained
 from condconv.lab.saved import network as networks
 from condconv.lab.saved.evaluate import Evaluation
@@ -88,7 +87,7 @@ def make_checkpoint_static(
     judge = Judge(path, checkpoint, data, data_dir, reading, evaluate)
     before = judge.score(network)
     report = record(reading.place(network), reading.read(judge.images, reading.choose(judge.images), "routing"), None)
-    params_before = count_parameters(network)
+    params_before = count_parameters(network.parameters())
     make_static_(network, {name: report.routing(name).mean_vector for name in chosen})
     static = (*checkpoint.static_layers, *chosen)
     save_remade(out, checkpoint, network.state_dict(), static_layers=static)
@@ -97,12 +96,7 @@ def make_checkpoint_static(
         conditional_left=len(conditional_layers(network)),
         images=int(report.routings[0].examples),
         params_before=params_before,
-        params_after=count_parameters(network),
+        params_after=count_parameters(network.parameters()),
         before=before,
         after=judge.score(network),
     )
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Return the number of a network's parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())

@@ -13,6 +13,7 @@ from timm.utils.distributed import distribute_bn
 from torch import Tensor
 from tqdm import tqdm
 
+from condconv.counting.parameters import count_parameters
 from condconv.errors import TrainingError, TrainingInterrupted
 from condconv.files.atomic import remove_leftovers, write_own
 from condconv.lab.config import TrainConfig
@@ -81,7 +82,7 @@ def train(
             raise ShortageError(f"{error}, which resumes the run; {_what_is_saved(run)}") from error
         finally:
             finish_logs(run)
-    params = sum(each.numel() for each in run.network.parameters())
+    params = count_parameters(run.network.parameters())
     images = len(run.metrics) * len(run.sampler)
     return TrainResult(run.metrics, run.out, last_path(run.out), run.out / "best.safetensors", params, images)
 
