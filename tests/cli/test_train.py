@@ -1,5 +1,7 @@
 """Options of `condconv train`: groups, entries of mappings, recipes and what replaces their values."""
 
+import re
+
 import pytest
 
 from condconv.cli.main import create_parser, main
@@ -20,6 +22,15 @@ def test_the_help_is_in_groups(capsys):
         assert f"\n{title}\n" in said
     assert "--optimizer-option NAME=VALUE" in said
     assert all(name in said for name in RECIPES)
+
+
+def test_the_help_has_each_default_once(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    options = re.split(r"\n  (?=-)", capsys.readouterr().out)
+    assert all(option.count("(default:") <= 1 for option in options)
+    defaults = {option.split(",")[0]: " ".join(option.split()).partition("(default: ")[2] for option in options}
+    assert (defaults["--router-decay"], defaults["--norm-decay"], defaults["--compile"]) == ("on)", "off)", "off)")
 
 
 def test_entries_are_read_as_values_or_words():

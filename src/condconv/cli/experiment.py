@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the command to the parser; it has the settings of `condconv train` as options too."""
     parser = subparsers.add_parser(
         "experiment",
-        help="repeat an experiment of the paper on your data",
+        help="repeat an experiment, most of them the paper's, on your data",
         description="Trains the networks of one experiment, all with the same settings, and writes one table and one "
         "plot with the paper's figures next to yours. Finished runs are kept: the same command resumes where it "
         "stopped; with --seeds 5 it adds two seeds to three.",

@@ -72,7 +72,8 @@ def _add_option(group: argparse._ArgumentGroup, setting: Field[Any]) -> None:
         flag = f"--{ENTRIES[setting.name].replace('_', '-')}"
         add_option(group, flag, _ENTRY, text, dest=setting.name, repeat=True, metavar="NAME=VALUE")
     elif "bool" in str(setting.type):
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        state = "on" if setting.default else "off"
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} (default: {state})")
     elif setting.name == "out":
         add_option(group, f"-o {flag}", rule, f"{text} (default: runs/DATA-MODEL-seedSEED)", metavar="OUT")
     else:

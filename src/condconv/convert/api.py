@@ -59,7 +59,8 @@ def convert_(
             linear layer only if it is its full name; a function is asked about linear layers too.
         skip: Which of them stay static, in the same forms; `None` for none.
         routing: A name, also with options as in `"softmax(temperature=30)"`, a factory called with
-            `(in_channels, num_experts)`, or (scope `"network"` only) a module.
+            `(in_channels, num_experts)`, or (scope `"network"` only) a module; `None` for
+            `"sigmoid(standardize=True)"`.
         scope: `"layer"`, `"block"`, `"block(every=2)"`, `"network"` or a `Scope`.
         classifier: Also convert the last linear layer that runs, for any `layers` and `skip`; it routes by its own
             input unless the scope is `"network"`.
@@ -70,8 +71,8 @@ def convert_(
         expert_spread: Difference between experts, relative to the standard deviation of the kernel.
         experts: What kernels are made of: `"deltas"`, a shared kernel and E routed differences; `"dense"`, E whole
             kernels; `"shared"`, one kernel with small routed parts, also with options as in `"shared(rank=16)"` (see
-            `condconv.nn.SharedExperts`); or a factory of `condconv.nn.Experts`. A layer that cannot have them stays
-            static, with the reason in the report.
+            `condconv.nn.SharedExperts`); or a factory of `condconv.nn.Experts`; `None` for `"deltas"`. A layer that
+            cannot have them stays static, with the reason in the report.
         method: A published method by name instead of `routing` and `experts`, as in `condconv.CondConv2d`.
         impl: As in `condconv.ops.cond_conv2d`.
         optimizer: An optimizer of the model's parameters, or several. New parameters replace the old ones in their

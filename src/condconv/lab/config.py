@@ -92,8 +92,8 @@ class TrainConfig:
     workers: int = _data(0, "processes that read images, per training process", whole(0, 1024))
     cache_images: float = _data(
         0.0,
-        "GiB of memory, per training process, in which to keep all images decoded; an error if they need more "
-        "(default: 0, which reads each image again in each epoch)",
+        "GiB of memory, per training process, in which to keep all images decoded; an error if they need more; 0 "
+        "reads each image again in each epoch",
         number(0),
     )
 

@@ -90,9 +90,13 @@ class CondConv2d(_CondConv):
         dtype: Of the parameters.
         num_experts: E, the number of kernels; `None` for 8, or for what the method has.
         routing: From the input to the weights `[B, E]`: a name (`"sigmoid"`, `"softmax"`, `"hidden"`,
-            `"hierarchical"`, `"top_k"`, `"constant"`, `"external"`), a factory called with
-            `(in_channels, num_experts)`, or a module.
-        experts: What the kernels are made of: `"dense"`, E whole kernels; or a factory of `condconv.nn.Experts`.
+            `"hierarchical"`, `"top_k"`, `"constant"`, `"external"`), also with options as in
+            `"sigmoid(standardize=True)"`, a factory called with `(in_channels, num_experts)`, or a module; `None` for
+            `"sigmoid"`, the paper's.
+        experts: What the kernels are made of: `"dense"`, E whole kernels; `"deltas"`, a shared kernel and E routed
+            differences; `"shared"`, one kernel with small routed parts, also with options as in `"shared(rank=16)"`; or
+            a factory of `condconv.nn.Experts`; `None` for `"dense"`, the paper's. With `"deltas"` or `"shared"`, take
+            `routing="sigmoid(standardize=True)"`.
         method: A published method by name instead of `routing` and `experts`: a key of `condconv.nn.METHODS`, also with
             options as in `"dyconv(annealing_steps=5000)"`.
         impl: How it is computed; see `condconv.ops.cond_conv2d`.

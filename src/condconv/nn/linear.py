@@ -32,7 +32,7 @@ class CondLinear(ConditionalLayer):
         bias: Whether each expert has a bias `[O]`.
         device: Where the parameters live.
         dtype: Of the parameters.
-        num_experts: E.
+        num_experts: E; `None` for 8, or for what the method has.
         routing: As in `CondConv2d`.
         experts: As in `CondConv2d`.
         method: As in `CondConv2d`.
