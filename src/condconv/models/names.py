@@ -32,7 +32,7 @@ class Name:
 
 
 def list_models() -> list[str]:
-    """Return the names of the paper's networks and those for small images; other sizes and numbers of experts work too."""
+    """Return the names of the paper's networks and those for small images; other sizes and numbers work too."""
     return [
         str(Name(family, size, experts))
         for family in FAMILIES.values()
