@@ -97,7 +97,7 @@ def test_images_without_classes_have_a_page_too():
     report = recorded(nn.Sequential(layer()), torch.rand(5, 2))
     measured = (Intervention("learned", (), 5, 5), Intervention("mean", ("0.routing_fn",), 5, 4))
     found = content(render_page(replace(report, interventions=measured)))
-    assert set(found["charts"]) == {"effective", "cost"}
+    assert set(found["charts"]) == {"effective", "kernels", "cost"}
     assert set(found["layers"][0]["charts"]) == {"histogram"}
     assert found["charts"]["cost"]["data"][0]["y"] == [20]  # one of five predictions
 

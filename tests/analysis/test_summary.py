@@ -35,8 +35,10 @@ def test_the_numbers_are_those_worked_by_hand():
     assert found.variation == pytest.approx((0.01 / 0.26) ** 0.5)  # variance over mean square
     assert found.experts_in_use == pytest.approx(2)
     assert (found.num_experts, found.similarity, found.routings) == (2, 0, 1)
-    assert (
-        found.numbers == "weights vary by 20 % over images, 2.0 of 2 experts in use, their similarity 0.00 (copies: 1)"
+    assert found.kernel_variation == pytest.approx(found.variation)  # of experts at right angles
+    assert found.numbers == (
+        "weights vary by 20 % over images, kernels by 19.6 %, 2.0 of 2 experts in use, "
+        "their similarity 0.00 (copies: 1)"
     )
 
 

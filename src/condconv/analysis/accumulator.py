@@ -19,6 +19,7 @@ class Accumulator:
 
     Attributes:
         sums: The sums, by the names of the fields of `RoutingRecord`.
+        weight_products: Sum of the outer products of the weights with themselves, `[E, E]`.
     """
 
     def __init__(self, num_classes: int, num_experts: int, num_weights: int, top_examples: int) -> None:
@@ -37,6 +38,7 @@ class Accumulator:
             "class_squares": torch.zeros(per_class, dtype=torch.float64),
             "class_share_sums": torch.zeros(per_class, dtype=torch.float64),
         }
+        self.weight_products = torch.zeros(num_experts, num_experts, dtype=torch.float64)
         self.highest_shares = torch.zeros(num_experts, dtype=torch.float64)
         self.top_weights = torch.full((num_experts, top_examples), -torch.inf, dtype=torch.float64)
         self.top_ids = torch.full((num_experts, top_examples), -1)
@@ -53,6 +55,7 @@ class Accumulator:
         if len(weights) == 0:
             return
         shares = statistics.shares(weights)
+        self.weight_products += weights.mT @ weights
         self.highest_shares = torch.maximum(self.highest_shares, shares.amax(0))
         self._remember_highest(weights, ids)
         self._add(

@@ -6,6 +6,7 @@ Names are escaped here, since plotly interprets some HTML in texts.
 from __future__ import annotations
 
 import html
+import math
 
 from condconv.analysis.charts import Figure, figure, rounded, routing_title
 from condconv.analysis.records import Intervention, RoutingRecord
@@ -21,6 +22,12 @@ def overview(report: RoutingReport) -> dict[str, Figure]:
         _line(records, [record.experts_in_all for record in records], "over all images", "%{y:.2f} experts"),
     ]
     curves = {"effective": figure(in_use, "effective number of experts", from_zero=True)}
+    kernels = [math.nan if record.kernel_variation is None else 100 * record.kernel_variation for record in records]
+    if not all(map(math.isnan, kernels)):
+        weights = [100 * record.variation for record in records]
+        each = (("kernels", kernels), ("weights", weights))
+        lines = [_line(records, values, name, f"{name} vary by %{{y:.1f}} %") for name, values in each]
+        curves["kernels"] = figure(lines, "variation over images (%)", from_zero=True)
     wasted = {
         "dead experts": [float(len(record.dead)) for record in records],
         "duplicate pairs": [float(len(record.duplicates)) for record in records],

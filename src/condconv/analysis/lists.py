@@ -16,7 +16,7 @@ from condconv.analysis.records import Intervention, RoutingRecord
 from condconv.analysis.statistics import BINS
 from condconv.errors import shown
 from condconv.files.paths import read_text
-from condconv.files.schema import TEXT, SchemaError, anything, none_or, record, sequence, whole
+from condconv.files.schema import TEXT, SchemaError, anything, none_or, number, record, sequence, whole
 
 FORMAT = 2
 """Version of the JSON file's layout."""
@@ -42,11 +42,16 @@ _SHAPES = {
     "similarity": "EE",
 }
 _KNOWN = none_or(whole(0))  # without classes these are not known
+_SHARE = none_or(number("a number from 0 to 1", lambda value: 0 <= value <= 1))
 _REPORT = record(
     {
         "class_names": none_or(sequence(TEXT)),
         "routings": sequence(
-            record({"name": TEXT, "layers": sequence(TEXT, 1), "kind": TEXT, **dict.fromkeys(_SHAPES, anything)}), 1
+            record(
+                {"name": TEXT, "layers": sequence(TEXT, 1), "kind": TEXT, **dict.fromkeys(_SHAPES, anything)},
+                optional={"kernel_variation": _SHARE},
+            ),
+            1,
         ),
         "interventions": sequence(
             record(
@@ -133,7 +138,8 @@ def record_from_lists(given: Mapping[str, Any], num_classes: int) -> RoutingReco
     most = int(tensors["examples"]) * math.log2(experts) + 1  # and one for rounding
     if abs(float(tensors["entropy_sum"])) > most:
         raise ValueError(f"has an 'entropy_sum' of {where} beyond {most:,.0f}")
-    return RoutingRecord(given["name"], tuple(given["layers"]), given["kind"], **tensors)
+    variation = given.get("kernel_variation")
+    return RoutingRecord(given["name"], tuple(given["layers"]), given["kind"], kernel_variation=variation, **tensors)
 
 
 def intervention_from_lists(given: Mapping[str, Any]) -> Intervention:

@@ -151,6 +151,7 @@ def _layer(
         "extremes": record.extremes,
         "highest": charts.highest_mean(record),
         "outside": int(record.outside),
+        "kernels": record.kernel_variation,
         "cost": None if cost is None else _intervention(cost),
     }
 

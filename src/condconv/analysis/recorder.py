@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from condconv.analysis import statistics
 from condconv.analysis.accumulator import Accumulator
-from condconv.analysis.experts import expert_similarity
+from condconv.analysis.experts import expert_similarity, kernel_products
 from condconv.analysis.records import RoutingRecord
 from condconv.analysis.report import RoutingReport
 from condconv.analysis.targets import check_whole_numbers, known_classes
@@ -96,7 +98,7 @@ class RoutingRecorder:
         self._top_examples = top_examples
         self._pending: dict[str, list[Tensor]] = {name: [] for name in self._layers}
         self._accumulators: dict[str, Accumulator] = {}
-        self._similarities: dict[str, Tensor] = {}  # of each layer's experts
+        self._compared: dict[str, tuple[Tensor, Tensor | None]] = {}  # similarity and products of each layer's experts
         self._images = 0
         self._handles: list[RemovableHandle] = []
         self._eagerly = ExitStack()
@@ -142,7 +144,7 @@ class RoutingRecorder:
         self._pending[name].append(output.detach())
 
     def _compare(self, name: str, *call: Any) -> None:
-        self._similarity(name)
+        self._comparison(name)
 
     def update(self, targets: Tensor | None = None, ids: Tensor | None = None) -> None:
         """Add the examples of the last forward pass.
@@ -233,11 +235,22 @@ class RoutingRecorder:
             highest_shares=accumulator.highest_shares.clone(),
             top_weights=accumulator.top_weights[:, found].clone(),
             top_ids=accumulator.top_ids[:, found].clone(),
-            similarity=torch.stack([self._similarity(layer) for layer in self._layers[name]]).amin(0),
+            similarity=torch.stack([self._comparison(layer)[0] for layer in self._layers[name]]).amin(0),
+            kernel_variation=self._kernel_variation(name),
             **{field: value.clone() for field, value in accumulator.sums.items()},
         )
 
-    def _similarity(self, layer: str) -> Tensor:
-        if layer not in self._similarities:  # it did not run, though another one that shares its routing did
-            self._similarities[layer] = expert_similarity([conditional_layers(self._network)[layer]])
-        return self._similarities[layer]
+    def _kernel_variation(self, name: str) -> float | None:
+        accumulator = self._accumulators[name]
+        sums = (accumulator.sums["examples"], accumulator.sums["weight_sums"], accumulator.weight_products)
+        terms = [self._comparison(layer)[1] for layer in self._layers[name]]
+        found = [statistics.kernel_variation(*sums, each) for each in terms if each is not None]
+        return fmean(found) if found else None
+
+    def _comparison(self, name: str) -> tuple[Tensor, Tensor | None]:
+        if name not in self._compared:  # otherwise it did not run, though another one that shares its routing did
+            layer = conditional_layers(self._network)[name]
+            device = next(layer.experts.parameters()).device
+            with torch.autocast(device.type, enabled=False):  # of bf16 kernels small differences would be rounding
+                self._compared[name] = (expert_similarity([layer]), kernel_products(layer))
+        return self._compared[name]

@@ -38,6 +38,9 @@ class RoutingRecord:
         top_weights: The highest weights of each expert, in descending order, `[E, N]`.
         top_ids: Numbers of their examples, `[E, N]`.
         similarity: Cosine similarity of the experts' kernels, the lowest over the layers, `[E, E]`.
+        kernel_variation: How much the layers' kernels vary over examples, relative to their size, the mean over the
+            layers (`condconv.analysis.statistics.kernel_variation`): 0 if all examples have the same kernels, at most
+            1. None if it is not known: for experts whose kernels are not linear in the weights.
     """
 
     name: str
@@ -59,6 +62,7 @@ class RoutingRecord:
     top_weights: Tensor
     top_ids: Tensor
     similarity: Tensor
+    kernel_variation: float | None = None
 
     @property
     def num_experts(self) -> int:

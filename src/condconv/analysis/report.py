@@ -56,7 +56,7 @@ class RoutingReport:
         """Return one flat row for each routing function, for `pandas.DataFrame(report.rows())` or a CSV writer.
 
         Entropy and mutual information are in bits, costs in points of accuracy; None if classes or measurements are
-        missing.
+        missing, or the variation of kernels is not known.
         """
         return [self._row(record) for record in self.routings]
 
@@ -69,6 +69,7 @@ class RoutingReport:
             "experts": record.num_experts,
             "examples": int(record.examples),
             "variation": record.variation,
+            "kernel_variation": record.kernel_variation,
             "between_class_share": record.between_class_share,
             "mutual_information": record.mutual_information,
             "entropy": record.entropy,

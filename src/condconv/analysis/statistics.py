@@ -92,6 +92,36 @@ def variation(examples: Tensor, sums: Tensor, squares: Tensor) -> float:
     return float((variance.sum() / total).sqrt()) if total > 0 else 0.0
 
 
+def kernel_variation(examples: Tensor, sums: Tensor, products: Tensor, terms: Tensor) -> float:
+    """Return how much kernels vary over examples, relative to their size: 0 if all have the same kernel, at most 1.
+
+    It is the root of the share of the kernels' mean square that is variance over examples: `E |W - E W|^2 / E |W|^2`,
+    where `|.|^2` sums over the entries of a kernel. So it means the same for every store of experts.
+
+    Args:
+        examples: Number of examples, `[]`.
+        sums: Sum of the weights, `[E]`.
+        products: Sum of the outer products of the weights with themselves, `[E, E]`.
+        terms: Scalar products of the kernel's terms, `[1 + E, 1 + E]`, of `condconv.analysis.experts.kernel_products`.
+
+    Example:
+        One kernel of norm 2, to which half of the examples add another, of norm 1 and at a right angle:
+
+        >>> weights = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        >>> terms = torch.tensor([[4.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        >>> round(kernel_variation(torch.tensor(2), weights.sum(0), weights.mT @ weights, terms) ** 2, 4)  # 0.25 / 4.5
+        0.0556
+    """
+    mean = sums / examples
+    covariance = products / examples - mean.outer(mean)
+    at = torch.cat([mean.new_ones(1), mean])
+    square_of_mean = (at @ terms @ at).clamp(min=0)  # rounding may leave less of kernels that cancel
+    variance = (covariance * terms[1:, 1:]).sum()
+    variance = torch.where(variance > _ROUNDING * square_of_mean, variance, 0.0)
+    mean_square = square_of_mean + variance
+    return float((variance / mean_square).sqrt()) if mean_square > 0 else 0.0
+
+
 def leeway(examples: Tensor, sums: Tensor, squares: Tensor) -> float:
     """Return how far weights between 0 and 1 are from both ends: 1 in the middle, 0 at the ends.
 

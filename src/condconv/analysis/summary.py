@@ -1,4 +1,4 @@
-"""What the routing of a whole network learned: three numbers, a state, and a sentence for a newcomer."""
+"""What the routing of a whole network learned: a few numbers, a state, and a sentence for a newcomer."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ _CONSTANT = ("ConstantRouting", "ExternalRouting")
 
 @dataclass(frozen=True)
 class RoutingSummary:
-    """The routing of a whole network in three numbers, means over its routing functions, and a state.
+    """The routing of a whole network in a few numbers, means over its routing functions, and a state.
 
     Attributes:
         variation: How much weights vary over images, relative to their size; 0 if all images have the same, below 1.
+        kernel_variation: How much kernels vary over images, relative to their size; 0 if all images have the same, at
+            most 1. None if it is known of no routing function: for experts whose kernels are not linear in the weights.
         experts_in_use: Effective number of experts over all images, 1 to E.
         num_experts: E.
         similarity: Cosine similarity of the experts' kernels, the mean over pairs; 1 for copies.
@@ -46,6 +48,7 @@ class RoutingSummary:
     """
 
     variation: float
+    kernel_variation: float | None
     experts_in_use: float
     num_experts: float
     similarity: float
@@ -55,9 +58,10 @@ class RoutingSummary:
 
     @property
     def numbers(self) -> str:
-        """The three numbers in words."""
+        """The numbers in words."""
+        kernels = "" if self.kernel_variation is None else f"kernels by {100 * self.kernel_variation:.1f} %, "
         return (
-            f"weights vary by {100 * self.variation:.0f} % over images, {self.experts_in_use:.1f} of "
+            f"weights vary by {100 * self.variation:.0f} % over images, {kernels}{self.experts_in_use:.1f} of "
             f"{self.num_experts:g} experts in use, their similarity {self.similarity:.2f} (copies: 1)"
         )
 
@@ -93,9 +97,11 @@ def summarize(report: RoutingReport) -> RoutingSummary | None:
         return None
     states = {record.name: _state(record) for record in records}
     idle = Counter(state for state in states.values() if state != "varied")
+    kernels = [record.kernel_variation for record in records if record.kernel_variation is not None]
     state = idle.most_common(1)[0][0] if 2 * idle.total() > len(records) else "varied"
     return RoutingSummary(
         variation=fmean(record.variation for record in records),
+        kernel_variation=fmean(kernels) if kernels else None,
         experts_in_use=fmean(record.experts_in_all for record in records),
         num_experts=fmean(record.num_experts for record in records),
         similarity=fmean(statistics.mean_similarity(record.similarity) for record in records),

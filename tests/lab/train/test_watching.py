@@ -19,10 +19,11 @@ from condconv.nn import CondConv2d, SigmoidRouting, SoftmaxRouting
 from tests.lab.samples import StopAt, build, settings
 
 LINE = re.compile(
-    r"epoch 1/1: train loss \d\.\d+, top-1 \d+\.\d\d %; routing: weights vary by \d+ % over images, \d\.\d of 4 "
-    r"experts in use, their similarity -?\d\.\d\d \(copies: 1\)"
+    r"epoch 1/1: train loss \d\.\d+, top-1 \d+\.\d\d %; routing: weights vary by \d+ % over images, kernels "
+    r"by \d+\.\d %, \d\.\d of 4 experts in use, their similarity -?\d\.\d\d \(copies: 1\)"
 )
 
+NUMBERS = ("routing_variation", "kernel_variation", "experts_in_use", "expert_similarity")
 STANDARDIZE = "--model-option 'routing=sigmoid(standardize=True)'"
 
 
@@ -94,10 +95,9 @@ def test_each_epoch_says_what_routing_learned_and_saves_it(tmp_path, capsys):
     assert LINE.fullmatch(capsys.readouterr().err.strip())
     (saved,) = load_checkpoint(result.last).metrics
     assert saved == result.metrics[0]
-    header, row = ((tmp_path / "metrics.csv").read_text().splitlines()[index].split(",")[-4:] for index in (0, 1))
-    assert header == ["routing_variation", "experts_in_use", "expert_similarity", "routing_state"]
-    assert row[:3] == [str(saved.routing_variation), str(saved.experts_in_use), str(saved.expert_similarity)]
-    assert row[3] == watching.STARTING
+    header, row = ((tmp_path / "metrics.csv").read_text().splitlines()[index].split(",")[-5:] for index in (0, 1))
+    assert header == [*NUMBERS, "routing_state"]
+    assert row == [*(str(getattr(saved, name)) for name in NUMBERS), watching.STARTING]
 
 
 @pytest.mark.parametrize("average", [None, 0.5])
@@ -111,8 +111,8 @@ def test_the_numbers_are_those_of_the_network_that_is_scored(tmp_path, average):
             recorder.update(targets)
     found = summarize(recorder.report())
     (last,) = result.metrics
-    numbers = (last.routing_variation, last.experts_in_use, last.expert_similarity)
-    assert numbers == pytest.approx((found.variation, found.experts_in_use, found.similarity), rel=1e-5)
+    expected = (found.variation, found.kernel_variation, found.experts_in_use, found.similarity)
+    assert tuple(getattr(last, name) for name in NUMBERS) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("make", [build, routed("constant")])
@@ -121,7 +121,7 @@ def test_networks_without_input_dependent_routing_say_nothing(tmp_path, capsys, 
     assert "routing" not in capsys.readouterr().err
     assert warnings(caplog) == []
     (last,) = result.metrics
-    assert (last.routing_variation, last.experts_in_use, last.expert_similarity, last.routing_state) == (None,) * 4
+    assert [getattr(last, name) for name in (*NUMBERS, "routing_state")] == [None] * 5
 
 
 def test_images_of_the_whole_pass_are_watched_and_not_many(monkeypatch):
@@ -214,7 +214,7 @@ def test_tensorboard_gets_the_numbers_and_the_state(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     (last,) = train(settings(tmp_path, epochs=1, log_with="tensorboard"), build=routed()).metrics
     events = accumulator.EventAccumulator(str(tmp_path / "condconv")).Reload()
-    for name in ("routing_variation", "experts_in_use", "expert_similarity"):
+    for name in NUMBERS:
         assert [each.value for each in events.Scalars(name)] == [pytest.approx(getattr(last, name))]
     (state,) = events.Tensors("routing_state/text_summary")
     assert state.tensor_proto.string_val == [b"starting"]

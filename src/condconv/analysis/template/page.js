@@ -36,6 +36,9 @@
       "Mutual information of class and expert, in bits: 0 if all classes use the experts equally."],
     ["cost", "What input-dependence is worth, layer by layer",
       "One routing function at a time gets its mean weights for all images; whiskers are one standard error."],
+    ["kernels", "How far images' kernels differ",
+      "Root mean square distance from the mean kernel, relative to the kernels' size: 0 % in a static network. Lower " +
+      "than the weights' variation if experts add little to what all images share, or are alike."],
     ["effective", "Experts in use",
       "2 to the entropy of the mixture: the number of experts if all have equal weights, 1 if only one is used."],
     ["wasted", "Wasted experts",
@@ -126,6 +129,7 @@
       percent(layer.extremes[0], 0) + " of the weights below 0.1, " + percent(layer.extremes[1], 0) + " above 0.9"];
     if (layer.share !== null) facts.push(percent(layer.share, 1) + " of the variance between classes");
     if (layer.information !== null) facts.push(layer.information.toFixed(3) + " bits about the class");
+    if (layer.kernels !== null) facts.push("kernels vary by " + percent(layer.kernels, 1) + " over images");
     if (layer.outside) facts.push(layer.outside + " weights outside 0 to 1 stand in the outermost bars");
     find("layer-summary").replaceChildren(
       make("p", {}, chip(layer.verdict.kind), " " + layer.verdict.text),

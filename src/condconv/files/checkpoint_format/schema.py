@@ -115,6 +115,7 @@ _classifier = {
             },
             optional={
                 "routing_variation": none_or(_share),
+                "kernel_variation": none_or(_share),
                 "experts_in_use": none_or(FINITE),
                 "expert_similarity": none_or(FINITE),
                 "routing_state": none_or(_text),

@@ -29,6 +29,8 @@ class EpochMetrics:
         skipped_images: Unreadable images left out, training and validation together.
         routing_variation: How much routing weights vary over images, relative to their size, 0 to below 1; this and
             what follows is about some of the validation images, and None if no routing depends on the input.
+        kernel_variation: How much kernels vary over images, relative to their size, 0 to 1; None also for experts whose
+            kernels are not linear in the weights.
         experts_in_use: Effective number of experts over all images, mean over routing functions.
         expert_similarity: Cosine similarity of the experts, mean over pairs and routing functions.
         routing_state: A state of `condconv.analysis.RoutingSummary`, or `"starting"` if it is too early to judge.
@@ -44,6 +46,7 @@ class EpochMetrics:
     seconds: float
     skipped_images: int
     routing_variation: float | None = None
+    kernel_variation: float | None = None
     experts_in_use: float | None = None
     expert_similarity: float | None = None
     routing_state: str | None = None

@@ -80,6 +80,7 @@ class RoutingWatch:
             return {}
         return {
             "routing_variation": self.found.variation,
+            "kernel_variation": self.found.kernel_variation,
             "experts_in_use": self.found.experts_in_use,
             "expert_similarity": self.found.similarity,
             "routing_state": self.found.state if is_settled else STARTING,
