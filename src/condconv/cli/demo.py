@@ -10,7 +10,7 @@ from condconv.cli.output import path_line
 from condconv.cli.parsing import add_option
 from condconv.lab.rules import PATH, whole
 
-NEXT = "condconv train --data my_images/ --model efficientnet_cc_b0_4e --pretrained --lr 0.0003"
+NEXT = "condconv train --data my_images/ --model tf_efficientnet_cc_b0_4e --pretrained --lr 0.0003"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
