@@ -37,8 +37,8 @@
     ["cost", "What input-dependence is worth, layer by layer",
       "One routing function at a time gets its mean weights for all images; whiskers are one standard error."],
     ["kernels", "How far images' kernels differ",
-      "Root mean square distance from the mean kernel, relative to the kernels' size: 0 % in a static network. Lower " +
-      "than the weights' variation if experts add little to what all images share, or are alike."],
+      "Root mean square distance from the mean kernel, relative to the kernels' size: 0 % in a static network. Below " +
+      "the line of the weights if experts add little to what all images share, or are alike."],
     ["effective", "Experts in use",
       "2 to the entropy of the mixture: the number of experts if all have equal weights, 1 if only one is used."],
     ["wasted", "Wasted experts",
