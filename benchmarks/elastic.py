@@ -23,7 +23,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 from benchmarks.cifar import BATCH, Images, batches, evaluate, keep_records, load, normalised
-from condconv.convert import estimate_statistics_, keep_experts_
+from condconv.convert import estimate_statistics_, keep_member_
 from condconv.models import create_model
 from condconv.nn.conditional import conditional_layers
 from condconv.nn.elastic import sandwich, smaller_member
@@ -57,7 +57,7 @@ def score_members(model: nn.Module, numbers: Iterable[int], images: Images, test
     for number in numbers:
         cut = copy.deepcopy(model)
         if conditional_layers(cut):
-            keep_experts_(cut, number)
+            keep_member_(cut, number)
         estimate_statistics_(cut, (normalised(each) for each in images[0][:2000].split(200)))
         found[str(number)] = round(evaluate(cut, test)[0], 2)
     return found

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from condconv.cli.main import main
-from condconv.convert import keep_experts_
+from condconv.convert import keep_member_
 from condconv.lab.saved import load_trained
 from tests.cli.test_report import fails
 from tests.lab.samples import make_folder
@@ -26,7 +26,8 @@ def trained(tmp_path_factory):
 
 def budget(trained, *more) -> int:
     path, data = trained
-    return main(["budget", str(path), "--data", str(data), "--device", "cpu", "--quiet", *map(str, more)])
+    options = ["--data", data, "--device", "cpu", "--quiet", "--repetitions", 0, *more]
+    return main(["budget", str(path), *map(str, options)])
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -43,10 +44,54 @@ def test_a_member_is_written_that_evaluates_to_the_same(trained, tmp_path, capsy
     assert main(["evaluate", str(out), "--data", str(trained[1]), "--device", "cpu", "--quiet"]) == 0
     assert f"top-1    {rows[number][4]} %" in capsys.readouterr().out
     _, largest = load_trained(trained[0])
-    keep_experts_(largest, number)
+    keep_member_(largest, number)
     for name, parameter in member.named_parameters():
         torch.testing.assert_close(parameter, largest.get_parameter(name))
     assert len(checkpoint.static_layers) == (8 if number == 0 else 0)
+
+
+def test_a_member_by_rank_is_written_the_members_are_timed_and_drawn(tmp_path, capsys, monkeypatch):
+    data = make_folder(tmp_path / "data", size=16, train=4)
+    options = ["--model-option", "experts=shared(rank=2)", "--model-option", "routing=softmax", "--image-size", "16"]
+    train = ["train", "--data", str(data), "--model", MODEL, "--elastic", *options, "--epochs", "1"]
+    assert main([*train, "--batch-size", "4", "--device", "cpu", "-o", str(tmp_path / "run")]) == 0
+    ranked = (tmp_path / "run" / "last.safetensors", data)
+    capsys.readouterr()
+    monkeypatch.setattr("condconv.lab.bench.timing.SECONDS", 0.0)
+    out, picture = tmp_path / "member.safetensors", tmp_path / "members.svg"
+    assert budget(ranked, "--rank", 1, "-o", out, "--plot", picture, "--repetitions", 2) == 0
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert [each.strip() for each in re.split(r" {2,}", lines[0])] == [
+        *("ranks", "params", "bytes", "MADDs", "top-1", "time, 1", "time, 32"),
+    ]
+    rows = [line.split() for line in lines[2:5]]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    assert all(len(re.findall(r"\d+\.\d\d \[\d+\.\d\d \d+\.\d\d\]", line)) == 2 for line in lines[2:5])
+    assert lines[2].count("1.00 [1.00 1.00]") == 2
+    assert re.search(
+        r"time: over that of 0 ranks, \d+\.\d\d ms for 1 and \d+\.\d\d ms for 32 images; cpu, threads: ", said
+    )
+    assert "member   1 ranks" in said
+    assert f"plot     {picture}" in said
+    assert picture.read_text().startswith("<?xml")
+    checkpoint, member = load_trained(out)
+    assert sum(each.numel() for each in member.parameters()) == int(rows[1][1].replace(",", ""))
+    assert checkpoint.stores["blocks.0.0.conv_pw"] == "shared(rank=1, gains=False)"
+    assert checkpoint.stores["blocks.0.0.conv_dw"] == "shared(rank=None, gains=True)"
+    assert main(["evaluate", str(out), "--data", str(data), "--device", "cpu", "--quiet"]) == 0
+    assert f"top-1    {rows[1][4]} %" in capsys.readouterr().out
+    assert budget((out, data)) == 0  # its members are those up to it
+    again = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:4] for row in again] == [row[:4] for row in rows[:2]]
+
+
+def test_pictures_that_cannot_be_drawn(trained, tmp_path, capsys):
+    base = ["budget", str(trained[0]), "--data", str(trained[1])]
+    said = fails(capsys, [*base, "--plot", tmp_path / "members.pdf"])
+    assert "`plot` must end in .png or .svg, got" in said
+    said = fails(capsys, [*base, "--plot", tmp_path / "no" / "members.svg"])
+    assert "`plot` must be in a directory that exists, got" in said
 
 
 def test_the_run_is_repeated_exactly(trained, tmp_path):
@@ -63,10 +108,12 @@ def test_the_run_is_repeated_exactly(trained, tmp_path):
 def test_budgets_that_cannot_be_had(trained, tmp_path, capsys, untrained):
     path, data = map(str, trained)
     base = ["budget", path, "--data", data, "--device", "cpu", "--quiet"]
-    message = "`max_bytes` must leave a member, got {'bytes': 5}: the smallest has 0 experts"
+    message = "`max_bytes` must leave a member, got {'max_bytes': 5}: the smallest has 0 experts"
     assert message in fails(capsys, [*base, "--max-bytes", "5", "-o", tmp_path / "a.safetensors"])
     assert "`out` must come with a budget, and a budget with it" in fails(capsys, [*base, "--experts", "1"])
     assert "`out` must be another file than the checkpoint" in fails(capsys, [*base, "--experts", "1", "-o", path])
+    message = "`rank` must be None for a network whose members have fewer experts, got 1: give `num_experts`"
+    assert message in fails(capsys, [*base, "--rank", "1", "-o", tmp_path / "a.safetensors"])
     other = ["budget", str(untrained[0]), "--data", str(untrained[1])]
     assert "`experts` must be such that the first of them are a layer, got DenseExperts" in fails(capsys, other)
     train = ["train", "--data", data, "--model", MODEL, "--elastic", "-o", tmp_path / "run"]
@@ -80,7 +127,7 @@ def test_every_member_of_a_short_training_on_digits_works(tmp_path, capsys):
     arguments = ["train", "--data", "digits", "--model", model, "--elastic", "--epochs", "6", "--lr", "0.01"]
     assert main([*arguments, "--device", "cpu", "-o", str(out)]) == 0
     capsys.readouterr()
-    assert main(["budget", str(out / "last.safetensors"), "--device", "cpu", "--quiet"]) == 0
+    assert main(["budget", str(out / "last.safetensors"), "--device", "cpu", "--quiet", "--repetitions", "0"]) == 0
     scores = [float(each) for each in re.findall(r"(\d+\.\d\d) %", capsys.readouterr().out)]
     assert len(scores) == 9
     assert min(scores) > 60  # chance: 10

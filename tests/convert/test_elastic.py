@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import condconv
-from condconv.convert import estimate_statistics_, keep_experts_, members, set_budget_
+from condconv.convert import estimate_statistics_, keep_member_, members, set_budget_
 from condconv.errors import UsageError
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -33,7 +33,7 @@ def network(number: int | None = 3, scope: str = "block") -> nn.Module:
 def test_the_cut_network_is_the_member_and_has_the_tensors_of_a_network_built_so(scope: str, number: int) -> None:
     model = network(scope=scope)
     cut = copy.deepcopy(model)
-    keep_experts_(cut, number)
+    keep_member_(cut, number)
     chosen = set_budget_(model, number, example_input=X)
     torch.testing.assert_close(cut(X), model(X))
     built = network(number or None, scope)
@@ -49,7 +49,7 @@ def test_the_cut_network_is_the_member_and_has_the_tensors_of_a_network_built_so
 def test_a_budget_of_bytes_or_multiply_adds() -> None:
     model = network()
     found = members(model, X)
-    assert [each.num_experts for each in found] == [0, 1, 2, 3]
+    assert [(each.number, each.unit) for each in found] == [(number, "experts") for number in range(4)]
     assert list(found) == sorted(found, key=lambda each: (each.bytes, each.madds))
     assert set_budget_(model, max_bytes=found[2].bytes, example_input=X) == found[2]
     assert set_budget_(model, max_bytes=found[2].bytes - 1, example_input=X) == found[1]
@@ -59,8 +59,51 @@ def test_a_budget_of_bytes_or_multiply_adds() -> None:
         set_budget_(model, max_bytes=1, example_input=X)
     with pytest.raises(UsageError, match="`num_experts` must be given, or `max_bytes` or `max_madds`, got None: give"):
         set_budget_(model)
-    with pytest.raises(UsageError, match="`num_experts` must be a whole number from 0 to 3, got 4: 0 is the static"):
-        keep_experts_(model, 4)
+    with pytest.raises(UsageError, match="`number` must be a whole number of experts from 0 to 3, got 4: 0 is the"):
+        keep_member_(model, 4)
+
+
+def ranked(experts: str, scope: str) -> nn.Module:
+    torch.manual_seed(0)
+    options = {"scope": scope, "experts": experts, "routing": "softmax"}
+    model = condconv.create_model("small_separable_cc_025_3e", num_classes=4, **options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "routing_fn" in name:
+                parameter.normal_()
+    return model.eval()
+
+
+@pytest.mark.parametrize("scope", ["layer", "block"])
+def test_members_by_rank_are_the_networks_built_so(scope: str) -> None:
+    model = ranked("shared(rank=3)", scope)
+    found = members(model, X)
+    assert [(each.number, each.unit) for each in found] == [(number, "ranks") for number in range(4)]
+    assert list(found) == sorted(found, key=lambda each: (each.bytes, each.madds))
+    for member in found:
+        cut = copy.deepcopy(model)
+        keep_member_(cut, member.number)
+        assert set_budget_(model, rank=member.number, example_input=X) == member
+        torch.testing.assert_close(cut(X), model(X))
+        built = ranked(f"shared(rank={member.number})", scope) if member.number else network(None)
+        assert {name: each.shape for name, each in cut.state_dict().items()} == {
+            name: each.shape for name, each in built.state_dict().items()
+        }
+        assert member.params == sum(each.numel() for each in built.parameters())
+        assert member.madds == condconv.count(built, X).total.madds
+        built.load_state_dict(cut.state_dict())
+        torch.testing.assert_close(built(X), cut(X))
+    assert set_budget_(model, max_bytes=found[2].bytes, example_input=X) == found[2]
+    with pytest.raises(
+        UsageError, match="`num_experts` must be None for a network whose members have fewer ranks, got 1"
+    ):
+        set_budget_(model, 1, example_input=X)
+    with pytest.raises(
+        UsageError, match="`rank` must be None for a network whose members have fewer experts, got 1: give"
+    ):
+        set_budget_(network(), rank=1, example_input=X)
+    with pytest.raises(UsageError, match="`rank` must be given, or `max_bytes` or `max_madds`, got None: give one"):
+        set_budget_(model, example_input=X)
 
 
 def test_statistics_are_the_average_over_batches_and_nothing_else_changes() -> None:

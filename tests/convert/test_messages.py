@@ -21,7 +21,7 @@ from condconv.convert import (
     estimate_statistics_,
     exchange_experts_,
     fold_batch_norms_,
-    keep_experts_,
+    keep_member_,
     make_static_,
     members,
     quantize_experts_,
@@ -214,14 +214,15 @@ ROWS: dict[str, list[Row]] = {
     "set_budget_": [
         ("num_experts", lambda: set_budget_(elastic(), example_input=IMAGE)),
         *(("num_experts", partial(budgeting, num_experts=each)) for each in (-1, 1.5, "1", True)),
+        *(("rank", partial(budgeting, rank=each)) for each in (-1, 1, "1", True)),
         *(("max_bytes", partial(budgeting, max_bytes=each)) for each in (-1, 1, "1")),
         *(("max_madds", partial(budgeting, max_madds=each)) for each in (-1, 1, 1.5)),
         *(("loader", partial(budgeting, num_experts=1, loader=each)) for each in (5, [], [_LONG], [{"x": IMAGE}])),
         ("model", lambda: set_budget_("net", 1)),
     ],
-    "keep_experts_": [
-        *(("num_experts", partial(keep_experts_, elastic(), each)) for each in (-1, 3, "1", None, True)),
-        *(("model", partial(keep_experts_, each, 1)) for each in ("net", static())),
+    "keep_member_": [
+        *(("number", partial(keep_member_, elastic(), each)) for each in (-1, 3, "1", None, True)),
+        *(("model", partial(keep_member_, each, 1)) for each in ("net", static())),
     ],
     "estimate_statistics_": [
         ("model", lambda: estimate_statistics_("net", [IMAGE])),

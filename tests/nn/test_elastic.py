@@ -1,4 +1,4 @@
-"""Networks that compute with their first experts, in training too."""
+"""Networks that compute with their first experts or ranks, in training too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import condconv
 from condconv.errors import UsageError
-from condconv.nn.elastic import activate_, elastic_experts, sandwich, smaller_member
+from condconv.nn.elastic import Units, activate_, elastic_units, sandwich, smaller_member
 
 
 def network(scope: str = "block", experts: str = "deltas", routing: str = "sigmoid(standardize=True)") -> nn.Module:
@@ -46,13 +46,30 @@ def test_a_smaller_member_learns_alone_and_leaves_the_statistics(scope: str) -> 
     assert not torch.equal(dict(model.named_buffers())["bn1.running_mean"], before["bn1.running_mean"])
 
 
-def test_the_members_differ_and_the_smallest_is_not_routed() -> None:
-    model, x = network("layer").eval(), torch.randn(2, 3, 16, 16)
+def test_a_member_of_fewer_ranks_learns_alone_under_any_routing() -> None:
+    model, x = network("block", "shared(rank=2)", "softmax").train(), torch.randn(8, 3, 16, 16)
+    assert elastic_units(model) == Units("ranks", 2)
+    model(x)
+    before = {name: each.clone() for name, each in model.named_buffers()}
+    with smaller_member(model, 1):
+        model(x).square().sum().backward()
+    assert all(torch.equal(each, before[name]) for name, each in model.named_buffers())
+    ranks = [each for name, each in model.named_parameters() if name.endswith("mixing.down")]
+    assert len(ranks) == 4
+    for down in ranks:
+        assert down.grad is not None
+        assert (down.grad.abs().sum(1) > 0).tolist() == [True, False]
+    assert all(getattr(module, "active", None) is None for module in model.modules())
+
+
+@pytest.mark.parametrize(("experts", "numbers"), [("deltas", (0, 1, 2, 3)), ("shared(rank=2)", (0, 1, 2))])
+def test_the_members_differ_and_the_smallest_is_not_routed(experts: str, numbers: tuple[int, ...]) -> None:
+    model, x = network("layer", experts).eval(), torch.randn(2, 3, 16, 16)
     outputs = []
-    for number in (0, 1, 2, 3):
+    for number in numbers:
         with smaller_member(model, number):
             outputs.append(model(x))
-    torch.testing.assert_close(outputs[3], model(x))
+    torch.testing.assert_close(outputs[-1], model(x))
     for first, second in pairwise(outputs):
         assert (first - second).abs().max() > 1e-5
     for module in model.modules():
@@ -75,8 +92,9 @@ def test_activation_checkpointing_recomputes_the_same_member() -> None:
         torch.testing.assert_close(first, second)
 
 
-def test_a_compiled_network_follows_its_budget() -> None:
-    model, x = network("layer").eval(), torch.randn(2, 3, 16, 16)
+@pytest.mark.parametrize("experts", ["deltas", "shared(rank=2)"])
+def test_a_compiled_network_follows_its_budget(experts: str) -> None:
+    model, x = network("layer", experts).eval(), torch.randn(2, 3, 16, 16)
     torch.compiler.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for number in (None, 1, 0):
@@ -101,7 +119,16 @@ def test_the_sandwich_has_both_ends_and_two_between() -> None:
             lambda: network(experts="dense"),
             "`experts` must be such that the first .* got DenseExperts in .*: each is a",
         ),
-        (lambda: network(experts="shared"), "got SharedExperts in .*: their bytes hardly depend on how many experts"),
+        (
+            lambda: condconv.CondConv2d(3, 3, 1, num_experts=2, experts="modulated"),
+            "got ModulatedExperts in .*: .* take experts='deltas' or 'shared'",
+        ),
+        (
+            lambda: nn.Sequential(
+                *(condconv.CondConv2d(3, 3, 1, num_experts=2, experts=each) for each in ("deltas", "shared"))
+            ),
+            "`model` must have layers that all have fewer experts or all fewer ranks, got experts, ranks: give all",
+        ),
         (lambda: network(routing="softmax"), "`routing` must give each expert a weight of its own, got SoftmaxRouting"),
         (
             lambda: nn.Sequential(
@@ -113,4 +140,4 @@ def test_the_sandwich_has_both_ends_and_two_between() -> None:
 )
 def test_networks_without_members(make: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        elastic_experts(make())
+        elastic_units(make())

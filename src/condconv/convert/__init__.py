@@ -5,7 +5,7 @@ from condconv.convert.again import convert_like_
 from condconv.convert.api import convert_
 from condconv.convert.compress import compress_experts_
 from condconv.convert.compression_report import CompressedLayer, CompressionReport
-from condconv.convert.elastic import Member, estimate_statistics_, keep_experts_, members, set_budget_
+from condconv.convert.elastic import Member, estimate_statistics_, keep_member_, members, set_budget_
 from condconv.convert.fold import fold_batch_norms_
 from condconv.convert.make_static import make_static_
 from condconv.convert.quantize import QuantizationReport, QuantizedLayer, quantize_experts_
@@ -31,7 +31,7 @@ __all__ = [
     "estimate_statistics_",
     "exchange_experts_",
     "fold_batch_norms_",
-    "keep_experts_",
+    "keep_member_",
     "make_static_",
     "members",
     "quantize_experts_",

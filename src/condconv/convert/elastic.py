@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,75 +17,103 @@ from condconv.counting import count
 from condconv.counting.tracing import evaluating
 from condconv.errors import UsageError, check_type, shown
 from condconv.nn.conditional import conditional_layers
-from condconv.nn.elastic import activate_, elastic_experts, keep_first_
+from condconv.nn.elastic import Units, activate_, elastic_units, keep_first_
 
 
 @dataclass(frozen=True)
 class Member:
-    """A member of an elastic network: the network with the first k experts of each layer.
+    """A member of an elastic network: the network with the first k experts, or ranks, of each layer.
 
     Attributes:
-        num_experts: k; 0 for the static network of the shared kernels.
-        params: Parameters of what `keep_experts_` leaves.
+        number: k; 0 for the static network of the shared kernels.
+        unit: What is counted, `"experts"` or `"ranks"`.
+        params: Parameters of what `keep_member_` leaves.
         bytes: Bytes of its parameters and buffers.
         madds: Multiply-adds for one example.
     """
 
-    num_experts: int
+    number: int
+    unit: str
     params: int
     bytes: int
     madds: int
+
+
+class Limits(NamedTuple):
+    """A budget, in the words of `set_budget_`; `None` for no limit."""
+
+    num_experts: int | None = None
+    rank: int | None = None
+    max_bytes: int | None = None
+    max_madds: int | None = None
+
+
+_FIELDS = {"num_experts": "number", "rank": "number", "max_bytes": "bytes", "max_madds": "madds"}
+_UNITS = {"num_experts": "experts", "rank": "ranks"}
 
 
 def members(model: nn.Module, example_input: Any = None) -> tuple[Member, ...]:
     """Return all members of an elastic network, the smallest first. The model is not changed.
 
     Args:
-        model: With experts that differ from a shared kernel, `experts="deltas"`, and sigmoid routing.
+        model: With experts around a shared kernel: `experts="deltas"` and sigmoid routing, whose members have fewer
+            experts; or `"shared"` and any routing, whose members have fewer ranks.
         example_input: As in `condconv.count`.
 
     Raises:
         UsageError: The experts or the routing cannot be cut; the message says why.
     """
-    _check_module(model)
-    found = []
-    for number in range(elastic_experts(model) + 1):
+    return tuple(member for member, _ in cut_members(model, example_input))
+
+
+def cut_members(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Member, nn.Module]]:
+    """Yield all members of an elastic network with a network each that has nothing else, the smallest first.
+
+    Args:
+        model: As in `members`; it is not changed.
+        example_input: As in `condconv.count`.
+
+    Raises:
+        UsageError: As in `members`.
+    """
+    units = _units_of(model)
+    for number in range(units.number + 1):
         cut = copy.deepcopy(model)
-        keep_experts_(cut, number)
+        keep_member_(cut, number)
         total = count(cut, example_input).total
         held = sum(each.nbytes for each in (*cut.parameters(), *cut.buffers()))
-        found.append(Member(number, total.params, held, total.madds))
-    return tuple(found)
+        yield Member(number, units.name, total.params, held, total.madds), cut
 
 
-def largest_within(
-    found: Sequence[Member], num_experts: int | None, max_bytes: int | None, max_madds: int | None
-) -> Member:
-    """Return the largest member within a budget; `None` for no limit.
+def largest_within(found: Sequence[Member], limits: Limits) -> Member:
+    """Return the largest member within a budget.
 
     Args:
         found: What `members` returned.
-        num_experts: Most experts per layer.
-        max_bytes: Most bytes.
-        max_madds: Most multiply-adds.
+        limits: The budget.
 
     Raises:
-        UsageError: No budget is given, or no member is within it.
+        UsageError: No budget is given, it is not of these members, or none is within it.
     """
-    limits = {"num_experts": num_experts, "bytes": max_bytes, "madds": max_madds}
-    given = {name: limit for name, limit in limits.items() if limit is not None}
+    given = {name: limit for name, limit in limits._asdict().items() if limit is not None}
+    smallest = found[0]
+    own = next(name for name, unit in _UNITS.items() if unit == smallest.unit)
     for name, limit in given.items():
         if type(limit) is not int or limit < 0:
-            argument = name if name == "num_experts" else f"max_{name}"
-            raise UsageError(f"`{argument}` must be a whole number of at least 0, got {shown(limit)}: give a budget")
+            raise UsageError(f"`{name}` must be a whole number of at least 0, got {shown(limit)}: give a budget")
+        if name in _UNITS and name != own:
+            raise UsageError(
+                f"`{name}` must be None for a network whose members have fewer {smallest.unit}, got {limit}: give "
+                f"`{own}`"
+            )
     if not given:
-        raise UsageError("`num_experts` must be given, or `max_bytes` or `max_madds`, got None: give one budget")
-    within = [each for each in found if all(getattr(each, name) <= limit for name, limit in given.items())]
+        raise UsageError(f"`{own}` must be given, or `max_bytes` or `max_madds`, got None: give one budget")
+    within = [each for each in found if all(getattr(each, _FIELDS[name]) <= limit for name, limit in given.items())]
     if not within:
-        smallest = found[0]
         raise UsageError(
-            f"`{'max_bytes' if max_bytes is not None else 'max_madds'}` must leave a member, got {shown(given)}: the "
-            f"smallest has {smallest.num_experts} experts, {smallest.bytes} bytes and {smallest.madds} multiply-adds"
+            f"`{'max_bytes' if limits.max_bytes is not None else 'max_madds'}` must leave a member, got "
+            f"{shown(given)}: the smallest has {smallest.number} {smallest.unit}, {smallest.bytes} bytes and "
+            f"{smallest.madds} multiply-adds"
         )
     return within[-1]
 
@@ -94,6 +122,7 @@ def set_budget_(
     model: nn.Module,
     num_experts: int | None = None,
     *,
+    rank: int | None = None,
     max_bytes: int | None = None,
     max_madds: int | None = None,
     example_input: Any = None,
@@ -101,11 +130,12 @@ def set_budget_(
 ) -> Member:
     """Let an elastic network compute as the largest member within a budget, in place; call it again for another.
 
-    Nothing is removed: `keep_experts_` does that. The routing functions of blocks still compute all weights.
+    Nothing is removed: `keep_member_` does that. The routing functions of blocks still compute all weights.
 
     Args:
         model: As in `members`.
-        num_experts: Most experts per layer, k.
+        num_experts: Most experts per layer, of a network whose members have fewer experts; `None` for any number.
+        rank: Most ranks per layer, of a network whose members have fewer ranks; `None` for any number.
         max_bytes: Most bytes of parameters and buffers; `None` for any number.
         max_madds: Most multiply-adds for one example; `None` for any number.
         example_input: As in `condconv.count`.
@@ -119,36 +149,40 @@ def set_budget_(
     Raises:
         UsageError: No budget is given or no member is within it, or as in `members`.
     """
-    chosen = largest_within(members(model, example_input), num_experts, max_bytes, max_madds)
-    activate_(model, chosen.num_experts)
+    chosen = largest_within(members(model, example_input), Limits(num_experts, rank, max_bytes, max_madds))
+    activate_(model, chosen.number)
     if loader is not None:
         estimate_statistics_(model, loader)
     return chosen
 
 
-def keep_experts_(model: nn.Module, num_experts: int) -> None:
-    """Remove all but the first k experts of each layer and their routing, in place.
+def keep_member_(model: nn.Module, number: int) -> None:
+    """Remove all but the first k experts, or ranks, of each layer, in place, and the routing of removed experts.
 
     With k = 0 layers become ordinary ones, and routing functions are removed. The output is that of `set_budget_`.
 
+    Args:
+        model: As in `members`.
+        number: k.
+
     Raises:
-        UsageError: k is not between 0 and E, or as in `members`.
+        UsageError: k is not between 0 and the number of the largest member, or as in `members`.
     """
-    _check_module(model)
-    most = elastic_experts(model)
-    if type(num_experts) is not int or not 0 <= num_experts <= most:
+    units = _units_of(model)
+    if type(number) is not int or not 0 <= number <= units.number:
         raise UsageError(
-            f"`num_experts` must be a whole number from 0 to {most}, got {shown(num_experts)}: 0 is the static network"
+            f"`number` must be a whole number of {units.name} from 0 to {units.number}, got {shown(number)}: 0 is the "
+            "static network"
         )
     activate_(model, None)
-    if num_experts == 0:
+    if number == 0:
         centres: dict[str, Tensor | None] = {}
         for name, layer in conditional_layers(model).items():
             experts: Any = layer.experts  # a store that is centred on the shared kernel
             centres[name] = experts.centre
         make_static_(model, centres)
     else:
-        keep_first_(model, num_experts)
+        keep_first_(model, number)
 
 
 @torch.no_grad()
@@ -185,6 +219,11 @@ def estimate_statistics_(model: nn.Module, loader: Iterable[Any]) -> None:
                     norm.load_state_dict(state)
     if norms and not seen:
         raise UsageError("`loader` must have images, got none: give batches of training images")
+
+
+def _units_of(model: Any) -> Units:
+    _check_module(model)
+    return elastic_units(model)
 
 
 def _check_module(model: Any) -> None:

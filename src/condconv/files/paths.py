@@ -44,26 +44,29 @@ def check_path(path: str | Path, argument: str = "out") -> None:
         )
 
 
-def check_can_write(path: Path) -> None:
+def check_can_write(path: Path, argument: str = "out") -> None:
     """Check, before work begins, that a file can be written here.
 
     Args:
         path: File to write; one of that name may be there.
+        argument: Its name in messages.
 
     Raises:
         UsageError: There is no such directory, it cannot be written to, or a directory has the name.
     """
-    check_path(path)
+    check_path(path, argument)
     if is_special(path):
         return
     named = shown_name(path)
     if path.is_dir():
-        raise UsageError(f"`out` must be a file, got {named}, which is a directory: name a file in it")
+        raise UsageError(f"`{argument}` must be a file, got {named}, which is a directory: name a file in it")
     folder = path.resolve().parent
     if not folder.is_dir():
-        raise UsageError(f"`out` must be in a directory that exists, got {named}: make {shown_name(folder)} first")
+        raise UsageError(
+            f"`{argument}` must be in a directory that exists, got {named}: make {shown_name(folder)} first"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"`out` must be in a directory that can be written to, got {named}: take another")
+        raise UsageError(f"`{argument}` must be in a directory that can be written to, got {named}: take another")
 
 
 def make_directory(path: Path) -> None:

@@ -146,7 +146,9 @@ class TrainConfig:
         None, "stop after this many epochs without a better accuracy (default: never)", or_none(whole(1))
     )
     elastic: bool = _updates(
-        False, "train members of fewer experts too, for 'condconv budget'; takes about four times as long", BOOL
+        False,
+        "train members of fewer experts or ranks too, for 'condconv budget'; takes about four times as long",
+        BOOL,
     )
 
     # Regularisation

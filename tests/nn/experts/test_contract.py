@@ -16,7 +16,8 @@ from condconv.convert.fold import fold_batch_norms_
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer, Experts
 from condconv.nn.classes import conditional_class
-from condconv.nn.experts import why_not_experts
+from condconv.nn.experts import make_experts, why_not_experts
+from condconv.nn.experts.build import written_experts
 
 ALONE = dict.fromkeys(("modulated()", "modulated(taps=True, inputs=True)", "decomposed", "decomposed(rank=3)"), 1)
 """Stores of one kernel, which is not weighed; those that can have several are written in another way below."""
@@ -377,27 +378,53 @@ def test_a_store_of_ones_own() -> None:
 
 
 @each_case
-@pytest.mark.parametrize("number", [0, 2])
-def test_the_first_experts_are_a_layer_by_themselves_or_the_store_says_why_not(
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_first_units_are_a_layer_by_themselves_or_the_store_says_why_not(
     store: str, kind: str, number: int
 ) -> None:
     _, layer, x = make(store, kind)
-    if (reason := layer.experts.why_not_fewer) is not None:
+    experts = layer.experts
+    if (reason := experts.why_not_fewer) is not None:
         assert reason.islower()
         return
-    routing_weights = torch.rand(3, layer.experts.num_weights, dtype=torch.float64)
-    layer.experts.active = number
-    y = layer(x, routing_weights)
-    assert torch.autograd.grad(y.sum(), layer.experts.weight)[0][1 + number :].abs().sum() == 0
-    mixed = layer.experts.mix(routing_weights)[0]
+    routing_weights = torch.rand(3, experts.num_weights, dtype=torch.float64)
+    experts.activate_(number)
+    y, mixed = layer(x, routing_weights), experts.mix(routing_weights)[0]
+    full = {name: each.detach() for name, each in experts.named_parameters()}
+    found = torch.autograd.grad(y.square().sum(), [*experts.parameters()], allow_unused=True, materialize_grads=True)
+    gradients = dict(zip(full, found, strict=True))
     if number == 0:
-        centre = layer.experts.centre
-        ordinary = layer.to_static(centre)
-        assert torch.equal(ordinary.weight, layer.experts.weight[0])
+        ordinary = layer.to_static(experts.centre)
+        assert torch.equal(ordinary.weight, experts.mix(experts.centre[None])[0][0])
         torch.testing.assert_close(y, ordinary(x))
         torch.testing.assert_close(layer(x), ordinary(x))  # not routed
+        torch.testing.assert_close(mixed, ordinary.weight.expand_as(mixed))
+        experts.activate_(None)
+        torch.testing.assert_close(layer.to_static(experts.centre).weight, ordinary.weight)
         return
-    layer.experts.keep_(number)
-    assert layer.num_experts == number
-    torch.testing.assert_close(layer(x, routing_weights[:, :number]), y)
-    torch.testing.assert_close(layer.experts.mix(routing_weights[:, :number])[0], mixed)
+    units, whole = experts.units, number >= experts.units
+    experts.keep_(number)
+    assert (experts.active, experts.units) == (None, min(number, units))
+    kept_weights = routing_weights[:, :number] if experts.unit == "experts" else routing_weights
+    torch.testing.assert_close(layer(x, kept_weights), y)
+    torch.testing.assert_close(experts.mix(kept_weights)[0], mixed)
+    for name, each in experts.named_parameters():
+        first = tuple(slice(size) for size in each.shape)
+        assert torch.equal(each, full[name][first])
+        assert gradients[name][first].abs().sum() > 0
+        gradients[name][first] = 0
+        assert not gradients[name].any()  # what is left out does not learn
+    assert whole == all(each.shape == full[name].shape for name, each in experts.named_parameters())
+    if experts.unit == "ranks":  # written as text, it is made again
+        again = make_experts(written_experts(experts), experts.spec, experts.num_experts, dtype=experts.dtype)
+        again.load_state_dict(experts.state_dict())
+        torch.testing.assert_close(again.mix(kept_weights)[0], mixed)
+
+
+def test_a_store_without_a_name_is_not_written() -> None:
+    class Own(type(make("shared", "dense")[1].experts)):
+        pass
+
+    experts = Own(make("shared", "dense")[1].experts.spec, 3)
+    with pytest.raises(UsageError, match="`experts` must be of this package to be written as text, got Own: names are"):
+        written_experts(experts)

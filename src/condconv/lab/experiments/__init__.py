@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from condconv._lazy import public_names
 
 if TYPE_CHECKING:
+    from condconv.lab.experiments.budget_picture import Curve, check_picture, plot_members
     from condconv.lab.experiments.catalog import create_experiment
     from condconv.lab.experiments.demo import DemoResult, run_demo
     from condconv.lab.experiments.demo_config import DemoConfig
@@ -22,18 +23,32 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RECIPES",
+    "Curve",
     "DemoConfig",
     "DemoResult",
     "Experiment",
     "Size",
+    "check_picture",
     "create_experiment",
     "execute",
     "list_runs",
+    "plot_members",
     "run_all",
     "run_demo",
     "size_of",
     "write_tables",
 ]
 
-_MODULES = ("demo_config", "design", "recipes", "ladder", "catalog", "runs", "runner", "tables", "demo")
+_MODULES = (
+    "demo_config",
+    "design",
+    "recipes",
+    "ladder",
+    "catalog",
+    "runs",
+    "runner",
+    "tables",
+    "demo",
+    "budget_picture",
+)
 __getattr__, __dir__ = public_names(__name__, __all__, _MODULES, extra="train")

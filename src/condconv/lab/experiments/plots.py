@@ -13,7 +13,7 @@ import numpy as np
 from condconv.errors import UsageError, check_type, require_extra, shown
 from condconv.files.atomic import write_own
 
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
 _DPI = 150
 
 
@@ -42,9 +42,9 @@ def plot_learning_curves(
         if not curves or any(np.asarray(seeds, dtype=object).ndim < 2 for seeds in curves.values()):
             raise UsageError(f"`{argument}` must {rule}, got {shown(curves)}: {remedy}")
     figure, (left, right) = new_figure(2, (9.0, 3.8))
-    for colour, (name, seeds) in zip(cycle(_COLOURS), accuracy.items(), strict=False):
+    for colour, (name, seeds) in zip(cycle(COLOURS), accuracy.items(), strict=False):
         _band(left, 100 * np.asarray(seeds), name, colour)
-    for colour, (name, seeds) in zip(cycle(_COLOURS), loss.items(), strict=False):
+    for colour, (name, seeds) in zip(cycle(COLOURS), loss.items(), strict=False):
         _band(right, np.asarray(seeds), name, colour)
     left.set(xlabel="epoch", ylabel="validation accuracy (%)")
     highest = max(100 * np.asarray(seeds).max() for seeds in accuracy.values())

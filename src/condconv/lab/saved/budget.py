@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from condconv.convert.elastic import Member, estimate_statistics_, keep_experts_, largest_within, members
+from condconv.convert.elastic import Limits, Member, cut_members, estimate_statistics_, largest_within
 from condconv.errors import UsageError, shown
 from condconv.lab.data.workers import shortages_explained
 from condconv.lab.saved import network as networks
@@ -19,14 +19,22 @@ from condconv.lab.saved.reading import Reading, open_images, open_labelled, own_
 from condconv.lab.saved.rebuild import load_trained
 from condconv.lab.saved.remaking import check_out, save_remade
 from condconv.nn.conditional import conditional_layers
+from condconv.nn.experts.build import written_experts
 
 
 @dataclass(frozen=True)
 class ScoredMember:
-    """A member and what it scores on the validation images."""
+    """A member and what it scores on the validation images.
+
+    Attributes:
+        member: Its number and what it costs.
+        scores: Of the network.
+        network: The member alone, with its own statistics of batch norms, in eval mode.
+    """
 
     member: Member
     scores: Evaluation
+    network: nn.Module
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,13 @@ class Budget:
         members: All members, the smallest first.
         chosen: The one that was written, or `None`.
         elastic: Whether the network was trained for its members; the smaller ones of others score badly.
+        image_shape: `(C, S, S)` of the images that the networks take.
     """
 
     members: tuple[ScoredMember, ...]
     chosen: Member | None
     elastic: bool
+    image_shape: tuple[int, int, int]
 
 
 @shortages_explained()
@@ -51,6 +61,7 @@ def score_members(
     *,
     out: str | Path | None = None,
     num_experts: int | None = None,
+    rank: int | None = None,
     max_bytes: int | None = None,
     max_madds: int | None = None,
     data_dir: str | None = None,
@@ -60,14 +71,16 @@ def score_members(
 ) -> Budget:
     """Score every member of an elastic checkpoint, and write the largest within a budget to a new one.
 
-    The statistics of batch norms are estimated for each member over training images, without augmentation.
+    The statistics of batch norms are estimated for each member over training images, without augmentation. The networks
+    of all members are in memory at once.
 
     Args:
         path: A checkpoint of `train`, or of this function.
         data: Images; training images for the statistics, validation images for the scores. `None` for the digits, if
             the network was trained on them.
         out: File to write the chosen member to; `None` to write nothing.
-        num_experts: Most experts per layer; `None` for any number. The three budgets need `out`.
+        num_experts: Most experts per layer; `None` for any number. All budgets need `out`.
+        rank: Most ranks per layer, where members have fewer ranks; `None` for any number.
         max_bytes: Most bytes of parameters and buffers; `None` for any number.
         max_madds: Most multiply-adds for one image; `None` for any number.
         data_dir: Where the files of a named dataset are.
@@ -79,47 +92,50 @@ def score_members(
         UsageError: The checkpoint or the data cannot be used, the network has no members, or none is within the budget.
         TrainingError: The network has diverged.
     """
-    given = (num_experts, max_bytes, max_madds)
-    if (out is None) != (given == (None, None, None)):
+    limits = Limits(num_experts, rank, max_bytes, max_madds)
+    if (out is None) != (limits == Limits()):
         raise UsageError(
             f"`out` must come with a budget, and a budget with it, got {shown(out)}: give -o and one of --experts, "
-            "--max-bytes and --max-madds, or none of them"
+            "--rank, --max-bytes and --max-madds, or none of them"
         )
     if out is not None:
         check_out(Path(out), Path(path), force)
     reading = reading or Reading()
     checkpoint, network = load_trained(path, build=build)
-    example = torch.zeros(1, checkpoint.in_chans, checkpoint.image_size, checkpoint.image_size)
-    found = members(network, example)
-    chosen = None if out is None else largest_within(found, *given)
+    shape = (checkpoint.in_chans, checkpoint.image_size, checkpoint.image_size)
+    found = tuple(cut_members(network, torch.zeros(1, *shape)))
+    chosen = None if out is None else largest_within([member for member, _ in found], limits)
     training, _ = open_images(
         checkpoint, data or own_data(checkpoint, "train"), split="train", data_dir=data_dir, skip=reading.skip
     )
     images = open_labelled(checkpoint, data or own_data(checkpoint, "val"), data_dir=data_dir, skip=reading.skip)
     scored = []
-    for member in found:
-        cut = copy.deepcopy(network)
-        keep_experts_(cut, member.num_experts)
-        if member.num_experts < found[-1].num_experts:  # the largest has its own
-            read = reading.read(training, reading.choose(training), f"statistics, {member.num_experts} experts")
+    for member, cut in found:
+        if member.number < len(found) - 1:  # the largest has its own
+            title = f"statistics, {member.number} {member.unit}"
+            read = reading.read(training, reading.choose(training), title)
             readable = ((batch, targets >= 0) for batch, targets in read)
             estimate_statistics_(reading.place(cut), (batch[good] for batch, good in readable if bool(good.any())))
         scores = evaluate_images(cut, images, replace(reading, max_images=None))
         check_finite_loss(scores, path)
-        scored.append(ScoredMember(member, scores))
+        scored.append(ScoredMember(member, scores, cut))
         if out is not None and member == chosen:
-            _save_member(out, checkpoint, network, cut, member.num_experts)
-    return Budget(tuple(scored), chosen, checkpoint.config.elastic)
+            _save_member(out, checkpoint, network, cut, member)
+    return Budget(tuple(scored), chosen, checkpoint.config.elastic, shape)
 
 
-def _save_member(out: str | Path, checkpoint: Checkpoint, largest: nn.Module, cut: nn.Module, num_experts: int) -> None:
-    """Write a member: the network's name says how many experts it has, or its layers are static."""
+def _save_member(out: str | Path, checkpoint: Checkpoint, largest: nn.Module, cut: nn.Module, member: Member) -> None:
+    """Write a member: its layers are static, its stores say their ranks, or its name how many experts it has."""
     from condconv.models.names import parse_name
 
-    state = {name: each.cpu().contiguous() for name, each in cut.state_dict().items()}
-    if num_experts == 0:
-        static = (*checkpoint.static_layers, *conditional_layers(largest))
-        save_remade(out, checkpoint, state, static_layers=static)
+    changes: dict[str, Any]
+    if member.number == 0:
+        changes = {"static_layers": (*checkpoint.static_layers, *conditional_layers(largest))}
+    elif member.unit == "ranks":
+        stores = {name: written_experts(layer.experts) for name, layer in conditional_layers(cut).items()}
+        changes = {"stores": {**checkpoint.stores, **stores}}
     else:
-        name = replace(parse_name(checkpoint.config.model, "model"), num_experts=num_experts)
-        save_remade(out, checkpoint, state, config=replace(checkpoint.config, model=str(name)))
+        name = replace(parse_name(checkpoint.config.model, "model"), num_experts=member.number)
+        changes = {"config": replace(checkpoint.config, model=str(name))}
+    state = {name: each.cpu().contiguous() for name, each in cut.state_dict().items()}
+    save_remade(out, checkpoint, state, **changes)

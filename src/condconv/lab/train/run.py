@@ -30,7 +30,7 @@ from condconv.lab.train.optimization import create_optimizer, create_scheduler
 from condconv.lab.train.optimizer_state import load_optimizer_, load_scaler_
 from condconv.lab.train.previous import check_same_data, last_path, restore_weights_
 from condconv.lab.train.sharding import gathered, share_out_
-from condconv.nn.elastic import elastic_experts
+from condconv.nn.elastic import elastic_units
 
 
 @dataclass
@@ -38,8 +38,8 @@ class Run:
     """The parts of a run.
 
     `model_options` are the network's, as resolved. `network` is the plain module, `model` the same as accelerate wraps
-    it, `average` the one that is scored, if the run averages weights. `members` is the number of experts of the largest
-    member in an elastic run, else 0: to find it takes a look at all layers.
+    it, `average` the one that is scored, if the run averages weights. `members` is the number of experts or ranks of
+    the largest member in an elastic run, else 0: to find it takes a look at all layers.
     """
 
     config: TrainConfig
@@ -126,12 +126,12 @@ def set_up(config: TrainConfig, build: networks.Build, checkpoint: Checkpoint | 
 
 
 def _check_elastic(network: nn.Module, accelerator: Accelerator) -> int:
-    """Return the largest number of experts of an elastic network's members.
+    """Return the largest number of experts or ranks of an elastic network's members.
 
     Raises:
         UsageError: The network has no members, or there are several processes.
     """
-    most = elastic_experts(network)
+    most = elastic_units(network).number
     if accelerator.num_processes > 1:
         raise UsageError(
             f"`elastic` must be False with several processes, got {accelerator.num_processes}: gradients are shared "

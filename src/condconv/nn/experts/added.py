@@ -28,12 +28,14 @@ class LowRankKernel(nn.Module):
         bias: `[R]`, added to what V gives, so that biases are routed too; `None` for a layer without biases.
         core: S, `[E, R, R]`.
         up: U, `[O, R]`.
+        active: How many of the first of the R channels are computed with; `None` for all.
 
     Source:
         Tucker decompositions of experts, as in DCD (arXiv:2103.08756).
     """
 
     bias: nn.Parameter | None
+    active: int | None = None
 
     def __init__(self, spec: KernelSpec, num_experts: int, rank: int, **where: Any) -> None:
         super().__init__()
@@ -85,23 +87,39 @@ class LowRankKernel(nn.Module):
         moved.copy_(down.reshape(moved.shape))
         return factors
 
-    def _lift(self, c: Tensor) -> Tensor:
-        return self.up.to(c.dtype) @ torch.tensordot(c, self.core.to(c.dtype), dims=1)
+    def _first(self, number: int | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Return V, its bias, S and U of the first channels; `None` for all."""
+        if number is None:
+            return self.down, self.bias, self.core, self.up
+        down = self.down[:, :number] if self._axis else self.down[:number]
+        bias = None if self.bias is None else self.bias[:number]
+        return down, bias, self.core[:, :number, :number], self.up[:, :number]
+
+    @torch.no_grad()
+    def keep_(self, number: int) -> None:
+        """Remove all but the first channels, in place."""
+        learns = self.core.requires_grad
+        kept = (None if each is None else nn.Parameter(each.clone(), learns) for each in self._first(number))
+        self.down, self.bias, self.core, self.up = kept  # type: ignore[assignment]
+        self.rank = self.core.shape[1]
 
     def kernels(self, c: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return what is added to the kernel, `[B, *shape]`, and to the bias, `[B, O]` or `None`."""
-        lift, down = self._lift(c), self.down.to(c.dtype).movedim(self._axis, 0)
+        down, bias, core, up = self._first(self.active)
+        lift, down = up.to(c.dtype) @ torch.tensordot(c, core.to(c.dtype), dims=1), down.to(c.dtype)
+        down = down.movedim(self._axis, 0)
         added = (lift @ down.flatten(1)).unflatten(2, down.shape[1:]).movedim(1, self._axis + 1)
-        return added, None if self.bias is None else lift @ self.bias.to(c.dtype)
+        return added, None if bias is None else lift @ bias.to(c.dtype)
 
     def forward(self, x: Tensor, c: Tensor, geometry: Geometry, dim: int) -> Tensor:
         """Return what is added to the layer's output, whose channels are at `dim`."""
-        code = geometry.shared(x, self.down, self.bias)
+        down, bias, core, up = self._first(self.active)
+        code, cores = geometry.shared(x, down, bias), torch.tensordot(c, core.to(c.dtype), dims=1)
         if code.dim() == 4 and not code.is_contiguous() and code.is_contiguous(memory_format=torch.channels_last):
-            rows = code.permute(0, 2, 3, 1).flatten(1, 2) @ self._lift(c).to(code.dtype).mT  # it is read as it lies
+            lift = (up.to(c.dtype) @ cores).to(code.dtype)
+            rows = code.permute(0, 2, 3, 1).flatten(1, 2) @ lift.mT  # it is read as it lies
             return rows.unflatten(1, code.shape[2:]).permute(0, 3, 1, 2)
-        cores = torch.tensordot(c, self.core.to(c.dtype), dims=1)
-        return pointwise(mix_channels(code, cores, dim), self.up, dim)
+        return pointwise(mix_channels(code, cores, dim), up, dim)
 
     def scale_outputs_(self, scale: Tensor) -> None:
         """Multiply what is added along its channels, in place, by fp64 `[O]`."""
@@ -122,14 +140,16 @@ class Kernels(nn.Module):
             which is what memory formats are for.
         bias: `[K, O]`, or `None`.
         code: `[E, K]`, what each expert has of them.
+        active: How many of the first of the K kernels are computed with; `None` for all.
     """
 
     bias: nn.Parameter | None
+    active: int | None = None
 
     def __init__(self, spec: KernelSpec, num_experts: int, count: int, **where: Any) -> None:
         super().__init__()
         self._spec = spec
-        self.count = count
+        self.rank = count
         self.weight = nn.Parameter(torch.empty(count * spec.shape[0], *spec.shape[1:], **where))
         bias = nn.Parameter(torch.empty(count, spec.out_channels, **where)) if spec.bias else None
         self.register_parameter("bias", bias)
@@ -139,7 +159,7 @@ class Kernels(nn.Module):
     def draw_(self, spread: float, kernel: Tensor) -> None:
         """Draw at random: per unit of c the kernel changes by about `spread` times the norm of `kernel`."""
         self.weight.normal_().mul_(kernel.numel() ** -0.5).mul_(kernel.norm())
-        self.code.normal_().mul_(spread / self.count**0.5)
+        self.code.normal_().mul_(spread / self.rank**0.5)
         if self.bias is not None:
             self.bias.zero_()
 
@@ -150,7 +170,7 @@ class Kernels(nn.Module):
         factors = deltas.flatten(1) @ kernel.flatten() / norm.square()
         rows = deltas.flatten(1) - factors[:, None] * kernel.flatten()
         rows = rows if biases is None else torch.cat([rows, biases], 1)
-        principal = torch.linalg.svd(root @ rows, full_matrices=False).Vh[: self.count]
+        principal = torch.linalg.svd(root @ rows, full_matrices=False).Vh[: self.rank]
         self.code.copy_(rows @ principal.mT / norm)
         kernels, rest = (principal * norm).split([kernel.numel(), rows.shape[1] - kernel.numel()], 1)
         self.weight.copy_(kernels.reshape(self.weight.shape))
@@ -160,20 +180,37 @@ class Kernels(nn.Module):
 
     def each(self) -> Tensor:
         """Return P, `[K, *shape]`."""
-        return self.weight.unflatten(0, (self.count, -1))
+        return self.weight.unflatten(0, (self.rank, -1))
+
+    def _first(self, number: int | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return P, their biases and what each expert has of them, of the first kernels; `None` for all."""
+        if number is None:
+            return self.each(), self.bias, self.code
+        return self.each()[:number], None if self.bias is None else self.bias[:number], self.code[:, :number]
+
+    @torch.no_grad()
+    def keep_(self, number: int) -> None:
+        """Remove all but the first kernels, in place."""
+        learns, (kernels, bias, code) = self.code.requires_grad, self._first(number)
+        self.weight = nn.Parameter(kernels.flatten(0, 1).clone(), learns)
+        self.bias = None if bias is None else nn.Parameter(bias.clone(), learns)
+        self.code = nn.Parameter(code.clone(), learns)
+        self.rank = len(kernels)
 
     def kernels(self, c: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return what is added to the kernel, `[B, *shape]`, and to the bias, `[B, O]` or `None`."""
-        shares = c @ self.code.to(c.dtype)
-        added = torch.tensordot(shares, self.each().to(c.dtype), dims=1)
-        return added, None if self.bias is None else shares @ self.bias.to(c.dtype)
+        kernels, bias, code = self._first(self.active)
+        shares = c @ code.to(c.dtype)
+        added = torch.tensordot(shares, kernels.to(c.dtype), dims=1)
+        return added, None if bias is None else shares @ bias.to(c.dtype)
 
     def forward(self, x: Tensor, c: Tensor, geometry: Geometry, dim: int) -> Tensor:
         """Return what is added to the layer's output, whose channels are at `dim`."""
-        shares = c @ self.code.to(c.dtype)
+        kernels, bias, code = self._first(self.active)
+        shares = c @ code.to(c.dtype)
         total: Any = 0
-        for index, kernel in enumerate(self.each()):
-            y = geometry.shared(x, kernel, None if self.bias is None else self.bias[index])
+        for index, kernel in enumerate(kernels):
+            y = geometry.shared(x, kernel, None if bias is None else bias[index])
             total = total + y * along(shares[:, index : index + 1], y, dim)
         return total
 

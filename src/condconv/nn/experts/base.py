@@ -104,15 +104,18 @@ class Experts(nn.Module):
         centred: Whether the store has a centre, the routing weights that inputs have at the start; see `centre_on_`.
         for_some_layers: Whether the layers that cannot have them stay static in networks by name too.
         linear: Whether the kernel is the sum of the kernels of the single experts, weighted by the routing weights.
-        why_not_fewer: Why the first k experts are not a layer by themselves, or `None`; see `keep_`.
-        active: How many of the first experts are computed with, while a smaller member of an elastic network runs;
-            `None` for all.
+        unit: What smaller members of an elastic network have fewer of: `"experts"`, each with a routing weight; or
+            `"ranks"`, which all experts share, so that the routing stays as it is.
+        why_not_fewer: Why the first units are not a layer by themselves, or `None`; see `keep_`.
+        active: How many of the first units are computed with, while a smaller member of an elastic network runs;
+            `None` for all. With 0 the layer is static: it computes what it does at the centre. See `activate_`.
     """
 
     linear: ClassVar[bool]
     centred: ClassVar[bool] = False
     for_some_layers: ClassVar[bool] = False
-    why_not_fewer: ClassVar[str | None] = "their bytes hardly depend on how many experts there are"
+    unit: ClassVar[str] = "experts"
+    why_not_fewer: ClassVar[str | None] = "they do not say how to compute with the first of their parts only"
     active: int | None = None
     parts: tuple[Part, ...] | None = None
     bias: nn.Parameter | None
@@ -127,6 +130,11 @@ class Experts(nn.Module):
     def num_weights(self) -> int:
         """N, the length of the routing vector: E, unless there are other parts."""
         return self.num_experts if self.parts is None else sum(part.size for part in self.parts)
+
+    @property
+    def units(self) -> int:
+        """The number of units, of which `active` counts the first: experts or ranks, as `unit` says."""
+        return self.num_experts
 
     def split(self, routing_weights: Tensor) -> dict[str, Tensor]:
         """Return the parts of routing weights `[B, N]` by their names, `[B, size]` each."""
@@ -225,8 +233,12 @@ class Experts(nn.Module):
         """
         raise NotImplementedError
 
-    def keep_(self, num_experts: int) -> None:
-        """Remove all but the first experts, at least one, in place; only where `why_not_fewer` is `None`."""
+    def activate_(self, number: int | None) -> None:
+        """Compute with the first units only, in place; with all if it is `None` or as many as there are."""
+        self.active = None if number is None or number >= self.units else number
+
+    def keep_(self, number: int) -> None:
+        """Remove all but the first units, at least one, in place; only where `why_not_fewer` is `None`."""
         raise NotImplementedError
 
     def cost(self, inputs: int, outputs: int, mixtures: int) -> MixCost:

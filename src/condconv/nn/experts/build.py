@@ -60,6 +60,21 @@ def why_not_experts(experts: ExpertsOption, static: nn.Module) -> str | None:
     return reason
 
 
+def written_experts(experts: Experts) -> str:
+    """Return the text, as `experts=` takes it, that makes experts like given ones; their `extra_repr` has the options.
+
+    Raises:
+        UsageError: Their class has no name in `EXPERTS`.
+    """
+    for name, kind in EXPERTS.items():
+        if type(experts) is kind:
+            return f"{name}({experts.extra_repr()})"
+    raise UsageError(
+        f"`experts` must be of this package to be written as text, got {type(experts).__name__}: names are "
+        f"{', '.join(EXPERTS)}"
+    )
+
+
 def make_experts(
     experts: ExpertsOption,
     spec: KernelSpec,

@@ -45,6 +45,7 @@ class DecomposedExperts(OneKernelExperts):
     """
 
     linear = False
+    why_not_fewer = "the size of their routing vector follows from their rank"
     for_some_layers = True  # depthwise layers stay static in the paper
 
     def __init__(

@@ -72,15 +72,16 @@ class DeltaExperts(MixedExperts):
         return geometry.per_example(x, self.weight[: 1 + number], coefficients, bias, impl=impl, weight_scale=scale)
 
     @torch.no_grad()
-    def keep_(self, num_experts: int) -> None:
+    def keep_(self, number: int) -> None:
         """See the base; W0 always stays."""
         for name in ("weight", "bias"):
             if (old := getattr(self, name)) is not None:
-                setattr(self, name, nn.Parameter(old[: 1 + num_experts].clone(), old.requires_grad))
+                setattr(self, name, nn.Parameter(old[: 1 + number].clone(), old.requires_grad))
         if self.weight_scale is not None:
-            self.weight_scale = self.weight_scale[: 1 + num_experts].clone()
-        self.centre = self.centre[:num_experts].clone()
-        self.num_experts, self.active = num_experts, None
+            self.weight_scale = self.weight_scale[: 1 + number].clone()
+        self.centre = self.centre[:number].clone()
+        self.num_experts = len(self.centre)
+        self.activate_(None)
 
     def kernels(self) -> Tensor:
         """See the base; W0 is not in them."""

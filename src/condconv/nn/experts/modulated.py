@@ -46,6 +46,7 @@ class ModulatedExperts(MixedExperts):
     """
 
     linear = False
+    why_not_fewer = "without their gains and kernels nothing is left, since no kernel has a constant weight"
 
     def __init__(
         self,

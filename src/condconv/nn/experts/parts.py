@@ -107,10 +107,13 @@ class LowRankMixing(nn.Module):
         down: P, `[R, C]`.
         core: S, `[E, R, R]`.
         up: Q, `[C, R]`.
+        active: How many of the first of the R channels are computed with; `None` for all.
 
     Source:
         Tucker decompositions of experts, as in DCD (arXiv:2103.08756), applied to the channels.
     """
+
+    active: int | None = None
 
     def __init__(self, num_experts: int, channels: int, rank: int, **where: Any) -> None:
         super().__init__()
@@ -126,23 +129,36 @@ class LowRankMixing(nn.Module):
         self.up.normal_().mul_(self.channels**-0.5)
         self.core.normal_().mul_(spread * self.channels**0.5 / self.rank)
 
-    def _cores(self, c: Tensor) -> Tensor:
-        return torch.tensordot(c, self.core.to(c.dtype), dims=1)
+    def _first(self, number: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return P, S and Q of the first channels; `None` for all."""
+        if number is None:
+            return self.down, self.core, self.up
+        return self.down[:number], self.core[:, :number, :number], self.up[:, :number]
+
+    @torch.no_grad()
+    def keep_(self, number: int) -> None:
+        """Remove all but the first channels, in place."""
+        learns = self.core.requires_grad
+        self.down, self.core, self.up = (nn.Parameter(each.clone(), learns) for each in self._first(number))
+        self.rank = len(self.down)
 
     def matrix(self, c: Tensor) -> Tensor:
         """Return what is added to the identity, `[B, C, C]`."""
-        return self.up.to(c.dtype) @ self._cores(c) @ self.down.to(c.dtype)
+        down, core, up = self._first(self.active)
+        return up.to(c.dtype) @ torch.tensordot(c, core.to(c.dtype), dims=1) @ down.to(c.dtype)
 
     def forward(self, x: Tensor, c: Tensor, dim: int) -> Tensor:
         """Return x with its channels, at `dim`, mixed."""
+        down, core, up = self._first(self.active)
+        cores = torch.tensordot(c, core.to(c.dtype), dims=1)
         if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
             # Two products of matrices that read x as it lies: up to 1.8 times as fast as convolutions this narrow.
             rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, N, C]
-            lift = (self.up.to(c.dtype) @ self._cores(c)).to(x.dtype)
-            mixed = torch.baddbmm(rows, rows @ self.down.T, lift.mT)
+            lift = (up.to(c.dtype) @ cores).to(x.dtype)
+            mixed = torch.baddbmm(rows, rows @ down.T, lift.mT)
             return mixed.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-        code = mix_channels(pointwise(x, self.down, dim), self._cores(c), dim)
-        return x + pointwise(code, self.up, dim)
+        code = mix_channels(pointwise(x, down, dim), cores, dim)
+        return x + pointwise(code, up, dim)
 
     def madds(self, places: int, mixtures: int) -> int:
         """Return the multiply-adds on maps with this number of places in all."""

@@ -31,6 +31,9 @@ class SharedExperts(OneKernelExperts):
     A kernel per example is never mixed: the parts are small steps on the maps, before and after one ordinary
     convolution. So a layer trains, compiles and exports as an ordinary one, and reads hardly more.
 
+    Units of smaller members of an elastic network are ranks: the first channels of `rank` and of `outputs`, and the
+    first of the `kernels`. Parts without ranks, gains and whole matrices, are there in full from one rank on.
+
     Args:
         spec: The kernel.
         num_experts: E; experts are cheap here.
@@ -59,6 +62,8 @@ class SharedExperts(OneKernelExperts):
     """
 
     centred = True
+    unit = "ranks"
+    why_not_fewer = None
     centre: Tensor
 
     def __init__(
@@ -105,6 +110,28 @@ class SharedExperts(OneKernelExperts):
         """The parts that add kernels."""
         return [part for part in (self.outputs, self.principal) if part is not None]
 
+    @property
+    def _ranked(self) -> list[LowRankMixing | LowRankKernel | Kernels]:
+        """The parts whose first ranks are a part by themselves."""
+        return [*([self.mixing] if isinstance(self.mixing, LowRankMixing) else []), *self._added]
+
+    @property
+    def units(self) -> int:
+        """See the base; the largest rank of a part, 1 if none has ranks."""
+        return max((part.rank for part in self._ranked), default=1)
+
+    def activate_(self, number: int | None) -> None:
+        """See the base."""
+        super().activate_(number)
+        for part in self._ranked:
+            part.active = self.active
+
+    def keep_(self, number: int) -> None:
+        """See the base."""
+        self.activate_(None)
+        for part in self._ranked:
+            part.keep_(number)
+
     def centre_on_(self, routing_weights: Tensor) -> None:
         """See the base."""
         self.centre = routing_weights.detach().to(self.centre)
@@ -148,6 +175,8 @@ class SharedExperts(OneKernelExperts):
         """See the base."""
         spec, dtype = self.spec, routing_weights.dtype
         c = routing_weights - self.centre.to(dtype)
+        if self.active == 0:
+            c = torch.zeros_like(c)
         alone = kernels = self.weight.to(dtype).expand(len(c), *spec.shape)
         if self.mixing is not None:
             added = self.mixing.matrix(c)  # [B, C, C], from channels of x to those that the kernel meets
@@ -171,6 +200,8 @@ class SharedExperts(OneKernelExperts):
         """See the base; there is one way, whatever `impl` is."""
         check_tensors(x, self.weight, routing_weights, self.bias)
         check_routing_weights(routing_weights, x, self.num_experts)  # smaller ones would be broadcast
+        if self.active == 0:
+            return geometry.shared(x, self.weight, self.bias)
         c = routing_weights - self.centre.to(routing_weights.dtype)
         added = [part(x, c, geometry, self._dim) for part in self._added]
         if self.input_gains is not None:
@@ -222,8 +253,8 @@ class SharedExperts(OneKernelExperts):
         return None
 
     def extra_repr(self) -> str:
-        """Describe the parts."""
+        """Describe the parts, as a user writes them between the parentheses of `"shared(...)"`."""
         rank = self.mixing.rank if isinstance(self.mixing, LowRankMixing) else "full" if self.mixing else None
-        told = {"outputs": self.outputs and self.outputs.rank, "kernels": self.principal and self.principal.count}
+        told = {"outputs": self.outputs and self.outputs.rank, "kernels": self.principal and self.principal.rank}
         more = "".join(f", {name}={value}" for name, value in told.items() if value)
-        return f"rank={rank}, gains={self.input_gains is not None}{more}"
+        return f"rank={rank!r}, gains={self.input_gains is not None}{more}"
