@@ -47,6 +47,7 @@ MEANT = {
     ("make-static", "checkpoint"): ["none.safetensors", LONG],
     ("compress", "checkpoint"): ["none.safetensors", LONG],
     ("budget", "checkpoint"): ["none.safetensors", LONG],
+    ("budget", "--plot"): ["members.pdf", "no/such/members.svg", LONG],
     ("export", "checkpoint"): ["none.safetensors", LONG],
     ("experiment", "--run"): ["fourth/0", LONG],
     ("experiment", "--networks"): ["vgg", MODEL, LONG],
