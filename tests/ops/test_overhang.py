@@ -1,4 +1,4 @@
-"""In bf16 "auto" keeps away from torch's gradient of a kernel that is larger than the input, which may be NaN."""
+"""In bf16 "auto" keeps away from torch's gradient of a kernel that is larger than the map, which may be NaN."""
 
 from __future__ import annotations
 
@@ -45,6 +45,29 @@ def test_gradients_of_a_kernel_larger_than_the_input(dims: int) -> None:
     operation(*exact, stride=stride, padding=1, impl="reference").sum().backward()
     for own, other in zip(found, exact, strict=True):
         torch.testing.assert_close(own.grad.double(), other.grad, rtol=0.03, atol=0.03 * float(other.grad.abs().max()))
+
+
+@pytest.mark.usefixtures("_choices")
+@pytest.mark.parametrize("dims", SIZES)
+def test_gradients_of_a_transposed_kernel_larger_than_the_output(dims: int) -> None:
+    """The input has as many pixels as the kernel, but padding leaves fewer of the output."""
+    found, exact = (
+        [each.requires_grad_() for each in tensors((4,) * dims, dtype)] for dtype in (torch.bfloat16, torch.float64)
+    )
+    found[1], exact[1] = (each[1].detach().transpose(1, 2).contiguous().requires_grad_() for each in (found, exact))
+    operation, padding = getattr(ops, f"cond_conv_transpose{dims}d"), (2, *(0 for _ in range(dims - 1)))
+    operation(*found, padding=padding).sum().backward()
+    assert taken() == "matmul"
+    operation(*exact, padding=padding, impl="reference").sum().backward()
+    for own, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(own.grad.double(), other.grad, rtol=0.03, atol=0.03 * float(other.grad.abs().max()))
+
+
+@pytest.mark.usefixtures("_choices")
+def test_a_transposed_kernel_larger_than_the_input_alone_chooses_as_ever() -> None:
+    x, weight, routing = tensors((2, 2), torch.bfloat16)
+    ops.cond_conv_transpose2d(x, weight.transpose(1, 2).contiguous().requires_grad_(), routing)
+    assert taken() not in ("native", "matmul")
 
 
 @pytest.mark.usefixtures("_choices")

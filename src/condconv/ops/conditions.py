@@ -96,8 +96,9 @@ def is_misread(problem: Problem) -> bool:
       library below torch reads uninitialised padding there, so the output is NaN if that memory happens to hold NaN.
       (oneDNN's issue 5717 is of the same kind: numbers next to a row, which AMX reads with it, are multiplied by zero,
       which keeps a NaN.)
-    - In training, with a kernel that reaches over more pixels than x has along a dimension: on CPUs with AVX-512 the
-      gradient of the kernel is then wrong by up to 1e38, NaN, or the process ends for a damaged heap (torch 2.14).
+    - In training, with a kernel that reaches over more pixels than x has along a dimension, or than the output has of a
+      transposed convolution: on CPUs with AVX-512 the gradient of the kernel is then wrong by up to 1e38, NaN, or the
+      process ends for a damaged heap (torch 2.14).
     """
     if not on_cpu(problem) or problem.dtypes[0] != torch.bfloat16:
         return False

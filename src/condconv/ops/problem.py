@@ -19,8 +19,9 @@ class Problem(NamedTuple):
 
     `batch` is `None` while a graph is recorded (`torch.compile`, `torch.export`, `torch.jit.trace`): a choice that
     looked at it would fix the graph to one batch size. `overhangs` is whether a kernel reaches over more pixels than x
-    has in a dimension, and `False` where a file is written that may leave the size open. `quantized` is the dtype of
-    quantized experts, `None` for ordinary ones; `dtypes` are those of x and of the experts, quantized ones widened.
+    has in a dimension (a transposed one: than the output has, which is the x of the convolution that it transposes),
+    and `False` where a file is written that may leave the size open. `quantized` is the dtype of quantized experts,
+    `None` for ordinary ones; `dtypes` are those of x and of the experts, quantized ones widened.
     """
 
     batch: int | None
@@ -87,7 +88,7 @@ def describe(
         output_numel=geometry.out_channels(weight) * pixels,
         output_pixels=pixels,
         taps=prod(weight.shape[3:]),
-        overhangs=not exporting and _overhangs(weight.shape[3:], geometry.dilation, input_size or x.shape[2:]),
+        overhangs=not exporting and _overhangs(geometry, weight.shape[3:], input_size or x.shape[2:]),
         groups=geometry.groups,
         depthwise=geometry.is_depthwise(weight),
         transposed=geometry.transposed,
@@ -103,9 +104,10 @@ def describe(
     )
 
 
-def _overhangs(kernel_size: Sequence[int], dilation: Sequence[int], input_size: Sequence[int]) -> bool:
-    reaches = [step * (taps - 1) + 1 for taps, step in zip(kernel_size, dilation, strict=True)]
-    return any(reach > size for reach, size in zip(reaches, input_size, strict=True))
+def _overhangs(geometry: Geometry, kernel_size: Sequence[int], input_size: Sequence[int]) -> bool:
+    sizes = geometry.output_size(input_size, kernel_size) if geometry.transposed else input_size
+    reaches = [step * (taps - 1) + 1 for taps, step in zip(kernel_size, geometry.dilation, strict=True)]
+    return any(reach > size for reach, size in zip(reaches, sizes, strict=True))
 
 
 def transforming() -> bool:
