@@ -232,6 +232,7 @@ ROWS: dict[str, list[Row]] = {
         ("model", lambda: exchange_experts_("net", {})),
         ("stores", lambda: exchange_experts_(conditional(), ["0"])),
         ("stores", lambda: exchange_experts_(conditional(), {_LONG: "dense"})),
+        *(("stores", partial(exchanging, each)) for each in ("modulated", "modulated(taps=True)")),
         *(("experts", partial(exchanging, each)) for each in (None, "vgg", _LONG)),
     ],
     "fold_batch_norms_": [

@@ -20,7 +20,7 @@ def exchange_experts_(model: nn.Module, stores: Mapping[str, ExpertsOption]) -> 
         stores: By the layer's name its experts, as `experts=` of a layer; such as `CompressionReport.stores`.
 
     Raises:
-        UsageError: There is no conditional layer of a name, or it cannot have these experts.
+        UsageError: There is no conditional layer of a name, or it cannot have these experts or not with its routing.
 
     Example:
         >>> net = torch.nn.Sequential(condconv.CondConv2d(3, 8, 3, num_experts=4))
@@ -39,6 +39,11 @@ def exchange_experts_(model: nn.Module, stores: Mapping[str, ExpertsOption]) -> 
                 f"{few(layers, most=8) or 'none'}"
             )
         made[name] = experts_like(layers[name].experts, experts)
+        if made[name].parts != layers[name].experts.parts:  # the routing function stays, and gives what it gave
+            raise UsageError(
+                f"`stores` must be routed as the experts of the layer are, got {shown(experts)} for {shown(name)}: "
+                "take experts whose routing vector has the same parts"
+            )
     for name, new in made.items():
         layers[name].experts = new
 
