@@ -95,6 +95,62 @@ def test_detections_that_are_the_truth_score_one(coco):
     assert val.mean_average_precision({}) == 0.0
 
 
+def _damaged(coco, root, split, damage):
+    """Copies the images, with annotations of a split that are changed; returns their directory."""
+    shutil.copytree(coco, root)
+    path = root / "annotations" / f"instances_{split}2017.json"
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    return root
+
+
+def without_what_training_does_not_read(content):
+    for each in content["annotations"]:
+        for name in ("id", "area", *(() if each.get("iscrowd") else ("iscrowd",))):
+            each.pop(name, None)
+
+
+def areas_of_other_kinds(content):
+    areas: list[object] = [None, "large", [], -7]
+    for each, area in zip(content["annotations"], areas * 9, strict=False):
+        each.update(area=area, iscrowd=each.get("iscrowd") or None)
+
+
+def ids_that_are_one(content):
+    for each in content["annotations"]:
+        each["id"] = 0
+
+
+def boxes_of_other_images(content):
+    content["annotations"] += [{**content["annotations"][0], "image_id": 998}]
+
+
+@pytest.mark.parametrize(
+    "damage", [without_what_training_does_not_read, areas_of_other_kinds, ids_that_are_one, boxes_of_other_images]
+)
+def test_the_score_does_not_depend_on_what_is_not_checked(coco, tmp_path, damage):
+    """pycocotools fails without these after the first epoch, or finds no object that has the id 0."""
+    honest = CocoImages(coco, "val", augment=False)
+    found = {}
+    for index in range(len(honest)):
+        target = honest[index][1]
+        boxes = target["boxes"] + torch.tensor([1.0, 0, 1, 0])
+        found[target["image_id"]] = {**target, "boxes": boxes, "scores": torch.ones(len(boxes))}
+    expected = honest.mean_average_precision(found)
+    assert 0.1 < expected < 1
+    changed = CocoImages(_damaged(coco, tmp_path / "coco", "val", damage), "val", augment=False)
+    assert changed.mean_average_precision(found) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["/etc/hosts.png", "../train2017/0.png", "a/../../b.png"])
+def test_annotations_do_not_choose_files_elsewhere(coco, tmp_path, name):
+    root = _damaged(coco, tmp_path / "coco", "val", lambda content: content["images"][0].update(file_name=name))
+    with pytest.raises(UsageError, match="which is outside the directory of the images") as caught:
+        CocoImages(root, "val", augment=False)
+    assert name in str(caught.value)
+
+
 def test_the_detector_has_six_maps_and_conditional_features():
     detector = create_detector("mobilenet_v1_cc_050_8e", 90)
     maps = detector.backbone(torch.zeros(2, 3, 300, 300))
@@ -227,12 +283,7 @@ def damage_files(content):
     ],
 )
 def test_annotations_that_are_damaged(coco, tmp_path, damage, message):
-    root = tmp_path / "coco"
-    shutil.copytree(coco, root)
-    path = root / "annotations" / "instances_train2017.json"
-    content = json.loads(path.read_text())
-    damage(content)
-    path.write_text(json.dumps(content))
+    root = _damaged(coco, tmp_path / "coco", "train", damage)
     with pytest.raises(UsageError, match="`data` must have annotations in COCO's format, got ") as caught:
         CocoImages(root, "train", augment=False)
     assert message in str(caught.value)

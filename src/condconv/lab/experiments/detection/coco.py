@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from condconv.lab.data.contents import UNREADABLE, open_image
 
 Target = dict[str, Any]
 _MOST_PIXELS = 1e9  # along a side; NaN is not below it either
+_LONGEST_ANNOTATIONS = 2**30  # bytes; those of COCO itself have 450 MB
 
 
 class CocoImages(Dataset[tuple[Tensor, Target]]):
@@ -41,22 +43,27 @@ class CocoImages(Dataset[tuple[Tensor, Target]]):
     def __init__(self, root: Path, split: str, *, augment: bool) -> None:
         self.annotations = _only(root / "annotations", f"instances_{split}*.json")
         self.images = _only(root, f"{split}*/")
+        named = shown_name(self.annotations)
         try:
-            content = json.loads(read_text(self.annotations))
+            content = json.loads(read_text(self.annotations, _LONGEST_ANNOTATIONS))
             names = _by_id(content["categories"], "name")
             self._labels = {identity: index for index, identity in enumerate(sorted(names), start=1)}
             self.class_names = tuple(names[identity] for identity in self._labels)
             self._boxes = _boxes_by_image(content["annotations"], self._labels)
-            files = _by_id(content["images"], "file_name").items()
-            self._files = [each for each in files if split != "train" or each[0] in self._boxes]
+            files = _by_id(content["images"], "file_name")
+            for name in files.values():
+                _check_below(name)
+            self._files = [each for each in files.items() if split != "train" or each[0] in self._boxes]
+            # What is scored against; of the training images it would take memory for nothing.
+            self._truth = None if split == "train" else _truth(content["annotations"], files, self._labels)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
             raise UsageError(
-                f"`data` must have annotations in COCO's format, got {self.annotations} ({reason}): check the file"
+                f"`data` must have annotations in COCO's format, got {named} ({reason}): check the file"
             ) from error
         if not self._files:
             raise UsageError(
-                f"`data` must have an image with a box, got {self.annotations} without one: training skips the others"
+                f"`data` must have an image with a box, got {named} without one: training skips the others"
             )
         self._transform = _augmentation() if augment else v2.Identity()
         self._to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -90,7 +97,7 @@ class CocoImages(Dataset[tuple[Tensor, Target]]):
         """Return COCO's AP, averaged over overlaps from 0.5 to 0.95, 0 to 1.
 
         Args:
-            detections: By image id: `boxes` `[N, 4]`, `labels` `[N]`, `scores` `[N]`.
+            detections: By image id, of the validation split: `boxes` `[N, 4]`, `labels` `[N]`, `scores` `[N]`.
 
         Raises:
             MissingExtraError: pycocotools is not installed.
@@ -113,7 +120,9 @@ class CocoImages(Dataset[tuple[Tensor, Target]]):
         if not rows:
             return 0.0
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress and has no option not to
-            truth = coco.COCO(str(self.annotations))
+            truth = coco.COCO()
+            truth.dataset = copy.deepcopy(self._truth)  # it adds to the rows
+            truth.createIndex()
             judge = evaluation.COCOeval(truth, truth.loadRes(rows), "bbox")
             judge.evaluate()
             judge.accumulate()
@@ -125,10 +134,22 @@ def _only(folder: Path, pattern: str) -> Path:
     found = sorted(each for each in folder.glob(pattern) if each.is_dir() == pattern.endswith("/"))
     if len(found) != 1:
         raise UsageError(
-            f"`data` must be a directory in COCO's layout, with one {folder.name}/{pattern}, got {len(found)} under "
-            f"{folder}: it needs annotations/instances_train*.json, annotations/instances_val*.json, train*/ and val*/"
+            f"`data` must be a directory in COCO's layout, with one {shown_name(folder.name)}/{pattern}, got "
+            f"{len(found)} under {shown_name(folder)}: it needs annotations/instances_train*.json, "
+            "annotations/instances_val*.json, train*/ and val*/"
         )
     return found[0]
+
+
+def _check_below(name: str) -> None:
+    """Check that the name of an image leads nowhere but below the directory of the images.
+
+    Raises:
+        ValueError: It does not: whoever wrote the annotations could choose any file of this machine.
+    """
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"the file_name {shown(name)}, which is outside the directory of the images")
 
 
 def _by_id(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, str]:
@@ -168,6 +189,33 @@ def _boxes_by_image(
         corners.append([left, top, left + width, top + height])
         kinds.append(labels[each["category_id"]])
     return boxes
+
+
+def _truth(
+    annotations: Sequence[Mapping[str, Any]], files: Mapping[int, str], labels: Mapping[int, int]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what pycocotools scores against, with nothing in it that has not been checked.
+
+    It fails without an id, an area or `iscrowd`, and takes an annotation whose id is 0, or is there twice, for one that
+    is not found. The area only chooses among small and large objects, which COCO's AP does not.
+    """
+    rows = [
+        {
+            "id": number,
+            "image_id": each["image_id"],
+            "category_id": each["category_id"],
+            "bbox": each["bbox"],
+            "area": abs(each["bbox"][2] * each["bbox"][3]),
+            "iscrowd": int(bool(each.get("iscrowd", 0))),
+        }
+        for number, each in enumerate(annotations, start=1)
+        if each["image_id"] in files and each["category_id"] in labels
+    ]
+    return {
+        "images": [{"id": each} for each in files],
+        "categories": [{"id": each} for each in labels],
+        "annotations": rows,
+    }
 
 
 def _augmentation() -> v2.Transform:
