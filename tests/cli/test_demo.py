@@ -106,6 +106,16 @@ def test_a_link_in_the_place_of_a_result_is_refused_before_training(tmp_path, ca
     assert f"got {tmp_path / name}, a link: remove it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["results.json", "curves.png"])
+def test_a_directory_in_the_place_of_a_result_is_refused_before_training(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(demo, "train", None)
+    (tmp_path / name).mkdir()
+    assert main(["demo", "--seeds", "1", "--epochs", "1", "-o", str(tmp_path)]) == 2
+    assert f"must not have directories in the place of a run's files, got {tmp_path / name}: remove it" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.slow
 def test_routing_helps_on_digits_under_four_conditions(tmp_path, capsys):
     """As the command has it, with seeds that neither its settings nor its repetitions used."""

@@ -252,8 +252,8 @@ def test_what_is_not_a_conversion_is_said(values: dict[str, Any], message: str) 
         (b"[" * 100_000, "`report` must be a JSON file"),
         (b"[1, 2]", "`report` must be a conversion, "),
         (
-            2**29,
-            r"`report` must be a file, got .*conversion.json \(not a regular file of at most 1024 MiB, or of holes\)",
+            2**26 + 1,
+            r"`report` must be a file, got .*conversion.json \(not a regular file of at most 64 MiB, or of holes\)",
         ),
     ],
 )

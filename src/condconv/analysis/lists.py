@@ -21,6 +21,7 @@ from condconv.files.schema import TEXT, SchemaError, anything, none_or, number, 
 FORMAT = 2
 """Version of the JSON file's layout."""
 
+_LONGEST = 2**30  # bytes of a file: it has sums for each class, expert and layer
 _COUNTS = ("examples", "histogram", "outside", "class_examples", "top_ids")
 # Experts, classes, bins, the examples that are remembered, and the routing vector.
 _SHAPES = {
@@ -91,7 +92,7 @@ def read_lists(path: Path) -> dict[str, Any]:
         ValueError: It cannot be read, or is not a report of this version; the text continues after "which".
     """
     try:
-        values = json.loads(read_text(path))
+        values = json.loads(read_text(path, _LONGEST))
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:

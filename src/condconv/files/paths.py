@@ -118,8 +118,25 @@ def check_own(*paths: Path) -> None:
             )
 
 
-def read_text(path: Path, most: int = 2**30, encoding: str = "utf-8") -> str:
+def check_own_files(*paths: Path) -> None:
+    """Check places where a command keeps its own files, before work begins: a file is there, or nothing.
+
+    Raises:
+        UsageError: A directory is there, or something that `check_own` refuses.
+    """
+    check_own(*paths)
+    for path in paths:
+        if path.is_dir():
+            raise UsageError(
+                f"`out` must not have directories in the place of a run's files, got {shown_name(path)}: remove it, or "
+                "give another --out"
+            )
+
+
+def read_text(path: Path, most: int = 2**26, encoding: str = "utf-8") -> str:
     """Return the text of a regular file of at most `most` bytes, which are not mostly holes.
+
+    What JSON holds takes up to thirty times the bytes of its text.
 
     Raises:
         OSError: It is larger, of another kind, or cannot be read.

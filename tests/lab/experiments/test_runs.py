@@ -224,11 +224,11 @@ def test_records_of_other_settings_stay(tmp_path):
     assert [run.record().score for run in (short, long)] == [0.25, 0.75]
 
 
-@pytest.mark.parametrize("place", ["experiment", "record", "log", "trained", "training"])
+@pytest.mark.parametrize("place", ["experiment", "record", "log", "trained", "training", "table"])
 def test_a_link_below_the_directory_of_experiments_is_refused(tmp_path, place):
     run = list_runs(EXPERIMENT, SETTINGS, tmp_path / "out", 1)[0]
     training = Path(run.configs()[0].out)
-    places = {"experiment": run.path.parent, "record": run.path, "log": run.log}
+    places = {"experiment": run.path.parent, "record": run.path, "log": run.log, "table": run.path.parent / "table.csv"}
     path = (places | {"trained": training.parent, "training": training})[place]
     path.parent.mkdir(parents=True)
     path.symlink_to(tmp_path)
@@ -236,6 +236,18 @@ def test_a_link_below_the_directory_of_experiments_is_refused(tmp_path, place):
         UsageError, match="`out` must not have other things in the place of a run's files, got .* a link"
     ):
         run.record()
+
+
+@pytest.mark.parametrize("place", ["record", "log", "table.md", "plot.png"])
+def test_a_directory_in_the_place_of_a_file_is_refused_before_the_runs(tmp_path, place):
+    run = list_runs(EXPERIMENT, SETTINGS, tmp_path / "out", 1)[0]
+    path = {"record": run.path, "log": run.log}.get(place, run.path.parent / place)
+    path.mkdir(parents=True)
+    with pytest.raises(
+        UsageError, match="`out` must not have directories in the place of a run's files, got "
+    ) as caught:
+        run.record()
+    assert str(path) in str(caught.value)
 
 
 def test_a_record_that_is_none_is_named(tmp_path):

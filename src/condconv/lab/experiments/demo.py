@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from condconv.counting import count
 from condconv.files.atomic import write_own
-from condconv.files.paths import check_own
+from condconv.files.paths import check_own, check_own_files
 from condconv.lab.bench.timing import time_by_turns
 from condconv.lab.data.digits import CONDITIONS
 from condconv.lab.data.image_data import ImageData, open_data
@@ -97,7 +97,7 @@ def _train_all(config: DemoConfig, *, progress: bool, say: Callable[[str], None]
     runs: dict[str, list[TrainResult]] = {name: [] for name in config.networks}
     seeds = config.all_seeds
     check_own(*(Path(config.run(name, seed).out) for seed in seeds for name in runs))
-    check_own(*(Path(config.out) / name for name in _FILES))
+    check_own_files(*(Path(config.out) / name for name in _FILES))
     for seed in seeds:
         for name, results in runs.items():
             title = f"{name}, seed {seed} ({seeds.index(seed) + 1} of {config.seeds})"

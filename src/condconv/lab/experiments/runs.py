@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from condconv.counting import count
 from condconv.errors import UsageError, first_line, shown, shown_name
 from condconv.files.atomic import write_own
-from condconv.files.paths import check_own, make_directory, read_text
+from condconv.files.paths import check_own, check_own_files, make_directory, read_text
 from condconv.files.schema import number, one_of, read_record, whole
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.image_data import open_data
@@ -29,6 +29,8 @@ from condconv.lab.saved.reading import Reading
 from condconv.lab.saved.rebuild import load_trained
 from condconv.lab.train.loop import train
 
+RESULTS = ("table.md", "table.csv", "records.json", "plot.png")
+"""Files of an experiment, written next to the records of its runs when these are done."""
 _TRAINED = "trained"  # the directory of all trainings
 _OF_EXPERTS = ("expert_dropout", "expert_lr_scale", "router_lr_scale", "router_decay")
 _SEEDS_APART = 1000  # between the members of an arm, so that no member is another seed's
@@ -156,10 +158,11 @@ class Run:
         """Return the record of the run, or `None` if it is not finished.
 
         Raises:
-            UsageError: It is not a record, or a link is in the place of a file or a directory of this run.
+            UsageError: It is not a record, or something else is in the place of a file or a directory of this run.
         """
         trained = [Path(each.out) for each in self.configs()]
-        check_own(self.path.parent, self.path, self.log, self.out / _TRAINED, *trained)
+        check_own(self.path.parent, self.out / _TRAINED, *trained)
+        check_own_files(self.path, self.log, *(self.path.parent / name for name in RESULTS))
         try:
             found = read_record(RunRecord, json.loads(read_text(self.path)))
             self._check_own_record(found)

@@ -17,7 +17,7 @@ from condconv.lab.experiments.comparison import as_markdown, spread, thousands
 from condconv.lab.experiments.design import Arm, Experiment
 from condconv.lab.experiments.plots import new_figure, save_figure
 from condconv.lab.experiments.runner import Outcome
-from condconv.lab.experiments.runs import RunRecord
+from condconv.lab.experiments.runs import RESULTS, RunRecord
 from condconv.lab.experiments.verdicts import Result, Results
 from condconv.lab.saved.metrics import as_csv
 
@@ -197,13 +197,12 @@ def write_tables(
         "conditions": conditions,
         "records": [asdict(each) for each in outcome.records],
     }
-    files = {"table.md": text, "table.csv": as_csv(rows, Row), "records.json": json.dumps(numbers, indent=1) + "\n"}
-    paths = [out / name for name in files]
-    for path, content in zip(paths, files.values(), strict=True):
+    *paths, picture = (out / name for name in RESULTS)
+    for path, content in zip(paths, (text, as_csv(rows, Row), json.dumps(numbers, indent=1) + "\n"), strict=True):
         write_own(path, content)
     if rows:  # none if every run failed
-        paths.append(out / "plot.png")
-        plot(experiment, rows, paths[-1])
+        paths.append(picture)
+        plot(experiment, rows, picture)
     return markdown, tuple(paths)
 
 
