@@ -25,6 +25,11 @@ def test_every_member_is_a_point_with_its_number(tmp_path, monkeypatch, suffix):
     assert [text.get_text() for text in right.texts] == ["0", "1", "3", "0", "1", "3"]
     assert left.get_legend() is None
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["batch 1", "batch 32"]
+    assert [left.lines[0].get_linestyle(), *(each[0].get_linestyle() for each in right.containers)] == [
+        "-",
+        "None",
+        "-",
+    ]
     (bars,) = right.containers[0][2]
     assert [segment[:, 0].tolist() for segment in bars.get_segments()] == [[1, 1], [1.4, 1.7], [2, 2]]
     if suffix == "png":

@@ -23,7 +23,8 @@ class Curve:
     Attributes:
         name: Of the axis, with the unit.
         values: By the names of the lines, one value for each member. A name is shown if there are several.
-        spread: By the names of lines, the lowest and the highest value of each member; those without have none.
+        spread: By the names of lines, the lowest and the highest value of each member; those with one
+            are drawn as points with bars, the others as points on a line.
     """
 
     name: str
@@ -68,6 +69,7 @@ def plot_members(
         for colour, (name, values) in zip(COLOURS, curve.values.items(), strict=False):
             _draw(axes, np.asarray(values, dtype=float), points, numbers, name, colour, curve.spread.get(name))
         axes.set(xlabel=curve.name)
+        axes.locator_params(axis="x", nbins=6)
         axes.grid(alpha=0.3)
         axes.margins(x=0.08, y=0.12)
         if len(curve.values) > 1:
@@ -87,6 +89,8 @@ def _draw(
     spread: Sequence[tuple[float, float]] | None,
 ) -> None:
     bars = None if spread is None else np.abs(np.asarray(spread, dtype=float).T - values)
-    axes.errorbar(values, points, xerr=bars, label=name, color=colour, marker="o", markersize=4, linewidth=1.2)
+    style = "-" if bars is None else "none"  # measured values need not be in order
+    looks = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 1.2, "elinewidth": 0.8}
+    axes.errorbar(values, points, xerr=bars, label=name, linestyle=style, **looks)
     for number, value, point in zip(numbers, values, points, strict=True):
         axes.annotate(str(number), (value, point), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8)
