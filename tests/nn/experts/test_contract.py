@@ -16,7 +16,7 @@ from condconv.convert.fold import fold_batch_norms_
 from condconv.errors import UsageError
 from condconv.nn import ConditionalLayer, Experts
 from condconv.nn.classes import conditional_class
-from condconv.nn.experts import make_experts, why_not_experts
+from condconv.nn.experts import KernelSpec, make_experts, why_not_experts
 from condconv.nn.experts.build import written_experts
 
 ALONE = dict.fromkeys(("modulated()", "modulated(taps=True, inputs=True)", "decomposed", "decomposed(rank=3)"), 1)
@@ -419,6 +419,31 @@ def test_the_first_units_are_a_layer_by_themselves_or_the_store_says_why_not(
         again = make_experts(written_experts(experts), experts.spec, experts.num_experts, dtype=experts.dtype)
         again.load_state_dict(experts.state_dict())
         torch.testing.assert_close(again.mix(kept_weights)[0], mixed)
+
+
+@each_case
+def test_a_store_that_is_written_as_text_is_made_again(store: str, kind: str) -> None:
+    experts = make(store, kind)[1].experts
+    again = make_experts(written_experts(experts), experts.spec, experts.num_experts, dtype=experts.dtype)
+    assert (again.parts, repr(again)) == (experts.parts, repr(experts))
+    again.load_state_dict(experts.state_dict())
+    routing_weights = torch.rand(2, experts.num_weights, dtype=torch.float64)
+    torch.testing.assert_close(again.mix(routing_weights)[0], experts.mix(routing_weights)[0])
+
+
+@pytest.mark.parametrize(
+    ("store", "kind", "text"),
+    [
+        ("deltas", "dense", "DeltaExperts(num_experts=3, kernel=(6, 8, 3, 3))"),
+        ("dense", "transposed, grouped", "DenseExperts(num_experts=3, kernel=(8, 3, 3, 3))"),
+        ("modulated(taps=True)", "linear", "kernel=(5, 8), inputs=False, outputs=True, taps=False, input_blocks=1"),
+        ("decomposed(rank=3)", "one dimension", "num_experts=1, kernel=(6, 8, 3), rank=3"),
+        ("shared(outputs=2)", "linear", "num_experts=3, kernel=(5, 8), rank=None, gains=False, outputs=2"),
+    ],
+)
+def test_repr_has_the_sizes_and_the_options(store: str, kind: str, text: str) -> None:
+    experts = make_experts(store, KernelSpec.of(KINDS[kind][0]()), ALONE.get(store, 3))
+    assert text in repr(experts)
 
 
 def test_a_store_without_a_name_is_not_written() -> None:

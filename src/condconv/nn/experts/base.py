@@ -288,6 +288,15 @@ class Experts(nn.Module):
         """Return these experts with their kernels stored in bfloat16 or int8, for inference; biases are shared."""
         raise NotImplementedError
 
+    def options(self) -> str:
+        """Return the options, as a user writes them between the parentheses of `"shared(...)"`; empty if none."""
+        return ""
+
+    def extra_repr(self) -> str:
+        """Describe the sizes and the options in `repr`."""
+        sizes = f"num_experts={self.num_experts}, kernel={tuple(self.spec.shape)}"
+        return ", ".join(filter(None, (sizes, self.options())))
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which kernels are computed."""

@@ -61,14 +61,14 @@ def why_not_experts(experts: ExpertsOption, static: nn.Module) -> str | None:
 
 
 def written_experts(experts: Experts) -> str:
-    """Return the text, as `experts=` takes it, that makes experts like given ones; their `extra_repr` has the options.
+    """Return the text, as `experts=` takes it, that makes experts like given ones.
 
     Raises:
         UsageError: Their class has no name in `EXPERTS`.
     """
     for name, kind in EXPERTS.items():
         if type(experts) is kind:
-            return f"{name}({experts.extra_repr()})"
+            return f"{name}({experts.options()})"
     raise UsageError(
         f"`experts` must be of this package to be written as text, got {type(experts).__name__}: names are "
         f"{', '.join(EXPERTS)}"

@@ -127,8 +127,8 @@ class DecomposedExperts(OneKernelExperts):
             return str(error)
         return None
 
-    def extra_repr(self) -> str:
-        """Describe the rank."""
+    def options(self) -> str:
+        """See the base."""
         return f"rank={self.rank}"
 
 

@@ -148,9 +148,11 @@ class ModulatedExperts(MixedExperts):
             return str(error)
         return None
 
-    def extra_repr(self) -> str:
-        """Describe the parts of the routing vector."""
-        return ", ".join(f"{part.name}={part.size}" for part in self.parts or ())
+    def options(self) -> str:
+        """See the base; gains that the layer has not got are False."""
+        parts = [part.name for part in self.parts or ()]
+        gains = ", ".join(f"{name}={name in parts}" for name in ("inputs", "outputs", "taps"))
+        return f"{gains}, input_blocks={self._blocks}"
 
 
 def _along_taps(gains: Tensor, kernels: Tensor) -> Tensor:

@@ -252,8 +252,8 @@ class SharedExperts(OneKernelExperts):
             return str(error)
         return None
 
-    def extra_repr(self) -> str:
-        """Describe the parts, as a user writes them between the parentheses of `"shared(...)"`."""
+    def options(self) -> str:
+        """See the base."""
         rank = self.mixing.rank if isinstance(self.mixing, LowRankMixing) else "full" if self.mixing else None
         told = {"outputs": self.outputs and self.outputs.rank, "kernels": self.principal and self.principal.rank}
         more = "".join(f", {name}={value}" for name, value in told.items() if value)
