@@ -83,6 +83,25 @@ def test_report() -> None:
     assert text.splitlines()[-1] == "MADDs are for one example of 3 x 16 x 16"
 
 
+def test_report_says_what_layers_are_made_of() -> None:
+    def own(in_channels: int, num_experts: int) -> nn.Module:
+        return SigmoidRouting(in_channels, num_experts)
+
+    def first_line(**options: Any) -> str:
+        return str(convert_(Net(1), 3, layers="blocks.*", example_input=EXAMPLE, **options)).splitlines()[0]
+
+    assert first_line() == "experts per layer: 3, deltas; routing: sigmoid(standardize=True)"
+    assert first_line(experts="shared(outputs=2)", routing=own) == (
+        "experts per layer: 3, shared(outputs=2); routing: own"
+    )
+    assert first_line(routing=SigmoidRouting(8, 3), scope="network").endswith("; routing: SigmoidRouting")
+    assert first_line(method="condconv") == "method: condconv; experts per layer: 3, dense; routing: sigmoid"
+    assert first_line(method="dyconv(annealing_steps=70)") == (
+        "method: dyconv(annealing_steps=70); experts per layer: 3, dense; "
+        "routing: softmax(hidden_ratio=1/4, temperature=30, final_temperature=1, annealing_steps=70)"
+    )
+
+
 def test_default_is_every_convolution_of_more_than_one_pixel() -> None:
     model = Net(1)
     report = convert_(model, 2, example_input=EXAMPLE)

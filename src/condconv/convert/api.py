@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,7 +112,8 @@ def convert_(
     old_layers = {candidate.name: candidate.module for candidate in chosen}
     groups, unrouted = group_layers(scope, chosen, blocks)
     conversion = Conversion(num_experts, routing, init, expert_spread, experts, impl, tuple(groups))
-    return exchange_layers_(model, conversion, old_layers, watched, refused, notes + unrouted, optimizers)
+    report = exchange_layers_(model, conversion, old_layers, watched, refused, notes + unrouted, optimizers)
+    return replace(report, method=method)
 
 
 def _check_arguments(model: nn.Module, routing: Routing, scope: str | Scope) -> Scope:

@@ -15,6 +15,8 @@ from condconv.counting.parameters import count_parameters
 from condconv.files.atomic import write_atomic
 from condconv.nn import ConditionalLayer, RoutingSlot
 from condconv.nn.conditional import own_parameters
+from condconv.nn.experts import ExpertsOption
+from condconv.nn.factory import Routing
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class ConversionReport:
         params_before: Parameters of the model before.
         params_after: Parameters of the model after, routing functions included.
         conversion: The data that `convert_like_` repeats.
+        method: The published method that was asked for by name, or `None`.
     """
 
     layers: tuple[ConvertedLayer, ...]
@@ -65,6 +68,17 @@ class ConversionReport:
     params_before: int
     params_after: int
     conversion: Conversion
+    method: str | None = None
+
+    @property
+    def made_of(self) -> str:
+        """The method that was asked for, the number of experts, and `experts` and `routing` as `convert_` takes them.
+
+        What is not text has the name of its function or class.
+        """
+        experts, routing = map(_text, (self.conversion.experts, self.conversion.routing))
+        method = "" if self.method is None else f"method: {self.method}; "
+        return f"{method}experts per layer: {self.conversion.num_experts}, {experts}; routing: {routing}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `convert_like_` needs, as numbers and text in dicts and lists, for a configuration or JSON."""
@@ -79,7 +93,7 @@ class ConversionReport:
         write_atomic(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     def __str__(self) -> str:
-        """Return a table with a line for each layer, the totals of the model, what was refused, and the notes."""
+        """Return what layers are made of, a table of them with the model's totals, what was refused, and the notes."""
         rows = [
             (
                 layer.name,
@@ -96,7 +110,7 @@ class ConversionReport:
         params = (f"{self.params_before:,}", f"{self.params_after:,}")
         rows.append(("model", f"{len(self.layers)} converted", "", *params, _number(madds[0]), _number(madds[1])))
         header = ("layer", "old -> new", "routing", "params", "-> params", "MADDs", "-> MADDs")
-        lines = [format_table(header, rows)]
+        lines = [self.made_of, format_table(header, rows)]
         lines += [] if self.after is None else [self.after.input_note]
         lines += [f"not converted: {name}: {reason}" for name, reason in self.refused.items()]
         lines += [f"note: {note}" for note in self.notes]
@@ -116,6 +130,10 @@ def describe_layer(
     routing = new.routing_fn.extra_repr() if slot else type(new.routing_fn).__name__
     kinds = (type(old).__name__, f"{type(new).__name__} x{new.num_experts}")
     return ConvertedLayer(name, *kinds, routing, *params, *costs)
+
+
+def _text(option: ExpertsOption | Routing) -> str:
+    return option if isinstance(option, str) else getattr(option, "__name__", type(option).__name__)
 
 
 def _number(value: int | None) -> str:
