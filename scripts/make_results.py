@@ -15,8 +15,11 @@ import sys
 import textwrap
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 from condconv.errors import UsageError, shown
+from condconv.lab.experiments.comparison import confidence_half_width
+from condconv.lab.experiments.plots import new_figure, save_figure
 from condconv.lab.experiments.tables import plot, summarise
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
@@ -91,11 +94,31 @@ def page(template: Path) -> str:
 
 
 def draw() -> None:
-    """Draw the picture of each experiment."""
+    """Draw the picture of each experiment, and accuracy by number of experts."""
     for name in EXPERIMENTS:
         found = measured(name)
         assert found.experiment is not None
         plot(found.experiment, summarise(found.experiment, found.records), picture(name))
+    draw_numbers_of_experts(picture("number-of-experts"))
+
+
+def draw_numbers_of_experts(path: Path) -> None:
+    """Draw what 2 to 16 experts gain over the static network and what that costs, from single trials."""
+    runs = measured("small-images-rates", ["optimizer", "lr"])
+    static, numbers = "dense, static, sgd, 0.4", (2, 4, 8, 16)
+    arms = [f"dense, deltas-{number}, sgd, 0.4" for number in numbers]
+    gains = [runs.differences(arm, static, "score") for arm in arms]
+    figure, axes = new_figure(1, (6.5, 3.6))
+    halves = [confidence_half_width(values) for values in gains]
+    axes.errorbar(numbers, [mean(values) for values in gains], halves, marker="o", capsize=3, color="#4477aa")
+    axes.axhline(0, color="grey", linewidth=1)
+    axes.set(xscale="log", xlabel="experts (multiply-adds)", ylabel="points over the static network")
+    costs = [mean(runs.values(arm, "madds").values()) / mean(runs.values(static, "madds").values()) for arm in arms]
+    axes.set_xticks(numbers, [f"{number}\n({cost:.2f} x)" for number, cost in zip(numbers, costs, strict=True)])
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    axes.set_title(f"small_dense, {min(len(values) for values in gains)} paired seeds, 95 % intervals", fontsize=11)
+    save_figure(figure, path)
 
 
 def picture(name: str) -> Path:
