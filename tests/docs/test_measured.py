@@ -192,4 +192,4 @@ def test_the_speeds_are_those_of_their_source() -> None:
     assert f"takes {min(ours):.2f} to {max(ours):.2f} times as long as the static network" in prose("README.md")
     ahead = [(row.mode, row.batch) for row, mine, other in zip(networks, ours, timm, strict=True) if other < mine]
     assert ahead == [("inference", 1)]
-    assert "timm's layer is ahead at batch 1" in prose("README.md")
+    assert "At batch 1 timm's layer is ahead here" in prose("README.md")
