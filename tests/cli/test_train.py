@@ -5,9 +5,10 @@ import re
 import pytest
 
 from condconv.cli.main import create_parser, main
-from condconv.cli.train import _config
+from condconv.cli.train import _config, _report
 from condconv.errors import UsageError
 from condconv.lab.experiments.recipes import RECIPES
+from condconv.lab.saved.metrics import EpochMetrics, TrainResult
 
 
 def config(*argv):
@@ -82,3 +83,15 @@ def test_wrong_options_are_named(argv, message):
 
 def test_a_name_with_a_slash_gives_one_directory():
     assert config("--data", "torch/cifar10", "--model", "x").out == "runs/torch-cifar10-x-seed0"
+
+
+def test_what_is_noted_of_routing_is_printed_at_the_end(tmp_path, capsys):
+    epoch = EpochMetrics(1, 0.1, 0.5, 0.6, 0.75, None, 100.0, 2.0, 0)
+    for name in ("best.safetensors", "metrics.csv"):
+        (tmp_path / name).touch()
+    made = config("--data", "digits", "--model", "x", "--epochs", "1")
+    paths = (tmp_path, tmp_path / "last.safetensors", tmp_path / "best.safetensors")
+    for note in ("routing was not judged: seven words and a remedy", None):
+        _report(made, TrainResult((epoch,), *paths, params=5, images=640, routing_note=note))
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last == note if note else last.startswith("training speed: 100 images/s")

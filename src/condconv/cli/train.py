@@ -83,5 +83,7 @@ def _report(config: TrainConfig, result: TrainResult) -> None:
     print(f"training speed: {result.train_images_per_second:.0f} images/s; all epochs: {path_line(csv)}")
     if last.epoch < config.epochs:
         print(f"stopped early: no better accuracy for {config.patience} epochs")
+    if result.routing_note is not None:
+        print(result.routing_note)
     if skipped:
         print(f"unreadable images left out: {skipped} over all epochs")

@@ -148,8 +148,10 @@ def test_images_of_the_whole_pass_are_watched_and_not_many(monkeypatch):
     ],
 )
 def test_each_way_to_fail_is_one_warning_with_its_remedy(tmp_path, caplog, at_once, make, changes, finding, remedy):
-    train(settings(tmp_path, epochs=1, lr=1e-9, warmup_epochs=0, **changes), build=make, progress=False)
+    config = settings(tmp_path, epochs=1, lr=1e-9, warmup_epochs=0, **changes)
+    result = train(config, build=make, progress=False)
     (warning,) = warnings(caplog)
+    assert result.routing_note == warning
     assert warning.startswith("after epoch 1 all images get ")
     assert warning.endswith(f"{finding}: train again in another --out with {remedy}")
 
@@ -162,6 +164,7 @@ def test_a_warning_comes_once_in_a_run_and_in_its_continuation(tmp_path, caplog,
     assert [each[:14] for each in warnings(caplog)] == ["after epoch 3 "]
     result = train(config, build=routed(Same), progress=False)
     assert len(warnings(caplog)) == 1
+    assert result.routing_note.startswith("after epoch 6 all images get almost the same kernels")
     states = [each.routing_state for each in result.metrics]
     assert states == ["starting", "starting", *["same weights"] * 4]
 
@@ -170,6 +173,30 @@ def test_few_updates_are_not_judged(tmp_path, caplog):
     result = train(settings(tmp_path, epochs=4), build=routed(Same), progress=False)
     assert {each.routing_state for each in result.metrics} == {"starting"}
     assert warnings(caplog) == []
+    assert result.routing_note == (
+        "routing was not judged: that takes 3 epochs and 200 updates after warm-up, the run had 4 and 21: give a "
+        "smaller --batch-size or more --epochs"
+    )
+    again = train(settings(tmp_path, epochs=4), build=routed(Same), progress=False)  # it is finished
+    assert again.routing_note == result.routing_note
+
+
+def test_nothing_is_noted_of_routing_that_recovers_or_does_not_exist(tmp_path, caplog, at_once):
+    class Late(Same):
+        """Gives all images the same weights until the eighth batch, the first of the second epoch."""
+
+        batches = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.batches += self.training
+            weights = super().forward(x)
+            each = torch.arange(weights.numel()).view_as(weights)
+            return weights if self.batches < 8 else weights * (1 + each.remainder(7))
+
+    result = train(settings(tmp_path / "late", epochs=2, warmup_epochs=0), build=routed(Late), progress=False)
+    assert [each.routing_state for each in result.metrics] == ["same weights", "varied"]
+    assert (len(warnings(caplog)), result.routing_note) == (1, None)
+    assert train(settings(tmp_path / "static", epochs=1), build=build, progress=False).routing_note is None
 
 
 def test_weights_that_annealing_keeps_alike_are_not_judged(tmp_path, at_once):

@@ -63,6 +63,8 @@ class TrainResult:
         best: Checkpoint of the epoch with the highest validation accuracy (the earliest of equals).
         params: Number of parameters of the network.
         images: Training images seen, over all epochs.
+        routing_note: A sentence if routing gains nothing after the last epoch or the run was too short to judge it,
+            with the remedy. Of a run that was finished before, the latter only.
     """
 
     metrics: tuple[EpochMetrics, ...]
@@ -71,6 +73,7 @@ class TrainResult:
     best: Path
     params: int
     images: int
+    routing_note: str | None = None
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from condconv.lab.train.loss import mean_loss, mix
 from condconv.lab.train.previous import FILES, check_files, last_path, previous_checkpoint
 from condconv.lab.train.run import Run, save, set_up
 from condconv.lab.train.tracking import finish_logs, log_epoch, start_logs
-from condconv.lab.train.watching import RoutingWatch, is_settled, warning, watch
+from condconv.lab.train.watching import RoutingWatch, conclusion, is_settled, warning, watch
 from condconv.nn import anneal_
 
 _log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def train(
             start_logs(run)
         try:
             with shortages_explained():
-                _train_epochs(run, progress=progress, title=title)
+                watched = _train_epochs(run, progress=progress, title=title)
         except KeyboardInterrupt:
             raise TrainingInterrupted(_what_is_saved(run)) from None
         except ShortageError as error:
@@ -84,7 +84,8 @@ def train(
             finish_logs(run)
     params = count_parameters(run.network.parameters())
     images = len(run.metrics) * len(run.sampler)
-    return TrainResult(run.metrics, run.out, last_path(run.out), run.out / "best.safetensors", params, images)
+    best, routing = run.out / "best.safetensors", conclusion(run, watched)
+    return TrainResult(run.metrics, run.out, last_path(run.out), best, params, images, routing)
 
 
 def _write_settings(run: Run) -> None:
@@ -102,7 +103,9 @@ def _what_is_saved(run: Run) -> str:
     return f"stopped after epoch {done} of {run.config.epochs}: {epochs} saved in {run.out}"
 
 
-def _train_epochs(run: Run, *, progress: bool, title: str) -> None:
+def _train_epochs(run: Run, *, progress: bool, title: str) -> RoutingWatch | None:
+    """Train the epochs that are left; returns the watch of the last one, if there is any."""
+    watched: RoutingWatch | None = None
     epochs, images = run.config.epochs, len(run.sampler)
     show = progress and run.accelerator.is_main_process
     bar = tqdm(
@@ -127,6 +130,7 @@ def _train_epochs(run: Run, *, progress: bool, title: str) -> None:
                 _print_epoch(run, last, watched, show=show)
                 if said is not None:
                     _log.warning("%s", said)
+    return watched
 
 
 def _print_epoch(run: Run, last: EpochMetrics, watched: RoutingWatch | None, *, show: bool) -> None:

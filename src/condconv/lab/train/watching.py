@@ -102,9 +102,17 @@ def is_settled(run: Run, epoch: int) -> bool:
     annealed = [each for each in run.network.modules() if isinstance(each, SoftmaxRouting)]
     if any(int(each.annealing_step) < int(each.annealing_steps) for each in annealed):
         return False  # its temperature keeps the weights alike on purpose
+    return _had_time(run, epoch)
+
+
+def _had_time(run: Run, epoch: int) -> bool:
+    return epoch >= FEWEST_EPOCHS and _updates(run, epoch) >= FEWEST_UPDATES
+
+
+def _updates(run: Run, epoch: int) -> int:
+    """Return the updates after warm-up, up to the end of an epoch."""
     warmup = 1 if run.config.warmup_epochs is None else run.config.warmup_epochs
-    updates = (epoch - warmup) * run.updates_per_epoch
-    return epoch >= FEWEST_EPOCHS and updates >= FEWEST_UPDATES
+    return max(0, epoch - warmup) * run.updates_per_epoch
 
 
 def warning(run: Run, last: EpochMetrics, watched: RoutingWatch) -> str | None:
@@ -115,7 +123,28 @@ def warning(run: Run, last: EpochMetrics, watched: RoutingWatch) -> str | None:
         last: The epoch's metrics.
         watched: The watch of the epoch.
     """
-    if last.routing_state in (None, "varied", STARTING, *(each.routing_state for each in run.metrics)):
+    said_before = last.routing_state in {each.routing_state for each in run.metrics}
+    return None if said_before else _problem(run, last, watched)
+
+
+def conclusion(run: Run, watched: RoutingWatch | None) -> str | None:
+    """Return a sentence if routing gains nothing after the last epoch, or was never judged; with the remedy.
+
+    Args:
+        run: The run, at its end.
+        watched: The watch of the last epoch; `None` if there is none, or if the run was finished before.
+    """
+    last = run.metrics[-1]
+    if last.routing_state == STARTING and not _had_time(run, last.epoch):
+        return (
+            f"routing was not judged: that takes {FEWEST_EPOCHS} epochs and {FEWEST_UPDATES} updates after warm-up, "
+            f"the run had {last.epoch} and {_updates(run, last.epoch)}: give a smaller --batch-size or more --epochs"
+        )
+    return None if watched is None else _problem(run, last, watched)
+
+
+def _problem(run: Run, last: EpochMetrics, watched: RoutingWatch) -> str | None:
+    if last.routing_state in (None, "varied", STARTING):
         return None
     if watched.found is None:
         return "routing is not watched: the weights must be finite, one vector for each image of a batch"
