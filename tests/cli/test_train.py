@@ -21,7 +21,9 @@ def test_the_help_is_in_groups(capsys):
     said = capsys.readouterr().out
     for title in ("data:", "network:", "optimisation:", "regularisation:", "augmentation:", "run:"):
         assert f"\n{title}\n" in said
-    assert "--optimizer-option NAME=VALUE" in said
+    for option in ("--optimizer-option NAME=VALUE", "--cache-images GIB", "--init-from FILE", "--clip-grad NORM"):
+        assert f"  {option}" in said
+    assert "--image-size SIZE" in said
     assert all(name in said for name in RECIPES)
 
 

@@ -23,6 +23,8 @@ _RECIPES = (
 ENTRIES = {each.name: each.name.removesuffix("s") for each in fields(TrainConfig) if "Mapping" in str(each.type)}
 """Settings that are mappings, with the name of one entry: they are given entry by entry."""
 
+_METAVARS = {"cache_images": "GIB", "init_from": "FILE", "clip_grad": "NORM"}
+"""Words for values of settings whose names do not end in one."""
 _RECIPE_HELP = "start from the settings for a network of the paper on ImageNet; other options override them"
 
 
@@ -78,7 +80,7 @@ def _add_option(group: argparse._ArgumentGroup, setting: Field[Any]) -> None:
         add_option(group, f"-o {flag}", rule, f"{text} (default: runs/DATA-MODEL-seedSEED)", metavar="OUT")
     else:
         known = setting.default not in (None, dataclasses.MISSING)
-        metavar = None if rule.choices else setting.name.rpartition("_")[2].upper()
+        metavar = None if rule.choices else _METAVARS.get(setting.name, setting.name.rpartition("_")[2].upper())
         add_option(group, flag, rule, f"{text} (default: {setting.default})" if known else text, metavar=metavar)
 
 
