@@ -43,7 +43,7 @@ def test_a_page_of_the_validation_images(untrained, tmp_path, capsys):
     assert f"report: {tmp_path / 'a.html'}" in said
     # Nine images carry no verdict, and no advice.
     assert re.search(
-        r"^undecided: \d of 9 routing functions, on too few images: it takes about \d+0 \(--layer", said, re.M
+        r"^undecided: \d of 9 routing functions, on too few images, 9: it takes about \d+0 \(--layer", said, re.M
     )
     assert "advised" not in said
     assert {layer["verdict"]["kind"] for layer in content(tmp_path / "a.html")["layers"]} <= {"few", "needed"}
@@ -82,7 +82,7 @@ def test_pictures_belong_to_the_numbers_of_the_report(untrained, tmp_path):
     assert seen["classifier.routing_fn"][0, 0].item() == pytest.approx(best["weight"], abs=6e-4)
 
 
-def test_at_most_so_many_images_and_a_json_file(untrained, tmp_path):
+def test_at_most_so_many_images_and_a_json_file(untrained, tmp_path, capsys):
     assert report(untrained, tmp_path / "a.json", "--max-images", 4, "--layer-images", 2, "--batch-size", 3) == 0
     read = RoutingReport.load(tmp_path / "a.json")
     assert {int(record.examples) for record in read.routings} == {4}
@@ -90,6 +90,7 @@ def test_at_most_so_many_images_and_a_json_file(untrained, tmp_path):
     assert whole.pop("shuffled") == 3  # the last image is alone in its batch
     assert set(whole.values()) == {4}
     assert {each.images for each in read.interventions if len(each.routings) == 1} <= {2, 4}
+    assert ", on too few images, 2: it takes about " in capsys.readouterr().out
     assert report(untrained, tmp_path / "b.json", "--max-images", 4, "--layer-images", 2, "--batch-size", 2) == 0
     # The choice of images does not depend on the batches.
     again = RoutingReport.load(tmp_path / "b.json")

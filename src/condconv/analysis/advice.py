@@ -35,6 +35,7 @@ class Verdict:
         kind: `"static"` (make its layers static), `"spare"` (it distinguishes classes, but accuracy is the same if only
             it is constant), `"needed"`, `"few"` (too few images to judge), or `"unknown"` (the cost was not measured).
         text: The reason.
+        images: On how many images the cost was measured; None with `"unknown"`.
         images_needed: With `"few"`, about how many images are needed; otherwise None.
     """
 
@@ -42,6 +43,7 @@ class Verdict:
     layers: tuple[str, ...]
     kind: str
     text: str
+    images: int | None = None
     images_needed: int | None = None
 
 
@@ -67,11 +69,11 @@ def _judge(record: RoutingRecord, cost: Intervention | None) -> Verdict:
         return Verdict(record.name, record.layers, "unknown", _REASONS["unknown"])
     if (needed := _images_needed(record, cost)) is not None:
         text = f"Too few images to judge: use at least {needed:,}. {_describe(cost)}"
-        return Verdict(record.name, record.layers, "few", text, needed)
+        return Verdict(record.name, record.layers, "few", text, cost.images, needed)
     share = record.between_class_share
     low = share is None or share - chance_share(record.class_examples) < LOW_SHARE
     kind = "needed" if cost.cost > FREE_COST else "static" if low else "spare"
-    return Verdict(record.name, record.layers, kind, f"{_REASONS[kind]} {_describe(cost)}")
+    return Verdict(record.name, record.layers, kind, f"{_REASONS[kind]} {_describe(cost)}", cost.images)
 
 
 def _images_needed(record: RoutingRecord, cost: Intervention) -> int | None:

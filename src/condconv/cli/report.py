@@ -53,11 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{each.name:8} {score}")
     if found.command is not None:
         print(f"advised: {found.command}")
-    undecided = [each.images_needed for each in verdicts(found.report) if each.images_needed is not None]
+    undecided = [each for each in verdicts(found.report) if each.kind == "few"]
     if undecided:
+        most = max(undecided, key=lambda each: each.images_needed or 0)
         print(
-            f"undecided: {len(undecided)} of {len(found.report.routings)} routing functions, on too few images: it "
-            f"takes about {max(undecided)} (--layer-images, and as many in --data)"
+            f"undecided: {len(undecided)} of {len(found.report.routings)} routing functions, on too few images, "
+            f"{most.images}: it takes about {most.images_needed} (--layer-images, and as many in --data)"
         )
     print(f"report: {path_line(out)}")
     return 0
