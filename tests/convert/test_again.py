@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv import CondConv2d, Scope, convert_, convert_like_, select
+from condconv.convert import building
 from condconv.errors import UsageError
 from condconv.nn import ROUTING, RoutingSlot, SigmoidRouting
 
@@ -266,3 +267,17 @@ def test_files_that_are_not_a_conversions_are_said(content: bytes | int | None, 
         path.write_bytes(content)
     with pytest.raises(UsageError, match=message):
         convert_like_(Network(), path)
+
+
+@pytest.mark.parametrize("experts", ["dense", "deltas", "modulated"])
+def test_a_small_report_cannot_ask_for_too_much_memory(experts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(channels: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(channels, channels, 3), nn.ReLU(), nn.Conv2d(channels, channels, 3))
+
+    report = convert_(make(2), 2, experts=experts, example_input=torch.zeros(1, 2, 5, 5)).to_dict()
+    monkeypatch.setattr(building, "_memory", lambda: 2**33)
+    model = make(256)
+    message = "`num_experts` must leave the experts smaller than the memory of 8 GiB, got 4096"
+    with pytest.raises(UsageError, match=message):
+        convert_like_(model, {**report, "num_experts": 4096})
+    assert all(type(each) is not CondConv2d for each in model.modules())

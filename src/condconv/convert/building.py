@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -40,8 +41,9 @@ def build_layers(
         undo: A list that gets a callback for each routed block.
 
     Raises:
-        UsageError: A routing module for several groups.
+        UsageError: A routing module for several groups, or experts that are larger than the memory.
     """
+    _check_memory(conversion, old_layers)
     groups, routing, num_experts = conversion.groups, conversion.routing, conversion.num_experts
     if isinstance(routing, nn.Module) and len(groups) > 1:
         raise UsageError(
@@ -90,6 +92,36 @@ def build_layers(
             undo.callback(model.register_forward_hook(ClearSlot(slot), always_call=True).remove)
         previous = slot
     return layers
+
+
+def _check_memory(conversion: Conversion, old_layers: Mapping[str, nn.Module]) -> None:
+    """Check that experts have room: a report of a few kilobytes could ask for any amount, and the system end others.
+
+    Experts of a factory are not made twice, and only whoever converts can give one.
+
+    Raises:
+        UsageError: They are larger than the machine's memory.
+    """
+    experts, number = conversion.experts, conversion.num_experts
+    own = [each for each in old_layers.values() if next(each.parameters()).device.type == "cpu"]
+    memory = _memory()
+    if not isinstance(experts, str) or memory is None:
+        return
+    made = (make_experts(experts, KernelSpec.of(each), number, device="meta") for each in own)
+    needed = sum(each.nbytes for store in made for each in store.parameters())
+    if needed > memory:
+        raise UsageError(
+            f"`num_experts` must leave the experts smaller than the memory of {memory / 2**30:.0f} GiB, got {number}, "
+            f"with which they take {needed / 2**30:.0f} GiB: give fewer, or convert fewer layers"
+        )
+
+
+def _memory() -> int | None:
+    """Return the bytes of the machine's memory; `None` if the system does not say."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names:
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def frozen_notes(groups: Sequence[Group], old_layers: Mapping[str, nn.Module]) -> list[str]:
