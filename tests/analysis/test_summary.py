@@ -38,7 +38,7 @@ def test_the_numbers_are_those_worked_by_hand():
     assert found.kernel_variation == pytest.approx(found.variation)  # of experts at right angles
     assert found.numbers == (
         "weights vary by 20 % over images, kernels by 19.6 %, 2.0 of 2 experts in use, "
-        "their similarity 0.00 (copies: 1)"
+        "their similarity 0.00 (1 = identical)"
     )
 
 
@@ -121,4 +121,4 @@ def test_constant_layers_do_not_count():
 def test_the_headline_says_what_routing_is_worth(mean, text):
     one_layer = replace(mean, routings=("0.routing_fn",), gained=999)
     measured = replace(report(FORTH_AND_BACK), interventions=(one_layer, mean))
-    assert headline(measured).endswith(f"(copies: 1). With the same weights for every image, {text}")
+    assert headline(measured).endswith(f"(1 = identical). With the same weights for every image, {text}")

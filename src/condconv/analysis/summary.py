@@ -62,7 +62,7 @@ class RoutingSummary:
         kernels = "" if self.kernel_variation is None else f"kernels by {100 * self.kernel_variation:.1f} %, "
         return (
             f"weights vary by {100 * self.variation:.0f} % over images, {kernels}{self.experts_in_use:.1f} of "
-            f"{self.num_experts:g} experts in use, their similarity {self.similarity:.2f} (copies: 1)"
+            f"{self.num_experts:g} experts in use, their similarity {self.similarity:.2f} (1 = identical)"
         )
 
     @property

@@ -20,7 +20,7 @@ from tests.lab.samples import StopAt, build, settings
 
 LINE = re.compile(
     r"epoch 1/1: train loss \d\.\d+, top-1 \d+\.\d\d %; routing: weights vary by \d+ % over images, kernels "
-    r"by \d+\.\d %, \d\.\d of 4 experts in use, their similarity -?\d\.\d\d \(copies: 1\)"
+    r"by \d+\.\d %, \d\.\d of 4 experts in use, their similarity -?\d\.\d\d \(1 = identical\)"
 )
 
 NUMBERS = ("routing_variation", "kernel_variation", "experts_in_use", "expert_similarity")
