@@ -54,6 +54,7 @@ class Enlarging(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits of images `[B, 3, H, W]`."""
+        images = images.to(memory_format=torch.channels_last)
         logits: torch.Tensor = self.network(F.interpolate(images, (self.side, self.side), mode="bilinear"))
         return logits
 
@@ -62,7 +63,7 @@ def train_arm(arm: str, seed: int, train: Images, test: Images, settings: argpar
     """Train one arm and return what was measured, resuming after the last epoch that was saved."""
     network = build(arm, settings.weights, settings.side, seed)
     total = condconv.count(network, torch.zeros(1, 3, settings.side, settings.side)).total
-    model = Enlarging(network, settings.side)
+    model = Enlarging(network, settings.side).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.05, fused=True)
     path = settings.cache / f"fine-{arm}-{seed}-{settings.epochs}-{settings.lr}-{settings.side}-{settings.images}.pt"
     state = train_(
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["static", "deltas-4", "deltas-constant-4"])
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--images", type=int, default=5000, help="training images, the first of the shuffled set")
     settings = parser.parse_args()
