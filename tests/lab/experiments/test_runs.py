@@ -494,8 +494,13 @@ def test_a_difference_that_is_not_known_is_not_drawn(tmp_path, monkeypatch):
 
 def test_a_run_whose_log_cannot_be_written_loses_no_other(tmp_path):
     runs = list_runs(EXPERIMENT, SETTINGS, tmp_path, seeds=1)
-    runs[0].log.mkdir(parents=True)
-    outcome = run_all(runs, lambda run: _saving(run, 0.5), progress=False)
+
+    def command(run):
+        if run == runs[0]:
+            run.log.mkdir(parents=True)  # a directory that was there before would be refused before all runs
+        return _saving(run, 0.5)
+
+    outcome = run_all(runs, command, progress=False)
     assert [record.label for record in outcome.records] == ["2 experts"]
     assert "directory" in outcome.failures["plain/0"]
 
