@@ -92,7 +92,8 @@ def run_all(
         raise TrainingInterrupted(f"{done} of {len(runs)} runs are finished and kept") from None
     finally:
         pool.shutdown(cancel_futures=True)
-    records = [record for run in runs if (record := run.record()) is not None]
+    # What is in the place of a failed run's files may be no record, which must not lose those of the others.
+    records = [record for run in runs if run.name not in failures and (record := run.record()) is not None]
     return Outcome(tuple(records), failures)
 
 
