@@ -157,3 +157,8 @@ def keep_records(
             file.flush()
             os.fsync(file.fileno())
         yield record
+
+
+def scored(record: Mapping[str, Any]) -> str:
+    """Return a line on the record of a network: what it was, its seed, accuracy and time."""
+    return f"{record['what']}, seed {record['seed']}: {100 * record['top1'][0]:.2f} %, {record['seconds']} s"

@@ -21,7 +21,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 import condconv
-from benchmarks.cifar import BATCH, Images, evaluate, keep_records, load, train_
+from benchmarks.cifar import BATCH, Images, evaluate, keep_records, load, scored, train_
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "static": None,
@@ -117,10 +117,7 @@ def main() -> None:
         for arm in settings.arms
     ]
     for record in keep_records(settings.out, runs):
-        print(
-            f"{record['what']}, seed {record['seed']}: {100 * record['top1'][0]:.2f} %, {record['seconds']} s",
-            flush=True,
-        )
+        print(scored(record), flush=True)
 
 
 if __name__ == "__main__":
