@@ -1,6 +1,8 @@
 import copy
 import errno
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -278,6 +280,29 @@ def test_a_full_disk_is_not_the_networks_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.export, "save", write)
     with pytest.raises(UsageError, match=r"^no space left on the disk for .*n.pt2; nothing was written: free some"):
         export(CONV, tmp_path / "n.pt2", format="torch-export", example_input=IMAGE)
+    assert not [*tmp_path.iterdir()]
+
+
+LIMITED = """
+import resource, sys
+import torch
+from condconv.export import export
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    export(torch.nn.Conv2d(3, 20, 3), sys.argv[1], format="torch-export", example_input=torch.randn(1, 3, 6, 6))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_may_not_be_written_does_not_end_the_process(tmp_path):
+    """In another process: torch's own writer of files aborts it."""
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "n.pt2")], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert re.match(r"no file may be written to .*; nothing was written: raise the limit", run.stdout)
     assert not [*tmp_path.iterdir()]
 
 

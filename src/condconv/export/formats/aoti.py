@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ def write(model: nn.Module, path: Path, request: Request) -> None:
     """Compile the graph; the metadata goes into the package's own."""
     program = export_program(model, request)
     metadata = {_METADATA: json.dumps(dict(request.metadata)), "shape": json.dumps(request.shape)}
+    held = io.BytesIO()  # torch's writer of files aborts the process if the disk is full
     torch._inductor.aoti_compile_and_package(
-        program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
+        program, package_path=held, inductor_configs={"aot_inductor.metadata": metadata}
     )
+    path.write_bytes(held.getbuffer())
 
 
 def inspect(path: Path) -> Inspection:

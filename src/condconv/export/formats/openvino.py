@@ -34,7 +34,7 @@ def why_not_run() -> str | None:
 def write(model: nn.Module, path: Path, request: Request) -> None:
     """Write the two files; the metadata goes into `rt_info`, under `condconv`."""
     openvino = require_extra("openvino", "openvino")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # one disk, which messages name, has to have room
         source = Path(folder) / "model.onnx"
         onnx.write(model, source, request)
         converted = openvino.convert_model(source)

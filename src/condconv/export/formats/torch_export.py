@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def why_not_run() -> str | None:
 def write(model: nn.Module, path: Path, request: Request) -> None:
     """Write the graph, with the metadata as the extra file `condconv.json`."""
     program = export_program(model, request)
-    torch.export.save(program, path, extra_files={_METADATA: json.dumps(dict(request.metadata))})
+    held = io.BytesIO()  # torch's writer of files aborts the process if the disk is full
+    torch.export.save(program, held, extra_files={_METADATA: json.dumps(dict(request.metadata))})
+    path.write_bytes(held.getbuffer())
 
 
 def inspect(path: Path) -> Inspection:
