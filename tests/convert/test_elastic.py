@@ -106,6 +106,20 @@ def test_members_by_rank_are_the_networks_built_so(scope: str) -> None:
         set_budget_(model, example_input=X)
 
 
+def test_statistics_are_as_they_were_after_an_error() -> None:
+    def breaking():
+        yield X
+        raise OSError("gone")
+
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    with pytest.raises(OSError, match="gone"):
+        estimate_statistics_(model, breaking())
+    with pytest.raises(UsageError, match="`loader` must give finite statistics of batch norms, got inf or nan: leave"):
+        estimate_statistics_(model, [X, X * torch.nan])
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+
+
 def test_statistics_are_the_average_over_batches_and_nothing_else_changes() -> None:
     norm = nn.BatchNorm2d(3)
     model = nn.Sequential(norm, nn.Dropout(0.5))

@@ -52,6 +52,10 @@ _FIELDS = {"num_experts": "number", "rank": "number", "max_bytes": "bytes", "max
 _UNITS = {"num_experts": "experts", "rank": "ranks"}
 
 
+class NotFiniteError(UsageError):
+    """Statistics of batch norms would be infinite or NaN, by the images or the weights."""
+
+
 def members(model: nn.Module, example_input: Any = None) -> tuple[Member, ...]:
     """Return all members of an elastic network, the smallest first. The model is not changed.
 
@@ -195,6 +199,7 @@ def estimate_statistics_(model: nn.Module, loader: Iterable[Any]) -> None:
 
     Raises:
         UsageError: The loader has no images, or something else in the place of a batch.
+        NotFiniteError: The statistics would not be finite. After any error they are as they were.
 
     Source:
         Universally slimmable networks, section 3.3 (arXiv:1903.05134).
@@ -202,7 +207,7 @@ def estimate_statistics_(model: nn.Module, loader: Iterable[Any]) -> None:
     _check_module(model)
     norms = [each for each in model.modules() if isinstance(each, _NormBase) and each.running_mean is not None]
     before, momenta = [copy.deepcopy(each.state_dict()) for each in norms], [each.momentum for each in norms]
-    seen = 0
+    seen, finite = 0, False
     with evaluating(model):
         try:
             for norm in norms:
@@ -212,13 +217,19 @@ def estimate_statistics_(model: nn.Module, loader: Iterable[Any]) -> None:
             for images in images_of(loader, model, "loader") if norms else ():
                 model(images)
                 seen += len(images)
+            finite = all(bool(each.isfinite().all()) for norm in norms for each in norm.buffers())
         finally:
             for norm, momentum, state in zip(norms, momenta, before, strict=True):
                 norm.momentum = momentum
-                if not seen:  # an error, or no images: norms without statistics would pass anything on as it is
+                if not seen or not finite:  # or norms would pass anything on as it is, or nothing but NaN
                     norm.load_state_dict(state)
     if norms and not seen:
         raise UsageError("`loader` must have images, got none: give batches of training images")
+    if norms and not finite:
+        raise NotFiniteError(
+            "`loader` must give finite statistics of batch norms, got inf or nan: leave out images that are not "
+            "finite, or take weights from before the network diverged"
+        )
 
 
 def _units_of(model: Any) -> Units:

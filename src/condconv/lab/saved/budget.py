@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from condconv.convert.elastic import Limits, Member, cut_members, estimate_statistics_, largest_within
-from condconv.errors import UsageError, shown
+from condconv.convert.elastic import Limits, Member, NotFiniteError, cut_members, estimate_statistics_, largest_within
+from condconv.errors import TrainingError, UsageError, shown, shown_name
 from condconv.lab.data.workers import shortages_explained
 from condconv.lab.saved import network as networks
 from condconv.lab.saved.checkpoint import Checkpoint
@@ -115,7 +115,14 @@ def score_members(
             title = f"statistics, {member.number} {member.unit}"
             read = reading.read(training, reading.choose(training), title)
             readable = ((batch, targets >= 0) for batch, targets in read)
-            estimate_statistics_(reading.place(cut), (batch[good] for batch, good in readable if bool(good.any())))
+            try:
+                estimate_statistics_(reading.place(cut), (batch[good] for batch, good in readable if bool(good.any())))
+            except NotFiniteError as error:
+                raise TrainingError(
+                    f"the network of {shown_name(path)} has diverged, with {member.number} {member.unit} its "
+                    "statistics of batch norms are not finite: take a checkpoint of an earlier epoch, or train again "
+                    "with a lower --lr"
+                ) from error
         scores = evaluate_images(cut, images, replace(reading, max_images=None))
         check_finite_loss(scores, path)
         scored.append(ScoredMember(member, scores, cut))
