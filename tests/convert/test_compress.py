@@ -228,6 +228,20 @@ def test_layers_that_stay_have_a_reason() -> None:
     assert left == {"8": "`outputs` must be at most the rank of a kernel, 7, got 8: give less"}
 
 
+@pytest.mark.parametrize("name", ["experts", "grouped"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("shared(outputs=0)", "`outputs` must be a whole number or None, got 0: leave"),
+        ("shared(kernels='all')", "`kernels` must be a whole number or None, got 'all': leave"),
+        ("shared(kernels=2, gains=1)", "`gains` must be True or False, got 1: leave"),
+    ],
+)
+def test_values_that_no_layer_can_have_are_refused_and_not_noted_for_each(name: str, value: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        compress_experts_(network(), **{name: value}, data=IMAGES, max_error=1)
+
+
 def untrained() -> nn.Module:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
     condconv.convert_(net, 4, experts="dense", example_input=IMAGES[0])

@@ -15,6 +15,7 @@ from condconv.errors import UsageError, few, shown
 from condconv.nn import ConditionalLayer, Experts, SharedExperts
 from condconv.nn.experts import ExpertsOption, resolve_experts
 from condconv.nn.experts.fitting import differences, root_of
+from condconv.nn.experts.which_parts import check_parts
 from condconv.nn.hooks import why_not_hooks
 
 _ALIKE = 1e-6  # of the kernel: less than experts that differ by a rounding
@@ -28,8 +29,10 @@ def wanted_experts(
     Raises:
         UsageError: The experts are unknown, cannot be fitted, or no layer can have them; or experts are not finite.
     """
-    resolve_experts(experts)
-    resolve_experts("dense" if grouped is None else grouped)
+    for given in (experts, "dense" if grouped is None else grouped):
+        make, options = resolve_experts(given)
+        if make is SharedExperts:
+            check_parts(**options)  # or each layer would be left as it was
     shared = why_not_shared(model)
     wanted: dict[str, ExpertsOption] = {}
     left = {}

@@ -27,11 +27,11 @@ def channels_of(spec: KernelSpec) -> tuple[int, int]:
     return inputs, spec.out_channels
 
 
-def resolve_parts(spec: KernelSpec, rank: Any, gains: Any, outputs: Any, kernels: Any) -> Parts:
-    """Return the parts that a layer has.
+def check_parts(rank: Any = "auto", gains: Any = False, outputs: Any = None, kernels: Any = None) -> None:
+    """Check what is the same for all layers.
 
     Raises:
-        UsageError: It cannot have those that are asked for, or would have none.
+        UsageError: No layer can have these parts.
     """
     if not (rank in ("auto", "full", None) or _is_count(rank)):
         raise UsageError(f"`rank` must be a whole number, 'full', 'auto' or None, got {shown(rank)}: 'auto' is usual")
@@ -40,6 +40,15 @@ def resolve_parts(spec: KernelSpec, rank: Any, gains: Any, outputs: Any, kernels
     for name, value in (("outputs", outputs), ("kernels", kernels)):
         if not (value is None or _is_count(value)):
             raise UsageError(f"`{name}` must be a whole number or None, got {shown(value)}: leave it out for None")
+
+
+def resolve_parts(spec: KernelSpec, rank: Any, gains: Any, outputs: Any, kernels: Any) -> Parts:
+    """Return the parts that a layer has.
+
+    Raises:
+        UsageError: It cannot have those that are asked for, or would have none.
+    """
+    check_parts(rank, gains, outputs, kernels)
     _check_outputs(spec, outputs)
     added = outputs is not None or kernels is not None
     if spec.groups > 1:  # whose channels do not meet
