@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from condconv.lab.bench import report, timing
     from condconv.lab.bench.call import measure_call
     from condconv.lab.bench.run import Row, measure_task
+    from condconv.lab.compiler import compiler_explained
 
     _check(arguments)
     if arguments.threads is not None:
@@ -96,7 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(report.header(), flush=True)
     for task in tasks:
         try:
-            rows.append(measure_task(task, repetitions))
+            with compiler_explained():
+                rows.append(measure_task(task, repetitions))
         except MissingExtraError as error:
             print(f"{task.case.name}: not measured: {error}", flush=True)
             continue

@@ -13,6 +13,7 @@ import pytest
 import safetensors
 import torch
 from torch import nn
+from torch._inductor.exc import InvalidCxxCompiler
 
 from condconv.errors import TrainingError, TrainingInterrupted, UsageError
 from condconv.files.checkpoint_format import StoredCheckpoint
@@ -460,6 +461,16 @@ def test_a_run_goes_on_without_the_file_that_it_started_from(tmp_path, whole):
     torch.testing.assert_close(started, load_checkpoint(whole.best).model["1.weight"])
     start.unlink()
     assert len(train(config, build=build).metrics) == 2
+
+
+def test_a_machine_that_cannot_compile_is_one_sentence(tmp_path, monkeypatch):
+    def without_compiler(*arguments):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("condconv.lab.train.loop._step", without_compiler)
+    message = "`compile` must be possible with torch.compile here, got No working C.. compiler found in .*: install"
+    with pytest.raises(TrainingError, match=message):
+        train(settings(tmp_path / "run", compile=True), build=build)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from condconv.counting.parameters import count_parameters
 from condconv.errors import TrainingError, TrainingInterrupted
 from condconv.files.atomic import remove_leftovers, write_own
+from condconv.lab.compiler import compiler_explained
 from condconv.lab.config import TrainConfig
 from condconv.lab.data.images import IGNORED
 from condconv.lab.data.loading import batches
@@ -63,8 +64,8 @@ def train(
 
     Raises:
         UsageError: Settings, data, network or an earlier run in the directory do not fit.
-        TrainingError: The loss is no longer a finite number, or the machine lacks memory or file handles. What was
-            saved stays.
+        TrainingError: The loss is no longer a finite number, the machine lacks memory or file handles, or torch cannot
+            compile the network here. What was saved stays.
         TrainingInterrupted: Ctrl-C; the finished epochs are saved.
     """
     with only_here(Path(config.out), wait=wait):
@@ -74,7 +75,7 @@ def train(
         if not _is_finished(run):
             start_logs(run)
         try:
-            with shortages_explained():
+            with shortages_explained(), compiler_explained():
                 watched = _train_epochs(run, progress=progress, title=title)
         except KeyboardInterrupt:
             raise TrainingInterrupted(_what_is_saved(run)) from None
