@@ -43,6 +43,10 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "init": ["zeros", 5, _LONG],
     "expert_spread": [0.3, _LONG],
     "output_stride": [3, None, _LONG],
+    "drop_rate": [-0.1, 1.5, True, _LONG, float("nan")],
+    "drop_path_rate": [-1, "0.1", [0.1]],
+    "bn_momentum": [7, _LONG],
+    "bn_eps": [0, -1e-5, _LONG, float("inf")],
     "checkpoint_path": ["x.pth", _LONG],
 }
 ROWS: dict[str, list[Row]] = {

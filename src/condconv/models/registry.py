@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from condconv.models.recipe import Recipe
 from condconv.nn.experts import ExpertsOption
 
 _IMAGENET_CLASSES = 1000
+_SHARES = ("drop_rate", "drop_path_rate", "bn_momentum")  # options that timm takes as they are, until the first image
 
 
 @dataclass(frozen=True)
@@ -208,9 +211,27 @@ def _check_sizes(
             f"`output_stride` must be one of {known} for {str(name)!r}, got "
             f"{shown(options['output_stride'])}: take one of these"
         )
+    _check_numbers(options)
     if "checkpoint_path" in options:
         # timm would load it into the static base, whose conditional layers are initialised again after that.
         raise UsageError(
             f"`checkpoint_path` must not be given for {str(name)!r}, got {shown(options['checkpoint_path'])}: create "
             "the network, then call condconv.load_pretrained, which also takes weights of the static network"
         )
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    for argument in _SHARES:
+        if not 0 <= _number(options.get(argument)) <= 1:
+            raise UsageError(
+                f"`{argument}` must be a number from 0 to 1, got {shown(options[argument])}: leave it out for the default"
+            )
+    if not 0 < _number(options.get("bn_eps")) < math.inf:
+        raise UsageError(f"`bn_eps` must be a number above 0, got {shown(options['bn_eps'])}: leave it out")
+
+
+def _number(value: object) -> float:
+    """Return a number, NaN for what is none; of `None`, timm's default, a number that is always right."""
+    if value is None:
+        return 1.0
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
