@@ -223,9 +223,7 @@ def _check_sizes(
 def _check_numbers(options: Mapping[str, Any]) -> None:
     for argument in _SHARES:
         if not 0 <= _number(options.get(argument)) <= 1:
-            raise UsageError(
-                f"`{argument}` must be a number from 0 to 1, got {shown(options[argument])}: leave it out for the default"
-            )
+            raise UsageError(f"`{argument}` must be a number from 0 to 1, got {shown(options[argument])}: leave it out")
     if not 0 < _number(options.get("bn_eps")) < math.inf:
         raise UsageError(f"`bn_eps` must be a number above 0, got {shown(options['bn_eps'])}: leave it out")
 
