@@ -36,6 +36,18 @@ def test_help_needs_neither_torch_nor_numpy():
     assert python(code).stdout == "[]\n"
 
 
+@pytest.mark.parametrize("words", [[], ["--quiet"]])
+def test_quiet_is_for_the_bars_of_other_packages_too(words):
+    code = (
+        "from condconv.cli.main import main\n"
+        f"main({['evaluate', 'none', *words]})\n"
+        "from tqdm import tqdm\n"
+        "list(tqdm(range(3), 'split'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    assert ("split" in python(code, env=environment).stderr) == (not words)
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", ["--version", "--help", "train --help"])
 def test_a_full_disk_is_one_line(words, unbuffered):

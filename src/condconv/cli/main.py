@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,8 @@ def _run(argv: list[str]) -> int:
     try:
         arguments = _parse(argv)
         arguments.argv = argv
+        if getattr(arguments, "quiet", False):
+            os.environ.setdefault("TQDM_DISABLE", "1")  # read when it is imported: readers of datasets show bars too
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except (UsageError, MissingExtraError) as error:
