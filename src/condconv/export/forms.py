@@ -230,14 +230,16 @@ class Centred(nn.Module):
     """
 
     centre: Tensor
+    scale: Tensor | None
 
     def __init__(self, layer: Any, make: Callable[[Any], nn.Module]) -> None:
         super().__init__()
         self.register_buffer("centre", layer.experts.centre)
+        self.register_buffer("scale", layer.experts.scale)
         layer.experts = layer.experts.as_dense()
         self.form = make(layer)
 
     def forward(self, x: Tensor, routing_weights: Tensor, **options: Any) -> Tensor:
         """Compute what the layer does."""
-        y: Tensor = self.form(x, one_and_centred(routing_weights, self.centre), **options)
+        y: Tensor = self.form(x, one_and_centred(routing_weights, self.centre, self.scale), **options)
         return y

@@ -22,7 +22,7 @@ from condconv.nn.experts.build import written_experts
 ALONE = dict.fromkeys(("modulated()", "modulated(taps=True, inputs=True)", "decomposed", "decomposed(rank=3)"), 1)
 """Stores of one kernel, which is not weighed; those that can have several are written in another way below."""
 STORES = (
-    *("dense", "deltas"),
+    *("dense", "deltas", "deltas(scale=0.1)"),
     *("shared", "shared(rank=2)", "shared(rank='full', gains=True)", "shared(rank=None, gains=True)"),
     *("shared(outputs=2)", "shared(kernels=2)", "shared(rank=2, gains=True, outputs=3, kernels=1)"),
     "modulated",
@@ -435,6 +435,7 @@ def test_a_store_that_is_written_as_text_is_made_again(store: str, kind: str) ->
     ("store", "kind", "text"),
     [
         ("deltas", "dense", "DeltaExperts(num_experts=3, kernel=(6, 8, 3, 3))"),
+        ("deltas(scale=0.1)", "dense", "DeltaExperts(num_experts=3, kernel=(6, 8, 3, 3), scale=0.1)"),
         ("dense", "transposed, grouped", "DenseExperts(num_experts=3, kernel=(8, 3, 3, 3))"),
         ("modulated(taps=True)", "linear", "kernel=(5, 8), inputs=False, outputs=True, taps=False, input_blocks=1"),
         ("decomposed(rank=3)", "one dimension", "num_experts=1, kernel=(6, 8, 3), rank=3"),

@@ -10,33 +10,52 @@ from condconv.nn.experts.base import Geometry, KernelSpec
 from condconv.nn.experts.dense import DenseExperts
 from condconv.nn.experts.mixed import MixedExperts
 from condconv.nn.experts.start import ROUTED_SPREAD, in_layout_of, init_experts_
+from condconv.ops.scalars import number
 from condconv.ops.validation import check_routing_weights, check_tensors
 
 
-def one_and_centred(routing_weights: Tensor, centre: Tensor) -> Tensor:
-    """Return the coefficients of a shared kernel and of E differences, `[B, 1 + E]`: a one, and `r - centre`."""
-    return F.pad(routing_weights - centre.to(routing_weights.dtype), (1, 0), value=1.0)
+def one_and_centred(routing_weights: Tensor, centre: Tensor, scale: Tensor | None) -> Tensor:
+    """Return the coefficients of a shared kernel and E differences, `[B, 1 + E]`: a one, and `(r - centre) * scale`."""
+    c = routing_weights - centre.to(routing_weights.dtype)
+    return F.pad(c if scale is None else c * scale.to(c.dtype), (1, 0), value=1.0)
 
 
 class DeltaExperts(MixedExperts):
-    """One kernel and E routed differences: `W(x) = W0 + sum_e c_e(x) D_e`, with centred weights `c = r - centre`.
+    """One kernel and E routed differences: `W(x) = W0 + s sum_e c_e(x) D_e`, with centred weights `c = r - centre`.
 
     E experts of the paper learn mostly a common factor: their kernels start alike, so all routing weights move
     together. Here the common part is a kernel of its own, which learns as a static one does whatever E is, and routing
     moves the kernel only along what the experts differ by. It holds E + 1 kernels.
 
+    The scale s is for Adam and its kin, which move each D_e by a full step however little of its gradient is signal. The
+    D_e start larger by 1 / s, so the network starts as it would with any s, and s is the size of their steps. A trained
+    network that is to be fine-tuned by them needs small ones. SGD's steps get smaller by s squared: there take 1.
+
+    Args:
+        spec: The kernel.
+        num_experts: E.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        scale: s, above 0, at most 1.
+
     Attributes:
         weight: `[1 + E, *shape]`: W0, then the D_e.
         bias: `[1 + E, O]`: that of W0, then the differences; or `None`.
         centre: `[E]`, the routing weights at which the kernel is W0: those that every input has at the start.
+        scale: s, a scalar; `None` for 1.
+
+    Raises:
+        UsageError: `scale` is out of range.
 
     Source:
-        A form of CondConv, section 3, of E + 1 experts whose first has weight 1; the centring is ours.
+        A form of CondConv, section 3, of E + 1 experts whose first has weight 1; the centring is ours. The scale is that
+        of low-rank adapters (arXiv:2106.09685).
     """
 
     centred = True
     why_not_fewer = None
     centre: Tensor
+    scale: Tensor | None
 
     def __init__(
         self,
@@ -44,18 +63,24 @@ class DeltaExperts(MixedExperts):
         num_experts: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        scale: float = 1.0,
     ) -> None:
         super().__init__(spec, num_experts, 1 + num_experts, device, dtype)
+        remedy = "0.1 suits fine-tuning with AdamW, 1 training from scratch"
+        scale = number("scale", scale, "above 0 and at most 1", lambda each: 0 < each <= 1, remedy)
         self.register_buffer("centre", torch.full((num_experts,), 0.5, device=device, dtype=dtype))
+        # It travels with the weights: with another they would be other kernels.
+        self.register_buffer("scale", None if scale == 1 else torch.tensor(scale, device=device, dtype=dtype))
 
     def coefficients(self, routing_weights: Tensor) -> Tensor:
         """Return `[B, 1 + E]`: a one, and the centred weights; those of experts that are not active are 0."""
         if self.active is None:
-            return one_and_centred(routing_weights, self.centre)
+            return one_and_centred(routing_weights, self.centre, self.scale)
         return F.pad(self._first(routing_weights, self.active), (0, self.num_experts - self.active))
 
     def _first(self, routing_weights: Tensor, number: int) -> Tensor:
-        return one_and_centred(routing_weights[:, :number], self.centre[:number])
+        return one_and_centred(routing_weights[:, :number], self.centre[:number], self.scale)
 
     def forward(self, x: Tensor, routing_weights: Tensor, geometry: Geometry, impl: str) -> Tensor:
         """See the base."""
@@ -85,7 +110,8 @@ class DeltaExperts(MixedExperts):
 
     def kernels(self) -> Tensor:
         """See the base; W0 is not in them."""
-        return self.all_kernels()[1:]
+        deltas = self.all_kernels()[1:]
+        return deltas if self.scale is None else deltas * self.scale
 
     def centre_on_(self, routing_weights: Tensor) -> None:
         """See the base."""
@@ -122,6 +148,8 @@ class DeltaExperts(MixedExperts):
         # An entry alone has no deviation; no number leaves the device, as the meta device has none.
         deviation = shared.std(correction=0) if shared.numel() > 1 else shared.abs().mean()
         deltas.normal_().mul_(ROUTED_SPREAD * expert_spread * deviation)
+        if self.scale is not None:
+            deltas.div_(self.scale)
         if self.bias is not None:
             self.bias.detach()[1:].zero_()
 
@@ -131,3 +159,9 @@ class DeltaExperts(MixedExperts):
         dense.weight, dense.bias, dense.weight_scale = self.weight, self.bias, self.weight_scale
         dense.quantized = self.quantized
         return dense
+
+    def options(self) -> str:
+        """See the base."""
+        if self.scale is None:
+            return ""
+        return f"scale={'?' if self.scale.is_meta else format(self.scale.item(), '.6g')}"
