@@ -29,6 +29,8 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "deltas": {},
     "deltas-constant": {"routing": "constant(learn=True)"},
     "deltas-raw": {"routing": "sigmoid"},
+    "scaled": {"experts": "deltas(scale=0.1)"},
+    "scaled-constant": {"experts": "deltas(scale=0.1)", "routing": "constant(learn=True)"},
     "shared": {"experts": "shared"},
     "shared-constant": {"experts": "shared", "routing": "constant(learn=True)"},
     "gains": {"experts": "shared(rank=None, gains=True)"},

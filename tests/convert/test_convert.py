@@ -90,7 +90,7 @@ def test_report_says_what_layers_are_made_of() -> None:
     def first_line(**options: Any) -> str:
         return str(convert_(Net(1), 3, layers="blocks.*", example_input=EXAMPLE, **options)).splitlines()[0]
 
-    assert first_line() == "experts per layer: 3, deltas; routing: sigmoid(standardize=True)"
+    assert first_line() == "experts per layer: 3, deltas(scale=0.1); routing: sigmoid(standardize=True)"
     assert first_line(experts="shared(outputs=2)", routing=own) == (
         "experts per layer: 3, shared(outputs=2); routing: own"
     )

@@ -72,8 +72,9 @@ def convert_(
         expert_spread: Difference between experts, relative to the standard deviation of the kernel.
         experts: What kernels are made of: `"deltas"`, a shared kernel and E routed differences; `"dense"`, E whole
             kernels; `"shared"`, one kernel with small routed parts, also with options as in `"shared(rank=16)"` (see
-            `condconv.nn.SharedExperts`); or a factory of `condconv.nn.Experts`; `None` for `"deltas"`. A layer that
-            cannot have them stays static, with the reason in the report.
+            `condconv.nn.SharedExperts`); or a factory of `condconv.nn.Experts`; `None` for `"deltas(scale=0.1)"`, which
+            suits fine-tuning: take `"deltas"` to train from scratch with SGD. A layer that cannot have them stays
+            static, with the reason in the report.
         method: A published method by name instead of `routing` and `experts`, as in `condconv.CondConv2d`.
         impl: As in `condconv.ops.cond_conv2d`.
         optimizer: An optimizer of the model's parameters, or several. New parameters replace the old ones in their

@@ -25,7 +25,7 @@ _Layer = TypeVar("_Layer", bound="ConditionalLayer")
 
 PAPER = Resolved(8, "sigmoid", "dense")
 """What layers are made of by default: the paper's."""
-LEARNING = Resolved(8, "sigmoid(standardize=True)", "deltas")
+LEARNING = Resolved(8, "sigmoid(standardize=True)", "deltas(scale=0.1)")
 """What a static layer becomes unless told otherwise: from a trained kernel the paper's own hardly learn to differ."""
 
 
@@ -154,7 +154,8 @@ class ConditionalLayer(nn.Module):
             expert_spread: Difference between the experts, relative to the standard deviation of the kernel; 0 for exact
                 copies. Whatever its size it cancels at the start; at a tenth of the default, dense experts were seen to
                 be weighted alike, all rising and falling together, after training.
-            experts: As in the layer; by default differences from the kernel, `condconv.nn.DeltaExperts`.
+            experts: As in the layer; by default `"deltas(scale=0.1)"`, differences from the kernel whose scale suits
+                fine-tuning. Take `"deltas"` to train from scratch with SGD; see `condconv.nn.DeltaExperts`.
             method: As in the layer.
             impl: As in `condconv.ops.cond_conv2d`.
 

@@ -27,9 +27,9 @@ class DeltaExperts(MixedExperts):
     together. Here the common part is a kernel of its own, which learns as a static one does whatever E is, and routing
     moves the kernel only along what the experts differ by. It holds E + 1 kernels.
 
-    The scale s is for Adam and its kin, which move each D_e by a full step however little of its gradient is signal. The
-    D_e start larger by 1 / s, so the network starts as it would with any s, and s is the size of their steps. A trained
-    network that is to be fine-tuned by them needs small ones. SGD's steps get smaller by s squared: there take 1.
+    The scale s is for Adam and its kin, which move each D_e by a full step, however little of its gradient is signal.
+    The D_e start larger by 1 / s: the network starts as with any other s, and its kernels move by smaller steps, which
+    a trained network needs when it is fine-tuned. SGD's steps get smaller by s squared, so take 1 there.
 
     Args:
         spec: The kernel.
@@ -48,8 +48,8 @@ class DeltaExperts(MixedExperts):
         UsageError: `scale` is out of range.
 
     Source:
-        A form of CondConv, section 3, of E + 1 experts whose first has weight 1; the centring is ours. The scale is that
-        of low-rank adapters (arXiv:2106.09685).
+        A form of CondConv, section 3, of E + 1 experts whose first has weight 1; the centring is ours. The scale is
+        that of low-rank adapters (arXiv:2106.09685).
     """
 
     centred = True
