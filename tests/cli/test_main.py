@@ -98,17 +98,29 @@ def test_an_unreadable_image_is_fatal_or_counted_as_asked(tmp_path, capsys):
     assert "unreadable images left out: 1 over all epochs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("names", [["metrics.csv"], ["best.safetensors", "metrics.csv"]])
-def test_files_of_a_finished_run_that_are_gone_are_named(tmp_path, capsys, names):
+def test_files_of_a_finished_run_that_are_gone_or_damaged_are_named(tmp_path, capsys):
     root, out = make_folder(tmp_path / "data"), tmp_path / "run"
     assert main(train_arguments(root, out)) == 0
-    for name in names:
-        (out / name).unlink()
-    capsys.readouterr()
-    said = fails(capsys, train_arguments(root, out))
-    assert (
-        f"`out` must hold all files of its finished run, got {out} without {' and '.join(names)}: restore them" in said
-    )
+    best, table = (out / name for name in ("best.safetensors", "metrics.csv"))
+    weights, text = best.read_bytes(), table.read_bytes()
+    changed = weights[:-9] + bytes([weights[-9] ^ 1]) + weights[-8:]
+    for names, contents in (
+        ("metrics.csv", (weights, None)),
+        ("best.safetensors and metrics.csv", (None, None)),
+        ("best.safetensors and metrics.csv", (b"", b"")),
+        ("best.safetensors", (weights[:-100], text)),
+        ("best.safetensors", (changed, text)),
+        ("metrics.csv", (weights, text.partition(b"\n")[0])),
+        ("metrics.csv", (weights, bytes(len(text)))),
+        ("metrics.csv", (weights, b"\xff" + text)),
+    ):
+        for path, content in zip((best, table), contents, strict=True):
+            path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
+        capsys.readouterr()
+        said = fails(capsys, train_arguments(root, out))
+        assert f"must hold all files of its finished run as it wrote them, got {out} with {names} missing or" in said
+    table.write_bytes(text)
+    assert main(train_arguments(root, out)) == 0
 
 
 def test_train_then_evaluate(tmp_path, capsys):

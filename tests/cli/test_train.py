@@ -8,7 +8,8 @@ from condconv.cli.main import create_parser, main
 from condconv.cli.train import _config, _report
 from condconv.errors import UsageError
 from condconv.lab.experiments.recipes import RECIPES
-from condconv.lab.saved.metrics import EpochMetrics, TrainResult
+from condconv.lab.saved.metrics import EpochMetrics, TrainResult, as_csv
+from tests.files.checkpoint_format.samples import forge, header, tensors
 
 
 def config(*argv):
@@ -89,8 +90,8 @@ def test_a_name_with_a_slash_gives_one_directory():
 
 def test_what_is_noted_of_routing_is_printed_at_the_end(tmp_path, capsys):
     epoch = EpochMetrics(1, 0.1, 0.5, 0.6, 0.75, None, 100.0, 2.0, 0)
-    for name in ("best.safetensors", "metrics.csv"):
-        (tmp_path / name).touch()
+    forge(tmp_path / "best.safetensors", header(), tensors())
+    (tmp_path / "metrics.csv").write_text(as_csv((epoch,), EpochMetrics))
     made = config("--data", "digits", "--model", "x", "--epochs", "1")
     paths = (tmp_path, tmp_path / "last.safetensors", tmp_path / "best.safetensors")
     for note in ("routing was not judged: seven words and a remedy", None):

@@ -70,10 +70,10 @@ def _default_out(given: dict[str, Any]) -> str:
 
 
 def _report(config: TrainConfig, result: TrainResult) -> None:
-    if result.missing:
+    if unusable := result.unusable:
         raise UsageError(
-            f"`out` must hold all files of its finished run, got {result.out} without {' and '.join(result.missing)}: "
-            "restore them, or train again in another --out"
+            f"`out` must hold all files of its finished run as it wrote them, got {result.out} with "
+            f"{' and '.join(unusable)} missing or damaged: restore them, or train again in another --out"
         )
     csv = result.out / "metrics.csv"
     last, best = result.metrics[-1], result.best_epoch

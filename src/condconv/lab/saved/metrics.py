@@ -11,6 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from condconv.errors import UsageError
+from condconv.files.checkpoint_format import open_checkpoint
+from condconv.files.paths import read_text
+
 
 @dataclass(frozen=True)
 class EpochMetrics:
@@ -76,9 +80,10 @@ class TrainResult:
     routing_note: str | None = None
 
     @property
-    def missing(self) -> tuple[str, ...]:
-        """Names of the run's files that were removed since it finished."""
-        return tuple(name for name in ("best.safetensors", "metrics.csv") if not (self.out / name).is_file())
+    def unusable(self) -> tuple[str, ...]:
+        """Names of the run's files that were removed or damaged since it finished."""
+        whole = {"best.safetensors": _is_whole(self.best), "metrics.csv": self._has_epochs(self.out / "metrics.csv")}
+        return tuple(name for name, is_whole in whole.items() if not is_whole)
 
     @property
     def best_epoch(self) -> EpochMetrics:
@@ -89,6 +94,21 @@ class TrainResult:
     def train_images_per_second(self) -> float:
         """Median over the epochs."""
         return median(each.train_images_per_second for each in self.metrics)
+
+    def _has_epochs(self, path: Path) -> bool:
+        try:
+            rows = [*csv.DictReader(io.StringIO(read_text(path)))]
+        except (OSError, ValueError, csv.Error):
+            return False
+        return [row.get("epoch") for row in rows] == [str(each.epoch) for each in self.metrics]
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        open_checkpoint(checkpoint, "classifier").read("model")
+    except UsageError:
+        return False
+    return True
 
 
 def best_epoch(metrics: tuple[EpochMetrics, ...]) -> EpochMetrics:
