@@ -108,14 +108,15 @@ def test_the_run_is_repeated_exactly(trained, tmp_path):
 def test_budgets_that_cannot_be_had(trained, tmp_path, capsys, untrained):
     path, data = map(str, trained)
     base = ["budget", path, "--data", data, "--device", "cpu", "--quiet"]
-    message = "`max_bytes` must leave a member, got {'max_bytes': 5}: the smallest has 0 experts"
+    message = "`--max-bytes` must leave a member, got {'max_bytes': 5}: the smallest has 0 experts"
     assert message in fails(capsys, [*base, "--max-bytes", "5", "-o", tmp_path / "a.safetensors"])
     assert "`out` must come with a budget, and a budget with it" in fails(capsys, [*base, "--experts", "1"])
     assert "`out` must be another file than the checkpoint" in fails(capsys, [*base, "--experts", "1", "-o", path])
-    message = "`rank` must be None for a network whose members have fewer experts, got 1: give `num_experts`"
+    message = "`--rank` must be None for a network whose members have fewer experts, got 1: give `--experts`"
     assert message in fails(capsys, [*base, "--rank", "1", "-o", tmp_path / "a.safetensors"])
     other = ["budget", str(untrained[0]), "--data", str(untrained[1])]
-    assert "`experts` must be such that the first of them are a layer, got DenseExperts" in fails(capsys, other)
+    said = fails(capsys, other)
+    assert f"`checkpoint` must hold a network with members, got {untrained[0]}: `experts` must be such that" in said
     train = ["train", "--data", data, "--model", MODEL, "--elastic", "-o", tmp_path / "run"]
     assert "`compile` must be False with `elastic`" in fails(capsys, [*train, "--compile"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 import condconv
 from condconv.convert import estimate_statistics_, keep_member_, members, set_budget_
 from condconv.errors import UsageError
+from condconv.nn.conditional import conditional_layers
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -61,6 +63,20 @@ def test_a_budget_of_bytes_or_multiply_adds() -> None:
         set_budget_(model)
     with pytest.raises(UsageError, match="`number` must be a whole number of experts from 0 to 3, got 4: 0 is the"):
         keep_member_(model, 4)
+
+
+def test_numbers_of_numpy_are_whole_numbers() -> None:
+    model = network()
+    held = members(model, X)[2].bytes
+    assert set_budget_(model, np.int64(2), example_input=X).number == 2
+    assert set_budget_(model, max_bytes=np.int32(held), max_madds=2**40, example_input=X).number == 2
+    keep_member_(model, np.uint8(1))
+    assert {layer.num_experts for layer in conditional_layers(model).values()} == {1}
+    for wrong in (True, -1, 1.0, np.float32(1), "1", np.int64(-1)):
+        with pytest.raises(UsageError, match="`num_experts` must be a whole number of at least 0, got .*: give a"):
+            set_budget_(model, wrong, example_input=X)
+        with pytest.raises(UsageError, match="`number` must be a whole number of experts from 0 to 1, got .*: 0 is"):
+            keep_member_(model, wrong)
 
 
 def ranked(experts: str, scope: str) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from condconv.cli.output import path_line
 from condconv.cli.parsing import add_option
 from condconv.cli.reading import CHECKPOINT, add_max_images, add_reading_options, reading_of
+from condconv.errors import UsageError
 from condconv.lab.rules import PATH, whole
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _MOST = 1_000_000_000_000
 _REPETITIONS = 15
+_OPTIONS = {"num_experts": "--experts", "rank": "--rank", "max_bytes": "--max-bytes", "max_madds": "--max-madds"}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -53,18 +55,21 @@ def run(arguments: argparse.Namespace) -> int:
         from condconv.lab.experiments import check_picture
 
         check_picture(arguments.plot)
-    found = score_members(
-        arguments.checkpoint,
-        arguments.data,
-        out=arguments.out,
-        num_experts=arguments.experts,
-        rank=arguments.rank,
-        max_bytes=arguments.max_bytes,
-        max_madds=arguments.max_madds,
-        data_dir=arguments.data_dir,
-        reading=reading_of(arguments),
-        force=arguments.force,
-    )
+    try:
+        found = score_members(
+            arguments.checkpoint,
+            arguments.data,
+            out=arguments.out,
+            num_experts=arguments.experts,
+            rank=arguments.rank,
+            max_bytes=arguments.max_bytes,
+            max_madds=arguments.max_madds,
+            data_dir=arguments.data_dir,
+            reading=reading_of(arguments),
+            force=arguments.force,
+        )
+    except UsageError as error:
+        raise UsageError(_in_options(str(error))) from error
     times = _time(found, arguments.repetitions) if arguments.repetitions else []
     _print_table(found, times)
     if not found.elastic:
@@ -76,6 +81,13 @@ def run(arguments: argparse.Namespace) -> int:
         _plot(arguments.plot, found, times)
         print(f"plot     {path_line(arguments.plot)}")
     return 0
+
+
+def _in_options(message: str) -> str:
+    """Return a message with the options that were given in the place of the arguments that they became."""
+    for name, option in _OPTIONS.items():
+        message = message.replace(f"`{name}`", f"`{option}`")
+    return message
 
 
 def _time(found: Budget, repetitions: int) -> list[dict[int, MemberTime]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -103,7 +104,7 @@ def largest_within(found: Sequence[Member], limits: Limits) -> Member:
     smallest = found[0]
     own = next(name for name, unit in _UNITS.items() if unit == smallest.unit)
     for name, limit in given.items():
-        if type(limit) is not int or limit < 0:
+        if not _is_whole(limit):
             raise UsageError(f"`{name}` must be a whole number of at least 0, got {shown(limit)}: give a budget")
         if name in _UNITS and name != own:
             raise UsageError(
@@ -173,7 +174,7 @@ def keep_member_(model: nn.Module, number: int) -> None:
         UsageError: k is not between 0 and the number of the largest member, or as in `members`.
     """
     units = _units_of(model)
-    if type(number) is not int or not 0 <= number <= units.number:
+    if not _is_whole(number) or number > units.number:
         raise UsageError(
             f"`number` must be a whole number of {units.name} from 0 to {units.number}, got {shown(number)}: 0 is the "
             "static network"
@@ -186,7 +187,7 @@ def keep_member_(model: nn.Module, number: int) -> None:
             centres[name] = experts.centre
         make_static_(model, centres)
     else:
-        keep_first_(model, number)
+        keep_first_(model, int(number))
 
 
 @torch.no_grad()
@@ -230,6 +231,10 @@ def estimate_statistics_(model: nn.Module, loader: Iterable[Any]) -> None:
             "`loader` must give finite statistics of batch norms, got inf or nan: leave out images that are not "
             "finite, or take weights from before the network diverged"
         )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
 def _units_of(model: Any) -> Units:

@@ -103,7 +103,10 @@ def score_members(
     reading = reading or Reading()
     checkpoint, network = load_trained(path, build=build)
     shape = (checkpoint.in_chans, checkpoint.image_size, checkpoint.image_size)
-    found = tuple(cut_members(network, torch.zeros(1, *shape)))
+    try:
+        found = tuple(cut_members(network, torch.zeros(1, *shape)))
+    except UsageError as error:
+        raise UsageError(f"`checkpoint` must hold a network with members, got {shown_name(path)}: {error}") from error
     chosen = None if out is None else largest_within([member for member, _ in found], limits)
     training, _ = open_images(
         checkpoint, data or own_data(checkpoint, "train"), split="train", data_dir=data_dir, skip=reading.skip
