@@ -68,6 +68,13 @@ def test_what_a_network_may_not_be_told(options):
     assert "--init-from FILE" in str(caught.value)
 
 
+def test_options_that_are_allowed_leave_the_message_to_those_that_are_not():
+    allowed = dict.fromkeys(("act_layer", "norm_layer", "aa_layer"), "x" * 40)
+    with pytest.raises(UsageError) as caught:
+        MODEL_OPTIONS.check("model_options", {**allowed, "block_args": {"a": 1}, "rd_ratio": [[1]], "bn_eps": 1e-5})
+    assert "got {'block_args': {'a': 1}, 'rd_ratio': [[1]]}: for weights" in str(caught.value)
+
+
 def test_the_settings_of_a_run_have_the_same_rules(tmp_path):
     with pytest.raises(
         UsageError, match="`model_options` must be .*got {'pretrained_cfg': {'file': 'x.pth'}}: for weights"

@@ -26,6 +26,13 @@ def _are_of_a_network(options: Any) -> bool:
     return few and all(_is_of_a_network(name, value) for name, value in options.items())
 
 
+def _not_of_a_network(options: Any) -> Any:
+    """Return those options that are not allowed, or all if it is not each on its own."""
+    if not isinstance(options, Mapping):
+        return options
+    return {name: value for name, value in options.items() if not _is_of_a_network(name, value)} or options
+
+
 def _is_of_a_network(name: Any, value: Any) -> bool:
     if not isinstance(name, str) or not name.isidentifier() or len(name) > _MOST_TEXT:
         return False
@@ -56,6 +63,7 @@ MODEL_OPTIONS = Rule(
     "a mapping of names to numbers, texts, True, False, None or short lists of these, without a place of weights, a "
     f"depth_multiplier of at most {_MOST_DEPTH}, and layers of at most {_MOST_BLOCKS:,} in sum",
     "for weights use --pretrained (with pretrained_cfg=TAG to choose among timm's) or --init-from FILE",
+    wrong=_not_of_a_network,
 )
 DATA_OPTIONS = Rule(
     _are_of_a_reader,

@@ -25,6 +25,7 @@ class Rule:
         remedy: What to do about an invalid value.
         read: Convert a text of the command line to a value; an invalid text is returned unchanged.
         choices: All valid values, if they are few.
+        wrong: Return the part of an invalid value that breaks the rule, to show it.
     """
 
     holds: Callable[[Any], bool]
@@ -32,6 +33,7 @@ class Rule:
     remedy: str
     read: Callable[[str], Any] = str
     choices: tuple[Any, ...] = ()
+    wrong: Callable[[Any], Any] = lambda value: value
 
     def check(self, name: str, value: Any) -> None:
         """Check the value of a setting.
@@ -40,7 +42,7 @@ class Rule:
             UsageError: It breaks the rule.
         """
         if not self.holds(value):
-            raise UsageError(f"`{name}` must be {self.text}, got {shown(value)}: {self.remedy}")
+            raise UsageError(f"`{name}` must be {self.text}, got {shown(self.wrong(value))}: {self.remedy}")
 
     def parse(self, name: str, text: str) -> Any:
         """Return the value of a text of the command line.
