@@ -6,12 +6,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from condconv.cli import models
 from condconv.cli.main import main
-from condconv.cli.output import path_line
+from condconv.cli.output import describe_refusal, path_line
 from condconv.errors import TrainingInterrupted, command_line, one_line, shown
 
 # What a shell starts in the background ignores Ctrl-C, and so does what it starts in turn.
@@ -177,3 +178,13 @@ def test_forked_processes_leave_ctrl_c_to_the_one_that_forked_them():
 def test_a_path_is_printed_whole_with_what_a_terminal_would_obey_escaped():
     assert path_line("runs/" + "long/" * 700) == "runs/" + "long/" * 700
     assert path_line("runs/\x1b]0;x\x07\n\u202e.html") == r"runs/\x1b]0;x\x07\n\u202e.html"
+
+
+def test_a_system_without_a_temporary_directory(monkeypatch):
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/null/none"])
+    with pytest.raises(FileNotFoundError) as caught:
+        tempfile._get_default_tempdir()
+    message, status = describe_refusal(caught.value)
+    assert message.startswith('`TMPDIR` must be a directory that can be written to, got "No usable temporary')
+    assert message.endswith(": set it to one")
+    assert status == 1

@@ -13,7 +13,7 @@ from torch import nn
 
 import condconv
 from condconv import export as room
-from condconv.errors import ExportError
+from condconv.errors import ExportError, UsageError
 from condconv.export import FORMATS, export, rewrite
 from condconv.export.api import _check_file
 from condconv.export.formats.request import Inspection, Request
@@ -175,3 +175,13 @@ def test_messages_of_files_have_four_parts(row: Row, tmp_path: Any, monkeypatch:
 
 def test_every_public_function_has_rows() -> None:
     assert_every_function_has_rows(room, ROWS, {})
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "TEMP"])
+def test_a_place_that_aotinductor_cannot_unpack_in_is_named(tmp_path, monkeypatch, name):
+    for each in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, str(tmp_path / "none"))
+    said = rf"`{name}` must be a directory that can be written to, got {tmp_path}/none \(No such file.*\): set this"
+    with pytest.raises(UsageError, match=said):
+        export(nn.ReLU(), tmp_path / "n.pt2", format="aoti", example_input=torch.zeros(1, 3, 8, 8))

@@ -58,6 +58,8 @@ def describe_refusal(error: OSError) -> tuple[str, int]:
     if error.filename is not None:
         place = shown_name(os.fsdecode(error.filename))
         return f"`path` must be usable here, got {place} ({reason}): check the path and its permissions", 2
+    if error.errno == errno.ENOENT:  # of Python's search for a temporary directory; all other files are named
+        return f"`TMPDIR` must be a directory that can be written to, got {reason!r}: set it to one", 1
     if error.errno in _OF_OUTPUT:
         drop_output()
         return f"`stdout` must be writable, got {reason!r}: free some space, or redirect the output", 1

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from condconv.errors import shown_name
 from condconv.export.formats import torch_export
 from condconv.export.formats.request import Inspection, Request, export_program
 from condconv.export.verification import Run
@@ -18,8 +21,23 @@ SUFFIX, EXTRA, PACKAGES, RUNTIME = ".pt2", None, (), "AOTInductor"
 OPSETS, WHY_ONE_SIZE = None, None
 _METADATA = "condconv"
 
-# It compiles the graph of torch.export: what can be had there, can be had here.
-why_not, why_not_run = torch_export.why_not, torch_export.why_not_run
+_PLACES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # the first that is set is where torch's C++ unpacks a package
+
+why_not_run = torch_export.why_not_run
+
+
+def why_not(request: Request) -> str | None:
+    """Return why torch cannot unpack a package here, or `None`: it can compile what torch.export can write."""
+    name = next((each for each in _PLACES if each in os.environ), "TMPDIR")
+    place = os.environ.get(name, "/tmp")
+    try:
+        with tempfile.TemporaryDirectory(dir=place):
+            return None
+    except OSError as error:
+        return (
+            f"`{name}` must be a directory that can be written to, got {shown_name(place)} ({error.strerror}): set "
+            "this environment variable to another, in which AOTInductor unpacks its files"
+        )
 
 
 def write(model: nn.Module, path: Path, request: Request) -> None:
