@@ -1,5 +1,6 @@
 """What a directory, a tar file or a shard may contain: everything that somebody may have put there."""
 
+import importlib
 import io
 import logging
 import os
@@ -312,6 +313,23 @@ def test_members_that_are_not_files_as_they_are(tmp_path, odd, message):
         TarReader(path)
     assert any(part in str(caught.value) for part in message.split("|")), str(caught.value)
     assert str(caught.value).startswith(f"`data` must be a whole tar file, got {path} (")
+
+
+@pytest.mark.parametrize("program", ["gzip", "bz2", "lzma"])
+def test_a_compressed_tar_file_is_called_so(root, tmp_path, program):
+    module = importlib.import_module(program)
+    path, plain = tmp_path / "train.tar", tmp_path / "plain.tar"
+    with tarfile.open(plain, "w") as file:
+        file.add(root, "train")
+    path.write_bytes(module.compress(plain.read_bytes()))
+    shown = {"bz2": "bzip2", "lzma": "xz"}.get(program, program)
+    with pytest.raises(UsageError, match=rf"it is compressed: decompress it with {shown} -dc OLD.tar > NEW.tar"):
+        TarReader(path)
+    outer = tmp_path / "outer.tar"
+    with tarfile.open(outer, "w") as file:
+        file.add(path, "BZh9.tar")
+    with pytest.raises(UsageError, match="it is compressed: decompress"):
+        TarReader(outer)
 
 
 def test_pipes_and_devices_in_a_tar_file_are_counted(tmp_path, caplog):

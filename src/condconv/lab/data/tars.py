@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,13 @@ from condconv.lab.data.contents import HIDDEN, ODD, is_hidden, is_image
 
 _BLOCK = 512
 _LARGEST_HEADER = 2**20  # bytes: names and the like, which tarfile reads at once, however long they say they are
+# How the files of each program begin; a tar file begins with the name of its first member.
+_COMPRESSED = {
+    "gzip": rb"\x1f\x8b\x08",
+    "bzip2": rb"BZh[1-9]1AY&SY",
+    "xz": rb"\xfd7zXZ\x00",
+    "zstd": rb"\x28\xb5\x2f\xfd",
+}
 
 
 class _Headers:
@@ -45,6 +53,9 @@ def members(path: Path, start: int = 0) -> Iterator[tarfile.TarInfo]:
     with path.open("rb") as file:
         file.seek(start)
         where = start
+        if (program := _compressed_by(file.read(10))) is not None:
+            raise tarfile.ReadError(f"it is compressed: decompress it with {program} -dc OLD.tar > NEW.tar")
+        file.seek(start)
         try:
             with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
                 while (member := archive.next()) is not None:
@@ -59,6 +70,11 @@ def members(path: Path, start: int = 0) -> Iterator[tarfile.TarInfo]:
         file.seek(where)
         if file.read(_BLOCK).count(0) != _BLOCK:
             raise tarfile.ReadError(f"damaged or cut off after {where} bytes")
+
+
+def _compressed_by(start: bytes) -> str | None:
+    """Return the program that compressed a file that begins like this, or None."""
+    return next((program for program, magic in _COMPRESSED.items() if re.match(magic, start)), None)
 
 
 def files(path: Path, left_out: Counter[str], start: int = 0) -> Iterator[tarfile.TarInfo]:
