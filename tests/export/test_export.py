@@ -306,6 +306,38 @@ def test_a_file_that_may_not_be_written_does_not_end_the_process(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+LIMITED_OPENVINO = """
+import resource, sys
+import openvino, torch
+from condconv.export import export
+
+save_model = openvino.save_model
+def save_limited(*arguments, **options):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    save_model(*arguments, **options)
+
+openvino.save_model = save_limited
+model = torch.nn.Conv2d(3, 2000, 3)
+try:
+    export(model, sys.argv[1], format="openvino", example_input=torch.randn(1, 3, 6, 6))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_openvinos_weights_that_may_not_be_written_are_not_the_networks_fault(tmp_path):
+    pytest.importorskip("openvino")
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED_OPENVINO, str(tmp_path / "n.xml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "no file may be written to" in run.stdout
+    assert not [*tmp_path.iterdir()]
+
+
 class Failing(nn.Module):
     def forward(self, x):
         return {}["x"]

@@ -40,7 +40,23 @@ def write(model: nn.Module, path: Path, request: Request) -> None:
         converted = openvino.convert_model(source)
         for key, value in request.metadata.items():
             converted.set_rt_info(value, [_KEY, key])
-        openvino.save_model(converted, path, compress_to_fp16=False)
+        try:
+            openvino.save_model(converted, path, compress_to_fp16=False)
+        except RuntimeError as error:
+            if "iostream" in str(error):  # of C++, which does not say why a file cannot be written
+                _write_more(path.with_suffix(".bin"), path)
+            raise
+
+
+def _write_more(*paths: Path) -> None:
+    """Write more to files, for the system's reason why they cannot be written.
+
+    Raises:
+        OSError: With the reason.
+    """
+    for path in paths:
+        with path.open("ab") as file:
+            file.write(bytes(2**20))
 
 
 def inspect(path: Path) -> Inspection:
