@@ -185,3 +185,14 @@ def test_a_place_that_aotinductor_cannot_unpack_in_is_named(tmp_path, monkeypatc
     said = rf"`{name}` must be a directory that can be written to, got {tmp_path}/none \(No such file.*\): set this"
     with pytest.raises(UsageError, match=said):
         export(nn.ReLU(), tmp_path / "n.pt2", format="aoti", example_input=torch.zeros(1, 3, 8, 8))
+
+
+def test_outputs_that_are_too_large_for_fp32_are_refused(tmp_path):
+    """In fp64 they are finite: whatever the file computed would have passed."""
+    layers = [nn.Conv2d(1, 1, 1, bias=False) for _ in range(2)]
+    for each in layers:
+        nn.init.constant_(each.weight, 1e30)
+    options = {"format": "torch-export", "example_input": torch.zeros(1, 1, 4, 4)}
+    with pytest.raises(UsageError, match="`model` must give finite outputs, got inf or nan for noise: check its"):
+        export(nn.Sequential(*layers), tmp_path / "n.pt2", **options)
+    assert not [*tmp_path.iterdir()]

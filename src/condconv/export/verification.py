@@ -104,7 +104,7 @@ def make_reference(model: nn.Module, inputs: Tensor) -> Reference:
     check_output(rounded, len(inputs))
     with _in_fp64(model):
         exact = model(inputs.double())
-    if not exact.isfinite().all():
+    if not (exact.isfinite().all() and rounded.isfinite().all()):  # or the error allowed would be infinite
         raise UsageError("`model` must give finite outputs, got inf or nan for noise: check its weights")
     allowed = max(_TIMES_EAGER * worst_error(rounded, exact), _LEAST_ALLOWED)
     return Reference(inputs, exact, allowed, _why_blind(model, inputs, exact, allowed))

@@ -273,6 +273,23 @@ def test_a_network_that_has_diverged(tmp_path, honest, capsys, monkeypatch, comm
     assert f"the network of bad.safetensors has diverged, or the file is damaged: not all values of {name} are" in said
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["conv_stem.experts.scale", "conv_stem.experts.centre", "blocks.0.0.routing_fn.temperature"],
+)
+def test_what_experts_keep_besides_their_kernels_is_finite_too(tmp_path, name):
+    options = {"experts": "deltas(scale=0.2)", "routing": "softmax", "first_layer": 1}
+    network = create_model(MODEL, num_classes=10, in_chans=1, **options)
+    config = TrainConfig(data="digits", model=MODEL, out="-", model_options=options)
+    state = network.state_dict()
+    state[name] = torch.full_like(state[name], float("nan"))
+    facts = Preprocessing(8, 1, 1.0, "bicubic", (0.3,), (0.4,))
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, Checkpoint(config, options, DIGITS, facts, (), 898, state))
+    with pytest.raises(TrainingError, match=f"the file is damaged: not all values of {name} are finite"):
+        load_trained(path)
+
+
 def test_a_loss_that_is_not_finite(tmp_path, honest):
     """Of finite weights, whose differences are not."""
     checkpoint = load_checkpoint(honest)
