@@ -323,6 +323,12 @@ def test_as_many_kernels_as_experts_are_refused() -> None:
         condconv.CondConv2d(8, 8, 3, num_experts=3, experts="shared(kernels=3)")
 
 
+@pytest.mark.parametrize("scale", [0, -1, 1.5, 1e-300, True, None, "'x'"])
+def test_scales_that_differences_cannot_have(scale: Any) -> None:
+    with pytest.raises(UsageError, match="`scale` must be a number from 0.000001 to 1, got .*: 0.1 suits"):
+        condconv.CondConv2d(3, 4, 1, num_experts=2, experts=f"deltas(scale={scale})")
+
+
 def test_numbers_of_experts_that_a_store_cannot_have() -> None:
     with pytest.raises(UsageError, match="`num_experts` must be 1 for decomposed experts, got 3: they are one kernel"):
         condconv.CondConv2d(8, 6, 3, num_experts=3, experts="decomposed")
