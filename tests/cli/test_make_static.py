@@ -140,6 +140,10 @@ def test_the_output_is_checked_before_any_work(untrained, tmp_path, capsys, monk
         (tmp_path / "no" / "a.safetensors", "`out` must be in a directory that exists"),
     ):
         assert message in fails(capsys, ["make-static", path, "--layers", "classifier", "-o", out])
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    said = fails(capsys, ["make-static", path, "--layers", "*", "-o", pipe, "--force"])
+    assert f"got {pipe}, a pipe or a device: remove it, or give another --out" in said
     assert "another file than the checkpoint" in fails(
         capsys, ["make-static", path, "--layers", "*", "-o", link, "--force"]
     )

@@ -1,5 +1,7 @@
 """Where files go, and what is there already."""
 
+import os
+
 import pytest
 import torch
 
@@ -22,6 +24,16 @@ def test_paths_that_cannot_become_the_file(tmp_path):
     assert "`path` must be in a directory that exists, got" in refusal(tmp_path / "no" / "n.onnx", "onnx")
     named.mkdir()
     assert refusal(named, "onnx") == f"`path` must be a file, got the directory {named}: take another name"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_not_replaced(tmp_path):
+    pipe, link = tmp_path / "n.pt2", tmp_path / "l.pt2"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        said = refusal(path, "torch-export")
+        assert said == f"`path` must be a file, got a pipe or a device, {path}: take another name, and copy the file"
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path):

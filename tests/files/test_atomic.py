@@ -252,3 +252,21 @@ def test_a_full_disk_under_another_packages_hands_is_said(tmp_path):
     with pytest.raises(FileNotFoundError), written_beside(path, "path"):
         raise FileNotFoundError(errno.ENOENT, "of something else")
     assert [each.name for each in tmp_path.iterdir()] == ["a.onnx"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
+def test_what_is_in_the_way_of_a_file_next_to_another_is_named(tmp_path, kind):
+    path, other = tmp_path / "n.xml", tmp_path / "n.bin"
+    path.write_text("old")
+    other.mkdir() if kind == "directory" else os.mkfifo(other)
+    reason = "Is a directory" if kind == "directory" else "a pipe or a device is there"
+
+    def write():
+        with written_beside(path) as temporary:
+            temporary.write_text("new")
+            temporary.with_suffix(".bin").write_text("weights")
+
+    with pytest.raises(UsageError, match=rf"got {other} \({reason}\); the previous n.bin is"):
+        write()
+    assert path.read_text() == "old"
+    assert other.is_dir() or other.is_fifo()

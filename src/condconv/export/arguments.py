@@ -28,7 +28,8 @@ def check_path(path: Path, format: str, suffix: str) -> None:
         suffix: The suffix of its files, with the dot.
 
     Raises:
-        UsageError: Another suffix, no directory to write into, a directory in the file's place, or an impossible name.
+        UsageError: Another suffix, no directory to write into, a directory, a pipe or a device in the file's place, or
+            an impossible name.
     """
     named = shown_name(path)
     if path.suffix != suffix:
@@ -41,6 +42,10 @@ def check_path(path: Path, format: str, suffix: str) -> None:
         raise UsageError(f"`path` must be in a directory that exists, got {named}: make it first")
     if path.is_dir() and suffix not in _PACKAGES:
         raise UsageError(f"`path` must be a file, got the directory {named}: take another name")
+    if paths.is_special(path):  # a file would take its place, and whoever reads from it would wait forever
+        raise UsageError(
+            f"`path` must be a file, got a pipe or a device, {named}: take another name, and copy the file"
+        )
 
 
 def check_model(model: Any) -> None:

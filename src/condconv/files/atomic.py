@@ -108,9 +108,12 @@ def written_beside(path: Path, argument: str = "out") -> Iterator[Path]:
                 raise
             raise UsageError(_explain(path, error, argument, None)) from error
         others = [each for each in Path(folder).iterdir() if each != temporary]
-        with _explained(path, argument):
-            for written in (*others, temporary):  # which may name the others: it comes last
-                _put(written, path.parent / written.name)
+        for written in (*others, temporary):  # which may name the others: it comes last
+            place = path.parent / written.name
+            with _explained(place, argument):
+                if is_special(place):
+                    raise FileExistsError(errno.EEXIST, "a pipe or a device is there")
+                _put(written, place)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from condconv.errors import UsageError, shown_name
-from condconv.files.paths import check_can_write
+from condconv.files.paths import check_can_write, check_own
 from condconv.lab.data.images import Images
 from condconv.lab.saved.checkpoint import Checkpoint, save_checkpoint
 from condconv.lab.saved.evaluate import Evaluation, check_finite_loss, evaluate_images
@@ -23,6 +23,7 @@ def check_out(out: Path, checkpoint: Path, force: bool) -> None:
         UsageError: The file cannot be written, is the checkpoint itself, or exists and is not to be replaced.
     """
     check_can_write(out)
+    check_own(out.resolve())
     if not out.exists():
         return
     if checkpoint.exists() and out.samefile(checkpoint):  # by whatever name
