@@ -123,6 +123,20 @@ def test_files_of_a_finished_run_that_are_gone_or_damaged_are_named(tmp_path, ca
     assert main(train_arguments(root, out)) == 0
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("you tried: Cannot allocate memory"), RuntimeError("x")])
+def test_too_little_memory_for_a_row_of_bench_is_one_sentence(capsys, monkeypatch, error):
+    def measure(*arguments):
+        raise error
+
+    monkeypatch.setattr("condconv.lab.bench.run.measure_task", measure)
+    argv = ["bench", "--networks", "mobilenet_v1_cc_050_8e", "--batch", "4096", "--repetitions", "1"]
+    if str(error) == "x":
+        with pytest.raises(RuntimeError, match="^x$"):
+            main(argv)
+    else:
+        assert "failed: too little memory for this row: free some, or give a smaller --batch" in fails(capsys, argv, 1)
+
+
 def test_train_then_evaluate(tmp_path, capsys):
     root, out = make_folder(tmp_path / "data"), tmp_path / "run"
     assert main(train_arguments(root, out)) == 0

@@ -6,6 +6,7 @@ import resource
 import signal
 
 import pytest
+import torch
 from torch.utils.data import get_worker_info
 
 from condconv.errors import TrainingError, UsageError
@@ -119,6 +120,16 @@ def test_what_the_machine_lacks_is_one_sentence(error, words):
         raise error
     assert caught.value.__cause__ is error
     assert str(caught.value).endswith("or give fewer --workers, and run the same command again")
+
+
+def test_too_little_memory_of_a_gpu_is_one_sentence():
+    text = "CUDA out of memory. Tried to allocate 8.00 GiB. GPU 0 has a total capacity of 4.00 GiB"
+    with pytest.raises(ShortageError) as caught, shortages_explained():
+        raise torch.OutOfMemoryError(text)
+    assert str(caught.value) == (
+        "too little memory on the GPU: free some, give train more --grad-accumulation, lower --batch-size elsewhere, "
+        "and run the same command again"
+    )
 
 
 @pytest.mark.parametrize(

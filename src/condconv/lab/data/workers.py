@@ -11,6 +11,7 @@ from condconv.errors import TrainingError
 
 _HANDLES = "too few file handles for the processes that read images: raise the limit (ulimit -n 65536)"
 _MEMORY = "too little memory: free some, lower --batch-size"
+_GPU = "too little memory on the GPU: free some, give train more --grad-accumulation, lower --batch-size elsewhere"
 _SHARED = "too little shared memory for the processes that read images: give more (docker run --shm-size 8g)"
 _ENDED = "a process that reads images ended before its time ({0}), mostly for lack of memory: free some"
 _HANDLES_OF_A_WORKER = 7  # two ends of its queue of orders, one to see it end, and those of two batches that wait
@@ -23,6 +24,7 @@ _TEXTS = {
     "ancdata": _HANDLES,  # handles that came without their numbers
     "shared memory": _SHARED,
     "Cannot allocate memory": _MEMORY,
+    "out of memory": _GPU,
     "DataLoader worker": _ENDED,
 }
 
@@ -40,7 +42,8 @@ def shortage(error: BaseException) -> str | None:
         found = _NUMBERS.get(error.errno or 0)
     else:
         found = next((sentence for text, sentence in _TEXTS.items() if text in str(error)), None)
-    return found and f"{found.format(_ending(error))}, or give fewer --workers, and run the same command again"
+    workers = "" if found == _GPU else ", or give fewer --workers"
+    return found and f"{found.format(_ending(error))}{workers}, and run the same command again"
 
 
 def check_handles(workers: int) -> None:
