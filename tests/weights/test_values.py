@@ -5,7 +5,9 @@ import zipfile
 
 import pytest
 import torch
+from torch import nn
 
+from condconv import CondConv2d
 from condconv.errors import UsageError
 from condconv.weights import load_pretrained, load_state_dict
 
@@ -24,6 +26,19 @@ def test_weights_that_are_not_finite_in_the_network_are_refused_by_name(value, e
     ):
         load_state_dict(network, state)
     assert all(torch.equal(each, before[name]) for name, each in network.state_dict().items())
+
+
+@pytest.mark.parametrize("entry", ["weight", "bias", "centre", "scale"])
+def test_what_experts_have_is_finite_in_weights_of_the_same_network(entry):
+    networks = [
+        nn.Sequential(CondConv2d(3, 4, 3, num_experts=2, experts="deltas(scale=0.2)"), nn.ReLU()) for _ in range(2)
+    ]
+    name = f"0.experts.{entry}"
+    state = networks[0].state_dict()
+    state[name] = torch.full_like(state[name], float("nan"))
+    with pytest.raises(UsageError, match=rf"finite weights, .* with others in {name}: its network has diverged"):
+        load_state_dict(networks[1], state)
+    assert all(bool(each.isfinite().all()) for each in networks[1].state_dict().values())
 
 
 def test_a_variance_below_zero_is_refused_and_can_be_left_out():

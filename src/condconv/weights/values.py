@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from condconv.errors import UsageError, few
+from condconv.nn import Experts, RoutingFunction
 from condconv.weights.layers import Layers
 from condconv.weights.names import Matched
 
@@ -21,11 +22,15 @@ def check_values(layers: Layers, matched: Matched, source: str) -> None:
         source: What to call it in messages.
 
     Raises:
-        UsageError: A parameter, or a statistic of a batch norm, is not finite in the network's dtype, or a variance is
-            below zero.
+        UsageError: A parameter, a statistic of a batch norm, or another value of experts or routing is not finite in
+            the network's dtype, or a variance is below zero.
     """
-    parameters = {name for name, _ in layers.model.named_parameters(remove_duplicate=False)}
-    learned = [name for name in matched.tensors if name in parameters or _STATISTIC in name.rpartition(".")[2]]
+    checked = {name for name, _ in layers.model.named_parameters(remove_duplicate=False)}
+    for name, module in layers.model.named_modules(remove_duplicate=False):
+        if isinstance(module, (Experts, RoutingFunction)):  # of theirs, none has a reason: a scale, a temperature
+            checked |= {f"{name}.{each}".removeprefix(".") for each, _ in module.named_buffers()}
+    own = dict(zip(matched.tensors, layers.own_names(matched.tensors), strict=True))
+    learned = [name for name in matched.tensors if own[name] in checked or _STATISTIC in name.rpartition(".")[2]]
     wrong = [
         matched.sources[name] for name in learned if not _is_right(layers.tensors[name], name, matched.tensors[name])
     ]
