@@ -182,8 +182,9 @@ def test_a_path_is_printed_whole_with_what_a_terminal_would_obey_escaped():
 
 def test_a_system_without_a_temporary_directory(monkeypatch):
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/null/none"])
+    monkeypatch.setattr(tempfile, "tempdir", None)
     with pytest.raises(FileNotFoundError) as caught:
-        tempfile._get_default_tempdir()
+        tempfile.mkdtemp()
     message, status = describe_refusal(caught.value)
     assert message.startswith('`TMPDIR` must be a directory that can be written to, got "No usable temporary')
     assert message.endswith(": set it to one")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from condconv.cli.parsing import add_option
-from condconv.errors import MissingExtraError, TrainingError, UsageError, command_line, first_line, shown
+from condconv.errors import MissingExtraError, UsageError, command_line, first_line, shown
 from condconv.files.atomic import write_atomic
 from condconv.files.paths import check_can_write
 from condconv.lab.rules import PATH, TEXT, one_of, whole
@@ -64,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from condconv.lab.bench import report, timing
     from condconv.lab.bench.call import measure_call
-    from condconv.lab.bench.run import Row, measure_task
+    from condconv.lab.bench.run import Row, measure_task, memory_explained
     from condconv.lab.compiler import compiler_explained
 
     _check(arguments)
@@ -99,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(report.header(), flush=True)
     for task in tasks:
         try:
-            with compiler_explained(), _memory_explained():
+            with compiler_explained(), memory_explained():
                 rows.append(measure_task(task, repetitions))
         except MissingExtraError as error:
             print(f"{task.case.name}: not measured: {error}", flush=True)
@@ -113,11 +111,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _run_runtime(arguments: argparse.Namespace, repetitions: int) -> int:
     """Time exported networks, print one line per row, and write them if asked to."""
     from condconv.lab.bench import report, runtimes
+    from condconv.lab.bench.run import memory_explained
     from condconv.lab.bench.tasks import BATCHES, networks_of
 
     print(runtimes.header(), flush=True)
     rows = []
-    with _memory_explained():
+    with memory_explained():
         for case in networks_of(arguments.networks, arguments.experts):
             for row in runtimes.measure_runtime(case, arguments.runtime, arguments.batch or BATCHES, repetitions):
                 print(runtimes.line(row), flush=True)
@@ -126,23 +125,6 @@ def _run_runtime(arguments: argparse.Namespace, repetitions: int) -> int:
         record = report.runtime_record(rows, command_line(["condconv", *arguments.argv]), repetitions)
         write_atomic(Path(arguments.out), json.dumps(record, indent=1) + "\n")
     return 0
-
-
-@contextmanager
-def _memory_explained() -> Iterator[None]:
-    """Say what to do about too little memory, in place of torch's error.
-
-    Raises:
-        TrainingError: There is too little memory.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        from condconv.lab.data.workers import shortage
-
-        if shortage(error) is None:
-            raise
-        raise TrainingError("too little memory for this row: free some, or give a smaller --batch") from error
 
 
 def _tasks(arguments: argparse.Namespace) -> list[Any]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
+from condconv.errors import TrainingError
 from condconv.lab.bench import targets
 from condconv.lab.bench.cases import Case, LayerCase, Trio
 from condconv.lab.bench.contender import LAYOUTS, Conditions, Contender
 from condconv.lab.bench.parity import check_parity
 from condconv.lab.bench.timing import Spread, peak_bytes, ratio, time_by_turns
+from condconv.lab.data.workers import shortage
 
 
 @dataclass(frozen=True)
@@ -136,3 +140,18 @@ def _time(row: Row, trio: Trio, conditions: Conditions, repetitions: int) -> Row
         verdict=targets.verdict(row.ratio["ours"].median, row.target),
         memory_verdict=targets.verdict(added, row.memory_target),
     )
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Say what to do about too little memory, in place of torch's error.
+
+    Raises:
+        TrainingError: There is too little memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if shortage(error) is None:
+            raise
+        raise TrainingError("too little memory for this row: free some, or give a smaller --batch") from error
