@@ -18,7 +18,7 @@ from tests.export.cases import sharpen_
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    more: Any = {"num_experts": 3, "experts": "deltas"}
+    more: Any = {"num_experts": 3, "experts": "deltas(scale=0.5)"}
     layers = (
         *(CondConv2d(3, 12, 3, **more), nn.BatchNorm2d(12), nn.SiLU()),
         *(CondConv2d(12, 12, 3, groups=12, padding=1, bias=False, **more), nn.BatchNorm2d(12)),
