@@ -51,9 +51,9 @@ def test_a_scale_travels_with_the_weights() -> None:
         taker.load_state_dict(experts_of("deltas").state_dict())
 
 
-@pytest.mark.parametrize("scale", [0, -0.1, 1.5, True, "a", float("nan")])
+@pytest.mark.parametrize("scale", [0, 1e-300, -0.1, 1.5, True, "a", float("nan")])
 def test_a_scale_out_of_range_is_refused(scale: Any) -> None:
-    with pytest.raises(UsageError, match="`scale` must be a number above 0 and at most 1, got .*: 0.1 suits"):
+    with pytest.raises(UsageError, match="`scale` must be a number from 0.000001 to 1, got .*: 0.1 suits"):
         DeltaExperts(condconv.nn.experts.KernelSpec((4, 6, 3, 3), 4), 3, scale=scale)
 
 
