@@ -42,8 +42,9 @@ def write(model: nn.Module, path: Path, request: Request) -> None:
             converted.set_rt_info(value, [_KEY, key])
         try:
             openvino.save_model(converted, path, compress_to_fp16=False)
+            openvino.Core().read_model(path)  # which fails if only a part was written: older versions do not say so
         except RuntimeError as error:
-            if "iostream" in str(error):  # of C++, which does not say why a file cannot be written
+            if "iostream" in str(error) or "bin file" in str(error):  # they do not say why it cannot be written
                 _write_more(path.with_suffix(".bin"), path)
             raise
 
