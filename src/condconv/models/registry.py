@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from condconv.models.paper import ROWS, PaperRow
 from condconv.models.pretrained import check_weights, describe_weights, load_weights_
 from condconv.models.recipe import Recipe
 from condconv.nn.experts import ExpertsOption
+from condconv.ops.scalars import number
 
 _IMAGENET_CLASSES = 1000
 _SHARES = ("drop_rate", "drop_path_rate", "bn_momentum")  # options that timm takes as they are, until the first image
@@ -221,15 +221,9 @@ def _check_sizes(
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:
-    for argument in _SHARES:
-        if not 0 <= _number(options.get(argument)) <= 1:
-            raise UsageError(f"`{argument}` must be a number from 0 to 1, got {shown(options[argument])}: leave it out")
-    if not 0 < _number(options.get("bn_eps")) < math.inf:
-        raise UsageError(f"`bn_eps` must be a number above 0, got {shown(options['bn_eps'])}: leave it out")
-
-
-def _number(value: object) -> float:
-    """Return a number, NaN for what is none; of `None`, timm's default, a number that is always right."""
-    if value is None:
-        return 1.0
-    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    given = {name: value for name, value in options.items() if value is not None}  # None is timm's default
+    for name in _SHARES:
+        if name in given:
+            number(name, given[name], "from 0 to 1", lambda share: 0 <= share <= 1, "leave it out")
+    if "bn_eps" in given:
+        number("bn_eps", given["bn_eps"], "above 0", lambda eps: 0 < eps < math.inf, "leave it out")

@@ -17,6 +17,7 @@ from condconv.nn.experts.build import ExpertsOption
 from condconv.nn.factory import Routing, even_weights, make_routing, start_constant_
 from condconv.nn.foreign import full_name
 from condconv.nn.methods import Resolved, resolve_method
+from condconv.nn.routing_function import RoutingFunction
 from condconv.nn.static import carry_over_, why_not_static
 from condconv.ops.implementations import check_impl
 from condconv.ops.scalars import check_device, check_dtype
@@ -219,3 +220,20 @@ def own_parameters(layer: nn.Module) -> list[nn.Parameter]:
 def conditional_layers(model: nn.Module) -> dict[str, ConditionalLayer]:
     """Return the layers of a model, itself included, that have experts, by their names in it."""
     return {name: module for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}
+
+
+def routed_buffers(model: nn.Module, *, remove_duplicate: bool = True) -> dict[str, Tensor]:
+    """Return the buffers of experts and routing functions by their names in a model, such as scales and temperatures.
+
+    None of them has a reason to be infinite, as buffers of other modules may have.
+
+    Args:
+        model: Any.
+        remove_duplicate: Whether those of a module that stands in several places have one name only, as in torch.
+    """
+    return {
+        f"{name}.{own}".removeprefix("."): buffer
+        for name, module in model.named_modules(remove_duplicate=remove_duplicate)
+        if isinstance(module, (Experts, RoutingFunction))
+        for own, buffer in module.named_buffers()
+    }

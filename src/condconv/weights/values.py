@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from condconv.errors import UsageError, few
-from condconv.nn import Experts, RoutingFunction
+from condconv.nn.conditional import routed_buffers
 from condconv.weights.layers import Layers
 from condconv.weights.names import Matched
 
@@ -26,9 +26,7 @@ def check_values(layers: Layers, matched: Matched, source: str) -> None:
             the network's dtype, or a variance is below zero.
     """
     checked = {name for name, _ in layers.model.named_parameters(remove_duplicate=False)}
-    for name, module in layers.model.named_modules(remove_duplicate=False):
-        if isinstance(module, (Experts, RoutingFunction)):  # of theirs, none has a reason: a scale, a temperature
-            checked |= {f"{name}.{each}".removeprefix(".") for each, _ in module.named_buffers()}
+    checked |= routed_buffers(layers.model, remove_duplicate=False).keys()
     own = dict(zip(matched.tensors, layers.own_names(matched.tensors), strict=True))
     learned = [name for name in matched.tensors if own[name] in checked or _STATISTIC in name.rpartition(".")[2]]
     wrong = [

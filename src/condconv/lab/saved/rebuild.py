@@ -14,8 +14,7 @@ from condconv.errors import TrainingError, UsageError, few, first_line, shown_na
 from condconv.files.checkpoint_format import StoredCheckpoint, below, open_checkpoint
 from condconv.lab.saved import network as networks
 from condconv.lab.saved.checkpoint import Checkpoint, describe, with_weights
-from condconv.nn.experts import Experts
-from condconv.nn.routing_function import RoutingFunction
+from condconv.nn.conditional import routed_buffers
 
 _STATISTIC = "running_"  # of batches; other buffers may have their reasons to be infinite, as masks have
 _MOST_KEPT = 16
@@ -143,9 +142,7 @@ def check_finite(network: nn.Module, path: str | Path, remedy: str) -> None:
     """
     values = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     learned = {name: each for name, each in values.items() if isinstance(each, nn.Parameter) or _STATISTIC in name}
-    for name, module in network.named_modules():
-        if isinstance(module, (Experts, RoutingFunction)):  # of theirs, none has a reason: a scale, a temperature
-            learned |= {f"{name}.{buffer}": each for buffer, each in module.named_buffers()}
+    learned |= routed_buffers(network)
     wrong = [name for name, each in learned.items() if not bool(each.isfinite().all())]
     if wrong:
         raise TrainingError(
