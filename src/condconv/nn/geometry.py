@@ -44,10 +44,12 @@ class ConvGeometry(NamedTuple):
 
     def shared(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve all examples with one kernel `[O, C/G, *K]`."""
-        amounts = resolve_padding(self.padding, x.shape[2:], kernel.shape[2:], self.stride, self.dilation)
-        padded, zeros = pad_input(x, amounts, self.padding_mode)
+        zeros: Padding = self.padding
+        if isinstance(zeros, str) or self.padding_mode != "zeros":  # else the convolution pads by itself
+            amounts = resolve_padding(zeros, x.shape[2:], kernel.shape[2:], self.stride, self.dilation)
+            x, zeros = pad_input(x, amounts, self.padding_mode)
         convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
-        y: Tensor = convolve(padded, kernel, bias, self.stride, zeros, self.dilation, self.groups)
+        y: Tensor = convolve(x, kernel, bias, self.stride, zeros, self.dilation, self.groups)
         return y
 
     def each(self, x: Tensor, kernels: Tensor) -> Tensor:

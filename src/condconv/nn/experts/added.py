@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from condconv.nn.experts.base import Geometry, KernelSpec
 from condconv.nn.experts.fitting import low_rank_with
-from condconv.nn.experts.parts import along, mix_channels, pointwise
+from condconv.nn.experts.parts import along, mix_channels, pointwise, routed
 from condconv.ops.quantized import along_outputs
 
 
@@ -106,7 +106,7 @@ class LowRankKernel(nn.Module):
     def kernels(self, c: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return what is added to the kernel, `[B, *shape]`, and to the bias, `[B, O]` or `None`."""
         down, bias, core, up = self._first(self.active)
-        lift, down = up.to(c.dtype) @ torch.tensordot(c, core.to(c.dtype), dims=1), down.to(c.dtype)
+        lift, down = up.to(c.dtype) @ routed(c, core), down.to(c.dtype)
         down = down.movedim(self._axis, 0)
         added = (lift @ down.flatten(1)).unflatten(2, down.shape[1:]).movedim(1, self._axis + 1)
         return added, None if bias is None else lift @ bias.to(c.dtype)
@@ -114,11 +114,11 @@ class LowRankKernel(nn.Module):
     def forward(self, x: Tensor, c: Tensor, geometry: Geometry, dim: int) -> Tensor:
         """Return what is added to the layer's output, whose channels are at `dim`."""
         down, bias, core, up = self._first(self.active)
-        code, cores = geometry.shared(x, down, bias), torch.tensordot(c, core.to(c.dtype), dims=1)
+        code, cores = geometry.shared(x, down, bias), routed(c, core)
         if code.dim() == 4 and not code.is_contiguous() and code.is_contiguous(memory_format=torch.channels_last):
             lift = (up.to(c.dtype) @ cores).to(code.dtype)
             rows = code.permute(0, 2, 3, 1).flatten(1, 2) @ lift.mT  # it is read as it lies
-            return rows.unflatten(1, code.shape[2:]).permute(0, 3, 1, 2)
+            return rows.view(code.shape[0], *code.shape[2:], -1).permute(0, 3, 1, 2)
         return pointwise(mix_channels(code, cores, dim), up, dim)
 
     def scale_outputs_(self, scale: Tensor) -> None:

@@ -39,6 +39,11 @@ def mix_channels(x: Tensor, matrices: Tensor, dim: int) -> Tensor:
     return torch.bmm(rows, matrices.mT).view(*x.shape[:-1], matrices.shape[1])
 
 
+def routed(c: Tensor, each: Tensor) -> Tensor:
+    """Return `sum_e c_e each_e`, `[B, ...]`, for c `[B, E]` and tensors of experts `[E, ...]`, in the dtype of c."""
+    return (c @ each.to(c.dtype).flatten(1)).view(c.shape[0], *each.shape[1:])
+
+
 class Gains(nn.Module):
     """A factor per channel, `1 + c G`: what squeeze-and-excitation does, as ODConv-1x and WeightNet do.
 
@@ -87,7 +92,7 @@ class FullMixing(nn.Module):
 
     def matrix(self, c: Tensor) -> Tensor:
         """Return what is added to the identity, `[B, C, C]`."""
-        return torch.tensordot(c, self.weight.to(c.dtype), dims=1)
+        return routed(c, self.weight)
 
     def forward(self, x: Tensor, c: Tensor, dim: int) -> Tensor:
         """Return x with its channels, at `dim`, mixed."""
@@ -145,18 +150,18 @@ class LowRankMixing(nn.Module):
     def matrix(self, c: Tensor) -> Tensor:
         """Return what is added to the identity, `[B, C, C]`."""
         down, core, up = self._first(self.active)
-        return up.to(c.dtype) @ torch.tensordot(c, core.to(c.dtype), dims=1) @ down.to(c.dtype)
+        return up.to(c.dtype) @ routed(c, core) @ down.to(c.dtype)
 
     def forward(self, x: Tensor, c: Tensor, dim: int) -> Tensor:
         """Return x with its channels, at `dim`, mixed."""
         down, core, up = self._first(self.active)
-        cores = torch.tensordot(c, core.to(c.dtype), dims=1)
+        cores = routed(c, core)
         if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
             # Two products of matrices that read x as it lies: up to 1.8 times as fast as convolutions this narrow.
             rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, N, C]
             lift = (up.to(c.dtype) @ cores).to(x.dtype)
             mixed = torch.baddbmm(rows, rows @ down.T, lift.mT)
-            return mixed.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+            return mixed.view(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
         code = mix_channels(pointwise(x, down, dim), cores, dim)
         return x + pointwise(code, up, dim)
 

@@ -23,7 +23,7 @@ class SharedExperts(OneKernelExperts):
     """One kernel and routed parts, `W(x) = A(x) W0 B(x) + U F(x) V`, of centred weights `c = r - centre`.
 
     - `B = I + Q (sum_e c_e S_e) P` mixes the input channels through `rank` others (or `sum_e c_e M_e`, rank "full").
-    - `A` and `B` multiply channels by a gain each, `1 + c G`.
+    - `A` and `B` multiply channels by a gain each, `1 + c G`; of a depthwise layer `A` alone, which says the same.
     - `U F V` adds a kernel through `outputs` channels, `F = sum_e c_e S_e`.
     - `kernels` whole kernels are added, `sum_k (c code)_k P_k`: for layers with groups, which no low rank fits.
       With one of these two `B` has a common factor too, `1 + c u`: trained experts often learn a multiple of W0.
@@ -42,8 +42,8 @@ class SharedExperts(OneKernelExperts):
         rank: Channels through which the input channels are mixed: a number; `"full"` for a whole matrix per expert;
             or `None` for no mixing. `"auto"` for "full" in k x k layers of up to 32 channels, and for 8 in others; with
             `outputs` or `kernels` for none. Layers with groups, whose channels do not meet, have none.
-        gains: Whether input and output channels have a gain each; layers with groups always have them, unless they have
-            `kernels`.
+        gains: Whether input and output channels have a gain each, of depthwise layers the output channels alone; layers
+            with groups always have them, unless they have `kernels`.
         outputs: Channels through which a kernel is added, R; not for layers with groups.
         kernels: Whole kernels that are added, fewer than E.
 
@@ -92,7 +92,8 @@ class SharedExperts(OneKernelExperts):
             self.mixing = FullMixing(num_experts, channels[0], **where)
         elif rank is not None:
             self.mixing = LowRankMixing(num_experts, channels[0], int(rank), **where)
-        self.input_gains = Gains(num_experts, channels[0], **where) if gains else None
+        meets_one = channels[0] == spec.groups  # a gain of its input channel is one of the output channel too
+        self.input_gains = Gains(num_experts, channels[0], **where) if gains and not meets_one else None
         self.output_gains = Gains(num_experts, channels[1], **where) if gains else None
         added = not (outputs is None and kernels is None)
         self.common = Gains(num_experts, 1, **where) if added else None
@@ -102,7 +103,7 @@ class SharedExperts(OneKernelExperts):
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
-        """Whether there are no gains: these multiply each other."""
+        """Whether there are no gains on both sides, which would multiply each other."""
         return self.input_gains is None
 
     @property
@@ -138,7 +139,7 @@ class SharedExperts(OneKernelExperts):
 
     def why_not_fit(self) -> str | None:
         """See the base."""
-        if self.mixing is not None or self.input_gains is not None or not self._added:
+        if self.mixing is not None or self.output_gains is not None or not self._added:
             return "only what `outputs` and `kernels` add can be fitted: take 'shared(outputs=16)'"
         return None
 
@@ -186,8 +187,9 @@ class SharedExperts(OneKernelExperts):
             kernels = kernels + mixed.movedim(1, axis)
         if self.common is not None:
             kernels = kernels + along(self.common.factor(c) - 1, alone, 1) * alone
-        if self.input_gains is not None and self.output_gains is not None:
+        if self.input_gains is not None:
             kernels = kernels * along_inputs(self.input_gains.factor(c), kernels, spec)
+        if self.output_gains is not None:
             kernels = kernels * along_outputs(self.output_gains.factor(c), kernels, spec.groups, spec.transposed)
         bias = None if self.bias is None else self.bias.to(dtype).expand(len(c), -1)
         for part in self._added:
@@ -257,4 +259,4 @@ class SharedExperts(OneKernelExperts):
         rank = self.mixing.rank if isinstance(self.mixing, LowRankMixing) else "full" if self.mixing else None
         told = {"outputs": self.outputs and self.outputs.rank, "kernels": self.principal and self.principal.rank}
         more = "".join(f", {name}={value}" for name, value in told.items() if value)
-        return f"rank={rank!r}, gains={self.input_gains is not None}{more}"
+        return f"rank={rank!r}, gains={self.output_gains is not None}{more}"
