@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
-from benchmarks.cifar import BATCH, Images, batches, evaluate, keep_records, load, normalised
+from benchmarks.trainings import BATCH, Images, batches, evaluate, keep_records, load, normalised
 from condconv.convert import estimate_statistics_, keep_member_
 from condconv.models import create_model
 from condconv.nn.conditional import conditional_layers

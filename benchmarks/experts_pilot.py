@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
-from benchmarks import cifar
-from benchmarks.cifar import BATCH, Images, load
+from benchmarks import trainings
+from benchmarks.trainings import BATCH, Images, load
 from benchmarks.experts_layers import build, convs, count, parse
 
 DECAY = 5e-4
@@ -55,7 +55,7 @@ def evaluate(model: nn.Module, test: Images, probe: str = "") -> tuple[float, fl
     for conv in convs(model):
         if hasattr(conv, "router"):
             conv.router.probe = probe
-    return cifar.evaluate(model, test)
+    return trainings.evaluate(model, test)
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def train_arm(arm: str, seed: int, data: tuple[Images, Images], arguments: argpa
     optimizer = optimizer_of(model, arguments.optimizer, arguments.lr, options)
     key = f"{arm}-{seed}-{arguments.epochs}-{arguments.optimizer}-{arguments.lr}-{train[0].shape[-1]}"
     path = arguments.cache / f"state-{key}.pt"
-    state = cifar.train_(
+    state = trainings.train_(
         model,
         optimizer,
         train,
@@ -142,7 +142,7 @@ def main() -> None:
         for seed in arguments.seeds
         for arm in arguments.arms
     ]
-    for record in cifar.keep_records(arguments.out, runs):
+    for record in trainings.keep_records(arguments.out, runs):
         print(f"{record['arm']}, seed {record['seed']}: {record['top1']} %, {record['seconds']} s", flush=True)
 
 

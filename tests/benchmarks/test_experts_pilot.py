@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import cifar, experts_pilot
-from benchmarks.cifar import batches
+from benchmarks import experts_pilot, trainings
+from benchmarks.trainings import batches
 from benchmarks.experts_layers import FORMS, build, convs, count, parse
 from benchmarks.experts_pilot import optimizer_of
 
@@ -35,7 +35,7 @@ def data():
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_starts_as_the_static_network_and_learns(arm, data):
     model, static = build(arm, seed=3), build(f"{arm[0]}-static", seed=3)
-    images = cifar.normalised(data[0])
+    images = trainings.normalised(data[0])
     torch.testing.assert_close(model(images), static(images))
 
     before = {name: values.clone() for name, values in model.named_parameters()}
@@ -104,10 +104,10 @@ def test_a_run_that_was_stopped_resumes(data, tmp_path, monkeypatch):
         return batches(train, seed, epoch, batch_size)
 
     (tmp_path / "records.jsonl").rename(tmp_path / "whole.jsonl")
-    monkeypatch.setattr(cifar, "batches", stop)
+    monkeypatch.setattr(trainings, "batches", stop)
     with pytest.raises(KeyboardInterrupt):
         experts_pilot.main()
-    monkeypatch.setattr(cifar, "batches", batches)
+    monkeypatch.setattr(trainings, "batches", batches)
     experts_pilot.main()
     experts_pilot.main()  # nothing is left to do
     resumed, whole = ((tmp_path / name).read_text().splitlines() for name in ("records.jsonl", "whole.jsonl"))

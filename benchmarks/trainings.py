@@ -1,4 +1,4 @@
-"""CIFAR-10 in memory, trainings on it that resume, and their records: what several scripts here have in common."""
+"""Images in memory, trainings on them that resume, and their records: what several scripts here have in common."""
 
 from __future__ import annotations
 
@@ -19,17 +19,25 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 BATCH = 128
+SETS = {"cifar10": ("train", "test"), "tinyimagenet100": ("train", "val")}
 Images = tuple[Tensor, Tensor]
 
 
-def load(data: Path, cache: Path, size: int) -> tuple[Images, Images]:
-    """Read the training and the test images, uint8 `[N, 3, size, size]`, decoding them on the first call."""
+def load(data: Path, cache: Path, size: int, name: str = "cifar10") -> tuple[Images, Images]:
+    """Read the training and the test images, uint8 `[N, 3, size, size]`, decoding them on the first call.
+
+    Args:
+        data: Directory of `NAME-train.tar` and of the other part in `SETS`, whose files are `CLASS/FILE.jpg`.
+        cache: Directory of the decoded images.
+        size: Pixels a side, to which images are reduced.
+        name: One of `SETS`.
+    """
     sets = []
-    for part in ("train", "test"):
-        path = cache / f"cifar10-{part}-{size}.npz"
+    for part in SETS[name]:
+        path = cache / f"{name}-{part}-{size}.npz"
         if not path.exists():
             cache.mkdir(parents=True, exist_ok=True)
-            with tarfile.open(data / f"cifar10-{part}.tar") as tar:
+            with tarfile.open(data / f"{name}-{part}.tar") as tar:
                 files = sorted((each for each in tar if each.name.endswith(".jpg")), key=lambda each: each.name)
                 names = [Path(each.name).parent.name for each in files]
                 images = np.stack([_decode(tar.extractfile(each), size) for each in files])
