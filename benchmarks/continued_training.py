@@ -20,8 +20,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 import condconv
-from benchmarks.trainings import BATCH, Images, evaluate, keep_records, load, scored, train_
 from benchmarks.small_images import optimizer_of
+from benchmarks.trainings import BATCH, Images, evaluate, keep_records, load, scored, train_
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "static": None,

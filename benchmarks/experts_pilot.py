@@ -23,8 +23,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 from benchmarks import trainings
-from benchmarks.trainings import BATCH, Images, load
 from benchmarks.experts_layers import build, convs, count, parse
+from benchmarks.trainings import BATCH, Images, load
 
 DECAY = 5e-4
 

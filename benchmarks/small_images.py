@@ -5,13 +5,15 @@
 An arm is one of `ARMS`, or `NAME-E` with another number of experts, or `static@WIDTH` in percent. For one seed all arms
 have the same first kernels, order of images and augmentation, so that differences are paired. Everything else is the
 library's default: layers, start, routing; one learning rate for all parameters, decay on all but biases and norms. Of
-MobileNetV1 at a quarter width the layers are the paper's, and the rest is that of the small networks.
+MobileNetV1 at a quarter width the layers are the paper's, and the rest is that of the small networks. Of the arm
+`elastic` the record has the accuracy of all members, too.
 Finished runs are skipped, and one that was stopped resumes after its last epoch.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,12 +24,27 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 import condconv
-from benchmarks.trainings import BATCH, SETS, Images, evaluate, keep_records, load, scored, train_
+from benchmarks.trainings import (
+    BATCH,
+    SETS,
+    Images,
+    evaluate,
+    keep_records,
+    learn,
+    learn_all_members,
+    load,
+    normalised,
+    scored,
+    train_,
+)
+from condconv.convert import estimate_statistics_, keep_member_
+from condconv.nn.elastic import elastic_units
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "static": None,
     "se": None,  # squeeze-and-excitation, a quarter of the channels wide
     "deltas": {},
+    "elastic": {},
     "deltas-constant": {"routing": "constant(learn=True)"},
     "deltas-raw": {"routing": "sigmoid"},
     "scaled": {"experts": "deltas(scale=0.1)"},
@@ -93,17 +110,40 @@ def train_arm(arm: str, seed: int, data: tuple[Images, Images], settings: argpar
     optimizer = optimizer_of(model, settings.optimizer, settings.lr, settings.decay)
     key = f"{settings.net}-{arm}-{seed}-{settings.epochs}-{settings.optimizer}-{settings.lr}-{size}"
     path = settings.cache / f"ev-{key}.pt"
-    state = train_(model, optimizer, train, seed, epochs=settings.epochs, path=path, batch_size=BATCH)
+    is_elastic = arm.startswith("elastic")
+    state = train_(
+        model,
+        optimizer,
+        train,
+        seed,
+        epochs=settings.epochs,
+        path=path,
+        batch_size=BATCH,
+        learn=learn_all_members if is_elastic else learn,
+    )
     top1, loss_at_test = evaluate(model, test)
+    members = {"members": score_members(model, train, test)} if is_elastic else {}
     path.unlink(missing_ok=True)
     return {
         "params": total.params,
         "madds": total.madds,
         "top1": [round(top1 / 100, 4)],
+        **members,
         "test_loss": round(loss_at_test, 4),
         "train_loss": state["losses"],
         "seconds": round(state["seconds"], 1),
     }
+
+
+def score_members(model: nn.Module, train: Images, test: Images) -> dict[str, float]:
+    """Return the top-1 of every member of an elastic network, with the statistics of its norms estimated."""
+    found = {}
+    for number in range(elastic_units(model).number + 1):
+        member = copy.deepcopy(model)
+        keep_member_(member, number)
+        estimate_statistics_(member, (normalised(each) for each in train[0][:2000].split(200)))
+        found[str(number)] = round(evaluate(member, test)[0] / 100, 4)
+    return found
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor, nn
 
+from condconv.nn.elastic import elastic_units, sandwich, smaller_member
+
 BATCH = 128
 SETS = {"cifar10": ("train", "test"), "tinyimagenet100": ("train", "val")}
 Images = tuple[Tensor, Tensor]
@@ -86,6 +88,25 @@ def evaluate(model: nn.Module, test: Images) -> tuple[float, float]:
     return 100 * right / len(test[1]), loss / len(test[1])
 
 
+def learn(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Add the gradients of a batch to the parameters, and return its loss."""
+    loss = F.cross_entropy(model(images), labels)
+    loss.backward()
+    return loss.detach()
+
+
+def learn_all_members(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Do so for an elastic network: smaller members learn from the largest. The gradient is the mean over members."""
+    smaller = sandwich(elastic_units(model).number)[1:]
+    logits = model(images)
+    loss = F.cross_entropy(logits, labels)
+    (loss / (1 + len(smaller))).backward()
+    for number in smaller:
+        with smaller_member(model, number):
+            (F.cross_entropy(model(images), logits.detach().softmax(1)) / (1 + len(smaller))).backward()
+    return loss.detach()
+
+
 def train_(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -96,6 +117,7 @@ def train_(
     path: Path,
     batch_size: int,
     warmup: float = 1.0,
+    learn: Callable[[nn.Module, Tensor, Tensor], Tensor] = learn,
     **more: Any,
 ) -> dict[str, Any]:
     """Train a network, in place, resuming after the last epoch that was saved.
@@ -111,6 +133,7 @@ def train_(
         path: File of the unfinished training; whoever has the record of the finished one removes it.
         batch_size: Images per update.
         warmup: Epochs, or a share of one.
+        learn: Adds the gradients of a batch and returns its loss.
         **more: What the file keeps besides, from the first start on.
 
     Returns:
@@ -126,17 +149,16 @@ def train_(
     steps = math.ceil(len(train[1]) / batch_size)
     for epoch in range(len(state["losses"]), epochs):
         begin, total = time.perf_counter(), 0.0
+        torch.manual_seed(1000 * seed + epoch)  # a training that resumes draws what one without a stop does
         model.train()
         for step, (images, labels) in enumerate(batches(train, seed, epoch, batch_size), epoch * steps):
             done = (step + 1) / (steps * epochs)
             warm = min(1.0, (step + 1) / (warmup * steps))
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * warm * 0.5 * (1 + math.cos(math.pi * done))
-            loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
-            loss.backward()
+            total += float(learn(model, images, labels)) * len(labels)
             optimizer.step()
-            total += float(loss.detach()) * len(labels)
         state["losses"].append(round(total / len(train[1]), 5))
         state["seconds"] += time.perf_counter() - begin
         state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
