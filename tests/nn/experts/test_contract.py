@@ -318,6 +318,24 @@ def test_what_a_layer_cannot_have(store: str, layer: nn.Module, message: str) ->
     assert message in str(why_not_experts(store, layer))
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("depthwise", [8]), ("grouped", [8, 6]), ("transposed, depthwise", [8]), ("dense", [8, 6])]
+)
+def test_depthwise_layers_have_one_gain_per_channel(kind: str, expected: list[int]) -> None:
+    """One of the input channel would do what that of the output channel does."""
+    layers: dict[str, nn.Module] = {
+        "depthwise": nn.Conv2d(8, 8, 3, groups=8),
+        "grouped": nn.Conv2d(8, 6, 3, groups=2),
+        "transposed, depthwise": nn.ConvTranspose2d(8, 8, 3, groups=8),
+        "dense": nn.Conv2d(8, 6, 3),
+    }
+    experts = make_experts("shared(gains=True)", KernelSpec.of(layers[kind]), 3)
+    gains = {name: weight.shape[1] for name, weight in experts.named_parameters() if "gains" in name}
+    assert list(gains.values()) == expected
+    assert "output_gains.weight" in gains
+    assert experts.linear == (len(expected) == 1)
+
+
 def test_as_many_kernels_as_experts_are_refused() -> None:
     with pytest.raises(UsageError, match="`kernels` must be fewer than the 3 experts, got 3: give less, or take 'den"):
         condconv.CondConv2d(8, 8, 3, num_experts=3, experts="shared(kernels=3)")
