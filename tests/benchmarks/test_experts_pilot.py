@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import experts_pilot, trainings
-from benchmarks.trainings import batches
 from benchmarks.experts_layers import FORMS, build, convs, count, parse
 from benchmarks.experts_pilot import optimizer_of
+from benchmarks.trainings import batches
 
 ARMS = [
     *(f"d-all-{form}" for form in FORMS),

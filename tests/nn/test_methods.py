@@ -102,6 +102,25 @@ def se_formula(layer: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.experts.weight[0], padding=1) * 2 * torch.sigmoid(scores(layer, x))[..., None, None]
 
 
+def code(layer: Any, x: Tensor) -> Tensor:
+    """Return what our layers route by, `[B, E]`: sigmoids of the standardised pooled input, off one half."""
+    routing_fn = layer.routing_fn
+    pooled = x.mean((2, 3)) / math.sqrt(1 + routing_fn.standardization.eps)
+    return torch.sigmoid(pooled @ routing_fn.fc.weight.T + routing_fn.fc.bias) - 0.5
+
+
+def deltas_formula(layer: Any, x: Tensor) -> Tensor:
+    """Ours: W0 and a sum of differences from it."""
+    kernels = layer.experts.weight
+    return convolved(x, kernels[0] + torch.einsum("be,eoihw->boihw", code(layer, x), kernels[1:]))
+
+
+def shared_formula(layer: Any, x: Tensor) -> Tensor:
+    """Ours: W0 of channels that are mixed before, by a matrix per expert where they are few."""
+    mixing = torch.eye(8, dtype=x.dtype) + torch.einsum("be,eij->bij", code(layer, x), layer.experts.mixing.weight)
+    return F.conv2d(torch.einsum("bij,bjhw->bihw", mixing, x), layer.experts.weight, padding=1)
+
+
 FORMULAS: dict[tuple[str, int | None], Callable[[Any, Tensor], Tensor]] = {
     ("condconv", None): condconv_formula,
     ("dyconv", None): dyconv_formula,
@@ -110,6 +129,8 @@ FORMULAS: dict[tuple[str, int | None], Callable[[Any, Tensor], Tensor]] = {
     ("dcd", None): dcd_formula,
     ("weightnet", None): weightnet_formula,
     ("se", None): se_formula,
+    ("deltas", None): deltas_formula,
+    ("shared", None): shared_formula,
 }
 
 
@@ -207,10 +228,13 @@ def test_parameters_of_a_layer_are_those_of_other_code() -> None:
     [
         (
             {"method": "nope"},
-            "`method` must be one of condconv, dyconv, odconv, dcd, weightnet, se, got 'nope': or give",
+            "`method` must be one of condconv, dyconv, odconv, dcd, weightnet, se, deltas, shared, got 'nope': or give",
         ),
         ({"method": 3}, "`method` must be a name, got 3: names are condconv"),
         ({"method": "se(rank=2)"}, "`method` must have options of se only, got 'rank': it has none"),
+        ({"method": "deltas(rank=2)"}, "`experts` must have options of deltas only, got 'rank': it has scale"),
+        ({"method": "shared(rank=0)"}, "`rank` must be a whole number, 'full', 'auto' or None, got 0"),
+        ({"method": "deltas(scale=2)"}, "`scale` must be a number from 0.000001 to 1, got 2: 0.1 suits"),
         ({"method": "dyconv(annealing_steps=0)"}, "`annealing_steps` must be a positive int, got 0"),
         ({"method": "se", "routing": "sigmoid"}, "`routing` must not be given with a method, got 'sigmoid' with 'se'"),
         (
@@ -229,6 +253,13 @@ def test_what_does_not_go_with_a_method(options: dict[str, Any], message: str) -
     net = nn.Sequential(nn.Conv2d(8, 6, 3))
     with pytest.raises(UsageError, match=message):
         condconv.convert_(net, example_input=torch.randn(1, 8, 9, 9), **options)
+
+
+def test_our_own_take_the_options_of_their_stores() -> None:
+    layer = condconv.CondConv2d(8, 6, 3, method="deltas(scale=0.1)")
+    assert float(layer.experts.scale) == pytest.approx(0.1)
+    assert layer.num_experts == 8
+    assert condconv.CondConv2d(8, 6, 1, method="shared(rank=3)", num_experts=2).experts.mixing.rank == 3
 
 
 def test_annealing_steps_are_those_that_are_given() -> None:

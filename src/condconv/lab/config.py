@@ -104,8 +104,9 @@ class TrainConfig:
     )
     method: str | None = _network(
         None,
-        "published method that experts and routing are made by: condconv, dyconv, odconv, dcd, weightnet or se (with "
-        "the number of kernels in the model's name, such as mobilenet_v2_cc_100_1e)",
+        "method that experts and routing are made by: deltas or shared (ours; 'deltas(scale=0.1)' to fine-tune), "
+        "condconv, dyconv, odconv, dcd, weightnet or se (with the number of kernels in the model's name, such as "
+        "mobilenet_v2_cc_100_1e)",
         or_none(TEXT),
     )
     pretrained: bool = _network(False, "start from published ImageNet weights", BOOL)

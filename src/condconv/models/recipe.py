@@ -79,7 +79,7 @@ class Recipe:
             )
 
     def resolved(self, name: Name) -> Recipe:
-        """Return the recipe with the routing, the experts and the scope that its method is; itself without a method.
+        """Return the recipe with the routing, the experts, the scope and the start of its method; itself without one.
 
         Raises:
             UsageError: There is no such method, or it does not go with the name or with other arguments.
@@ -87,8 +87,15 @@ class Recipe:
         if self.method is None:
             return self
         _, routing, experts = resolve_method(self.method, name.num_experts, self.routing, self.experts, PAPER)
-        scope = parse_method(self.method)[1].scope if self.scope == "block" else self.scope
-        return dataclasses.replace(self, method=None, routing=routing, experts=experts, scope=scope)
+        _, method, _ = parse_method(self.method)
+        return dataclasses.replace(
+            self,
+            method=None,
+            routing=routing,
+            experts=experts,
+            scope=method.scope if self.scope == "block" else self.scope,
+            init=method.init if self.init is None else self.init,
+        )
 
     def convert_(self, model: nn.Module, name: Name, in_chans: int) -> None:
         """Give a static network experts, in place; convolutions of squeeze-and-excitation stay static.

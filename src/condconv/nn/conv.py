@@ -97,8 +97,8 @@ class CondConv2d(_CondConv):
             differences; `"shared"`, one kernel with small routed parts, also with options as in `"shared(rank=16)"`; or
             a factory of `condconv.nn.Experts`; `None` for `"dense"`, the paper's. With `"deltas"` or `"shared"`, take
             `routing="sigmoid(standardize=True)"`.
-        method: A published method by name instead of `routing` and `experts`: a key of `condconv.nn.METHODS`, also with
-            options as in `"dyconv(annealing_steps=5000)"`.
+        method: A method by name instead of `routing` and `experts`: a key of `condconv.nn.METHODS`, also with options
+            as in `"dyconv(annealing_steps=5000)"` or `"deltas(scale=0.1)"`.
         impl: How it is computed; see `condconv.ops.cond_conv2d`.
 
     Raises:

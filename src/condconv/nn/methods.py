@@ -1,4 +1,4 @@
-"""Published methods by name: the experts and the routing that each is made of."""
+"""Methods by name, published ones and ours: the experts and the routing that each is made of."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from typing import Any, NamedTuple
 
 from condconv.errors import UsageError, shown
 from condconv.nn.calls import parse_call
-from condconv.nn.experts.build import ExpertsOption
+from condconv.nn.experts.build import ExpertsOption, resolve_experts
 from condconv.nn.factory import Routing
 from condconv.ops.scalars import one_of, positive
 
 ANNEALING_STEPS = 10_000
 """Optimizer updates until an annealed softmax has its last temperature, if `annealing_steps` is not given."""
+OURS = "this package"
+"""The source of methods that are a store of this package, with its name and its options."""
 _ANNEALED = "temperature=30, final_temperature=1, annealing_steps={annealing_steps}"
 
 
 class Method(NamedTuple):
-    """A published method.
+    """Experts and routing that belong together.
 
     Attributes:
         experts: As in the layers.
@@ -24,7 +26,8 @@ class Method(NamedTuple):
         num_experts: E, if it is not given.
         scope: Of the networks of `create_model`; layers with a gain per channel are routed one by one.
         one_kernel: Whether it has no more than one kernel.
-        source: Its paper, and the code that it was compared with.
+        source: Its paper, and the code that it was compared with; `OURS` for ours.
+        init: Of the networks of `create_model`; `None` for that of the family.
     """
 
     experts: str
@@ -33,6 +36,7 @@ class Method(NamedTuple):
     scope: str
     one_kernel: bool
     source: str
+    init: str | None = None
 
     @property
     def is_annealed(self) -> bool:
@@ -82,6 +86,8 @@ METHODS: dict[str, Method] = {
         True,
         "arXiv:1709.01507",
     ),
+    "deltas": Method("deltas", "sigmoid(standardize=True)", 8, "block", False, OURS, "same_output"),
+    "shared": Method("shared", "sigmoid(standardize=True)", 8, "block", False, OURS, "same_output"),
 }
 """Methods by name, for `method=` of layers, `convert_` and `create_model`; `docs/methods.md` has a card for each."""
 
@@ -104,7 +110,8 @@ def resolve_method(
     """Return what layers are made of: what is given, and for the rest what a method has, or the default.
 
     Args:
-        method: A key of `METHODS`, also with options as in `"dyconv(annealing_steps=5000)"`; or `None`.
+        method: A key of `METHODS`, also with options as in `"dyconv(annealing_steps=5000)"` or `"deltas(scale=0.1)"`;
+            or `None`.
         num_experts: E, or `None`.
         routing: As in the layers, or `None`; not with a method.
         experts: As in the layers, or `None`; not with a method.
@@ -135,7 +142,7 @@ def resolve_method(
 
 
 def parse_method(text: Any) -> tuple[str, Method, int]:
-    """Return the name of a method, the method, and its annealing steps.
+    """Return the name of a method, the method with its options, and its annealing steps.
 
     Raises:
         UsageError: There is no such method, or it does not have an option.
@@ -144,6 +151,9 @@ def parse_method(text: Any) -> tuple[str, Method, int]:
         raise UsageError(f"`method` must be a name, got {shown(text)}: names are {', '.join(METHODS)}")
     name, options = parse_call(text, "method")
     method = METHODS[one_of("method", name, METHODS, "or give experts and routing")]
+    if method.source == OURS:
+        resolve_experts(text)
+        return name, method._replace(experts=text.strip()), ANNEALING_STEPS
     known = ("annealing_steps",) if method.is_annealed else ()
     if unknown := [option for option in options if option not in known]:
         raise UsageError(

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from condconv.errors import UsageError
-from condconv.lab.saved.network import build_from_zoo, resolved_options
-from condconv.nn import METHODS, ConditionalLayer
+from condconv.lab.saved.network import build_from_zoo, resolved_options, start_options
+from condconv.models import create_model
+from condconv.nn import METHODS, ConditionalLayer, SigmoidRouting
 from tests.lab.samples import settings
 
 
@@ -30,6 +31,19 @@ def test_options_are_those_that_a_method_is_made_of(tmp_path: Path, method: str)
     )  # 8 blocks of two, and the classifier; no depthwise ones for DCD
 
 
+def test_ours_keep_their_options_and_start_as_the_static_network(tmp_path: Path) -> None:
+    """Random routers would start kernels apart by chance; the paper's networks start so."""
+    config = settings(tmp_path, model="mobilenet_v1_cc_025_4e", method="deltas(scale=0.1)")
+    assert resolved_options(config, 32)["experts"] == "deltas(scale=0.1)"
+    assert start_options(config) == {"init": "same_output"}
+    assert start_options(settings(tmp_path, model=config.model, method="condconv")) == {}
+    assert start_options(settings(tmp_path, model=config.model)) == {}
+    network = create_model(config.model, method=config.method)
+    routers = [module for module in network.modules() if isinstance(module, SigmoidRouting)]
+    assert len(routers) == 9  # one per block, and that of the classifier
+    assert not any(module.fc.weight.any() for module in routers)
+
+
 def test_steps_that_are_given_stay(tmp_path: Path) -> None:
     config = settings(tmp_path, model="mobilenet_v1_cc_025_4e", method="dyconv(annealing_steps=7)")
     assert "annealing_steps=7)" in resolved_options(config, 32, updates=500)["routing"]
@@ -38,7 +52,7 @@ def test_steps_that_are_given_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"method": "nope"}, "`method` must be one of condconv, dyconv, odconv, dcd, weightnet, se, got 'nope'"),
+        ({"method": "nope"}, "`method` must be one of condconv, dyconv, odconv, dcd, weightnet, se, deltas, shared"),
         ({"method": "se"}, "`num_experts` must be 1 for the method 'se', which has one kernel, got 4: leave it out"),
         ({"method": "dyconv", "model_options": {"routing": "softmax"}}, "`routing` must not be given with a method"),
         ({"model_options": {"method": "dyconv"}}, "`model_options` must not have a method, got 'dyconv': give it as a"),

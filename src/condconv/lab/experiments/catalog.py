@@ -19,7 +19,7 @@ from condconv.lab.experiments.design import Arm, Experiment
 from condconv.lab.rules import EXPERTS, WIDTH, one_of
 from condconv.models.names import parse_name
 from condconv.models.paper import FIGURE_2, TABLE_1, TABLE_3, TABLE_4, Ablation, PaperRow
-from condconv.nn.methods import METHODS
+from condconv.nn.methods import METHODS, OURS
 
 
 def experts_width(
@@ -202,8 +202,9 @@ def methods(networks: Sequence[str] = _SMALL, num_experts: int = 8) -> Experimen
         labels = [f"{network}, {each}" for each in others]
         arms += [arm for arm in _of_stores(network, num_experts) if arm.label in labels]
         for name, method in METHODS.items():
-            model = f"{network}_cc_100_{method.num_experts}e"
-            arms.append(Arm(f"{network}, {name}", model, against=labels[0], method=name))
+            if method.source != OURS:
+                model = f"{network}_cc_100_{method.num_experts}e"
+                arms.append(Arm(f"{network}, {name}", model, against=labels[0], method=name))
     return Experiment("methods", "Published methods under one recipe", "no table of the paper", tuple(arms))
 
 

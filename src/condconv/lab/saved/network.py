@@ -122,6 +122,16 @@ def default_options(config: TrainConfig, image_size: int) -> dict[str, object]:
     return options
 
 
+def start_options(config: TrainConfig) -> dict[str, Any]:
+    """Return the options by which a network of this method begins, where the settings do not say; see the next.
+
+    Raises:
+        UsageError: There is no such method.
+    """
+    init = None if config.method is None else parse_method(config.method)[1].init
+    return {} if init is None else {"init": init}
+
+
 def resolved_options(config: TrainConfig, image_size: int, updates: int = 0) -> dict[str, Any]:
     """Return the options that decide what a trained network computes, including current defaults.
 

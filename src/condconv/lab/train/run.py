@@ -158,7 +158,7 @@ def _build_network(
 ) -> nn.Module:
     if checkpoint is None:
         # A builder sees what the data is like, not what was asked for.
-        options = {**config.model_options, **options}
+        options = {**networks.start_options(config), **config.model_options, **options}
         config = replace(
             config, model_options=options, image_size=data.preprocessing.size, in_chans=data.preprocessing.channels
         )
