@@ -140,11 +140,12 @@ def test_images_of_the_whole_pass_are_watched_and_not_many(monkeypatch):
     ("make", "changes", "finding", "remedy"),
     [
         (routed(Same), {}, "their routing weights hardly differ", "--router-lr-scale 10"),
-        (routed(Frozen), {}, "their routing weights hardly differ", STANDARDIZE),
-        (routed(Frozen, init=copied), {}, "weights hardly differ", f"{STANDARDIZE} --model-option experts=deltas"),
+        (routed(Frozen), {}, "their routing weights hardly differ", "--method deltas"),
+        (routed(Frozen, experts="shared"), {}, "their routing weights hardly differ", STANDARDIZE),
+        (routed(Frozen, init=copied), {}, "their routing weights hardly differ", "--method deltas"),
         (routed(init=stuck), {"router_lr_scale": 5.0}, "weights are stuck near 0 and 1", "--router-lr-scale 0.5"),
         (routed(init=one_expert), {}, "all the weight", "--expert-dropout 0.2, or --router-lr-scale 0.1"),
-        (routed(init=copies), {}, "nearly copies of each other", "--model-option experts=deltas"),
+        (routed(init=copies), {}, "nearly copies of each other", "--method deltas"),
     ],
 )
 def test_each_way_to_fail_is_one_warning_with_its_remedy(tmp_path, caplog, at_once, make, changes, finding, remedy):

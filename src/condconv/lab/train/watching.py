@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from condconv.analysis import RoutingRecorder, RoutingSummary, layers_by_routing, summarize
-from condconv.analysis.summary import ALIKE
 from condconv.errors import UsageError
 from condconv.lab.saved.evaluate import Batches
 from condconv.lab.saved.metrics import EpochMetrics
@@ -163,11 +162,12 @@ def _remedy(run: Run, found: RoutingSummary) -> str:
         return f"--router-lr-scale {scale / 10:g}"
     dense = any(isinstance(each.experts, DenseExperts) for each in conditional_layers(run.network).values())
     if found.state == "alike":
-        return f"--model-option {'experts=deltas' if dense else 'init=random'}"
+        return "--method deltas" if dense else "--model-option init=random"
     routers = [run.network.get_submodule(name) for name in found.affected]
     raw = [each for each in routers if isinstance(each, RoutingFunction) and each.standardization is None]
     if not raw:
         return f"--router-lr-scale {scale * 10:g}"
+    if dense:
+        return "--method deltas"
     name = next((name for name, kind in ROUTING.items() if kind is type(raw[0])), "sigmoid")
-    also = " --model-option experts=deltas" if dense and found.similarity >= ALIKE else ""
-    return f"--model-option 'routing={name}(standardize=True)'{also}"
+    return f"--model-option 'routing={name}(standardize=True)'"
