@@ -200,12 +200,12 @@ def test_a_missing_extra_is_named():
 def test_models_lists_cost_beside_the_paper(capsys):
     assert main(["models", NETWORK]) == 0
     header, row = capsys.readouterr().out.splitlines()
-    names = "name", "params", "MADDs", "paper MADDs", "MADDs / paper", "paper top-1"
+    names = "name", "experts", "params", "MADDs", "paper MADDs", "MADDs / paper", "paper top-1"
     assert header.split() == " ".join(names).split()
-    assert row.split() == [NETWORK, "0.5M", "41.0M", "-", "-", "50.3", "%"]
+    assert row.split() == [NETWORK, "-", "0.5M", "41.0M", "-", "-", "50.3", "%"]
     assert main(["models", "resnet_cc*"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == [
-        "resnet_cc_50_8e", "130.2M", "4208.8M", "4213M", "-0.1%", "78.6", "%"
+        "resnet_cc_50_8e", "8", "dense", "130.2M", "4208.8M", "4213M", "-0.1%", "78.6", "%"
     ]  # fmt: skip
 
 

@@ -16,7 +16,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "models",
         help="list the networks",
-        description="Lists the networks with parameters and multiply-adds (MADDs: convolutions, routing and "
+        description="Lists the networks with their experts (how many, and of which store by default), parameters and "
+        "multiply-adds (MADDs: convolutions, routing and "
         "mixing of kernels; one image of 224 pixels, 1000 classes, or of 32 pixels, 10 classes for small_*). For "
         "networks of the paper it adds the paper's MADDs, how far these differ, and the paper's ImageNet top-1. The "
         "paper's tool also counts element-wise operations and pooling.",
@@ -29,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the table."""
     from condconv.models import list_models
     from condconv.models.costs import COSTS
+    from condconv.models.names import parse_name
     from condconv.models.paper import ROWS
     from condconv.nn.choice import choose_named
 
@@ -37,14 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
     width = max(map(len, names))
 
     def line(name: str, *cells: str) -> None:
-        print(name.ljust(width), *map(str.rjust, cells, (9, 9, 12, 14, 12)))
+        print(name.ljust(width), cells[0].ljust(8), *map(str.rjust, cells[1:], (9, 9, 12, 14, 12)))
 
-    line("name", "params", "MADDs", "paper MADDs", "MADDs / paper", "paper top-1")
+    line("name", "experts", "params", "MADDs", "paper MADDs", "MADDs / paper", "paper top-1")
     for name in names:
-        paper, total = ROWS.get(name), COSTS[name]
+        paper, total, parsed = ROWS.get(name), COSTS[name], parse_name(name)
         printed = None if paper is None else paper.madds
         line(
             name,
+            "-" if parsed.num_experts is None else f"{parsed.num_experts} {parsed.family.experts}",
             _amount(total.params),
             _amount(total.madds),
             "-" if printed is None else f"{printed:.0f}M",
