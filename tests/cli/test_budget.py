@@ -7,7 +7,8 @@ import torch
 
 from condconv.cli.main import main
 from condconv.convert import keep_member_
-from condconv.lab.saved import load_trained
+from condconv.lab.saved import Reading, load_trained
+from condconv.lab.saved.reading import open_images
 from tests.cli.test_report import fails
 from tests.lab.samples import make_folder
 
@@ -22,6 +23,14 @@ def trained(tmp_path_factory):
     arguments = ["train", "--data", data, "--model", MODEL, "--elastic", "--image-size", 16, "--epochs", 2]
     assert main([*map(str, arguments), "--batch-size", "4", "--device", "cpu", "-o", str(folder / "run")]) == 0
     return folder / "run" / "last.safetensors", data
+
+
+def trained_on(trained):
+    """Return batches of the training images, as in evaluation."""
+    path, data = trained
+    checkpoint, _ = load_trained(path)
+    images, _ = open_images(checkpoint, str(data), split="train")
+    return Reading(progress=False).read(images, [*range(len(images))], "images")
 
 
 def budget(trained, *more) -> int:
@@ -84,6 +93,24 @@ def test_a_member_by_rank_is_written_the_members_are_timed_and_drawn(tmp_path, c
     assert budget((out, data)) == 0  # its members are those up to it
     again = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[:4] for row in again] == [row[:4] for row in rows[:2]]
+
+
+def test_statistics_are_of_images_as_in_training(trained, capsys, monkeypatch):
+    """The largest member's are, and all members see the same ones."""
+    seen = []
+
+    def keep(network, loader):
+        seen.append(torch.cat([*loader]))
+
+    monkeypatch.setattr("condconv.lab.saved.budget.estimate_statistics_", keep)
+    assert budget(trained) == 0
+    assert budget(trained, "--max-images", 9) == 0
+    first, second, *fewer = seen
+    assert torch.equal(first, second)
+    assert [len(each) for each in fewer] == [9, 9]
+    plain = torch.cat([images for images, _ in trained_on(trained)])
+    assert first.shape == plain.shape
+    assert not any(torch.equal(image, other) for image in first for other in plain)  # cut from it, or mirrored
 
 
 def test_pictures_that_cannot_be_drawn(trained, tmp_path, capsys):

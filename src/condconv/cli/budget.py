@@ -27,9 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="accuracy and cost of the members of an elastic network",
         description="Scores each member of a network trained with 'condconv train --elastic': the network with the "
         "first k experts, or ranks, of each layer, for every k; with 0 it is static. Each member's batch-norm "
-        "statistics are estimated over training images. Times are those of random images, over the static member's, "
-        "measured in turn: median and quartiles. With -o and a budget, the largest member within it is written to a "
-        "checkpoint that holds only what it needs, for evaluate, report and export.",
+        "statistics are estimated over training images, augmented as in training. Times are those of random images, "
+        "over the static member's, measured in turn: median and quartiles. With -o and a budget, the largest member "
+        "within it is written to a checkpoint that holds only what it needs, for evaluate, report and export.",
     )
     add_option(parser, "checkpoint", PATH, CHECKPOINT)
     add_option(parser, "--experts", whole(0, 4096), "write the member of at most this many experts")

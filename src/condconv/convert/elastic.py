@@ -144,9 +144,9 @@ def set_budget_(
         max_bytes: Most bytes of parameters and buffers; `None` for any number.
         max_madds: Most multiply-adds for one example; `None` for any number.
         example_input: As in `condconv.count`.
-        loader: Batches of training images, or pairs of images and anything else, by which the statistics of batch
-            norms are estimated for this member: all members share the norms, and a trained network has those of the
-            largest. `None` to leave them.
+        loader: Batches of training images, augmented as in training, or pairs of images and anything else, by which the
+            statistics of batch norms are estimated for this member: all members share the norms, and a trained network
+            has those of the largest. `None` to leave them.
 
     Returns:
         The member.
@@ -196,7 +196,8 @@ def estimate_statistics_(model: nn.Module, loader: Iterable[Any]) -> None:
 
     Args:
         model: Any network. Only its batch norms are in training mode meanwhile.
-        loader: Batches of images `[B, ...]`, or tuples that begin with them; moved to the model's device.
+        loader: Batches of images `[B, ...]`, or tuples that begin with them; moved to the model's device. Augment them
+            as in training: the weights are made for such statistics, those of plain images can cost points.
 
     Raises:
         UsageError: The loader has no images, or something else in the place of a batch.

@@ -73,7 +73,7 @@ def open_data(config: TrainConfig, preprocessing: Preprocessing | None = None) -
             f"`batch_size` must be at most the number of training images ({len(train)}), got "
             f"{config.batch_size}: lower it"
         )
-    train.transform = _train_transform(config, preprocessing)
+    train.transform = train_transform(config, preprocessing)
     if config.cache_images:
         most = config.cache_images * 2**30
         val.keep_in_memory(most - train.keep_in_memory(most))
@@ -191,7 +191,12 @@ def _shared_classes(data: str, readers: Mapping[str, Reader]) -> tuple[str, ...]
     return names
 
 
-def _train_transform(config: TrainConfig, preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
+def train_transform(config: TrainConfig, preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
+    """Return a function that makes `[C, S, S]` float32 of a PIL image, augmented at random as a run's settings say.
+
+    Raises:
+        UsageError: timm does not know the policy.
+    """
     is_embedded = config.data in EMBEDDED
     min_crop = config.min_crop if config.min_crop is not None else (1.0 if is_embedded else 0.25)
     hflip = config.hflip if config.hflip is not None else (0.0 if is_embedded else 0.5)
