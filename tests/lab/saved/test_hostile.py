@@ -120,6 +120,17 @@ def test_settings_that_train_would_not_take(tmp_path, honest, changes, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("method", [None, "dcd"])
+@pytest.mark.parametrize("model", ["nope_cc_1e", "../x", "small_dense_cc_025_99999e", "mobilenet_v2_cc_100_1e"])
+def test_a_network_that_cannot_be_built_is_a_fault_of_the_file_by_its_name(tmp_path, honest, model, method):
+    path = forge_from(tmp_path / "a.safetensors", honest, config={"model": model, "method": method})
+    for use in uses(path, tmp_path / "out.safetensors"):
+        with pytest.raises(
+            UsageError, match="`checkpoint` must be of a network that can be built, got .*a.safetensors"
+        ):
+            use()
+
+
 def test_a_setting_that_is_missing(tmp_path, honest):
     stored = open_checkpoint(honest)
     del stored.header["config"]["data"]

@@ -133,6 +133,23 @@ def test_a_run_of_other_settings_in_the_directory_is_refused(whole):
         train(settings(whole.out, lr=0.5), build=build)
 
 
+@pytest.mark.parametrize("changes", [{"random_erasing": 0.5}, {"lr": 0.5}], ids=["same", "other"])
+def test_a_best_checkpoint_without_the_last_is_not_replaced(tmp_path, whole, changes):
+    assert whole.best_epoch.epoch > 1
+    kept = tmp_path / "best.safetensors"
+    kept.write_bytes(whole.best.read_bytes())
+    with pytest.raises(UsageError, match="must have a last.safetensors where .* alone, .* replace: move it to another"):
+        train(settings(tmp_path, **changes), build=build)
+    assert kept.read_bytes() == whole.best.read_bytes()
+
+
+def test_a_run_that_was_killed_before_its_first_last_checkpoint_begins_again(tmp_path):
+    config = settings(tmp_path, epochs=1)
+    first = train(config, build=build)
+    first.last.unlink()
+    assert train(config, build=build).metrics[0].train_loss == first.metrics[0].train_loss
+
+
 def test_a_truncated_checkpoint_stops_the_resuming_run(tmp_path, whole):
     (tmp_path / "last.safetensors").write_bytes(whole.last.read_bytes()[:-1])
     with pytest.raises(UsageError, match="must be a whole safetensors file"):

@@ -41,7 +41,7 @@ def load_trained(path: str | Path, *, build: networks.Build = networks.build_fro
     """
     stored = open_checkpoint(path, "classifier")
     described = describe(stored)
-    own = planned_shapes(described, build)
+    own = planned_shapes(described, path, build)
     check_stored(stored, own)
     checkpoint = with_weights(described, stored)
     return checkpoint, _fill(checkpoint, path, build, compared=own is not None)
@@ -86,25 +86,33 @@ def load_network(
         UsageError: The network cannot be built, or the weights are not its own.
         TrainingError: The network has diverged.
     """
-    own = planned_shapes(checkpoint, build)
+    own = planned_shapes(checkpoint, path, build)
     if own is not None:
         networks.check_shapes(own, networks.shapes(checkpoint.weights), path)
     return _fill(checkpoint, path, build, compared=own is not None)
 
 
-def planned_shapes(checkpoint: Checkpoint, build: networks.Build) -> dict[str, tuple[int, ...]] | None:
+def planned_shapes(
+    checkpoint: Checkpoint, path: str | Path, build: networks.Build
+) -> dict[str, tuple[int, ...]] | None:
     """Return the shapes of the network's tensors without making any; None for a builder that needs real tensors."""
     try:
         with torch.device("meta"):
-            return networks.shapes(_build(checkpoint, build).state_dict())
+            return networks.shapes(_build(checkpoint, path, build).state_dict())
     except Exception:
         if build is networks.build_from_zoo:
             raise
         return None  # a builder of the user's own, which may look at values: its network is compared once it is there
 
 
-def _build(checkpoint: Checkpoint, build: networks.Build) -> nn.Module:
-    network = build(checkpoint.network_config, len(checkpoint.class_names), checkpoint.in_chans)
+def _build(checkpoint: Checkpoint, path: str | Path, build: networks.Build) -> nn.Module:
+    try:
+        network = build(checkpoint.network_config, len(checkpoint.class_names), checkpoint.in_chans)
+    except UsageError as error:
+        raise UsageError(
+            f"`checkpoint` must be of a network that can be built, got {shown_name(path)} ({first_line(error)}): take "
+            "another copy, or load a network of your own in Python, with its `build`"
+        ) from error
     try:
         exchange_experts_(network, checkpoint.stores)
     except UsageError as error:
@@ -123,7 +131,7 @@ def _build(checkpoint: Checkpoint, build: networks.Build) -> nn.Module:
 
 
 def _fill(checkpoint: Checkpoint, path: str | Path, build: networks.Build, *, compared: bool) -> nn.Module:
-    network = _build(checkpoint, build)
+    network = _build(checkpoint, path, build)
     networks.load_weights_(network, checkpoint.weights, path, compared=compared)
     check_finite(network, path, "take a checkpoint of an earlier epoch, or train again with a lower --lr")
     return network.eval()

@@ -51,16 +51,42 @@ def previous_checkpoint(config: TrainConfig, build: networks.Build = networks.bu
         build: Builds its network, with which the file is compared before it is read.
 
     Raises:
-        UsageError: The directory holds a run with other settings, or a checkpoint that cannot be read.
+        UsageError: The directory holds a run with other settings, a checkpoint that cannot be read, or one that would
+            be lost.
     """
     path = last_path(config.out)
     if not path.exists():
+        _check_no_other_best(config)
         return None
     stored = open_checkpoint(path, "classifier")
     described = describe(stored)
     config.check_same(described.config)
-    check_stored(stored, planned_shapes(described, build))
+    check_stored(stored, planned_shapes(described, path, build))
     return load_checkpoint(path)
+
+
+def _check_no_other_best(config: TrainConfig) -> None:
+    """Check that a run without a last checkpoint would not replace the best one of a run whose last one was removed.
+
+    Raises:
+        UsageError: It would.
+    """
+    best = Path(config.out) / "best.safetensors"
+    if best.exists() and not _is_of_first_epoch(config, best):
+        raise UsageError(
+            f"`out` must have a last.safetensors where it has a best.safetensors, got {shown_name(config.out)} with "
+            "the latter alone, which a new run would replace: move it to another place, or give another --out"
+        )
+
+
+def _is_of_first_epoch(config: TrainConfig, best: Path) -> bool:
+    """Return whether this run wrote its best checkpoint after its first epoch: it was stopped before the last one."""
+    try:
+        described = describe(open_checkpoint(best, "classifier"))
+        config.check_same(described.config)
+    except UsageError:
+        return False
+    return described.epoch == 1
 
 
 def restore_weights_(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
