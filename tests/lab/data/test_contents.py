@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from condconv.errors import UsageError
+from condconv.files.checkpoint_format import MOST_CLASSES
 from condconv.lab.data import open_data
 from condconv.lab.data.contents import FORMATS, check_sides, natural_order, open_image, read_part
 from condconv.lab.data.folder import FolderReader, TarReader
@@ -413,6 +414,33 @@ def test_a_class_beyond_the_names_is_refused_and_odd_shards_are_left_out(tmp_pat
     (tmp_path / "classes.txt").write_bytes(b"ant\nb\xe9e\n")
     with pytest.raises(UsageError, match="a classes.txt of text in UTF-8, got .*classes.txt .*: save it so"):
         ShardReader(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [("trainval.tar", "train"), ("trainval.tar", "val"), ("latest-train.tar", "val")]
+)
+def test_a_shard_of_both_splits_is_refused(tmp_path, name, split):
+    make_tar(tmp_path / name, member("1.png", picture()), member("1.cls", b"1"))
+    with pytest.raises(UsageError, match=f"shards whose names are of one split, train or val, got {name}: rename them"):
+        ShardReader(tmp_path, split)
+
+
+def test_two_images_of_one_sample_are_refused_and_a_later_one_of_the_same_name_counts(tmp_path):
+    sample = [member("1.png", b"older"), member("1.png", picture()), member("1.cls", b"1")]
+    make_tar(tmp_path / "train.tar", *sample)
+    reader = ShardReader(tmp_path, "train")
+    assert (len(reader), reader[0][0].read()) == (1, picture())
+    make_tar(tmp_path / "train.tar", *sample, member("1.jpg", picture()))
+    with pytest.raises(UsageError, match=r"one image for each sample, got .png and .jpg for 1 in .*: remove one"):
+        ShardReader(tmp_path, "train")
+
+
+def test_more_classes_than_a_checkpoint_may_have_are_refused_before_the_first_epoch(tmp_path):
+    make_tar(tmp_path / "train.tar", member("1.png", picture()), member("1.cls", b"1"))
+    make_tar(tmp_path / "val.tar", member("1.png", picture()), member("1.cls", b"1"))
+    (tmp_path / "classes.txt").write_text("\n".join(map(str, range(MOST_CLASSES + 1))))
+    with pytest.raises(UsageError, match="`data` must have at most 1,000,000 classes, got 1,000,001 in .*: merge some"):
+        open_data(settings(tmp_path, data=f"wds/{tmp_path}", batch_size=2))
 
 
 def test_a_link_as_a_sample_of_a_shard_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Data that is not one folder per class: tar files, shards, torchvision's and Hugging Face's datasets, odd images."""
 
 import gc
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -354,7 +355,30 @@ def test_a_tar_file_in_a_tar_file_that_lost_its_end_is_told(tmp_path, folder):
     make_shard(tmp_path / "cat.tar", {"0.png": png(0)})
     whole = (tmp_path / "cat.tar").read_bytes()
     make_shard(tmp_path / "all.tar", {"cat.tar": whole[:1024], "dog/1.png": png(1)})
-    with pytest.raises(UsageError, match=r"`data` must be a whole tar file, got .*all.tar \(cat.tar in it is damaged"):
+    with pytest.raises(
+        UsageError, match=r"`data` must be a whole tar file, got .*all.tar \(cat.tar in it: damaged or cut off"
+    ):
+        open_data(small(tmp_path / "all.tar", tmp_path, val_data=str(folder / "val")))
+
+
+def test_tar_files_one_after_another_are_refused(tmp_path, folder):
+    make_tar(folder / "train", tmp_path / "cat.tar")
+    one = (tmp_path / "cat.tar").read_bytes()
+    (tmp_path / "both.tar").write_bytes(one + one)
+    with pytest.raises(
+        UsageError, match=r"whole tar file, got .*both.tar \(another tar file follows it after \d+ bytes"
+    ):
+        open_data(small(tmp_path / "both.tar", tmp_path, val_data=str(folder / "val")))
+    make_shard(tmp_path / "all.tar", {"cat.tar": one, "dog.tar": one, "bee.tar": one + one})
+    with pytest.raises(UsageError, match=r"all.tar \(bee.tar in it: another tar file follows it after"):
+        open_data(small(tmp_path / "all.tar", tmp_path, val_data=str(folder / "val")))
+    (tmp_path / "both.tar").write_bytes(one + bytes(10_000) + b"a note" * 1000)  # as tar does: no header, not read
+    open_data(small(tmp_path / "both.tar", tmp_path, val_data=str(folder / "val")))
+
+
+def test_a_compressed_tar_file_in_a_tar_file_is_the_one_that_is_named(tmp_path, folder):
+    make_shard(tmp_path / "all.tar", {"cat.tar": gzip.compress(b"0" * 1000), "dog/1.png": png(1)})
+    with pytest.raises(UsageError, match=r"all.tar \(cat.tar in it: it is compressed: decompress it with gzip"):
         open_data(small(tmp_path / "all.tar", tmp_path, val_data=str(folder / "val")))
 
 

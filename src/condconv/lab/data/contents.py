@@ -18,7 +18,7 @@ from typing import IO, Any
 from PIL import Image
 
 from condconv.errors import UsageError, few, shown_name
-from condconv.files.checkpoint_format import MOST_TEXT
+from condconv.files.checkpoint_format import MOST_CLASSES, MOST_TEXT
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What an image may be inside, whatever it is called. Pillow knows more; for PostScript it starts another program."""
@@ -99,8 +99,12 @@ def check_class_names(names: Sequence[str], place: str | Path) -> tuple[str, ...
     Unicode has two codings of many letters, and a system may change one to the other: names are returned in NFC.
 
     Raises:
-        UsageError: One is empty, too long or not UTF-8, or two are the same.
+        UsageError: One is empty, too long or not UTF-8, two are the same, or there are too many.
     """
+    if len(names) > MOST_CLASSES:
+        raise UsageError(
+            f"`data` must have at most {MOST_CLASSES:,} classes, got {len(names):,} in {shown_name(place)}: merge some"
+        )
     rules = (
         ("in UTF-8", lambda name: re.search("[\ud800-\udfff]", name) is None),  # so Python has other bytes
         (f"of 1 to {MOST_TEXT} characters", lambda name: 0 < len(name) <= MOST_TEXT),

@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from condconv.errors import UsageError, shown, shown_name
+from condconv.errors import UsageError, few, shown, shown_name
 from condconv.files.paths import check_path, read_text
 from condconv.lab.data.contents import ODD, log_left_out, read_part
 from condconv.lab.data.tars import files
@@ -89,11 +89,27 @@ def _find(root: Path, split: str, left_out: Counter[str]) -> list[Path]:
         shards = [each for each in found if each.is_file()]
         left_out[ODD] += sum(1 for each in found if each.exists() and not each.is_file() and not each.is_dir())
         if shards:
+            _check_split(shards, split)
             return shards
     wanted = " or ".join(f"*{name}*.tar" for name in _SPLITS[split])
     raise UsageError(
         f"`data` must be a directory with shards {wanted}, got {shown_name(root)} with none: check the path"
     )
+
+
+def _check_split(shards: list[Path], split: str) -> None:
+    """Check that the names of shards are of one split: a network would be scored on images that it was trained on.
+
+    Raises:
+        UsageError: One is of the other split too, as trainval.tar is.
+    """
+    (other,) = (_SPLITS[each][0] for each in _SPLITS if each != split)
+    both = [each.name for each in shards if other in each.name]
+    if both:
+        raise UsageError(
+            f"`data` must have shards whose names are of one split, train or val, got {few(both)}: rename them, or "
+            "give another directory"
+        )
 
 
 def _read_names(path: Path) -> tuple[str, ...]:
@@ -108,14 +124,20 @@ def _read_names(path: Path) -> tuple[str, ...]:
 
 def _scan(shard: Path, left_out: Counter[str]) -> Iterator[tuple[int, int, int]]:
     """Yield offset, size and class of each sample's image."""
-    images: dict[str, tuple[int, int]] = {}
+    images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
     try:
         for member in files(shard, left_out):
             folder, _, name = member.name.rpartition("/")
             key, _, extension = name.partition(".")
             if extension.lower() in _IMAGES:
-                images[f"{folder}/{key}"] = (member.offset_data, member.size)
+                image = images.setdefault(f"{folder}/{key}", (extension, 0, 0))
+                if image[0] != extension:
+                    raise UsageError(
+                        f"`data` must have one image for each sample, got .{image[0]} and .{extension} for "
+                        f"{shown_name(key)} in {shown_name(shard)}: remove one of them"
+                    )
+                images[f"{folder}/{key}"] = (extension, member.offset_data, member.size)
             elif extension == "cls":
                 labels[f"{folder}/{key}"] = _label(member, shard)
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -128,7 +150,7 @@ def _scan(shard: Path, left_out: Counter[str]) -> Iterator[tuple[int, int, int]]
             f"`data` must have an image (.{', .'.join(sorted(_IMAGES))}) and a .cls for each sample, got one of the "
             f"two for {shown_name(alone[0].removeprefix('/'))} in {shown_name(shard)}: complete the sample or remove it"
         )
-    yield from ((*images[key], labels[key]) for key in images)
+    yield from ((offset, size, labels[key]) for key, (_, offset, size) in images.items())
 
 
 def _label(member: tarfile.TarInfo, shard: Path) -> int:

@@ -15,6 +15,7 @@ from condconv.lab.data.contents import HIDDEN, ODD, is_hidden, is_image
 
 _BLOCK = 512
 _LARGEST_HEADER = 2**20  # bytes: names and the like, which tarfile reads at once, however long they say they are
+_LARGEST_RECORD = 2**20  # bytes; tar's are 10 KiB unless asked for others
 # How the files of each program begin; a tar file begins with the name of its first member.
 _COMPRESSED = {
     "gzip": rb"\x1f\x8b\x08",
@@ -37,7 +38,7 @@ class _Headers:
         return self._file.read(size)
 
 
-def members(path: Path, start: int = 0) -> Iterator[tarfile.TarInfo]:
+def members(path: Path, start: int = 0, end: int | None = None) -> Iterator[tarfile.TarInfo]:
     """Yield the members of a tar file that is not compressed, and check that it is complete.
 
     `tarfile` takes a header that is damaged, or not there, for the end of the file, and loses the rest.
@@ -45,9 +46,10 @@ def members(path: Path, start: int = 0) -> Iterator[tarfile.TarInfo]:
     Args:
         path: A file.
         start: Where in it the tar file begins, for one inside another; offsets count from the file's start.
+        end: Where it ends at the latest; `None` for the file's end.
 
     Raises:
-        tarfile.TarError: It is damaged, or does not end as tar files do.
+        tarfile.TarError: It is damaged, does not end as tar files do, or another tar file follows it.
         OSError: It cannot be read.
     """
     with path.open("rb") as file:
@@ -62,6 +64,8 @@ def members(path: Path, start: int = 0) -> Iterator[tarfile.TarInfo]:
                     archive.members.clear()  # kept, ImageNet's take a gigabyte
                     if member.size < 0 or archive.offset <= where:  # it would be read in an endless loop
                         raise tarfile.ReadError("a size below zero")
+                    if end is not None and member.offset_data > end:  # a header of the file that this one is in
+                        raise tarfile.ReadError(f"damaged or cut off after {where} bytes")
                     where = archive.offset
                     yield member
                 where = archive.offset
@@ -70,6 +74,18 @@ def members(path: Path, start: int = 0) -> Iterator[tarfile.TarInfo]:
         file.seek(where)
         if file.read(_BLOCK).count(0) != _BLOCK:
             raise tarfile.ReadError(f"damaged or cut off after {where} bytes")
+        if _is_followed(file, path.stat().st_size if end is None else end):
+            raise tarfile.ReadError(f"another tar file follows it after {where} bytes: unpack both, pack them as one")
+
+
+def _is_followed(file: IO[bytes], end: int) -> bool:
+    """Return whether a tar file begins behind another one's end: `cat` puts them so, and `tarfile` ends at the first.
+
+    Looks behind as many zeros as any program fills the last record with.
+    """
+    part = file.read(max(0, min(_LARGEST_RECORD, end - file.tell())))
+    at = (len(part) - len(part.lstrip(b"\0"))) // _BLOCK * _BLOCK
+    return part[at + 257 : at + 262] == b"ustar"
 
 
 def _compressed_by(start: bytes) -> str | None:
@@ -77,20 +93,21 @@ def _compressed_by(start: bytes) -> str | None:
     return next((program for program, magic in _COMPRESSED.items() if re.match(magic, start)), None)
 
 
-def files(path: Path, left_out: Counter[str], start: int = 0) -> Iterator[tarfile.TarInfo]:
+def files(path: Path, left_out: Counter[str], start: int = 0, end: int | None = None) -> Iterator[tarfile.TarInfo]:
     """Yield the members of a tar file that are regular files.
 
     Args:
         path: A file.
         left_out: Counts pipes and devices.
         start: Where in it the tar file begins, for one inside another.
+        end: Where that ends at the latest; `None` for the file's end.
 
     Raises:
         tarfile.TarError: It is damaged or incomplete, or its files are compressed or sparse.
         OSError: It cannot be read.
     """
-    end = path.stat().st_size
-    for member in members(path, start):
+    end = path.stat().st_size if end is None else end
+    for member in members(path, start, end):
         name = shown_name(member.name)
         if member.issym() or member.islnk():
             raise tarfile.ReadError(f"{name} in it is a link: pack with tar --dereference --hard-dereference")
@@ -136,11 +153,12 @@ def _all_images(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, int, 
             if is_image(member.name):
                 yield _unpacked(member.name), member.offset_data, member.size
             continue
-        for each in files(path, left_out, member.offset_data):
-            if each.offset_data + each.size > member.offset_data + member.size:
-                raise tarfile.ReadError(f"{shown_name(member.name)} in it is damaged or cut off")
-            if is_image(each.name):
-                yield f"{_unpacked(member.name)}/{_unpacked(each.name)}", each.offset_data, each.size
+        try:
+            for each in files(path, left_out, member.offset_data, member.offset_data + member.size):
+                if is_image(each.name):
+                    yield f"{_unpacked(member.name)}/{_unpacked(each.name)}", each.offset_data, each.size
+        except tarfile.TarError as error:
+            raise tarfile.ReadError(f"{shown_name(member.name)} in it: {error}") from error
 
 
 def _unpacked(name: str) -> str:
