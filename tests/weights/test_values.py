@@ -41,13 +41,15 @@ def test_what_experts_have_is_finite_in_weights_of_the_same_network(entry):
     assert all(bool(each.isfinite().all()) for each in networks[1].state_dict().values())
 
 
-def test_a_variance_below_zero_is_refused_and_can_be_left_out():
-    state = small().state_dict()
-    name = next(name for name in state if name.endswith("running_var"))
+@pytest.mark.parametrize("entry", ["running_var", "standardization.var"])
+def test_a_variance_below_zero_is_refused_and_can_be_left_out(entry):
+    network, taker = (small(2, routing="sigmoid(standardize=True)") for _ in range(2))
+    state = network.state_dict()
+    name = next(name for name in state if name.endswith(entry))
     state[name] = state[name] - 2
     with pytest.raises(UsageError, match=rf"variances of 0 or more, got .* in {name}: "):
-        load_state_dict(small(), state)
-    load_state_dict(small(), state, skip=[name])
+        load_state_dict(taker, state)
+    load_state_dict(taker, state, skip=[name])
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -10,7 +10,8 @@ from condconv.weights.layers import Layers
 from condconv.weights.names import Matched
 
 # Other buffers may have their reasons to be infinite, as masks have.
-_STATISTIC, _VARIANCE = "running_", "running_var"
+_STATISTIC = "running_"
+_VARIANCES = ("running_var", "standardization.var")  # of batch norms, and of the input of routing
 
 
 def check_values(layers: Layers, matched: Matched, source: str) -> None:
@@ -42,4 +43,4 @@ def check_values(layers: Layers, matched: Matched, source: str) -> None:
 
 def _is_right(own: Tensor, name: str, found: Tensor) -> bool:
     values = found.detach().to(own.dtype)
-    return bool(values.isfinite().all()) and not (name.endswith(_VARIANCE) and bool((values < 0).any()))
+    return bool(values.isfinite().all()) and not (name.endswith(_VARIANCES) and bool((values < 0).any()))
