@@ -343,7 +343,7 @@ def test_as_many_kernels_as_experts_are_refused() -> None:
 
 @pytest.mark.parametrize("scale", [0, -1, 1.5, 1e-300, True, None, "'x'"])
 def test_scales_that_differences_cannot_have(scale: Any) -> None:
-    with pytest.raises(UsageError, match="`scale` must be a number from 0.000001 to 1, got .*: 0.1 suits"):
+    with pytest.raises(UsageError, match="`scale` must be a number from 0.001 to 1, got .*: 0.1 suits"):
         condconv.CondConv2d(3, 4, 1, num_experts=2, experts=f"deltas(scale={scale})")
 
 

@@ -51,10 +51,18 @@ def test_a_scale_travels_with_the_weights() -> None:
         taker.load_state_dict(experts_of("deltas").state_dict())
 
 
-@pytest.mark.parametrize("scale", [0, 1e-300, -0.1, 1.5, True, "a", float("nan")])
+@pytest.mark.parametrize("scale", [0, 1e-300, 1e-6, -0.1, 1.5, True, "a", float("nan")])
 def test_a_scale_out_of_range_is_refused(scale: Any) -> None:
-    with pytest.raises(UsageError, match="`scale` must be a number from 0.000001 to 1, got .*: 0.1 suits"):
+    with pytest.raises(UsageError, match="`scale` must be a number from 0.001 to 1, got .*: 0.1 suits"):
         DeltaExperts(condconv.nn.experts.KernelSpec((4, 6, 3, 3), 4), 3, scale=scale)
+
+
+@pytest.mark.parametrize("deviation", [0.01, 1, 10])
+def test_differences_of_the_smallest_scale_are_finite_in_fp16(deviation: float) -> None:
+    layer = nn.Conv2d(8, 8, 3)
+    nn.init.normal_(layer.weight, std=deviation)
+    made = condconv.CondConv2d.from_static(layer.half(), num_experts=4, experts="deltas(scale=0.001)")
+    assert bool(made.experts.weight.isfinite().all())
 
 
 def test_experts_without_values_say_so_of_their_scale() -> None:

@@ -36,7 +36,7 @@ class DeltaExperts(MixedExperts):
         num_experts: E.
         device: Of the parameters.
         dtype: Of the parameters.
-        scale: s, from 0.000001 to 1.
+        scale: s, from 0.001 to 1.
 
     Attributes:
         weight: `[1 + E, *shape]`: W0, then the D_e.
@@ -68,8 +68,8 @@ class DeltaExperts(MixedExperts):
     ) -> None:
         super().__init__(spec, num_experts, 1 + num_experts, device, dtype)
         remedy = "0.1 suits fine-tuning with AdamW, 1 training from scratch"
-        # By a smaller one the D_e, 1 / s times as large, would overflow in some dtype.
-        scale = number("scale", scale, "from 0.000001 to 1", lambda each: 1e-6 <= each <= 1, remedy)
+        # By a smaller one the D_e, 1 / s times as large, would overflow in fp16.
+        scale = number("scale", scale, "from 0.001 to 1", lambda each: 1e-3 <= each <= 1, remedy)
         self.register_buffer("centre", torch.full((num_experts,), 0.5, device=device, dtype=dtype))
         # It travels with the weights: with another they would be other kernels.
         self.register_buffer("scale", None if scale == 1 else torch.tensor(scale, device=device, dtype=dtype))
