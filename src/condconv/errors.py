@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shlex
 from collections.abc import Iterable
 from types import ModuleType
@@ -89,10 +90,13 @@ def first_line(error: Exception) -> str:
 def shown(value: object, most: int = 80) -> str:
     """Return a value for a message: its `repr` on one line, cut in the middle if it is longer than `most` characters.
 
-    `repr` escapes control characters in text, so that nothing a file is called reaches a terminal as a command.
+    `repr` escapes control characters in text, so that nothing a file is called reaches a terminal as a command. The
+    address in that of a function says nothing to whoever reads it, and is left out.
     """
     try:
         text = repr(value)
+        if not isinstance(value, (str, bytes)):
+            text = re.sub(r" at 0x[0-9a-fA-F]+", "", text)
     except (ValueError, RecursionError):  # whole numbers of more than 4300 digits, lists that hold themselves
         text = f"<{type(value).__name__}>"
     return _cut(one_line(text), most)

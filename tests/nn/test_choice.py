@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,28 @@ def test_near_names_are_named() -> None:
     )
     with pytest.raises(UsageError, match="got 'a' for none: there are none"):
         choose_named({}, "a")
+
+
+def only_stems(name: str, module: Any) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("choice", [only_stems, partial(only_stems)])
+def test_a_function_is_named_without_its_address(choice: Any) -> None:
+    with pytest.raises(UsageError, match="got [^ ]*<function only_stems>.* for none") as caught:
+        choose_named(LAYERS, choice)
+    assert "0x" not in str(caught.value)
+
+
+def first(name: str, module: Any) -> bool:
+    return name == "0"
+
+
+def test_a_function_among_selectors_is_named_without_its_address() -> None:
+    with pytest.raises(
+        UsageError, match=r"`layers` must select a layer, got \(channels\(.*\) & <function first>\), which"
+    ):
+        condconv.convert_(nn.Sequential(nn.Conv2d(3, 4, 3)), 2, layers=condconv.select.channels(8) & first)
 
 
 def test_nothing_is_left() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from condconv.convert import refusals
 from condconv.convert.blocks import Blocks, find_candidates
 from condconv.convert.select import Candidate, Selector, convs, runs_in_eval, selector_of, single_pixel
-from condconv.errors import UsageError, few
+from condconv.errors import UsageError, few, shown
 from condconv.nn import ConditionalLayer
 from condconv.nn.choice import LayerChoice
 from condconv.nn.experts import ExpertsOption
@@ -63,7 +63,8 @@ def choose_layers(
     if not chosen:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:4])
         raise UsageError(
-            f"`layers` must select a layer that can be converted, got {selector!r} with only {why}: name others"
+            f"`layers` must select a layer that can be converted, got {shown(selector, 300)} with only {why}: name "
+            "others"
         )
     return chosen, refused
 
@@ -95,7 +96,7 @@ def _nothing(model: Any, candidates: Sequence[Candidate], layers: Any, selector:
     linear = selector.among({each.name: each for each in candidates})
     if linear:
         names = few(sorted(linear))
-        return f"`layers` must name linear layers in full, got {selector!r}: give {names}, or a function"
+        return f"`layers` must name linear layers in full, got {shown(selector, 300)}: give {names}, or a function"
     names = few((each.name for each in candidates), most=8)
     there = f"there are {names}" if candidates else "the model has none"
-    return f"`layers` must select a layer, got {selector!r}, which selects none: {there}"
+    return f"`layers` must select a layer, got {shown(selector, 300)}, which selects none: {there}"
