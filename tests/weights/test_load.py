@@ -173,6 +173,13 @@ def test_experts_of_the_common_ports(flat: bool) -> None:
     assert_same_logits(model, source, (3, 9))
 
 
+@pytest.mark.parametrize(("scale", "notes"), [(0.1, ()), (0.5, ("the scale of its differences was taken too, 0.1",))])
+def test_the_report_says_that_a_files_scale_was_taken_in_place_of_the_networks(scale: float, notes: Any) -> None:
+    source, taker = (small(2, experts=f"deltas(scale={each})") for each in (0.1, scale))
+    report = load_state_dict(taker, {name: each.bfloat16() for name, each in source.state_dict().items()})
+    assert [each.startswith(start) for each, start in zip(report.notes, notes, strict=True)] == [True] * len(notes)
+
+
 def test_skip_keeps_a_classifier_for_other_classes() -> None:
     source, model = randomise(small(num_classes=100)), small(2)
     before = {name: value.clone() for name, value in model.state_dict().items() if name.startswith("classifier.")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from condconv.errors import UsageError, few, shown
-from condconv.nn import ConditionalLayer, LayerChoice, SigmoidRouting
+from condconv.nn import ConditionalLayer, DeltaExperts, LayerChoice, SigmoidRouting
 from condconv.nn.choice import choose_named
 from condconv.weights.arithmetic import check_arithmetic, known_source
 from condconv.weights.diagnosis import diagnose
@@ -80,7 +81,19 @@ def plan_load(layers: Layers, source: Source, skip: LayerChoice | None) -> LoadP
     _check_trained_routing(layers, matched, source.name, skipped)
     _check_skipped_routing(layers, fit, skipped)
     check_starts(layers, fit.static)
-    return LoadPlan(matched, fit, skipped, (*source.notes, *notes, *more))
+    return LoadPlan(matched, fit, skipped, (*source.notes, *notes, *more, *_other_scales(layers, matched)))
+
+
+def _other_scales(layers: Layers, matched: Matched) -> list[str]:
+    """Say that differences will count by another scale than the network was made with: it belongs to their weights."""
+    other = []
+    for name, found in matched.tensors.items():
+        holder, _, entry = layers.first[name].rpartition(".")
+        if entry == "scale" and isinstance(layers.modules.get(holder), DeltaExperts):
+            own, theirs = layers.tensors[name].item(), found.item()
+            if not math.isclose(own, theirs, rel_tol=0.01):  # more than what bf16 makes of the same
+                other.append(f"the scale of its differences was taken too, {theirs:.3g} in place of {own:.3g}")
+    return list(dict.fromkeys(other))
 
 
 def _check_memory(model: nn.Module) -> None:
