@@ -686,6 +686,12 @@ def test_an_output_that_cannot_be_compared_is_noted() -> None:
     assert any(note.startswith("output not checked: it holds no tensors") for note in report.notes)
 
 
+def test_an_example_that_gives_no_finite_number_is_said_to_check_nothing():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    report = condconv.convert_(model, 2, example_input=torch.full((1, 3, 8, 8), float("nan")))
+    assert any(note.startswith("output not checked: the network gave no finite number") for note in report.notes)
+
+
 def test_inference_mode_is_refused_since_nothing_could_be_trained():
     with torch.inference_mode(), pytest.raises(ValueError, match=r"outside torch.inference_mode"):
         convert_(nn.Sequential(nn.Conv2d(3, 8, 3)))

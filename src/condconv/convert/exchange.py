@@ -13,7 +13,7 @@ from condconv.convert.optimizers import exchange_parameters_
 from condconv.convert.record import Conversion
 from condconv.convert.report import ConversionReport, describe_layer
 from condconv.convert.surgery import replace
-from condconv.convert.verification import check_output, run_changed
+from condconv.convert.verification import check_output, output_tensors, run_changed
 from condconv.counting import CostReport, count_trace
 from condconv.counting.parameters import count_parameters
 from condconv.counting.tracing import Trace, is_on_meta
@@ -84,6 +84,8 @@ def _check(
         notes.append(NO_VALUES)
     elif init == "same_output" and not check_output(model, watched.example, watched.output, run.output):
         notes.append("output not checked: it holds no tensors that could be compared")
+    elif init == "same_output" and not any(bool(each.isfinite().any()) for each in output_tensors(watched.output)):
+        notes.append("output not checked: the network gave no finite number on the example, before as after")
     return count_trace(model, run), notes
 
 
