@@ -232,8 +232,8 @@ def test_layers_that_stay_have_a_reason() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("shared(outputs=0)", "`outputs` must be a whole number or None, got 0: leave"),
-        ("shared(kernels='all')", "`kernels` must be a whole number or None, got 'all': leave"),
+        ("shared(outputs=0)", "`outputs` must be a whole number from 1 on or None, got 0: leave"),
+        ("shared(kernels='all')", "`kernels` must be a whole number from 1 on or None, got 'all': leave"),
         ("shared(kernels=2, gains=1)", "`gains` must be True or False, got 1: leave"),
     ],
 )

@@ -309,7 +309,11 @@ def test_the_centre_is_what_inputs_have_on_average(routing: str, scope: str) -> 
         ("shared(outputs=7)", nn.Conv2d(8, 6, 3), "`outputs` must be at most the rank of a kernel, 6, got 7: give"),
         ("shared(outputs=7)", nn.Conv2d(6, 8, 1), "`outputs` must be at most the rank of a kernel, 6, got 7"),
         ("shared(outputs=2)", nn.Conv2d(8, 8, 3, groups=2), "`outputs` must be None for a layer with groups, got 2"),
-        ("shared(kernels=0)", nn.Conv2d(8, 6, 1), "`kernels` must be a whole number or None, got 0: leave it out"),
+        (
+            "shared(kernels=0)",
+            nn.Conv2d(8, 6, 1),
+            "`kernels` must be a whole number from 1 on or None, got 0: leave it out",
+        ),
     ],
 )
 def test_what_a_layer_cannot_have(store: str, layer: nn.Module, message: str) -> None:

@@ -39,7 +39,9 @@ def check_parts(rank: Any = "auto", gains: Any = False, outputs: Any = None, ker
         raise UsageError(f"`gains` must be True or False, got {shown(gains)}: leave it out for False")
     for name, value in (("outputs", outputs), ("kernels", kernels)):
         if not (value is None or _is_count(value)):
-            raise UsageError(f"`{name}` must be a whole number or None, got {shown(value)}: leave it out for None")
+            raise UsageError(
+                f"`{name}` must be a whole number from 1 on or None, got {shown(value)}: leave it out for None"
+            )
 
 
 def resolve_parts(spec: KernelSpec, rank: Any, gains: Any, outputs: Any, kernels: Any) -> Parts:
