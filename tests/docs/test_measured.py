@@ -73,6 +73,25 @@ def test_the_demo_holds_with_other_seeds() -> None:
     assert REPEATED in said
 
 
+def test_members_of_an_elastic_network_beside_networks_trained_alone() -> None:
+    elastic = measured("elastic").runs["dense, elastic-8"]
+    alone = measured("small-images-rates", ["optimizer", "lr"])
+    rows, behind = [], []
+    for number in (0, 2, 4, 8):
+        arm = f"dense, {f'deltas-{number}' if number else 'static'}, sgd, 0.4"
+        scores = [alone.values(arm, "score")[seed] for seed in elastic]
+        found = [100 * run["members"][str(number)] for run in elastic.values()]
+        behind.append(sum(scores) / len(scores) - sum(found) / len(found))
+        rows.append(f"| {number} | {sum(found) / len(found):.2f} % | {sum(scores) / len(scores):.2f} % |")
+    page = (ROOT / "docs" / "elastic.md").read_text(encoding="utf-8")
+    assert "\n".join(rows) in page
+    assert len(elastic) == 2
+    assert "mean over two seeds" in prose("docs/elastic.md")
+    said = f"{min(behind):.1f} to {max(behind):.1f} points"
+    assert said in prose("docs/elastic.md")
+    assert said in prose("README.md")
+
+
 @pytest.mark.parametrize("template", make_results.PAGES, ids=lambda template: template.name)
 def test_a_page_of_results_is_what_its_template_makes(template: Path) -> None:
     page = make_results.PAGES[template]
