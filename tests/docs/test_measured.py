@@ -13,7 +13,7 @@ from condconv.lab.experiments import DemoConfig
 from condconv.lab.experiments.comparison import Comparison, NetworkNumbers, as_markdown, confidence_half_width
 from condconv.lab.experiments.demo import ON
 from scripts import make_performance, make_results
-from scripts.measured import RESULTS, measured
+from scripts.measured import RESULTS, Measured, measured
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "benchmarks/results/demo-conditions.json"
@@ -164,30 +164,29 @@ def test_prose_is_wrapped_and_tables_are_not() -> None:
 
 
 def test_the_readme_and_the_concept_say_what_was_measured() -> None:
-    runs = measured("small-images")
+    readme = prose("README.md")
 
-    def over(arm: str, other: str) -> float:
-        found = runs.differences(f"dense, {arm}", f"dense, {other}", "score")
+    def over(runs: Measured, arm: str, other: str) -> str:
+        found = runs.differences(arm, other, "score")
         assert len(found) == 6
-        return sum(found) / len(found)
+        return f"{sum(found) / len(found):.1f}"
 
-    said = f"eight experts gain {over('deltas-8', 'static'):.1f} points on a small network"
-    assert said in prose("README.md")
-    control = f"and {over('deltas-8', 'deltas-constant-8'):.1f} over the same experts without routing (six seeds)"
-    assert control in prose("README.md")
+    large = measured("small-images-32")
+    gain = over(large, "dense, deltas-8", "dense, static")
+    assert f"eight experts gain {gain} points on a small network" in readme
+    assert f"[eight experts gained {gain} points](results.md)" in prose("docs/index.md")
+    control = over(large, "dense, deltas-8", "dense, deltas-constant-8")
+    assert f"and {control} over the same experts without routing (six seeds)" in readme
+    further = over(measured("continued-training", ["lr"]), "converted-8, 0.01", "static, 0.01")
+    assert f"A network that is trained already gains {further} when it is converted and trained on." in readme
     rates = measured("small-images-rates", ["optimizer", "lr"])
-
-    def over_static(arm: str, optimizer: str) -> float:
-        found = rates.differences(f"dense, {arm}, {optimizer}", f"dense, static, {optimizer}", "score")
-        assert len(found) == 6
-        return sum(found) / len(found)
-
-    best, adamw = over_static("deltas-8", "sgd, 0.4"), over_static("deltas-8", "adamw, 0.01")
-    assert f"; {best:.1f} at the static network's best rate, {adamw:.1f} with AdamW." in prose("README.md")
-    two, sixteen = (over_static(f"deltas-{number}", "sgd, 0.4") for number in (2, 16))
-    assert f"Two experts gain {two:.1f}, sixteen {sixteen:.1f}." in prose("README.md")
-    assert f"Shared experts gain {over('shared-8', 'static'):.1f} points" in prose("README.md")
-    assert f"[eight experts gained {over('deltas-8', 'static'):.1f} points](results.md)" in prose("docs/index.md")
+    eight, two, sixteen, shared = (
+        over(rates, f"dense, {arm}, sgd, 0.4", "dense, static, sgd, 0.4")
+        for arm in ("deltas-8", "deltas-2", "deltas-16", "shared-8")
+    )
+    adamw = over(rates, "dense, deltas-8, adamw, 0.01", "dense, static, adamw, 0.01")
+    said = f"At 16 pixels eight experts gain {eight}, {adamw} with AdamW; two gain {two}, sixteen {sixteen};"
+    assert f"{said} shared experts {shared}, with 1.7 times" in readme
 
 
 def test_the_speeds_are_those_of_their_source() -> None:
