@@ -234,7 +234,7 @@ def test_parameters_of_a_layer_are_those_of_other_code() -> None:
         ({"method": "se(rank=2)"}, "`method` must have options of se only, got 'rank': it has none"),
         ({"method": "deltas(rank=2)"}, "`experts` must have options of deltas only, got 'rank': it has scale"),
         ({"method": "shared(rank=0)"}, "`rank` must be a whole number, 'full', 'auto' or None, got 0"),
-        ({"method": "deltas(scale=2)"}, "`scale` must be a number from 0.000001 to 1, got 2: 0.1 suits"),
+        ({"method": "deltas(scale=2)"}, "`scale` must be a number from 0.001 to 1, got 2: 0.1 suits"),
         ({"method": "dyconv(annealing_steps=0)"}, "`annealing_steps` must be a positive int, got 0"),
         ({"method": "se", "routing": "sigmoid"}, "`routing` must not be given with a method, got 'sigmoid' with 'se'"),
         (
