@@ -65,7 +65,8 @@ def test_a_wrong_gradient_is_found(monkeypatch):
     assert worst.error == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_a_network_in_training_is_compared_layer_by_layer_too(monkeypatch):
+@pytest.mark.parametrize("experts", ["dense", "shared(rank=2)"])
+def test_a_network_in_training_is_compared_layer_by_layer_too(monkeypatch, experts):
     seen = []
 
     def layers_of(name):
@@ -74,9 +75,9 @@ def test_a_network_in_training_is_compared_layer_by_layer_too(monkeypatch):
 
     monkeypatch.setattr("condconv.lab.bench.parity.layers_of", layers_of)
     monkeypatch.setattr("condconv.lab.bench.cases.IMAGE_SIZE", 32)
-    case = NetworkCase("mobilenet_v1_cc_025_2e")
+    case = NetworkCase("mobilenet_v1_cc_025_2e", experts)
     assert check_parity(case, case.make(2), TRAINING).holds
-    assert seen == [case.name]
+    assert seen == ["mobilenet_v1_cc_025_2e"]
 
 
 def test_no_number_is_no_agreement():

@@ -91,7 +91,7 @@ def check_parity(case: Case, trio: Trio, conditions: Conditions) -> Parity:
             allowed = _allowed(_difference(rounded[layout][name], expected), conditions.dtype)
             found.append(Parity(name, _difference(results.get(name), expected), allowed))
     if not isinstance(case, LayerCase) and training:
-        for each in layers_of(case.name):
+        for each in layers_of(case.network):  # what deltas are computed by, too
             worst = check_parity(each, each.make(examples), conditions)
             found.append(Parity(f"{worst.tensor} of {each.name}", worst.error, worst.allowed))
     return max(found, key=lambda each: each.excess)
