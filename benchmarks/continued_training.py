@@ -21,7 +21,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 import condconv
 from benchmarks.small_images import optimizer_of
-from benchmarks.trainings import BATCH, Images, evaluate, keep_records, load, scored, train_
+from benchmarks.trainings import BATCH, Images, evaluate, keep_records, load, outcome, scored, train_
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "static": None,
@@ -58,19 +58,11 @@ def train_arm(arm: str, seed: int, data: tuple[Images, Images], settings: argpar
     total = condconv.count(model, example).total
     optimizer = optimizer_of(model, settings.optimizer, settings.lr, settings.decay)
     key = f"{settings.net}-{arm}-{seed}-{settings.epochs}-{settings.optimizer}-{settings.lr}-{size}"
-    path = settings.cache / f"on-{key}.pt"
+    path = settings.cache / f"on-{settings.first_epochs}-{settings.first_lr}-{key}.pt"
     state = train_(model, optimizer, train, seed + 1000, epochs=settings.epochs, path=path, batch_size=BATCH)
     top1, loss_at_test = evaluate(model, test)
     path.unlink(missing_ok=True)
-    return {
-        "params": total.params,
-        "madds": total.madds,
-        "before": round(before / 100, 4),
-        "top1": [round(top1 / 100, 4)],
-        "test_loss": round(loss_at_test, 4),
-        "train_loss": state["losses"],
-        "seconds": round(state["seconds"], 1),
-    }
+    return outcome(total, top1, state, before=round(before / 100, 4), test_loss=round(loss_at_test, 4))
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is on the path
 import condconv
-from benchmarks.trainings import Images, evaluate, keep_records, load, scored, train_
+from benchmarks.trainings import Images, evaluate, keep_records, load, outcome, scored, train_
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "static": None,
@@ -74,13 +74,7 @@ def train_arm(arm: str, seed: int, train: Images, test: Images, settings: argpar
     )
     top1, _ = evaluate(model, test)
     path.unlink(missing_ok=True)
-    return {
-        "params": total.params,
-        "madds": total.madds,
-        "top1": [round(top1 / 100, 4)],
-        "train_loss": state["losses"],
-        "seconds": round(state["seconds"], 1),
-    }
+    return outcome(total, top1, state)
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from benchmarks.trainings import (
     learn,
     learn_all_members,
     load,
+    outcome,
     scored,
     train_,
 )
@@ -109,7 +110,7 @@ def train_arm(arm: str, seed: int, data: tuple[Images, Images], settings: argpar
     total = condconv.count(model, torch.zeros(1, 3, size, size)).total
     optimizer = optimizer_of(model, settings.optimizer, settings.lr, settings.decay)
     key = f"{settings.net}-{arm}-{seed}-{settings.epochs}-{settings.optimizer}-{settings.lr}-{size}"
-    path = settings.cache / f"ev-{key}.pt"
+    path = settings.cache / f"ev-{settings.images}-{key}.pt"
     is_elastic = arm.startswith("elastic")
     state = train_(
         model,
@@ -124,15 +125,7 @@ def train_arm(arm: str, seed: int, data: tuple[Images, Images], settings: argpar
     top1, loss_at_test = evaluate(model, test)
     members = {"members": score_members(model, train, test)} if is_elastic else {}
     path.unlink(missing_ok=True)
-    return {
-        "params": total.params,
-        "madds": total.madds,
-        "top1": [round(top1 / 100, 4)],
-        **members,
-        "test_loss": round(loss_at_test, 4),
-        "train_loss": state["losses"],
-        "seconds": round(state["seconds"], 1),
-    }
+    return outcome(total, top1, state, **members, test_loss=round(loss_at_test, 4))
 
 
 def score_members(model: nn.Module, train: Images, test: Images) -> dict[str, float]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor, nn
 
+from condconv.counting import LayerCost
 from condconv.nn.elastic import elastic_units, sandwich, smaller_member
 
 BATCH = 128
@@ -187,6 +188,25 @@ def keep_records(
             file.flush()
             os.fsync(file.fileno())
         yield record
+
+
+def outcome(total: LayerCost, top1: float, state: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return what the record of a finished training says of it.
+
+    Args:
+        total: What the network costs.
+        top1: In percent.
+        state: What `train_` returned.
+        **more: What else is known.
+    """
+    return {
+        "params": total.params,
+        "madds": total.madds,
+        "top1": [round(top1 / 100, 4)],
+        **more,
+        "train_loss": state["losses"],
+        "seconds": round(state["seconds"], 1),
+    }
 
 
 def scored(record: Mapping[str, Any]) -> str:

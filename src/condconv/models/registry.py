@@ -106,9 +106,9 @@ def create_model(
             which, and where they are stored. For other files see `condconv.load_pretrained`.
         features_only: Return a network that returns a list of feature maps, as timm's do; takes timm's `out_indices`,
             and its `feature_cls` except `"fx"`.
-        method: A method by name, instead of `routing` and `experts`; see `condconv.nn.METHODS`. The name has
-            its number of kernels, such as `mobilenet_v2_cc_100_1e` for one. Layers route one by one in all methods but
-            "condconv", unless `scope` is another than "block".
+        method: A method by name, instead of `routing` and `experts`; see `condconv.nn.METHODS`. The name has its number
+            of kernels, such as `mobilenet_v2_cc_100_1e` for one. Layers route one by one in all methods but "condconv",
+            "deltas" and "shared", unless `scope` is another than "block".
         routing: Routing of conditional networks; see `condconv.convert_`. `None` for the family's
             (`ModelInfo.routing`), "sigmoid" as in the paper or "sigmoid(standardize=True)" for small images.
         experts: Experts of conditional networks; see `condconv.convert_`. `None` for the family's

@@ -12,6 +12,7 @@ from torch import nn
 from condconv.convert.elastic import Limits, Member, NotFiniteError, cut_members, estimate_statistics_, largest_within
 from condconv.errors import TrainingError, UsageError, shown, shown_name
 from condconv.lab.data.image_data import train_transform
+from condconv.lab.data.images import Images
 from condconv.lab.data.workers import shortages_explained
 from condconv.lab.processes import seed_everything
 from condconv.lab.saved import network as networks
@@ -111,37 +112,53 @@ def score_members(
     except UsageError as error:
         raise UsageError(f"`checkpoint` must hold a network with members, got {shown_name(path)}: {error}") from error
     chosen = None if out is None else largest_within([member for member, _ in found], limits)
-    training, _ = open_images(
-        checkpoint, data or own_data(checkpoint, "train"), split="train", data_dir=data_dir, skip=reading.skip
-    )
-    try:
-        training.transform = train_transform(checkpoint.config, checkpoint.preprocessing)
-    except UsageError as error:
-        raise UsageError(
-            f"`checkpoint` must say how its images were augmented, got {shown_name(path)}: {error}"
-        ) from error
+    training = _open_augmented(path, checkpoint, data or own_data(checkpoint, "train"), data_dir, reading.skip)
     images = open_labelled(checkpoint, data or own_data(checkpoint, "val"), data_dir=data_dir, skip=reading.skip)
     scored = []
     for member, cut in found:
         if member.number < len(found) - 1:  # the largest has its own
-            seed_everything(0)  # all members see the same images
-            title = f"statistics, {member.number} {member.unit}"
-            read = reading.read(training, reading.choose(training), title)
-            readable = ((batch, targets >= 0) for batch, targets in read)
-            try:
-                estimate_statistics_(reading.place(cut), (batch[good] for batch, good in readable if bool(good.any())))
-            except NotFiniteError as error:
-                raise TrainingError(
-                    f"the network of {shown_name(path)} has diverged, with {member.number} {member.unit} its "
-                    "statistics of batch norms are not finite: take a checkpoint of an earlier epoch, or train again "
-                    "with a lower --lr"
-                ) from error
+            _estimate_(cut, member, training, reading, path)
         scores = evaluate_images(cut, images, replace(reading, max_images=None))
         check_finite_loss(scores, path)
         scored.append(ScoredMember(member, scores, cut))
         if out is not None and member == chosen:
             _save_member(out, checkpoint, network, cut, member)
     return Budget(tuple(scored), chosen, checkpoint.config.elastic, shape)
+
+
+def _open_augmented(path: str | Path, checkpoint: Checkpoint, data: str, data_dir: str | None, skip: bool) -> Images:
+    """Open the training images, augmented as in training.
+
+    Raises:
+        UsageError: The data cannot be used, or timm does not know the policy that the checkpoint names.
+    """
+    images, _ = open_images(checkpoint, data, split="train", data_dir=data_dir, skip=skip)
+    try:
+        images.transform = train_transform(checkpoint.config, checkpoint.preprocessing)
+    except UsageError as error:
+        raise UsageError(
+            f"`checkpoint` must say how its images were augmented, got {shown_name(path)}: {error}"
+        ) from error
+    return images
+
+
+def _estimate_(cut: nn.Module, member: Member, training: Images, reading: Reading, path: str | Path) -> None:
+    """Set the statistics of a member's batch norms, in place.
+
+    Raises:
+        TrainingError: They would not be finite.
+    """
+    seed_everything(0)  # all members see the same images
+    title = f"statistics, {member.number} {member.unit}"
+    read = reading.read(training, reading.choose(training), title)
+    readable = ((batch, targets >= 0) for batch, targets in read)
+    try:
+        estimate_statistics_(reading.place(cut), (batch[good] for batch, good in readable if bool(good.any())))
+    except NotFiniteError as error:
+        raise TrainingError(
+            f"the network of {shown_name(path)} has diverged, with {member.number} {member.unit} its statistics of "
+            "batch norms are not finite: take a checkpoint of an earlier epoch, or train again with a lower --lr"
+        ) from error
 
 
 def _save_member(out: str | Path, checkpoint: Checkpoint, largest: nn.Module, cut: nn.Module, member: Member) -> None:

@@ -123,7 +123,7 @@ def default_options(config: TrainConfig, image_size: int) -> dict[str, object]:
 
 
 def start_options(config: TrainConfig) -> dict[str, Any]:
-    """Return the options by which a network of this method begins, where the settings do not say; see the next.
+    """Return how a network of the run's method begins, unless the settings say it; `resolved_options` leaves that out.
 
     Raises:
         UsageError: There is no such method.

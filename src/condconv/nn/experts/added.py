@@ -118,7 +118,7 @@ class LowRankKernel(nn.Module):
         if code.dim() == 4 and not code.is_contiguous() and code.is_contiguous(memory_format=torch.channels_last):
             lift = (up.to(c.dtype) @ cores).to(code.dtype)
             rows = code.permute(0, 2, 3, 1).flatten(1, 2) @ lift.mT  # it is read as it lies
-            return rows.view(code.shape[0], *code.shape[2:], -1).permute(0, 3, 1, 2)
+            return rows.view(code.shape[0], *code.shape[2:], rows.shape[2]).permute(0, 3, 1, 2)
         return pointwise(mix_channels(code, cores, dim), up, dim)
 
     def scale_outputs_(self, scale: Tensor) -> None:
